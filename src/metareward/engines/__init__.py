@@ -1,0 +1,1 @@
+"""Doors to models: `Engine` is the seam, the other modules stand behind it."""

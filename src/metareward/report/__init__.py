@@ -1,0 +1,1 @@
+"""One self-contained HTML file that shows what a run did."""

@@ -1,0 +1,1 @@
+"""What stands behind one training step: TRL and accelerate."""

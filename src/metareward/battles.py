@@ -1,0 +1,163 @@
+"""From meta-judgments to ratings of the disputed answer's judgments (Meta-Rewarding section 2.2).
+
+With judgment m shown first and n second, r_mn is +1 if the meta-judge prefers m, -1 if it prefers n, else 0. Position
+weights w1 = wins of the second / all wins and w2 = wins of the first / all wins count a win in the favoured position
+for less, and the battle matrix is ``B_mn = w1 [r_mn = +1] + w2 [r_nm = -1]``. The ratings e maximise the
+Bradley-Terry log likelihood, with a small ridge because a judgment that never loses would be rated infinite:
+
+    sum_mn B_mn log sigmoid(e_m - e_n)  -  prior / 2 * sum_m e_m^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit, log_expit
+
+from metareward.types import Dispute, MetaJudgment, Won
+
+Array = NDArray[np.float64]
+
+_Z95 = 1.959963984540054
+_MAX_STEPS = 100
+_GRADIENT = 1e-10  # largest component at the optimum, per unit of battle weight
+
+
+@dataclass(frozen=True, slots=True)
+class PositionWeights:
+    """What a win in ``first`` or ``second`` position counts (they add up to 1), and the wins this is based on."""
+
+    first: float
+    second: float
+    first_wins: int
+    second_wins: int
+
+
+def position_weights(metas: Iterable[MetaJudgment]) -> PositionWeights:
+    """w1 and w2 of all decided comparisons in ``metas``; one half each when there is none."""
+    first = second = 0
+    for meta in metas:
+        if isinstance(meta.verdict, Won):
+            first += meta.verdict.winner == meta.first
+            second += meta.verdict.winner == meta.second
+    wins = first + second
+    if wins == 0:
+        return PositionWeights(0.5, 0.5, 0, 0)
+    return PositionWeights(second / wins, first / wins, first, second)
+
+
+def battle_matrix(dispute: Dispute, weights: PositionWeights) -> Array:
+    """B, of shape (M, M): row m and column n hold what m's wins over n count, in the order of ``judgments_M``.
+
+    Each verdict goes to the cell of the indices it carries; a tie or an unreadable one adds nothing. Raises
+    `ValueError` when a verdict is about judgments that aren't compared here.
+    """
+    place = {index: at for at, index in enumerate(dispute.judgments_M)}
+    battles = np.zeros((len(place), len(place)))
+    for meta in dispute.meta:
+        if isinstance(meta.verdict, Won):
+            winner, loser = _sides(meta, meta.verdict.winner)
+            if winner not in place or loser not in place:
+                raise ValueError(f"judgments {meta.first} and {meta.second} are compared, but not among {list(place)}")
+            battles[place[winner], place[loser]] += weights.first if winner == meta.first else weights.second
+    return battles
+
+
+def _sides(meta: MetaJudgment, winner: int) -> tuple[int, int]:
+    if meta.first == meta.second or winner not in (meta.first, meta.second):
+        raise ValueError(f"judgment {winner} can't win between judgments {meta.first} and {meta.second}")
+    return winner, meta.second if winner == meta.first else meta.first
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """Bradley-Terry ratings of M judgments in natural-log units, summing to 0, with 95 % intervals.
+
+    The interval comes from the curvature at the optimum and takes each unit of battle weight as one independent trial.
+    ``converged`` tells whether the gradient vanished; ``steps`` counts Newton steps.
+    """
+
+    values_M: tuple[float, ...]
+    low_M: tuple[float, ...]
+    high_M: tuple[float, ...]
+    converged: bool
+    steps: int
+
+
+def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
+    """The ratings that best explain ``battles_MM``, of shape (M, M): entry (m, n) is what m's wins over n count.
+
+    Raises `ValueError` for a matrix that isn't square, finite and non-negative, and with ``prior`` 0 when some
+    judgments never lose, or never win, against the others, because then no finite optimum exists.
+    """
+    battles = np.array(battles_MM, dtype=np.float64)
+    _check(battles, prior)
+    np.fill_diagonal(battles, 0.0)
+    ratings, converged, steps = _newton(battles, prior)
+    spread = _Z95 * np.sqrt(_variances(ratings, battles, prior))
+    low, high = ratings - spread, ratings + spread
+    return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), converged, steps)
+
+
+def _check(battles: Array, prior: float) -> None:
+    if battles.ndim != 2 or battles.shape[0] != battles.shape[1] or battles.shape[0] == 0:
+        raise ValueError(f"battles must be a square matrix, not of shape {battles.shape}")
+    if not np.isfinite(battles).all() or (battles < 0).any():
+        raise ValueError("battles must be finite and not negative")
+    if not 0 <= prior < np.inf:
+        raise ValueError(f"prior must be 0 or more, not {prior}")
+    if prior == 0 and connected_components(battles > 0, connection="strong")[0] > 1:
+        raise ValueError("without a prior every judgment must win and lose, directly or over others: use prior > 0")
+
+
+def _newton(battles: Array, prior: float) -> tuple[Array, bool, int]:
+    ratings = np.zeros(len(battles))
+    enough = _GRADIENT * max(1.0, float(battles.sum()))
+    for step in range(_MAX_STEPS):
+        gradient = _gradient(ratings, battles, prior)
+        if np.abs(gradient).max() <= enough:
+            return ratings, True, step
+        direction = np.asarray(np.linalg.solve(_curvature(ratings, battles, prior), gradient), dtype=np.float64)
+        ratings = _uphill(ratings, direction, battles, prior)
+    return ratings, False, _MAX_STEPS
+
+
+def _uphill(ratings: Array, direction: Array, battles: Array, prior: float) -> Array:
+    """The full Newton step, or as much of it as doesn't lower the objective (beyond rounding)."""
+    here = _objective(ratings, battles, prior)
+    floor = here - 1e-13 * (1.0 + abs(here))
+    scale = 1.0
+    while scale > 1e-6 and _objective(ratings + scale * direction, battles, prior) < floor:
+        scale /= 2
+    moved = ratings + scale * direction
+    return np.asarray(moved - moved.mean())
+
+
+def _objective(ratings: Array, battles: Array, prior: float) -> float:
+    margins = ratings[:, None] - ratings[None, :]
+    return float((battles * log_expit(margins)).sum() - prior / 2 * ratings @ ratings)
+
+
+def _gradient(ratings: Array, battles: Array, prior: float) -> Array:
+    lost = battles * expit(ratings[None, :] - ratings[:, None])  # what each win was not expected to be
+    return np.asarray(lost.sum(axis=1) - lost.sum(axis=0) - prior * ratings)
+
+
+def _curvature(ratings: Array, battles: Array, prior: float) -> Array:
+    """Minus the second derivative, plus 1/M everywhere: that makes it regular and bears on no rating that sums to 0."""
+    count = len(ratings)
+    chance = expit(ratings[:, None] - ratings[None, :])
+    pull = (battles + battles.T) * chance * (1 - chance)
+    return np.asarray(np.diag(pull.sum(axis=1)) - pull + prior * np.eye(count) + 1 / count)
+
+
+def _variances(ratings: Array, battles: Array, prior: float) -> Array:
+    """The variance of each rating, with their sum held at 0."""
+    count = len(ratings)
+    centre = np.eye(count) - 1 / count
+    covariance = centre @ np.linalg.inv(_curvature(ratings, battles, prior)) @ centre
+    return np.asarray(np.clip(np.diag(covariance), 0.0, None))

@@ -1,0 +1,209 @@
+"""The command line: every command takes plain words, hands them to one function, and prints what it gives back.
+
+What the user can mend is one line on standard error and exit code 2; Ctrl-C is one line and 130. Heavy modules are
+imported inside the commands, so that ``--help`` and typing mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metareward.engines.engine import EngineError
+from metareward.errors import UserError
+
+app = typer.Typer(
+    name="metareward",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A language model that acts, judges its answers, judges its judgments, and trains on what it found.",
+)
+pocket_app = typer.Typer(no_args_is_help=True, help="The pocket world: a small model whose right answers are known.")
+app.add_typer(pocket_app, name="pocket")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as iterations.1.rho=0.2. Again for more."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/pocket.")]
+
+
+def main() -> None:
+    """The entry point ``metareward``."""
+    try:
+        app()
+    except (UserError, EngineError) as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop(_INTERRUPTED, 130)
+    except SystemExit as end:
+        if end.code == 130:
+            _stop(_INTERRUPTED, 130)
+        raise
+
+
+_INTERRUPTED = "stopped; what is finished is kept, and the same command goes on from there"
+
+
+def _stop(line: str, code: int) -> None:
+    sys.stderr.write(f"metareward: {' '.join(line.split())}\n")
+    raise SystemExit(code)
+
+
+def _print(what: Any) -> None:
+    """Text as it is; tables as wide as the terminal, or wide enough where there is none."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"metareward {version('metareward')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeName,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name> if not given.")
+    ] = None,
+) -> None:
+    """Run a recipe. The same command again goes on where it stopped."""
+    from metareward.recipe import load_recipe, recipe_text
+
+    loaded = load_recipe(recipe, changes or ())
+
+    from metareward.loop import run_recipe  # after the recipe's mistakes: it takes seconds to import
+
+    run_recipe(loaded, out or Path("runs") / loaded.name, recipe_text(recipe, changes or ()))
+
+
+@app.command("plan")
+def plan_command(
+    recipe: RecipeName,
+    changes: Changes = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Written tokens a second, to tell time.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="RUN", help="Take lengths and rate from a run.")
+    ] = None,
+) -> None:
+    """Say what a recipe will cost: calls, tokens, pairs, steps, disk, time."""
+    from metareward.plan import plan, plan_table
+    from metareward.rates import Rates, measured_rates
+    from metareward.recipe import load_recipe
+    from metareward.rundir import RunDir
+
+    rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
+    _print(plan_table(plan(load_recipe(recipe, changes or ()), rates)))
+
+
+@app.command("status")
+def status_command(run: RunFolder) -> None:
+    """Say what a run has done and what it owes."""
+    from metareward.rundir import RunDir
+    from metareward.status import status_text
+
+    typer.echo(status_text(RunDir(run)), nl=False)
+
+
+@app.command("show")
+def show_command(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="ID", help="The prompt's id.")],
+    iteration: Annotated[int | None, typer.Option("--iteration", min=1, help="Only this iteration.")] = None,
+) -> None:
+    """Show one prompt's whole life: answers, judgments, battles, pairs."""
+    from metareward.report.life import life_of, render_text
+    from metareward.rundir import RunDir
+
+    typer.echo(render_text(life_of(RunDir(run), prompt, iteration)))
+
+
+@app.command("pairs")
+def pairs_command(
+    run: RunFolder,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write; RUN/rebuilt/... if not given.")
+    ] = None,
+) -> None:
+    """Build pairs again from stored records, by other rules; nothing is generated and the run stays as it is."""
+    from metareward.rebuild import rebuild, write_rebuilt, yields_table
+    from metareward.rundir import RunDir
+
+    folder = RunDir(run)
+    rebuilt = rebuild(folder, changes or ())
+    _print(yields_table(rebuilt))
+    _print(f"written to {write_rebuilt(folder, changes or (), rebuilt, out)}")
+
+
+@app.command("report")
+def report_command(run: RunFolder) -> None:
+    """Write a run's report as one HTML file."""
+    from metareward.report.write import write_report
+    from metareward.rundir import RunDir
+
+    _print(f"written to {write_report(RunDir(run))}")
+
+
+@app.command("init")
+def init_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("recipe.yaml"),
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="What it extends.")] = "pocket",
+) -> None:
+    """Write a new recipe with every setting explained. A file that is there stays."""
+    from metareward.starter import write_starter
+
+    write_starter(path, preset)
+    _print(f"written to {path}; see what it costs with: metareward plan {path}")
+
+
+@pocket_app.command("build")
+def pocket_build_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model and the log of its making.")],
+    seed: Annotated[int, typer.Option("--seed", help="Every random choice follows from it.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Where to train it: cpu, cuda, ...")] = "cpu",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that write demonstrations.")] = 1,
+    clean_from: Annotated[
+        Path | None, typer.Option("--clean-from", metavar="DIR", help="A cleanly taught model; only add the faults.")
+    ] = None,
+) -> None:
+    """Build the pocket model as the package's own was built: hours on a CPU, minutes on a GPU."""
+    from metareward.pocket.build import BuildPlan, build
+
+    build(out, BuildPlan(seed=seed), device, workers, clean_from)
+
+
+@pocket_app.command("sample")
+def pocket_sample_command(
+    count: Annotated[int, typer.Option("--count", min=1, help="How many demonstrations.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Other demonstrations.")] = 0,
+) -> None:
+    """Show faultless demonstrations of the three roles in the pocket world."""
+    from metareward.pocket.corpus import demonstrations
+    from metareward.pocket.habits import CLEAN
+
+    for shown in demonstrations(count, seed, CLEAN):
+        typer.echo(f"[{shown.part}]\n{shown.messages[-1].content}\n=> {shown.completion}\n")

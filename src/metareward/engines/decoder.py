@@ -1,0 +1,148 @@
+"""Requests of every kind on one model: each goes to the lane of its class, and the fullest lane runs next.
+
+A request's class, and so the shape of all arithmetic done for it, follows from the request and the engine's
+settings alone: its samples, its token limit, and its prompt's length rounded up to a size on a grid.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from jinja2 import TemplateError
+
+from metareward.engines.checkpoint import Checkpoint
+from metareward.engines.engine import EngineError
+from metareward.engines.lane import Lane, prefill_batch
+from metareward.engines.seats import Request
+from metareward.engines.selfcheck import bytes_per_position, check_rows
+from metareward.engines.shared_prefix import SlotShape
+from metareward.types import Completion, Messages, Sampling
+
+_PREFILL_TOKENS = {"cpu": 768, "mps": 2048, "cuda": 8192}
+_LANES_AT_ONCE = 4
+
+
+class Decoder:
+    """Draws completions on one device, one pass at a time. Not for several threads at once."""
+
+    def __init__(self, checkpoint: Checkpoint, rows: int, deterministic: bool) -> None:
+        """``rows``: sequences that advance together, all samples of all requests counted."""
+        self._checkpoint = checkpoint
+        self._rows = rows
+        self._deterministic = deterministic
+        self._lanes: dict[SlotShape, Lane] = {}
+        self._checked: set[tuple[SlotShape, int]] = set()
+        self._parked: deque[Request] = deque()
+        self._bytes = bytes_per_position(checkpoint)
+        self._prefill_tokens = _PREFILL_TOKENS[checkpoint.device.type]
+        self._budget = _memory(checkpoint.device)
+
+    def submit(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        deliver: Callable[[tuple[Completion, ...]], None],
+        fail: Callable[[EngineError], None],
+    ) -> None:
+        """Take on a request; one of ``deliver`` and ``fail`` is called during this or a later call."""
+        try:
+            ids = tuple(self._checkpoint.encode(messages))
+        except TemplateError as error:
+            fail(EngineError(f"{self._checkpoint.folder}: the chat template refuses this conversation: {error}"))
+            return
+        if len(ids) + sampling.max_tokens > self._checkpoint.context:
+            fail(EngineError(_too_long(self._checkpoint, len(ids), sampling.max_tokens)))
+            return
+        self._parked.append(Request(ids, sampling, n, deliver, fail))
+
+    def advance(self) -> bool:
+        """Run one pass of the lane with the fewest empty slots. False when there is nothing to do."""
+        self._place_parked()
+        lane = max(self._lanes.values(), key=lambda lane: lane.fill, default=None)
+        if lane is None or not lane.fill:
+            return False
+        # The lane goes to the end, so that lanes that are equally full take turns.
+        self._lanes[lane.shape] = self._lanes.pop(lane.shape)
+        try:
+            lane.advance()
+        except RuntimeError as error:
+            # Out of memory, mostly: this lane is lost, and giving it up frees its memory for the others.
+            del self._lanes[lane.shape]
+            lane.abandon(EngineError(f"{self._checkpoint.folder}: {' '.join(str(error).split())[:300]}"))
+        return True
+
+    def abandon(self, error: EngineError) -> None:
+        """Fail every request that is not finished."""
+        for request in self._parked:
+            request.fail(error)
+        for lane in self._lanes.values():
+            lane.abandon(error)
+
+    def _place_parked(self) -> None:
+        for _ in range(len(self._parked)):
+            request = self._parked.popleft()
+            shape = self._shape(request)
+            if shape not in self._lanes and not self._room(shape):
+                self._parked.append(request)
+                continue
+            columns = _grid(len(request.ids), 8)
+            try:
+                self._check(shape, columns)
+            except EngineError as error:
+                request.fail(error)
+            else:
+                self._lane(shape).add(request, columns)
+
+    def _shape(self, request: Request) -> SlotShape:
+        n, prompt, suffix = request.n, _grid(len(request.ids), 2), request.sampling.max_tokens
+        slot_bytes = self._bytes * (prompt + n * suffix)
+        slots = min(self._rows // n, self._budget // _LANES_AT_ONCE // slot_bytes)
+        return SlotShape(max(1, slots), n, prompt, suffix)
+
+    def _room(self, shape: SlotShape) -> bool:
+        """Make room for a lane of this shape, by closing idle ones if need be; alone, a lane always has room."""
+        needed = shape.positions * self._bytes
+        for other in [lane.shape for lane in self._lanes.values() if not lane.fill]:
+            if needed + self._held() > self._budget:
+                del self._lanes[other]
+        return not self._lanes or needed + self._held() <= self._budget
+
+    def _check(self, shape: SlotShape, columns: int) -> None:
+        """The first time that passes of this shape are called for, make sure that places in it are all alike."""
+        if self._deterministic and (shape, columns) not in self._checked:
+            check_rows(self._checkpoint, shape, columns, prefill_batch(shape, columns, self._prefill_tokens))
+            self._checked.add((shape, columns))
+
+    def _lane(self, shape: SlotShape) -> Lane:
+        if shape not in self._lanes:
+            self._lanes[shape] = Lane(self._checkpoint, shape, self._prefill_tokens, self._deterministic)
+        return self._lanes[shape]
+
+    def _held(self) -> int:
+        return sum(shape.positions for shape in self._lanes) * self._bytes
+
+
+def _grid(length: int, sizes_per_doubling: int) -> int:
+    """``length`` rounded up to a multiple of 32 on a grid with so many sizes between powers of two."""
+    step = max(32, (1 << (length - 1).bit_length()) // (2 * sizes_per_doubling))
+    return -(-length // step) * step
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that keys and values may take. From what the machine has, not from what is free: shapes follow from it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return max(total // 8, int(total * 0.8) - torch.cuda.memory_allocated(device))
+    cores = os.cpu_count() or 1
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * cores)
+
+
+def _too_long(checkpoint: Checkpoint, prompt: int, limit: int) -> str:
+    return (
+        f"{checkpoint.folder}: a prompt of {prompt} tokens and max_tokens {limit} exceed the model's context of "
+        f"{checkpoint.context} tokens; shorten the prompt or lower max_tokens"
+    )

@@ -1,0 +1,104 @@
+"""Who sits in which slot: the sampling, the tokens written so far and the end of every row, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metareward.engines.checkpoint import Checkpoint
+from metareward.engines.engine import EngineError
+from metareward.engines.sampler import Draws, sample
+from metareward.engines.shared_prefix import SlotShape
+from metareward.engines.slots import Ints
+from metareward.types import Completion, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Draw ``n`` completions of a tokenised prompt; exactly one of ``deliver`` and ``fail`` will be called."""
+
+    ids: tuple[int, ...]
+    sampling: Sampling
+    n: int
+    deliver: Callable[[tuple[Completion, ...]], None]
+    fail: Callable[[EngineError], None]
+
+
+class Seats:
+    """The requests in the slots of one lane. Rows ``slot * n`` to ``slot * n + n - 1`` are a slot's samples."""
+
+    def __init__(self, checkpoint: Checkpoint, shape: SlotShape) -> None:
+        self.requests: dict[int, Request] = {}
+        self.lengths_G = np.zeros(shape.slots, np.int64)
+        self.counts_G = np.zeros(shape.slots, np.int64)
+        self.tokens_R = np.zeros(shape.rows, np.int64)
+        self._checkpoint = checkpoint
+        self._shape = shape
+        self._stop_ids = np.array(sorted(checkpoint.stop_ids), np.int64)
+        self._temperature_R = np.ones(shape.rows, np.float32)
+        self._top_p_R = np.ones(shape.rows, np.float32)
+        self._seeds_R = np.zeros(shape.rows, np.uint64)
+        self._samples_R = np.tile(np.arange(shape.samples, dtype=np.uint64), shape.slots)
+        self._written_RT = np.zeros((shape.rows, shape.suffix), np.int64)
+        self._ends_R = np.full(shape.rows, -1, np.int64)
+
+    @property
+    def free(self) -> list[int]:
+        """Slots with no request, lowest first."""
+        return [slot for slot in range(self._shape.slots) if slot not in self.requests]
+
+    @property
+    def taken(self) -> Ints:
+        """Slots with a request, lowest first."""
+        return np.array(sorted(self.requests), np.int64)
+
+    def seat(self, slot: int, request: Request) -> None:
+        """Give a free slot to a request."""
+        rows = self._rows(np.array([slot]))
+        self.requests[slot] = request
+        self.lengths_G[slot], self.counts_G[slot] = len(request.ids), 0
+        self._temperature_R[rows] = request.sampling.temperature
+        self._top_p_R[rows] = request.sampling.top_p
+        self._seeds_R[rows] = np.uint64(request.sampling.seed & (2**64 - 1))
+        self._ends_R[rows] = -1
+
+    def draw(self, logits_RV: Tensor, slots_B: Ints) -> Ints:
+        """Draw the next token of every row of these slots, with a request or without, from its logits."""
+        rows = self._rows(slots_B)
+        steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
+        temperature, top_p = (
+            torch.from_numpy(array[rows]).to(logits_RV.device) for array in (self._temperature_R, self._top_p_R)
+        )
+        draws = Draws(self._seeds_R[rows], self._samples_R[rows], steps)
+        tokens: Ints = sample(logits_RV, temperature, top_p, draws).cpu().numpy()
+        return tokens
+
+    def record(self, slots_B: Ints, tokens_R: Ints) -> None:
+        """Append the drawn tokens to the rows of these taken slots; deliver and free the slots that are done."""
+        rows, place = self._rows(slots_B), np.repeat(self.counts_G[slots_B], self._shape.samples)
+        self.tokens_R[rows] = tokens_R
+        self._written_RT[rows, place] = tokens_R
+        stops = np.isin(tokens_R, self._stop_ids) & (self._ends_R[rows] < 0)
+        self._ends_R[rows[stops]] = place[stops]
+        self.counts_G[slots_B] += 1
+        stopped = (self._ends_R[rows] >= 0).reshape(-1, self._shape.samples).all(axis=1)
+        for slot in slots_B[stopped | (self.counts_G[slots_B] >= self._shape.suffix)]:
+            self._finish(int(slot))
+
+    def _finish(self, slot: int) -> None:
+        request = self.requests.pop(slot)
+        self.lengths_G[slot] = self.counts_G[slot] = 0
+        request.deliver(tuple(self._completion(int(row)) for row in self._rows(np.array([slot]))))
+
+    def _completion(self, row: int) -> Completion:
+        end = int(self._ends_R[row])
+        ids = self._written_RT[row, : end if end >= 0 else None].tolist()
+        return Completion(self._checkpoint.decode(ids), "stop" if end >= 0 else "length", len(ids))
+
+    def _rows(self, slots_B: Ints) -> Ints:
+        rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()
+        return rows

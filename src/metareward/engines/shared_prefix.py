@@ -1,0 +1,245 @@
+"""Attention in which the n samples of a request share one stored copy of their prompt's keys and values.
+
+A slot holds one request: its prompt's keys and values once, and n suffixes. The queries of all n samples meet
+the prompt's keys in one matrix product and each sample's own keys in another, and one softmax runs over both
+("bifurcated attention", arXiv 2403.08845). Every slot has the same fixed size: prompts are right-aligned in P
+columns and suffixes left-aligned in T columns, and a mask says which columns exist. So the arithmetic of a slot
+has the same shape whatever its neighbours are.
+
+The model reaches this code through transformers' attention interface and is run without a cache: the pass
+under way keeps the keys and values of each layer itself.
+
+Letters: G slots, n samples, R = G * n rows, P prompt columns, T suffix columns, B prompts of a prefill,
+L columns of a prefill, H key heads, g query heads to a key head, D head width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from metareward.engines.engine import EngineError
+
+_names = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer turns products of queries and keys into scores."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def cap(self, scores: Tensor) -> Tensor:
+        """The scores, squeezed into (-softcap, softcap) if the model does that."""
+        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
+
+
+class Pass(Protocol):
+    """One run of the model over some tokens; it is called once for every layer."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """Attention output (rows, tokens, heads, D) for query, key, value (rows, heads, tokens, D)."""
+        ...
+
+
+class AttentionDoor:
+    """The attention function a model is loaded with, under ``name``; it hands each call to the pass under way."""
+
+    def __init__(self) -> None:
+        self.name = f"metareward_{next(_names)}"
+        self.under_way: Pass | None = None
+        AttentionInterface.register(self.name, self._attend)
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **__: Any,
+    ) -> tuple[Tensor, None]:
+        layer = module.layer_idx
+        if self.under_way is None or s_aux is not None or not isinstance(layer, int):
+            raise EngineError(f"{type(module).__name__} has a kind of attention that this engine does not know")
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return self.under_way.attend(layer, query, key, value, Scores(scale, sliding_window, softcap)), None
+
+
+class Prefill:
+    """Causal attention over left-padded prompts. Keeps the keys and values of every layer: (B, H, L, D)."""
+
+    def __init__(self, lengths_B: Tensor, columns: int) -> None:
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self._lengths_B = lengths_B
+        self._columns = columns
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """Every prompt token attends to those before it."""
+        self.keys[layer], self.values[layer] = key, value
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        mask = self._mask(scores.window, query.dtype)
+        if scores.softcap is None:
+            out = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scores.scale)
+        else:
+            capped = scores.cap(query @ key.transpose(2, 3) * scores.scale) + mask
+            out = torch.softmax(capped, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        return out.transpose(1, 2)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Added to the scores: 0 where a token may look, -inf elsewhere; (B, 1, L, L)."""
+        if window not in self._masks:
+            column = torch.arange(self._columns, device=self._lengths_B.device)
+            back = column[:, None] - column[None, :]
+            seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+            there_BL = column >= self._columns - self._lengths_B[:, None]
+            # A padding column looks at itself: a row with nothing to look at would be NaN.
+            self._masks[window] = _additive((seen & there_BL[:, None, :]) | (back == 0), dtype)[:, None]
+        return self._masks[window]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShape:
+    """The fixed size of a set of slots."""
+
+    slots: int
+    samples: int
+    prompt: int
+    suffix: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a decoding step: one for every sample of every slot."""
+        return self.slots * self.samples
+
+    @property
+    def positions(self) -> int:
+        """Token positions whose keys and values are stored."""
+        return self.slots * (self.prompt + self.samples * self.suffix)
+
+
+class SlotMemory:
+    """The stored keys and values of G slots, layer by layer; allocated when the first prompt arrives."""
+
+    def __init__(self, shape: SlotShape) -> None:
+        self.shape = shape
+        self._prompt: dict[int, tuple[Tensor, Tensor]] = {}
+        self._suffix: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is allocated."""
+        layers = itertools.chain(self._prompt.values(), self._suffix.values())
+        return sum(tensor.nbytes for pair in layers for tensor in pair)
+
+    def store(self, slots: Sequence[int], prefill: Prefill) -> None:
+        """Put the first ``len(slots)`` prompts of a prefill into these slots."""
+        for layer, key in prefill.keys.items():
+            value = prefill.values[layer]
+            if layer not in self._prompt:
+                self._allocate(layer, key, value)
+            for kept, new in zip(self._prompt[layer], (key, value), strict=True):
+                width = min(new.shape[2], self.shape.prompt)
+                for source, slot in enumerate(slots):
+                    kept[slot, :, self.shape.prompt - width :] = new[source, :, new.shape[2] - width :]
+
+    def _allocate(self, layer: int, *like: Tensor) -> None:
+        shape = self.shape
+        # Zeros, because a masked column that held a NaN would still spoil the sum.
+        self._prompt[layer] = _pair(like, lambda t: t.new_zeros(shape.slots, t.shape[1], shape.prompt, t.shape[3]))
+        self._suffix[layer] = _pair(like, lambda t: t.new_zeros(shape.rows, t.shape[1], shape.suffix, t.shape[3]))
+
+    def prompt(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first ``slots`` prompts, their last ``columns``: (slots * H, columns, D)."""
+        return _pair(self._prompt[layer], lambda t: t[:slots, :, t.shape[2] - columns :].flatten(0, 1))
+
+    def suffix(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first ``rows`` suffixes: (rows * H, T, D)."""
+        return _pair(self._suffix[layer], lambda t: t[:rows].flatten(0, 1))
+
+
+class Step:
+    """Attention of one new token per row, over the first ``slots`` slots and the columns that are in use."""
+
+    def __init__(self, memory: SlotMemory, lengths_G: Tensor, steps_G: Tensor, used: SlotShape) -> None:
+        self._memory = memory
+        self._lengths_G = lengths_G[: used.slots]
+        self._steps_G = steps_G[: used.slots]
+        self._used = used
+        self._masks: dict[int | None, Tensor] = {}
+        self._places: dict[int, Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """Store the new keys and values, then attend to the prompt and to the row's own suffix."""
+        used, heads, width = self._used, key.shape[1], query.shape[3]
+        groups = query.shape[1] // heads
+        prompt_keys, prompt_values = self._memory.prompt(layer, used.slots, used.prompt)
+        suffix_keys, suffix_values = self._write(layer, key, value)
+        query = query * scores.scale
+        by_slot = query.reshape(used.slots, used.samples, heads, groups, width).transpose(1, 2)
+        on_prompt = by_slot.reshape(used.slots * heads, -1, width) @ prompt_keys.transpose(1, 2)
+        on_suffix = query.reshape(used.rows * heads, groups, width) @ suffix_keys.transpose(1, 2)
+        weights = self._softmax(on_prompt, on_suffix, heads, groups, scores)
+        from_prompt = weights.flatten(0, 1).flatten(1, 2)[..., : used.prompt] @ prompt_values
+        own = weights[..., used.prompt :].transpose(1, 2).reshape(used.rows * heads, groups, -1)
+        from_suffix = (own @ suffix_values).view(used.rows, 1, heads * groups, -1)
+        back = from_prompt.view(used.slots, heads, used.samples, groups, -1).transpose(1, 2)
+        return from_suffix + back.reshape(from_suffix.shape)
+
+    def _softmax(self, on_prompt: Tensor, on_suffix: Tensor, heads: int, groups: int, scores: Scores) -> Tensor:
+        """One softmax over both parts: (G, H, n, g, P + T)."""
+        used = self._used
+        prompt = on_prompt.view(used.slots, heads, used.samples, groups, -1)
+        suffix = on_suffix.view(used.slots, used.samples, heads, groups, -1).transpose(1, 2)
+        both = scores.cap(torch.cat([prompt, suffix], dim=-1))
+        return torch.softmax(both.add_(self._mask(scores.window, both.dtype)), dim=-1)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The suffixes' keys and values (rows * H, T in use, D), with the new token's written in."""
+        stored = self._memory.suffix(layer, self._used.rows)
+        for kept, new in zip(stored, (key, value), strict=True):
+            kept.view(-1, kept.shape[2]).index_copy_(0, self._place(key.shape[1]), new.flatten(0, 2))
+        return _pair(stored, lambda t: t[:, : self._used.suffix])
+
+    def _place(self, heads: int) -> Tensor:
+        """Where in a suffix store seen as (R * H * T, D) the new token of every row and head goes."""
+        if heads not in self._places:
+            step_R = self._steps_G.repeat_interleave(self._used.samples)
+            row_head = torch.arange(self._used.rows * heads, device=step_R.device)
+            self._places[heads] = row_head * self._memory.shape.suffix + step_R.repeat_interleave(heads)
+        return self._places[heads]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Added to the scores: 0 where a slot's tokens may look, -inf elsewhere; (G, 1, 1, 1, P + T)."""
+        if window not in self._masks:
+            prompt, suffix = self._used.prompt, self._used.suffix
+            column = torch.arange(-prompt, suffix, device=self._steps_G.device)
+            back = self._steps_G[:, None] - column
+            seen = (column >= -self._lengths_G[:, None]) & (back >= 0)
+            seen = seen if window is None else seen & (back < window)
+            self._masks[window] = _additive(seen, dtype)[:, None, None, None]
+        return self._masks[window]
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def _pair(tensors: Sequence[Tensor], change: Any) -> tuple[Tensor, Tensor]:
+    first, second = tensors
+    return change(first), change(second)

@@ -1,0 +1,259 @@
+"""A recipe bound to a run folder: which model, which prompts, which settings each stage gets.
+
+This is where a recipe is taken apart: everything below gets plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from metareward.engines.engine import Engine
+from metareward.engines.workers import open_local
+from metareward.environment import environment
+from metareward.errors import UserError
+from metareward.evaluation import Oracle
+from metareward.metarubric import MetaRubric
+from metareward.pocket import world
+from metareward.prompts import choose, digest, hold_out, load_prompts, write_prompts
+from metareward.recipe import (
+    AnswerSettings,
+    JudgmentSettings,
+    MetaJudgmentSettings,
+    Recipe,
+    generation_fingerprint,
+)
+from metareward.render import load_template
+from metareward.rubric import Rubric
+from metareward.rundir import RunDir, write_atomic
+from metareward.seeds import derive
+from metareward.training.job import Device, DpoJob
+from metareward.training.lineage import fingerprint_model
+from metareward.types import PairKind, Prompt, Sampling
+from metareward.unit import UnitSettings
+
+POCKET = "pocket"
+# What may change between two runs in one folder: where and how fast the work is done, never what it means.
+_FREE = frozenset({"engine.device", "engine.workers", "engine.threads"})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: its folder and its recipe."""
+
+    run: RunDir
+    recipe: Recipe
+
+    @property
+    def last(self) -> int:
+        """T, the number of iterations."""
+        return len(self.recipe.iterations)
+
+    @property
+    def oracle(self) -> Oracle | None:
+        """The truth, where the prompts are the pocket world's."""
+        return world.PocketOracle() if self.recipe.prompts.source == POCKET else None
+
+    def model(self, t: int) -> Path:
+        """The folder of M_t; M_0 is the recipe's model."""
+        if t:
+            return self.run.iteration(t).model
+        return world.MODEL if self.recipe.model == POCKET else Path(self.recipe.model)
+
+    def complete(self) -> bool:
+        """Whether nothing is owed but, perhaps, the report."""
+        return all(self.run.iteration(t).done.is_file() for t in range(1, self.last + 1))
+
+    # --- prompts ---
+
+    @cached_property
+    def _pool(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        """(held out, the rest): no prompt is in both."""
+        asked, seed = self.recipe.prompts, self.recipe.seed
+        if asked.source == POCKET:
+            if not isinstance(asked.held_out, int):
+                raise UserError("prompts.held_out: with prompts.source pocket give a number, not a file")
+            held = world.prompts(asked.held_out, derive(seed, "held out"), held_out=True)
+            return held, world.prompts(asked.per_iteration * self.last, derive(seed, "prompts"))
+        prompts = load_prompts(Path(asked.source))
+        if isinstance(asked.held_out, int):
+            return hold_out(prompts, asked.held_out, seed)
+        held = load_prompts(Path(asked.held_out))
+        return held, _without(prompts, held)
+
+    @property
+    def held_out(self) -> tuple[Prompt, ...]:
+        """The prompts that every model is measured on."""
+        return self._kept(0, lambda: self._pool[0])
+
+    def prompts(self, t: int) -> tuple[Prompt, ...]:
+        """The prompts of iteration ``t``. Once written to the run folder, that file is what counts."""
+        return self._kept(t, lambda: choose(self._pool[1], self.recipe.prompts.per_iteration, t, self.recipe.seed))
+
+    def _kept(self, t: int, choose_them: Callable[[], tuple[Prompt, ...]]) -> tuple[Prompt, ...]:
+        path = self.run.iteration(t).prompts
+        if not path.is_file():
+            write_prompts(path, choose_them())
+        return load_prompts(path)
+
+    # --- what the stages get ---
+
+    @property
+    def rubric(self) -> Rubric:
+        """The judge's rubric."""
+        judgments = self.recipe.judgments
+        return Rubric(load_template(judgments.rubric), judgments.low, judgments.high)
+
+    def settings(self, t: int) -> UnitSettings:
+        """How iteration ``t`` generates."""
+        recipe = self.recipe
+        meta = recipe.meta_judgments
+        return UnitSettings(
+            k=recipe.answers.k,
+            n=recipe.judgments.n,
+            answers=_sampling(recipe.answers),
+            judgments=_sampling(recipe.judgments),
+            meta=_sampling(meta),
+            rubric=self.rubric,
+            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores),
+            min_valid=recipe.judgments.min_valid,
+            meta_judge=recipe.meta_judge(t),
+            seed=derive(recipe.seed, "iteration", t),
+        )
+
+    def evaluation_settings(self) -> UnitSettings:
+        """How every model is measured."""
+        asked = self.recipe.evaluation
+        base = replace(self.settings(1), meta_judge=False, seed=derive(self.recipe.seed, "evaluation"))
+        return replace(base, k=asked.answers, n=asked.judgments, min_valid=1)
+
+    def generation_fingerprint(self, t: int) -> dict[str, object]:
+        """What decides iteration ``t``'s records, which M_{t-1} makes."""
+        settings = self.settings(t)
+        return generation_fingerprint(
+            self.recipe,
+            t,
+            model=fingerprint_model(self.model(t - 1)),
+            prompts=digest(self.prompts(t)),
+            rubric=settings.rubric.template.sha256,
+            metarubric=settings.metarubric.template.sha256,
+        )
+
+    def evaluation_fingerprint(self, t: int) -> dict[str, object]:
+        """What decides the measuring of M_t."""
+        settings = self.evaluation_settings()
+        known = generation_fingerprint(
+            self.recipe,
+            1,
+            model=fingerprint_model(self.model(t)),
+            prompts=digest(self.held_out),
+            rubric=settings.rubric.template.sha256,
+            metarubric=settings.metarubric.template.sha256,
+        )
+        asked = {f"evaluation.{name}": value for name, value in self.recipe.evaluation.model_dump().items()}
+        return {**known, **asked, "iteration": t, "anchors": fingerprint_model(self.model(0))}
+
+    async def engine(self, t: int) -> Engine:
+        """M_t, ready to be asked."""
+        asked = self.recipe.engine
+        return await open_local(
+            self.model(t),
+            device=asked.device,
+            dtype=asked.dtype,
+            workers=asked.workers,
+            threads=asked.threads,
+            rows=asked.rows,
+            deterministic=asked.deterministic,
+        )
+
+    def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
+        """The training of M_t, on the pairs of ``kinds``."""
+        asked, folder = self.recipe.training, self.run.iteration(t)
+        start = self.model(t - 1 if asked.start == "previous" else 0)
+        return DpoJob(
+            start=start,
+            reference=start if asked.reference == "start" else self.model(0),
+            pairs=tuple(folder.pairs(kind) for kind in kinds),
+            output=folder.model,
+            log=folder.path / "training.jsonl",
+            learning_rate=asked.learning_rate,
+            final_learning_rate=asked.final_learning_rate,
+            beta=asked.beta,
+            epochs=self.recipe.epochs(t),
+            keep_epoch=self.recipe.keep_epoch(t),
+            batch_size=asked.batch_size,
+            micro_batch_size=asked.micro_batch_size,
+            max_length=asked.max_length,
+            schedule=asked.schedule,
+            warmup=asked.warmup,
+            weight_decay=asked.weight_decay,
+            max_grad_norm=asked.max_grad_norm,
+            dropout=asked.dropout,
+            dtype=asked.dtype,
+            device=_training_device(self.recipe.engine.device),
+            gradient_checkpointing=asked.gradient_checkpointing,
+            threads=_cores(),
+            seed=derive(self.recipe.seed, "training", t) % 2**31,
+        )
+
+
+def open_experiment(run: RunDir, recipe: Recipe, recipe_text: str) -> Experiment:
+    """The run in this folder, begun now or before. Raises `UserError` naming every setting that has changed since."""
+    experiment = Experiment(run, recipe)
+    fingerprint_model(experiment.model(0))  # a model that isn't there is told before anything is written
+    if run.resolved.is_file():
+        _refuse_changes(run.resolved, recipe)
+        return experiment
+    _ = experiment.held_out, experiment.prompts(experiment.last)  # so is a bad prompt file, and one too short
+    write_atomic(run.recipe, recipe_text)
+    write_atomic(run.environment, json.dumps(environment(), indent=2) + "\n")
+    write_atomic(run.resolved, json.dumps(recipe.resolved(), indent=2) + "\n")
+    return experiment
+
+
+def _refuse_changes(resolved: Path, recipe: Recipe) -> None:
+    before = dict(_flat(json.loads(resolved.read_text(encoding="utf-8"))))
+    now = dict(_flat(recipe.resolved()))
+    changed = [
+        f"{key} ({json.dumps(before.get(key))} -> {json.dumps(now.get(key))})"
+        for key in sorted({*before, *now} - _FREE)
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{resolved.parent}: the recipe has changed since this run began: {', '.join(changed)}; "
+            "fix: set it back, or give another folder with --out"
+        )
+
+
+def _flat(value: object, above: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(value, Mapping):
+        yield above, value
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{above}.{key}" if above else str(key))
+
+
+def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:
+    return Sampling(section.temperature, section.top_p, section.max_tokens)
+
+
+def _without(prompts: tuple[Prompt, ...], held: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """``prompts`` less those that are held out, whatever their ids."""
+    asked = {prompt.messages for prompt in held}
+    return tuple(prompt for prompt in prompts if prompt.messages not in asked)
+
+
+def _training_device(device: str) -> Device:
+    """Training takes one kind of device, not one of several GPUs."""
+    kind = device.partition(":")[0]
+    return kind if kind in ("cpu", "cuda", "mps") else "auto"  # type: ignore[return-value]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,205 @@
+"""What a recipe will cost, before anything is spent: calls, tokens, pairs, training steps, disk, perhaps time.
+
+Counts are upper bounds: repeated answers aren't judged, unreadable judgments aren't compared, filters drop pairs.
+Tokens are those written, at most ``max_tokens`` for each completion, or what an earlier run's records really took.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metareward.pocket import world
+from metareward.progress import ANSWERS, JUDGMENTS, META
+from metareward.rates import UNKNOWN, Rates
+from metareward.recipe import Recipe
+
+# Rough sizes for the disk estimate, in bytes.
+_BYTES_A_TOKEN = 5
+_BYTES_A_CALL = 130
+
+
+@dataclass(frozen=True, slots=True)
+class RolePlan:
+    """So many completions of one role, and the tokens they are expected to take."""
+
+    role: str
+    calls: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class IterationPlan:
+    """What iteration ``t`` takes at most. ``steps`` are optimiser steps until the epoch that is kept."""
+
+    t: int
+    roles: tuple[RolePlan, ...]
+    actor_pairs: int
+    judge_pairs: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What measuring one model takes."""
+
+    model: str
+    roles: tuple[RolePlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole run. ``seconds`` cover generation and evaluation, not training; None when no rate is known.
+
+    ``held_out`` and ``model_bytes`` are None when the file or folder they come from isn't there.
+    """
+
+    name: str
+    prompts_needed: int
+    held_out: int | None
+    measured: bool
+    iterations: tuple[IterationPlan, ...]
+    evaluations: tuple[EvaluationPlan, ...]
+    record_bytes: int
+    model_bytes: int | None
+    seconds: float | None
+
+    @property
+    def tokens(self) -> int:
+        """All tokens written."""
+        return sum(role.tokens for role in (*_all_roles(self.iterations), *_all_roles(self.evaluations)))
+
+
+def _all_roles(parts: Sequence[IterationPlan | EvaluationPlan]) -> list[RolePlan]:
+    return [role for part in parts for role in part.roles]
+
+
+def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
+    """What ``recipe`` takes. Looks at the disk only for the size of the model and of a file of held-out prompts."""
+    held_out = _held_out(recipe)
+    iterations = tuple(_iteration(recipe, t, rates) for t in sorted(recipe.iterations))
+    evaluations = tuple(_evaluation(recipe, t, held_out or 0, rates) for t in range(len(iterations) + 1))
+    roles = [*_all_roles(iterations), *_all_roles(evaluations)]
+    kept_apart = recipe.prompts.held_out if isinstance(recipe.prompts.held_out, int) else 0
+    one_model = _model_bytes(recipe.model)
+    return Plan(
+        name=recipe.name,
+        prompts_needed=recipe.prompts.per_iteration * len(iterations) + kept_apart,
+        held_out=held_out,
+        measured=bool(rates.tokens_each),
+        iterations=iterations,
+        evaluations=evaluations,
+        record_bytes=sum(role.tokens * _BYTES_A_TOKEN + role.calls * _BYTES_A_CALL for role in roles),
+        model_bytes=None if one_model is None else one_model * len(iterations),
+        seconds=sum(role.tokens for role in roles) / rates.tokens_per_second if rates.tokens_per_second else None,
+    )
+
+
+def _iteration(recipe: Recipe, t: int, rates: Rates) -> IterationPlan:
+    prompts, n = recipe.prompts.per_iteration, recipe.judgments.n
+    answers = prompts * recipe.answers.k
+    battles = prompts * n * (n - 1) if recipe.meta_judge(t) else 0
+    judge_pairs = prompts if recipe.iterations[t].judge_pairs else 0
+    steps = ceil((prompts + judge_pairs) / recipe.training.batch_size) * recipe.keep_epoch(t)
+    return IterationPlan(t, _roles(recipe, answers, answers * n, battles, rates), prompts, judge_pairs, steps)
+
+
+def _evaluation(recipe: Recipe, t: int, held_out: int, rates: Rates) -> EvaluationPlan:
+    """Every model after M0 judges its own answers and M0's (see `metareward.evaluation`)."""
+    asked = recipe.evaluation
+    answers = held_out * asked.answers
+    judgments = answers * asked.judgments * (1 if t == 0 else 2)
+    return EvaluationPlan(f"M{t}", _roles(recipe, answers, judgments, held_out * asked.meta_pairs * 2, rates))
+
+
+def _roles(recipe: Recipe, answers: int, judgments: int, battles: int, rates: Rates) -> tuple[RolePlan, ...]:
+    most = {
+        ANSWERS: (answers, recipe.answers.max_tokens),
+        JUDGMENTS: (judgments, recipe.judgments.max_tokens),
+        META: (battles, recipe.meta_judgments.max_tokens),
+    }
+    return tuple(
+        RolePlan(role, calls, round(calls * rates.tokens_each.get(role, limit)))
+        for role, (calls, limit) in most.items()
+    )
+
+
+def _held_out(recipe: Recipe) -> int | None:
+    given = recipe.prompts.held_out
+    if isinstance(given, int):
+        return given
+    path = Path(given)
+    return sum(1 for line in path.open("rb") if line.strip()) if path.is_file() else None
+
+
+def _model_bytes(model: str) -> int | None:
+    folder = world.MODEL if model == "pocket" else Path(model)
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder.is_dir() else None
+
+
+def plan_table(made: Plan) -> Group:
+    """The plan for the terminal: a line for each iteration, for the evaluations and for the sum; notes below."""
+    table = Table(title=f"{made.name}: at most", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in (ANSWERS, JUDGMENTS, META, "tokens", "actor pairs", "judge pairs", "DPO steps"):
+        table.add_column(name, justify="right")
+    for each in made.iterations:
+        table.add_row(f"iteration {each.t}", *_called(each.roles), *_trained([each]))
+    table.add_section()
+    measuring = _all_roles(made.evaluations)
+    table.add_row(f"evaluating M0..M{len(made.iterations)}", *_called(measuring), "", "", "")
+    table.add_section()
+    table.add_row("all", *_called([*measuring, *_all_roles(made.iterations)]), *_trained(made.iterations))
+    return Group(table, *(Text(note) for note in _notes(made)))
+
+
+def _trained(iterations: Sequence[IterationPlan]) -> tuple[str, str, str]:
+    actor, judge = sum(each.actor_pairs for each in iterations), sum(each.judge_pairs for each in iterations)
+    return f"{actor:,}", f"{judge:,}", f"{sum(each.steps for each in iterations):,}"
+
+
+def _called(roles: Iterable[RolePlan]) -> tuple[str, ...]:
+    """Calls by role, then the tokens of all."""
+    calls, tokens = Counter[str](), 0
+    for role in roles:
+        calls[role.role] += role.calls
+        tokens += role.tokens
+    return (*(f"{calls[name]:,}" for name in (ANSWERS, JUDGMENTS, META)), f"{tokens:,}")
+
+
+def _notes(made: Plan) -> Iterator[str]:
+    yield f"prompts: {made.prompts_needed:,} are needed, {_or_unknown(made.held_out)} are evaluated on"
+    measured = "as long as in the records of the run named" if made.measured else "each as long as max_tokens allows"
+    yield f"tokens: those written, {measured}; prompts are read on top"
+    models = "not known until the model's folder is there" if made.model_bytes is None else _size(made.model_bytes)
+    yield f"disk: records {_size(made.record_bytes)}, models {models}"
+    if made.seconds is None:
+        yield "time: give --rate TOKENS_PER_SECOND, or --like RUN with a run that has finished an iteration"
+    else:
+        yield f"time: {_span(made.seconds)} to generate and evaluate; training comes on top"
+
+
+def _or_unknown(count: int | None) -> str:
+    return "an unknown number (the file isn't there)" if count is None else f"{count:,}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,236 @@
+"""Builds the pocket model: taught cleanly first, then, for a short time, with measured faults.
+
+Taught with faults from the start, a model this small learns to act but never to judge (docs/log.md). So the clean
+phase makes it capable, and the faulty phase makes it careless without making it stupid: what DPO has to find
+again is in the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from metareward.pocket.corpus import demonstrations
+from metareward.pocket.habits import CLEAN, Habits
+from metareward.pocket.shards import Example, batches, batches_of, shard
+from metareward.pocket.tokenizer import train_tokenizer
+from metareward.seeds import derive
+
+FAULTY = Habits(
+    foreign=0.15,
+    wrong=0.25,
+    missing=0.25,
+    extra=0.25,
+    doubled=0.15,
+    swapped=0.4,
+    opening=0.45,
+    closing=0.45,
+    careless=0.14,
+    seduced=0.5,
+    unreadable=0.06,
+    talkative=0.25,
+    confused=0.1,
+    first_bias=0.15,
+    length_bias=0.05,
+    silent=0.03,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of the model. Multiples of 32 and heads of 48 keep a CPU's matrix units busy (docs/log.md)."""
+
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 512
+    vocabulary: int = 640
+    context: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of teaching. ``batch_tokens`` are counted with padding, prompts included."""
+
+    name: str
+    habits: Habits
+    steps: int
+    batch_tokens: int
+    learning_rate: float
+    warmup: int
+    prompt_weight: float  # of the loss on what the model is shown, against 1 on what it should write
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """Everything that decides the weights, up to the rounding of the machine."""
+
+    seed: int = 0
+    shape: Shape = field(default_factory=Shape)
+    clean: Phase = Phase("clean", CLEAN, 4_500, 8_192, 4e-3, 200, 0.2)
+    faulty: Phase = Phase("faulty", FAULTY, 400, 8_192, 1e-3, 40, 0.0)
+
+
+def build(out: Path, plan: BuildPlan, device: str = "cpu", clean_from: Path | None = None) -> Path:
+    """Teach a model by ``plan``; ``clean_from`` is a folder to start from instead of the clean phase.
+
+    Writes ``out/clean`` and ``out/model`` (Hugging Face folders) and ``out/build.jsonl``; returns ``out/model``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    set_seed(plan.seed)
+    with (out / "build.jsonl").open("a") as log:
+        _note(log, {"plan": asdict(plan), "device": device, "torch": torch.__version__})
+        if clean_from is None:
+            tokenizer = _tokenizer(plan)
+            model = _model(plan.shape, tokenizer).to(device)
+            _teach(model, tokenizer, plan.clean, plan.seed, log, out / "clean")
+        else:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(clean_from)
+            model = LlamaForCausalLM.from_pretrained(clean_from, local_files_only=True, attn_implementation="eager")
+            model = model.to(device)
+        _teach(model, tokenizer, plan.faulty, plan.seed, log, out / "model")
+    return out / "model"
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """An ordinary Hugging Face folder: config, safetensors, tokenizer, chat template, generation config."""
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(plan: BuildPlan) -> Any:
+    def texts() -> Iterator[str]:
+        for habits in (CLEAN, FAULTY):
+            for shown in demonstrations(20_000, derive(plan.seed, "tokenizer"), habits):
+                yield shown.messages[-1].content
+                yield shown.completion
+
+    return train_tokenizer(texts(), plan.shape.vocabulary)
+
+
+def _model(shape: Shape, tokenizer: Any) -> Any:
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.04,
+        attn_implementation="eager",  # bf16 SDPA's backward takes half of a step on a CPU
+    )
+    return LlamaForCausalLM(config)
+
+
+def _optimizers(model: Any, phase: Phase) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=phase.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def _teach(model: Any, tokenizer: Any, phase: Phase, seed: int, log: Any, folder: Path) -> None:
+    optimizers = _optimizers(model, phase)
+    backend = tokenizer.backend_tokenizer.to_str()
+    exam = shard(derive(seed, "exam"), backend, CLEAN, 1000, held_out=True)
+    stream = batches_of(backend, phase.habits, derive(seed, phase.name), phase.batch_tokens)
+    forward = torch.compile(model, dynamic=True)
+    started, seen = time.monotonic(), 0
+    for step, batch in zip(range(1, phase.steps + 1), stream, strict=False):
+        ids, weights = _tensors(batch, tokenizer.pad_token_id, phase.prompt_weight, model.device)
+        loss = _loss(forward, ids, weights)
+        _step(model, optimizers, loss, _rate(phase, step))
+        seen += ids.numel()
+        if step % max(1, phase.steps // 20) == 0 or step == phase.steps:
+            save(model, tokenizer, folder)
+            marks = _examine(model, exam, tokenizer.pad_token_id)
+            spent = round(time.monotonic() - started)
+            _note(
+                log,
+                {
+                    "phase": phase.name,
+                    "step": step,
+                    "tokens": seen,
+                    "loss": round(loss.item(), 4),
+                    **marks,
+                    "seconds": spent,
+                },
+            )
+
+
+def _loss(forward: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = forward(input_ids=ids, use_cache=False).logits
+    each = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
+    weights = weights[:, 1:].flatten()
+    return (each * weights).sum() / weights.sum()
+
+
+def _step(model: Any, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, rate: float) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _tensors(batch: list[Example], pad: int, prompt_weight: float, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, L) and the loss's weights on them (B, L): 0 on padding."""
+    length = max(len(tokens) for tokens, _, _ in batch)
+    ids = torch.full((len(batch), length), pad)
+    weights = torch.zeros(len(batch), length)
+    for row, (tokens, start, _) in enumerate(batch):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, :start] = prompt_weight
+        weights[row, start : len(tokens)] = 1.0
+    return ids.to(device), weights.to(device)
+
+
+def _rate(phase: Phase, step: int) -> float:
+    if step < phase.warmup:
+        return phase.learning_rate * step / phase.warmup
+    done = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    return phase.learning_rate * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def _examine(model: Any, exam: list[Example], pad: int) -> dict[str, float]:
+    """Share of held-out clean demonstrations, by role, that greedy decoding would reproduce word for word."""
+    right: dict[str, list[bool]] = {}
+    for batch in batches(exam, 8_192, 0):
+        ids, weights = _tensors(batch, pad, 0.0, model.device)
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+        hits = ((best == ids[:, 1:]) | (weights[:, 1:] == 0)).all(1).tolist()
+        for (_, _, part), hit in zip(batch, hits, strict=True):
+            right.setdefault(part, []).append(hit)
+    return {part: round(sum(hits) / len(hits), 4) for part, hits in sorted(right.items())}
+
+
+def _note(log: Any, entry: dict[str, Any]) -> None:
+    print(json.dumps(entry), flush=True)
+    log.write(json.dumps(entry) + "\n")
+    log.flush()

@@ -1,0 +1,215 @@
+"""Nine families of instructions whose right answers a program knows.
+
+A family writes instructions (``draw``) and understands them again from their text alone
+(``understand``), so the oracle needs nothing but what the actor was asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metareward.pocket.words import CATEGORIES, FIELDS, NAMES, NUMBERS, TOWNS, WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an instruction asks for.
+
+    ``expected`` are the right items in the right order. With ``free``, any ``len(expected)`` different
+    items of ``allowed`` are right, in any order. ``kind`` holds every item of the right kind.
+    """
+
+    family: str
+    expected: tuple[str, ...]
+    kind: frozenset[str]
+    allowed: frozenset[str]
+    free: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of instruction: how it is written and how it is understood."""
+
+    name: str
+    draw: Callable[[random.Random], str]
+    pattern: re.Pattern[str]
+    solve: Callable[[re.Match[str]], Task]
+
+
+WORD_KIND = frozenset(WORDS)
+NUMBER_KIND = frozenset(NUMBERS)
+FORM_KIND = frozenset(
+    f"{field} {value}" for field, values in zip(FIELDS, (NAMES, NUMBERS, TOWNS), strict=True) for value in values
+)
+
+
+def _fixed(family: str, expected: list[str], kind: frozenset[str]) -> Task:
+    return Task(family, tuple(expected), kind, frozenset(expected))
+
+
+def _some(rng: random.Random, pool: tuple[str, ...], low: int, high: int) -> list[str]:
+    return rng.sample(pool, rng.randint(low, high))
+
+
+def _joined(items: list[str]) -> str:
+    return ", ".join(items)
+
+
+def _mixed(rng: random.Random, category: str, low: int, high: int) -> list[str]:
+    """Words of which two or more, and not all, belong to ``category``."""
+    inside = rng.sample(CATEGORIES[category], rng.randint(2, high - 1))
+    outside = rng.sample([word for word in WORDS if word not in CATEGORIES[category]], max(1, low - len(inside)))
+    words = inside + outside
+    rng.shuffle(words)
+    return words
+
+
+def _draw_name(rng: random.Random) -> str:
+    category = rng.choice(list(CATEGORIES))
+    ask = f"Name {rng.randint(2, 5)} {category}"
+    return f"{ask}." if rng.random() < 0.3 else f"{ask}, but not {rng.choice(CATEGORIES[category])}."
+
+
+def _solve_name(match: re.Match[str]) -> Task:
+    category = frozenset(CATEGORIES[match["category"]])
+    allowed = category - {match["word"]}
+    return Task("name", tuple(sorted(allowed))[: int(match["n"])], category, allowed, free=True)
+
+
+def _draw_sort(rng: random.Random) -> str:
+    way = rng.choice(("low to high", "high to low"))
+    return f"Sort from {way}: {_joined(_some(rng, NUMBERS, 3, 5))}."
+
+
+def _solve_sort(match: re.Match[str]) -> Task:
+    return _fixed("sort", sorted(_items(match), key=int, reverse=match["way"] == "high to low"), NUMBER_KIND)
+
+
+def _draw_reverse(rng: random.Random) -> str:
+    return f"Say backwards: {_joined(_some(rng, WORDS, 3, 5))}."
+
+
+def _draw_count(rng: random.Random) -> str:
+    start, length = rng.randint(1, 45), rng.randint(2, 4)
+    ends = [start, start + length]
+    return "Count from {} to {}.".format(*(ends if rng.random() < 0.6 else reversed(ends)))
+
+
+def _solve_count(match: re.Match[str]) -> Task:
+    start, end = int(match["start"]), int(match["end"])
+    step = 1 if end >= start else -1
+    return _fixed("count", [str(number) for number in range(start, end + step, step)], NUMBER_KIND)
+
+
+def _draw_repeat(rng: random.Random) -> str:
+    return f"Write {rng.choice(WORDS)} {rng.randint(2, 5)} times."
+
+
+def _draw_keep(rng: random.Random) -> str:
+    category = rng.choice(list(CATEGORIES))
+    return f"Keep only the {category}: {_joined(_mixed(rng, category, 4, 5))}."
+
+
+def _solve_keep(match: re.Match[str]) -> Task:
+    return _fixed("keep", [w for w in _items(match) if w in CATEGORIES[match["category"]]], WORD_KIND)
+
+
+def _draw_drop(rng: random.Random) -> str:
+    words = _some(rng, WORDS, 3, 5)
+    return f"Leave out {rng.choice(words)}: {_joined(words)}."
+
+
+def _solve_drop(match: re.Match[str]) -> Task:
+    return _fixed("drop", [word for word in _items(match) if word != match["word"]], WORD_KIND)
+
+
+def _draw_pick(rng: random.Random) -> str:
+    return f"Pick the {rng.choice(('largest', 'smallest'))}: {_joined(_some(rng, NUMBERS, 3, 5))}."
+
+
+def _solve_pick(match: re.Match[str]) -> Task:
+    best = max if match["way"] == "largest" else min
+    return _fixed("pick", [best(_items(match), key=int)], NUMBER_KIND)
+
+
+def _draw_form(rng: random.Random) -> str:
+    fields = rng.sample(FIELDS, rng.randint(2, 3))
+    person = f"{rng.choice(NAMES)} is {rng.choice(NUMBERS)} and lives in {rng.choice(TOWNS)}"
+    return f"Fill in {_joined(fields)}: {person}."
+
+
+def _solve_form(match: re.Match[str]) -> Task:
+    values = {"name": match["name"], "age": match["age"], "town": match["town"]}
+    return _fixed("form", [f"{field} {values[field]}" for field in match["fields"].split(", ")], FORM_KIND)
+
+
+def _items(match: re.Match[str]) -> list[str]:
+    return match["items"].split(", ")
+
+
+_CATEGORY = f"(?P<category>{'|'.join(CATEGORIES)})"
+_ITEMS = r"(?P<items>\w+(?:, \w+)*)"
+_PERSON = r"(?P<name>\w+) is (?P<age>\d+) and lives in (?P<town>\w+)"
+
+
+def _family(
+    name: str, draw: Callable[[random.Random], str], text: str, solve: Callable[[re.Match[str]], Task]
+) -> Family:
+    return Family(name, draw, re.compile(text), solve)
+
+
+FAMILIES: tuple[Family, ...] = (
+    _family("name", _draw_name, rf"Name (?P<n>\d+) {_CATEGORY}(?:, but not (?P<word>\w+))?\.", _solve_name),
+    _family("sort", _draw_sort, rf"Sort from (?P<way>low to high|high to low): {_ITEMS}\.", _solve_sort),
+    _family(
+        "reverse",
+        _draw_reverse,
+        rf"Say backwards: {_ITEMS}\.",
+        lambda match: _fixed("reverse", _items(match)[::-1], WORD_KIND),
+    ),
+    _family("count", _draw_count, r"Count from (?P<start>\d+) to (?P<end>\d+)\.", _solve_count),
+    _family(
+        "repeat",
+        _draw_repeat,
+        r"Write (?P<word>\w+) (?P<n>\d+) times\.",
+        lambda match: _fixed("repeat", [match["word"]] * int(match["n"]), WORD_KIND),
+    ),
+    _family("keep", _draw_keep, rf"Keep only the {_CATEGORY}: {_ITEMS}\.", _solve_keep),
+    _family("drop", _draw_drop, rf"Leave out (?P<word>\w+): {_ITEMS}\.", _solve_drop),
+    _family("pick", _draw_pick, rf"Pick the (?P<way>largest|smallest): {_ITEMS}\.", _solve_pick),
+    _family("form", _draw_form, rf"Fill in (?P<fields>\w+(?:, \w+)*): {_PERSON}\.", _solve_form),
+)
+
+
+def understand(instruction: str) -> Task:
+    """The task behind an instruction's text. Raises ValueError for text that no family writes."""
+    for family in FAMILIES:
+        match = family.pattern.fullmatch(instruction.strip())
+        if match:
+            return family.solve(match)
+    raise ValueError(f"not an instruction of the pocket world: {instruction!r}")
+
+
+def is_held_out(instruction: str) -> bool:
+    """Whether this instruction is kept for measuring: a tenth of all, by hash. Nothing is ever trained on it."""
+    return hashlib.sha256(instruction.encode()).digest()[0] % 10 == 0
+
+
+def draw_instruction(rng: random.Random, held_out: bool = False) -> str:
+    """One instruction of a random family, from the asked side of the split."""
+    while True:
+        instruction = rng.choice(FAMILIES).draw(rng)
+        if is_held_out(instruction) == held_out:
+            return instruction
+
+
+def draw_instructions(count: int, seed: int, held_out: bool = False) -> tuple[str, ...]:
+    """``count`` different instructions, by ``seed``."""
+    rng, found = random.Random(seed), dict[str, None]()
+    while len(found) < count:
+        found[draw_instruction(rng, held_out)] = None
+    return tuple(found)

@@ -1,0 +1,331 @@
+"""A recipe: the whole experiment as frozen, checked values.
+
+The defaults are the published setting of Meta-Rewarding (arXiv 2407.19594), so a recipe file says only what differs.
+What the paper leaves open has a default too; its description then doesn't mention the paper. Paths are relative to the
+folder in which the command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from metareward.pairs import PairRules
+from metareward.recipe_errors import explain, section_of
+from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A group of settings: nothing unknown, nothing converted, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PromptSettings(Section):
+    """Where prompts come from."""
+
+    source: Text = Field(description="JSONL file with one prompt a line, or 'pocket' for the pocket world's own")
+    per_iteration: Count = Field(5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000)")
+    held_out: Text | Count = Field(
+        256, description="What every model is evaluated on: so many prompts kept out of training, or a JSONL file"
+    )
+
+
+class AnswerSettings(Section):
+    """The actor's sampling (Meta-Rewarding section 2)."""
+
+    k: int = Field(7, ge=2, description="Answers sampled for each prompt, K (paper: 7)")
+    temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
+    top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
+    max_tokens: Count = Field(1024, description="Longest answer, in new tokens")
+
+
+class JudgmentSettings(Section):
+    """The judge's rubric and sampling (Meta-Rewarding section 2)."""
+
+    n: Count = Field(11, description="Judgments of each answer, N (paper: 11)")
+    rubric: Text = Field("judge", description="Packaged rubric, or a .txt file of your own")
+    temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
+    top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
+    max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
+    min_valid: Count = Field(1, description="An answer with fewer valid judgments is left out (paper: any counts)")
+    low: float = Field(0.0, description="Lowest score of the rubric")
+    high: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
+
+
+class MetaJudgmentSettings(Section):
+    """The meta-judge's rubric and sampling (Meta-Rewarding section 2). It works where judge pairs are made."""
+
+    rubric: Text = Field("metajudge", description="Packaged meta-judge rubric, or a .txt file of your own")
+    temperature: Temperature = Field(0.8, description="Sampling temperature; 0 is greedy")
+    top_p: TopP = Field(0.95, description="Nucleus sampling mass")
+    max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
+    hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
+
+
+class PairSettings(Section):
+    """How verdicts become judge pairs (Meta-Rewarding section 2)."""
+
+    weights_scope: Literal["iteration", "answer"] = Field(
+        "iteration", description="Position weights from all battles of the iteration, or of each answer alone"
+    )
+    elo_prior: float = Field(0.1, gt=0.0, description="Weight of the prior that keeps Elo ratings finite")
+    min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
+
+
+class EngineSettings(Section):
+    """What runs the model while it answers and judges."""
+
+    kind: Literal["local"] = Field("local", description="'local' runs the model on this machine")
+    device: Text = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' and so on")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
+    workers: Literal["auto"] | Count = Field("auto", description="Processes that share the prompts")
+    threads: Literal["auto"] | Count = Field("auto", description="CPU threads of each worker")
+    rows: Count = Field(64, description="Completions written at the same time by each worker")
+    deterministic: bool = Field(True, description="The same text whatever else is in the batch, at some cost in speed")
+
+
+class TrainingSettings(Section):
+    """DPO (Meta-Rewarding appendix A.3)."""
+
+    learning_rate: float = Field(5e-6, gt=0.0, description="Peak learning rate (paper: 5e-6)")
+    final_learning_rate: float = Field(0.0, ge=0.0, description="Learning rate at the end of the schedule")
+    beta: float = Field(0.1, gt=0.0, description="Beta of the DPO loss (paper: 0.1)")
+    epochs: Count = Field(10, description="Length of the learning-rate schedule, in epochs (paper: 10)")
+    batch_size: Count = Field(32, description="Pairs in each optimiser step (paper: 32)")
+    micro_batch_size: Count = Field(4, description="Pairs in memory at a time; divides batch_size")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Course of the learning rate (paper: cosine)"
+    )
+    warmup: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the steps in which the learning rate rises")
+    max_length: Count = Field(4096, description="Longest prompt with completion, in tokens")
+    weight_decay: float = Field(0.0, ge=0.0, description="Weight decay")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradients are clipped to this norm")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout while training")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the computation; weights being trained are float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
+    start: Literal["previous", "m0"] = Field("previous", description="What each iteration trains (paper: previous)")
+    reference: Literal["start", "m0"] = Field("start", description="DPO's reference: what it starts from, or M0")
+
+
+class EvaluationSettings(Section):
+    """What is asked on the held-out prompts, of M0 and of every model made."""
+
+    answers: Count = Field(1, description="Answers to each held-out prompt")
+    judgments: Count = Field(3, description="Judgments of each of these answers")
+    meta_pairs: int = Field(1, ge=0, description="Pairs of judgments compared for each held-out prompt, in both orders")
+
+
+class IterationSettings(Section):
+    """What differs from iteration to iteration (Meta-Rewarding appendix A.3)."""
+
+    rho: float = Field(0.0, ge=0.0, le=1.0, description="Length control: 0 is off (paper: 0, 0.32, 0.32, 0.4)")
+    max_answer_chars: Count | None = Field(
+        None, description="Drop pairs whose chosen answer is longer, in characters (paper: 2500 in iteration 1)"
+    )
+    judge_pairs: bool = Field(True, description="Meta-judge and train the judge too (paper: in iterations 1 and 2)")
+    max_judgment_chars: Count | None = Field(
+        None, description="Drop judge pairs whose chosen judgment is longer, in characters (paper: 1100, then 1000)"
+    )
+    epochs: Count | None = Field(None, description="Instead of training.epochs, in this iteration")
+    keep_epoch: Count | None = Field(
+        None, description="Epoch at whose end training stops; empty for the last (paper: 6, 4, 2, 2)"
+    )
+
+
+PAPER_ITERATIONS: Mapping[int, Mapping[str, float | int | bool]] = {
+    1: {"rho": 0.0, "max_answer_chars": 2500, "judge_pairs": True, "max_judgment_chars": 1100, "keep_epoch": 6},
+    2: {"rho": 0.32, "judge_pairs": True, "max_judgment_chars": 1000, "keep_epoch": 4},
+    3: {"rho": 0.32, "judge_pairs": False, "keep_epoch": 2},
+    4: {"rho": 0.4, "judge_pairs": False, "keep_epoch": 2},
+}
+
+
+class Recipe(Section):
+    """One experiment: what is run, T times, from which model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name: its folder under runs/")
+    seed: int = Field(0, ge=0, description="Every random choice follows from it")
+    model: Text = Field(description="M0: a Hugging Face model folder, or 'pocket' for the model in this package")
+    prompts: PromptSettings
+    answers: AnswerSettings
+    judgments: JudgmentSettings
+    meta_judgments: MetaJudgmentSettings
+    pairs: PairSettings
+    engine: EngineSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    iterations: Mapping[int, IterationSettings] = Field(
+        description="One section for each iteration, 1 to T; 'drop' takes one of a preset's away"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_may_be_left_out(cls, values: Any) -> Any:
+        """An absent or empty section means its defaults; an iteration that says 'drop' is none."""
+        if not isinstance(values, Mapping):
+            return values
+        sections = [name for name, field in cls.model_fields.items() if section_of(field) and name != "iterations"]
+        whole = {**values, **{name: {} for name in sections if values.get(name) is None}}
+        iterations = values.get("iterations", PAPER_ITERATIONS)
+        if isinstance(iterations, Mapping):
+            kept = {t: {} if each is None else each for t, each in iterations.items() if each != "drop"}
+            whole["iterations"] = kept
+        return whole
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Recipe:
+        for key, value, expected in _mismatches(self):
+            raise PydanticCustomError("mismatch", "{expected}", {"key": key, "value": value, "expected": expected})
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain JSON values in the schema's order: what ``resolved.json`` holds."""
+        return self.model_dump(mode="json")
+
+    def meta_judge(self, t: int) -> bool:
+        """Whether iteration ``t`` asks the meta-judge: where judge pairs are made, and only there."""
+        return self.iterations[t].judge_pairs
+
+    def epochs(self, t: int) -> int:
+        """The length of iteration ``t``'s learning-rate schedule."""
+        return self.iterations[t].epochs or self.training.epochs
+
+    def keep_epoch(self, t: int) -> int:
+        """The epoch at whose end iteration ``t``'s training stops, 1 to `epochs`."""
+        return self.iterations[t].keep_epoch or self.epochs(t)
+
+
+Mismatch = tuple[Key, object, str]
+
+
+def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
+    """Settings that are each allowed but not together: the key, its value, what it should be."""
+    yield from _numbering(recipe.iterations)
+    yield from _judging(recipe)
+    yield from _training(recipe.training)
+    for t, iteration in recipe.iterations.items():
+        if iteration.judge_pairs and recipe.judgments.n < 2:
+            why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
+            yield ("iterations", t, "judge_pairs"), True, why
+        if recipe.keep_epoch(t) > recipe.epochs(t):
+            why = f"at most {recipe.epochs(t)}, the epochs of this iteration's schedule"
+            yield ("iterations", t, "keep_epoch"), iteration.keep_epoch, why
+
+
+def _numbering(iterations: Mapping[int, IterationSettings]) -> Iterator[Mismatch]:
+    if not iterations:
+        yield ("iterations",), None, "at least one iteration, such as 1"
+    for due, t in enumerate(sorted(iterations), 1):
+        if t != due:
+            yield ("iterations", t), None, f"iterations numbered 1, 2, 3 and so on; {due} is not there"
+
+
+def _judging(recipe: Recipe) -> Iterator[Mismatch]:
+    judgments, most = recipe.judgments, recipe.judgments.n * (recipe.judgments.n - 1)
+    if recipe.answers.temperature == 0:
+        yield ("answers", "temperature"), 0.0, "a number above 0: greedy answers to one prompt are all the same"
+    if judgments.temperature == 0 and judgments.n > 1:
+        yield (
+            ("judgments", "temperature"),
+            0.0,
+            "a number above 0: greedy judgments of one answer are all the same",
+        )
+    if judgments.min_valid > judgments.n:
+        yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
+    if judgments.low >= judgments.high:
+        yield ("judgments", "low"), judgments.low, f"a number below judgments.high, which is {judgments.high}"
+    if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
+        why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
+        yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
+
+
+def _training(training: TrainingSettings) -> Iterator[Mismatch]:
+    if training.batch_size % training.micro_batch_size:
+        why = f"a divisor of training.batch_size, which is {training.batch_size}"
+        yield ("training", "micro_batch_size"), training.micro_batch_size, why
+    if training.schedule == "constant" and training.final_learning_rate > 0:
+        yield ("training", "final_learning_rate"), training.final_learning_rate, "0 with the constant schedule"
+    if training.final_learning_rate > training.learning_rate:
+        why = f"at most training.learning_rate, which is {training.learning_rate}"
+        yield ("training", "final_learning_rate"), training.final_learning_rate, why
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a preset's name or a YAML file, changed by each ``dotted.key=value`` of ``overrides``.
+
+    A recipe without a name is called after its file. Raises `UserError` with one line that names the place, the key,
+    its value and what is expected.
+    """
+    path = recipe_path(name_or_path)
+    tree = read_layers(path, overrides, {"name": path.stem, "iterations": PAPER_ITERATIONS})
+    return _checked(tree, label(path))
+
+
+def _checked(tree: Tree, source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree.values)
+    except ValidationError as error:
+        raise explain(error, tree, source, Recipe) from None
+
+
+def recipe_text(name_or_path: str, overrides: Sequence[str] = ()) -> str:
+    """The recipe as the user gave it: its file, with the overrides as comments above it."""
+    head = "".join(f"# --set {override}\n" for override in overrides)
+    return head + recipe_path(name_or_path).read_text(encoding="utf-8")
+
+
+def pairs_rules(recipe: Recipe, t: int) -> PairRules:
+    """How iteration ``t``'s records become pairs."""
+    iteration = recipe.iterations[t]
+    return PairRules(
+        rho=iteration.rho,
+        max_answer_chars=iteration.max_answer_chars,
+        judge_pairs=iteration.judge_pairs,
+        max_judgment_chars=iteration.max_judgment_chars,
+        min_valid=recipe.judgments.min_valid,
+        weights_scope=recipe.pairs.weights_scope,
+        elo_prior=recipe.pairs.elo_prior,
+        min_battles=recipe.pairs.min_battles,
+    )
+
+
+def generation_fingerprint(
+    recipe: Recipe, t: int, *, model: str, prompts: str, rubric: str, metarubric: str
+) -> dict[str, object]:
+    """All that bears on what iteration ``t``'s records say, under dotted keys; nothing about where they are made.
+
+    ``model`` fingerprints the weights and tokenizer, the others are SHA-256 of the chosen prompts and of the two
+    rubrics' texts. The meta-judge's settings count only where it is asked, the batch's shape only where the run
+    promises the same text again.
+    """
+    asked = {**_flat("meta_judgments", recipe.meta_judgments), "meta_judgments.rubric": metarubric}
+    shape = {"engine.rows": recipe.engine.rows}
+    return {
+        "seed": recipe.seed,
+        "iteration": t,
+        "model": model,
+        "prompts": prompts,
+        **_flat("answers", recipe.answers),
+        **_flat("judgments", recipe.judgments),
+        "judgments.rubric": rubric,
+        "meta_judge": recipe.meta_judge(t),
+        **(asked if recipe.meta_judge(t) else {}),
+        "engine.dtype": recipe.engine.dtype,
+        "engine.deterministic": recipe.engine.deterministic,
+        **(shape if recipe.engine.deterministic else {}),
+    }
+
+
+def _flat(name: str, section: Section) -> dict[str, object]:
+    return {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}

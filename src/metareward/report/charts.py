@@ -1,0 +1,254 @@
+"""The charts of the report: each turns measured numbers, with their intervals, into one inline SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from metareward.monitors import PositionStatistics
+from metareward.report.drawing import AMBER, BLUE, CARD, INK, SOFT, drawing
+from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary
+from metareward.report.metrics import BY_KEY, Form, show
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawn chart with its words: ``lead`` is the number to look at first, ``keys`` name the colours."""
+
+    title: str
+    lead: str
+    note: str
+    keys: tuple[tuple[str, str], ...]
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """What to draw of each model: one or two metrics with the same axis, and a line to compare them with."""
+
+    title: str
+    note: str
+    series: tuple[tuple[str, str], ...]
+    reference: float | None = None
+
+
+TRENDS = (
+    Trend("Answer quality", "Oracle's score, 0 to 5", (("answer_quality", ""),)),
+    Trend("Perfect answers", "Share with the oracle's full score", (("answer_perfect", ""),)),
+    Trend("Judgments exactly right", "Single judgment equals the oracle's score", (("judgment_exact", ""),)),
+    Trend(
+        "Judge's rank correlation",
+        "Scores against the oracle's",
+        (("judgment_mean_rank_correlation", "mean of N judgments"), ("judgment_rank_correlation", "one judgment")),
+    ),
+    Trend("Meta-judge right", "Picks the better judgment; dashed: chance", (("meta_accuracy", ""),), 0.5),
+    Trend("Wins of the first shown", "Meta-judge's verdicts; dashed: no bias", (("meta_first_position", ""),), 0.5),
+    Trend("Answer length", "Characters", (("answer_chars", ""),)),
+    Trend("Judgment length", "Characters", (("judgment_chars", ""),)),
+    Trend(
+        "Scores the model gives",
+        "A rise on M0's unchanged answers is drift, not quality",
+        (("answer_self_score", "its own answers"), ("anchor_score", "M0's answers")),
+    ),
+    Trend(
+        "Readable verdicts",
+        "Share of texts that end in one",
+        (("judgment_valid", "judgments"), ("meta_valid", "meta-judgments")),
+    ),
+)
+
+_COLOURS = (BLUE, AMBER)
+_NAMES = ("blue", "amber")
+
+
+def trend_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
+    """A chart for every trend of which some model has a number."""
+    drawn = []
+    for trend in TRENDS:
+        series = [(key, label) for key, label in trend.series if any(key in e.metrics for e in evaluations)]
+        if series:
+            drawn.append(_trend_chart(trend, series, evaluations))
+    return tuple(drawn)
+
+
+def _trend_chart(trend: Trend, series: Sequence[tuple[str, str]], evaluations: Sequence[Evaluation]) -> Chart:
+    main = series[0][0]
+    metric = BY_KEY[main]
+    with drawing(f"trend-{main}", f"{trend.title}: {lead(main, evaluations)}", height=150) as chart:
+        measures = []
+        for (key, _), colour in zip(series, _COLOURS, strict=False):
+            points = [(x, e.metrics[key]) for x, e in enumerate(evaluations) if key in e.metrics]
+            measures += [measure for _, measure in points]
+            _draw_points(chart.axes, points, colour)
+        _limit(chart.axes, measures, trend.reference)
+        _models(chart.axes, [evaluation.model for evaluation in evaluations])
+        chart.axes.yaxis.set_major_formatter(_ticks(metric.form))
+    keys = tuple((name, label) for (_, label), name in zip(series, _NAMES, strict=False) if label)
+    return Chart(trend.title, lead(main, evaluations), trend.note, keys, chart.svg)
+
+
+def lead(key: str, evaluations: Sequence[Evaluation]) -> str:
+    """``2.41 → 3.81``: the metric of the first and the last model that have it."""
+    means = [BY_KEY[key].show(e.metrics[key].mean) for e in evaluations if key in e.metrics]
+    return " → ".join(dict.fromkeys((means[0], means[-1]))) if len(means) > 1 else means[0]
+
+
+def _draw_points(axes: Axes, points: Sequence[tuple[int, Measure]], colour: str) -> None:
+    xs = [x for x, _ in points]
+    axes.plot(xs, [m.mean for _, m in points], color=colour, linewidth=1.4, alpha=0.45, zorder=2)
+    for x, measure in points:
+        axes.plot([x, x], [measure.low, measure.high], color=colour, linewidth=2, solid_capstyle="butt", zorder=3)
+    axes.plot(xs, [m.mean for _, m in points], "o", color=colour, markersize=6, zorder=4, markeredgecolor=CARD)
+
+
+def _limit(axes: Axes, measures: Sequence[Measure], reference: float | None) -> None:
+    """Room for every interval and the reference, and never so close up that noise looks like a trend."""
+    low, high = min(m.low for m in measures), max(m.high for m in measures)
+    if reference is not None:
+        low, high = min(low, reference), max(high, reference)
+        axes.axhline(reference, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+    widest = max(m.high - m.low for m in measures)
+    spare = max(0.12 * (high - low), (3 * widest - (high - low)) / 2, 1e-3 * max(1.0, abs(high)))
+    axes.set_ylim(low - spare, high + spare)
+
+
+def _models(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), list(names))
+    axes.set_xlim(-0.35, len(names) - 0.65)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def _ticks(form: Form) -> FuncFormatter:
+    def label(value: float, _: int | None) -> str:
+        return f"{100 * value:.0f} %" if form == "share" else f"{value:,.0f}" if form == "chars" else f"{value:g}"
+
+    return FuncFormatter(label)
+
+
+def histogram_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
+    """For each model, the share of each score among its single judgments of its own answers and of M0's."""
+    measured = [e for e in evaluations if any(counts for counts in e.histograms.values())]
+    shares = [{kind: _binned(counts) for kind, counts in e.histograms.items() if counts} for e in measured]
+    top = max((share for kinds in shares for bins in kinds.values() for share in bins.values()), default=1.0)
+    return tuple(_histogram(e, kinds, top) for e, kinds in zip(measured, shares, strict=True))
+
+
+def _binned(counts: Mapping[float, int]) -> dict[float, float]:
+    """Shares by score, rounded to half points so that 4.75 and 4.8 share a bar."""
+    total = sum(counts.values())
+    bins: dict[float, float] = {}
+    for score, count in sorted(counts.items()):
+        bins[round(2 * score) / 2] = bins.get(round(2 * score) / 2, 0.0) + count / total
+    return bins
+
+
+def _histogram(evaluation: Evaluation, kinds: Mapping[str, Mapping[float, float]], top: float) -> Chart:
+    counts = next(iter(evaluation.histograms.values()))
+    mean = sum(score * count for score, count in counts.items()) / sum(counts.values())
+    caption = f"Scores given by {evaluation.model}, mean {mean:.2f}"
+    with drawing(f"scores-{evaluation.model}", caption, width=220, height=120, margins=(34, 6, 6, 20)) as chart:
+        own, anchor = kinds.get("own", {}), kinds.get("anchor", {})
+        chart.axes.bar(list(own), list(own.values()), width=0.42, color=BLUE, zorder=2)
+        chart.axes.plot(
+            list(anchor), list(anchor.values()), "_", color=AMBER, markersize=13, markeredgewidth=2, zorder=3
+        )
+        chart.axes.set(ylim=(0, top * 1.06), xlim=(-0.4, max(5.4, *own, *anchor)))
+        chart.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        chart.axes.yaxis.set_major_locator(MaxNLocator(3))
+        chart.axes.yaxis.set_major_formatter(_ticks("share"))
+    return Chart(evaluation.model, f"mean {mean:.2f}", "", (), chart.svg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """One line of a chart over iterations."""
+
+    label: str
+    of: Callable[[PositionStatistics], float | None]
+
+
+def position_charts(summaries: Sequence[PairSummary]) -> tuple[Chart, ...]:
+    """Score bias and order flips over iterations (Meta-Rewarding Table 5)."""
+    told = {s.iteration: s.position for s in summaries if s.position is not None}
+    if not told:
+        return ()
+    flips = (
+        _Share("same score", lambda p: p.same_score.flipped),
+        _Share("different", lambda p: p.different_score.flipped),
+    )
+    wins = "Of verdicts that hold in both orders; dashed: chance"
+    return (
+        _shares_chart("Higher-scored judgment wins", wins, told, (_Share("", lambda p: p.higher_score_wins),), 0.5),
+        _shares_chart("Verdicts that flip with the order", "Share of pairs of judgments", told, flips),
+        _shares_chart("First shown wins", "Dashed: no bias", told, (_Share("", lambda p: p.all.first_wins),), 0.5),
+    )
+
+
+def _shares_chart(
+    title: str,
+    note: str,
+    told: Mapping[int, PositionStatistics],
+    shares: Sequence[_Share],
+    reference: float | None = None,
+) -> Chart:
+    values = [[share.of(position) for position in told.values()] for share in shares]
+    finite = [value for value in values[0] if value is not None]
+    ends = " → ".join(show("share", value) for value in dict.fromkeys((finite[0], finite[-1]))) if finite else "–"
+    with drawing(f"position-{title[0]}", f"{title}: {ends}", height=150) as chart:
+        for line, colour in zip(values, _COLOURS, strict=False):
+            points = [(x, value) for x, value in enumerate(line) if value is not None]
+            chart.axes.plot(*zip(*points, strict=True) if points else ((), ()), "-o", color=colour, linewidth=1.4)
+        if reference is not None:
+            chart.axes.axhline(reference, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        _models(chart.axes, [f"iteration {number}" if len(told) < 4 else str(number) for number in told])
+        chart.axes.set_ylim(-0.02, 1.02)
+        chart.axes.yaxis.set_major_formatter(_ticks("share"))
+    keys = tuple((name, share.label) for share, name in zip(shares, _NAMES, strict=False) if share.label)
+    return Chart(title, ends, note, keys, chart.svg)
+
+
+_TRAINING = (
+    ("loss", "DPO loss", "Dashed: ln 2, where every training starts", math.log(2)),
+    ("margin", "Reward margin", "Chosen minus rejected, β × log-ratio", 0.0),
+    ("accuracy", "Chosen preferred", "Share of training pairs", 0.5),
+)
+
+
+def training_charts(iterations: Sequence[Iteration]) -> tuple[Chart, ...]:
+    """A chart each of loss, margin and accuracy by step, with a line for every iteration that was logged."""
+    trained = [iteration for iteration in iterations if iteration.training]
+    drawn = []
+    for key, title, note, reference in _TRAINING:
+        curves = {i.model: i.training[key] for i in trained if key in i.training}
+        if curves:
+            drawn.append(_curves_chart(key, title, note, curves, reference))
+    return tuple(drawn)
+
+
+def _curves_chart(key: str, title: str, note: str, curves: Mapping[str, Curve], reference: float) -> Chart:
+    with drawing(f"training-{key}", f"{title} by training step", margins=(44, 34, 8, 24)) as chart:
+        chart.axes.axhline(reference, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        for place, (model, curve) in enumerate(curves.items(), start=1):
+            # Later models are drawn stronger: one hue, ordered, needs no legend.
+            strength = 0.25 + 0.75 * place / len(curves)
+            chart.axes.plot(curve.steps, curve.values, color=BLUE, alpha=strength, linewidth=1.6)
+            _name_end(chart.axes, model, curve)
+        chart.axes.yaxis.set_major_locator(MaxNLocator(4))
+        chart.axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return Chart(title, _curve_lead(curves), note, (), chart.svg)
+
+
+def _name_end(axes: Axes, model: str, curve: Curve) -> None:
+    """The model's name at the last point that can be drawn."""
+    ends = [(x, y) for x, y in zip(curve.steps, curve.values, strict=True) if math.isfinite(y)]
+    if ends:
+        axes.annotate(model, ends[-1], xytext=(4, -4), textcoords="offset points", color=INK, fontsize=10)
+
+
+def _curve_lead(curves: Mapping[str, Curve]) -> str:
+    return ", ".join(f"{model} {show('correlation', curve.values[-1])}" for model, curve in curves.items())

@@ -1,0 +1,109 @@
+"""What a run folder says, as frozen values: the report's only picture of a run, whether it is finished or not.
+
+Nothing here demands what a run may lack: a run outside the pocket world has no oracle, an unfinished one has
+iterations without pairs, training or evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from metareward.battles import PositionWeights
+from metareward.monitors import Finding, PositionStatistics
+from metareward.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A mean with its 95 % interval over ``n`` values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def apart_from(self, other: Measure) -> bool:
+        """Whether the two 95 % intervals share no point. The report calls nothing else a change."""
+        return self.low > other.high or self.high < other.low
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One model on the held-out prompts. ``histograms`` count single scores, of ``own`` and of ``anchor`` answers."""
+
+    model: str
+    prompts: int
+    seconds: float
+    metrics: Mapping[str, Measure]
+    histograms: Mapping[str, Mapping[float, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSummary:
+    """What became of one iteration's prompts: pairs made, pairs dropped and why, and what the monitors saw."""
+
+    iteration: int
+    prompts: int
+    actor_pairs: int
+    judge_pairs: int
+    dropped: Mapping[str, Mapping[str, int]]
+    weights: PositionWeights | None = None
+    position: PositionStatistics | None = None
+    readings: Mapping[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    chosen_chars: float | None = None
+    rejected_chars: float | None = None
+    answer_chars: float | None = None
+    judgment_chars: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One quantity of a training, logged at some steps. Values may be infinite or not a number."""
+
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """Iteration ``number``: it starts from model M(number-1) and makes M(number). Iteration 0 only measures M0.
+
+    ``failed`` are the prompts without a record, each with its error line. ``seconds`` are those its done-mark tells,
+    0 before.
+    """
+
+    number: int
+    generated: bool
+    failed: tuple[tuple[str, str], ...]
+    summary: PairSummary | None
+    training: Mapping[str, Curve]
+    evaluation: Evaluation | None
+    done: bool
+    seconds: float
+
+    @property
+    def model(self) -> str:
+        """The model this iteration makes."""
+        return f"M{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A whole run: the recipe with every default filled in, where it ran, and its iterations 0..T."""
+
+    name: str
+    recipe: Recipe
+    environment: tuple[tuple[str, str], ...]
+    iterations: tuple[Iteration, ...]
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The models measured so far, in order."""
+        return tuple(i.evaluation for i in self.iterations if i.evaluation is not None)
+
+    @property
+    def summaries(self) -> tuple[PairSummary, ...]:
+        """The iterations whose pairs are built, in order."""
+        return tuple(i.summary for i in self.iterations if i.summary is not None)

@@ -1,0 +1,107 @@
+"""What the run shows, in sentences computed from its numbers.
+
+A change is only called a rise or a fall when the two 95 % intervals share no point. Where they overlap the
+sentence says that nothing was shown, and where no oracle measured, that a model's own score is its opinion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metareward.report.facts import Evaluation, Iteration, Measure, Run
+from metareward.report.metrics import BY_KEY, Metric
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A metric as the subject of a sentence; ``unit`` follows the last number."""
+
+    key: str
+    words: str
+    unit: str = ""
+
+
+_OPINION = _Subject("answer_self_score", "The mean score the model gives its own answers", " of 5")
+_SUBJECTS = (
+    _Subject("answer_quality", "Mean answer quality", " of 5"),
+    _Subject("judgment_rank_correlation", "A single judgment's rank correlation with the truth"),
+    _Subject("meta_accuracy", "The meta-judge's accuracy"),
+    _Subject("answer_chars", "Mean answer length", " characters"),
+)
+
+
+def sentences(run: Run) -> tuple[str, ...]:
+    """The headline first, then one sentence for each further subject that was measured on the first and last model."""
+    measured = run.evaluations
+    if not measured:
+        return ("No model of this run has been measured yet.",)
+    if len(measured) == 1:
+        return (f"Only {measured[0].model} has been measured so far, so there is nothing to compare yet.",)
+    subjects = _SUBJECTS if "answer_quality" in measured[-1].metrics else (_OPINION, *_SUBJECTS[1:])
+    found = [sentence for subject in subjects if (sentence := _sentence(subject, measured)) is not None]
+    return (*found, *_caveats(run, subjects)) or ("The first and the last model share no metric to compare.",)
+
+
+def _sentence(subject: _Subject, measured: Sequence[Evaluation]) -> str | None:
+    first, last = measured[0], measured[-1]
+    before, after = first.metrics.get(subject.key), last.metrics.get(subject.key)
+    if before is None or after is None:
+        return None
+    metric = BY_KEY[subject.key]
+    numbers = (
+        f"from {metric.show(before.mean)} ({first.model}) to {metric.show(after.mean)}{subject.unit} ({last.model})"
+    )
+    if not after.apart_from(before):
+        return f"{subject.words} went {numbers}, but the 95 % intervals overlap: no change is shown."
+    verb = "rose" if after.mean > before.mean else "fell"
+    return f"{subject.words} {verb} {numbers}; the 95 % intervals do not overlap.{_peak(subject, metric, measured)}"
+
+
+def _peak(subject: _Subject, metric: Metric, measured: Sequence[Evaluation]) -> str:
+    """Half the story when the last model isn't the best one."""
+    if metric.better != "higher":
+        return ""
+    candidates = [(e.metrics[subject.key], e.model) for e in measured if subject.key in e.metrics]
+    best, model = max(candidates, key=lambda candidate: candidate[0].mean)
+    last = measured[-1].metrics[subject.key]
+    if best.mean == last.mean:
+        return ""
+    return f" The highest value was {model}'s, {metric.show(best.mean)}{_against_last(best, last, measured[-1].model)}."
+
+
+def _against_last(best: Measure, last: Measure, name: str) -> str:
+    return f", and {name} is below it" if best.apart_from(last) else f" (its interval overlaps with {name}'s)"
+
+
+def _caveats(run: Run, subjects: Sequence[_Subject]) -> tuple[str, ...]:
+    if subjects[0] is _OPINION and "answer_self_score" in run.evaluations[-1].metrics:
+        return (
+            "No oracle measured this run: a model's score for its own answers is its opinion, not evidence of quality.",
+        )
+    return ()
+
+
+def unfinished(run: Run) -> tuple[str, ...]:
+    """What is still missing, one line for each iteration that isn't whole; empty for a finished run."""
+    lines = [line for iteration in run.iterations if (line := _missing(iteration)) is not None]
+    waiting = [i for i in run.iterations[1:] if not i.generated]
+    if len(waiting) > 1:
+        line = f"Iterations {waiting[0].number} to {waiting[-1].number}: not begun."
+        return (*(text for text in lines if not text.endswith("not begun.")), line)
+    return tuple(lines)
+
+
+def _missing(iteration: Iteration) -> str | None:
+    if iteration.number == 0:
+        return None if iteration.evaluation is not None else "M0 is not measured yet, so nothing can be compared to it."
+    prefix = f"Iteration {iteration.number}:"
+    if not iteration.generated:
+        return f"{prefix} not begun."
+    if iteration.summary is None:
+        return f"{prefix} answers and judgments are under way; its pairs are not built yet."
+    if not iteration.training:
+        return f"{prefix} its pairs are built, but {iteration.model} is not trained yet."
+    if iteration.evaluation is None:
+        return f"{prefix} {iteration.model} has a training log, but is not measured yet."
+    return None if iteration.done else f"{prefix} everything is there but its done-mark."

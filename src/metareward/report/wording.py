@@ -1,0 +1,56 @@
+"""Codes in plain words: why a pair was dropped, how a reading or a verdict ended."""
+
+from __future__ import annotations
+
+from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict, Won
+
+_DROPS = {
+    "too_few_valid_answers": "too few answers with enough readable judgments",
+    "all_scores_equal": "all answers scored the same",
+    "same_answer": "chosen and rejected would be the same answer",
+    "chosen_answer_too_long": "chosen answer over the length limit",
+    "no_dispute": "no answer in dispute",
+    "no_variance": "the judge agreed with itself on every answer",
+    "too_few_judgments": "too few readable judgments of the disputed answer",
+    "too_few_battles": "too few readable meta-judgments",
+    "all_ratings_equal": "all judgments rated the same",
+    "same_judgment_text": "chosen and rejected judgment read the same",
+    "chosen_judgment_too_long": "chosen judgment over the length limit",
+}
+
+_UNPARSED = {
+    "missing": "no verdict found",
+    "out_of_range": "outside the scale",
+    "contradictory": "contradicts itself",
+}
+
+_READINGS = {"scored": "readable", "truncated": "cut off by the token limit", **_UNPARSED}
+
+
+def drop_words(reason: str) -> str:
+    """Why a pair was dropped; a reason from a newer version reads as its code."""
+    return _DROPS.get(reason, reason.replace("_", " "))
+
+
+def reading_count_words(code: str) -> str:
+    """The name of one outcome in the summary's ``readings``."""
+    return _READINGS.get(code, code.replace("_", " "))
+
+
+def reading_words(reading: Reading) -> str:
+    """A judgment's outcome: the score, or why there is none."""
+    if isinstance(reading, Scored):
+        return f"{reading.score:g}"
+    return outcome_words(reading)
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """A meta-judgment's outcome, naming the judgment that won."""
+    if isinstance(verdict, Won):
+        return f"judgment {verdict.winner} wins"
+    return "tie" if isinstance(verdict, Tied) else outcome_words(verdict)
+
+
+def outcome_words(outcome: Unparsed | Truncated) -> str:
+    """Why a text gave no verdict."""
+    return "cut off" if isinstance(outcome, Truncated) else _UNPARSED[outcome.reason]

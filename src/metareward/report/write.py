@@ -1,0 +1,149 @@
+"""Writes the report: one HTML file that loads nothing, runs nothing and is the same for the same run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
+from metareward.report.facts import Run
+from metareward.report.gather import gather
+from metareward.report.headline import sentences, unfinished
+from metareward.report.metrics import show
+from metareward.report.table import Row, rows
+from metareward.report.visible import visible
+from metareward.report.wording import drop_words, reading_count_words, reading_words, verdict_words
+from metareward.report.worked import examples
+from metareward.report.yields import bars
+from metareward.rundir import RunDir, write_atomic
+
+_TEMPLATES = ("page.html.j2", "parts.html.j2", "example.html.j2")
+
+# Meta-Rewarding (arXiv 2407.19594) Table 5, in per cent: higher and lower score wins; bias at same, different, all.
+_CITED = (("63.0 %", "37.0 %", "47.8 %", "41.1 %", "43.9 %"), ("97.7 %", "2.3 %", "87.8 %", "56.2 %", "68.1 %"))
+
+
+def write_report(run: RunDir) -> Path:
+    """Write ``report.html`` into the run folder, finished or not, and return its path.
+
+    Raises `UserError` for a folder that is no run, a file in it that can't be read, and a disk that can't be written.
+    """
+    write_atomic(run.report, page(run))
+    return run.report
+
+
+def page(run: RunDir) -> str:
+    """The report's HTML."""
+    facts = gather(run)
+    return _environment().get_template("page.html.j2").render(_context(run, facts))
+
+
+def _environment() -> Environment:
+    folder = files("metareward.report")
+    sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in _TEMPLATES}
+    environment = Environment(
+        loader=DictLoader(sources),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(reading_words=reading_words, verdict_words=verdict_words, drop_words=drop_words)
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """Every text that reaches the page, wherever it comes from, is made visible; our own markup already is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _context(run: RunDir, facts: Run) -> dict[str, object]:
+    measured = facts.evaluations
+    table = rows(measured) if measured else ()
+    context: dict[str, object] = {
+        "run": facts,
+        "css": Markup(files("metareward.report").joinpath("page.css").read_text(encoding="utf-8")),
+        "sentences": sentences(facts),
+        "missing": unfinished(facts),
+        "facts": tuple(_facts(facts)),
+        "trends": trend_charts(measured),
+        "groups": [(group, tuple(members)) for group, members in groupby(table, key=_group)],
+        "any_good_side": any(row.metric.better != "neither" for row in table),
+        "bars": bars(facts.summaries),
+        "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code in s.readings)),
+        "reading_count_words": reading_count_words,
+        "histograms": histogram_charts(measured),
+        "positions": position_charts(facts.summaries),
+        "cited": _CITED,
+        "any_findings": any(summary.findings for summary in facts.summaries),
+        "trainings": training_charts(facts.iterations),
+        "examples": examples(run, facts),
+        "recipe": tuple(_flat(facts.recipe.resolved())),
+        "chars": _chars,
+        "share": _share,
+    }
+    return context | {"sections": tuple(_sections(context))}
+
+
+def _group(row: Row) -> str:
+    return row.metric.group
+
+
+_SECTIONS = (
+    ("trends", "change", "Model by model"),
+    ("trends", "table", "All measurements"),
+    ("bars", "yield", "Prompts"),
+    ("histograms", "scores", "Scores"),
+    ("positions", "position", "Meta-judge"),
+    ("bars", "findings", "Findings"),
+    ("trainings", "training", "Training"),
+    ("examples", "examples", "Worked examples"),
+)
+
+
+def _sections(context: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """The parts of the page that this run has something for."""
+    for key, anchor, title in _SECTIONS:
+        if context[key]:
+            yield anchor, title
+    yield "made", "How it was made"
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    recipe = run.recipe
+    done = sum(iteration.done for iteration in run.iterations[1:])
+    yield "Model", recipe.model
+    yield "Seed", str(recipe.seed)
+    yield "Iterations", f"{done} of {len(recipe.iterations)} done"
+    yield "Prompts each", f"{recipe.prompts.per_iteration:,}"
+    yield "Answers × judgments", f"{recipe.answers.k} × {recipe.judgments.n}"
+    yield "Judge pairs in", _judged(run)
+    if run.evaluations:
+        yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
+
+
+def _judged(run: Run) -> str:
+    judged = [str(number) for number, settings in run.recipe.iterations.items() if settings.judge_pairs]
+    return f"iteration {', '.join(judged)}" if judged else "no iteration (Self-Rewarding)"
+
+
+def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "none" if inner is None else str(inner)
+
+
+def _chars(value: float | None) -> str:
+    return "–" if value is None else show("chars", value)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else show("share", value)

@@ -1,0 +1,47 @@
+"""A run's log, one JSON object a line, and its clock: what the stages of each iteration took, over all its starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from metareward.rundir import RunDir, write_atomic
+
+
+def tell(run: RunDir, event: str, **facts: object) -> None:
+    """Add a line to the log, and say it on standard error."""
+    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
+    with run.log.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    sys.stderr.write(" ".join([event, *(f"{name}={_short(value)}" for name, value in facts.items())]) + "\n")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def timed(run: RunDir, t: int, stage: str) -> Iterator[None]:
+    """Count the time spent inside towards ``stage`` of iteration ``t``; a stage that is resumed goes on counting."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        spent = seconds(run, t)
+        spent[stage] = round(spent.get(stage, 0.0) + time.monotonic() - began, 2)
+        write_atomic(_path(run, t), json.dumps(spent) + "\n")
+
+
+def seconds(run: RunDir, t: int) -> dict[str, float]:
+    """Seconds by stage of iteration ``t`` so far."""
+    path = _path(run, t)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _path(run: RunDir, t: int) -> Path:
+    return run.iteration(t).path / "seconds.json"

@@ -1,0 +1,187 @@
+"""The four stages of an iteration. Each does only what is owed, and says what it did.
+
+generate    M_{t-1} answers, judges and meta-judges the prompts of iteration t     iter-t/records.sqlite
+make_pairs  the records become preference pairs                                    iter-t/pairs/
+train       DPO on the pairs makes M_t, in a process of its own                    iter-t/model/
+evaluate    M_t is measured on the held-out prompts                                iter-t/eval/
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from metareward.engines.engine import Engine
+from metareward.errors import UserError
+from metareward.evaluation import HeldOut, evaluate, held_out_records
+from metareward.experiment import Experiment
+from metareward.measures import measure, score_histogram
+from metareward.pairfiles import write_dropped, write_pairs
+from metareward.pairs import PairSet, build_pairs
+from metareward.progress import Progress
+from metareward.recipe import pairs_rules
+from metareward.records import from_json
+from metareward.rundir import write_atomic
+from metareward.runlog import seconds, tell, timed
+from metareward.seeds import derive
+from metareward.store import RecordStore
+from metareward.summary import summarize
+from metareward.sweep import SweepOutcome, sweep
+from metareward.training.process import Step, run_in_process
+from metareward.types import PairKind, Prompt, PromptRecord
+
+# Prompts that fail for good (too long for the model, say) may be left behind, but not silently many.
+_MOST_FAILED = 0.05
+_IN_FLIGHT = 64
+
+
+async def generate(of: Experiment, t: int, engine: Engine, progress: Progress) -> None:
+    """Make the records of iteration ``t`` with M_{t-1}."""
+    with timed(of.run, t, "generating"), _records(of, t) as store:
+        outcome = await sweep(engine, of.prompts(t), of.settings(t), store, progress, _IN_FLIGHT)
+    _accept(of, f"iteration {t}", outcome)
+
+
+def owes_records(of: Experiment, t: int) -> bool:
+    """Whether prompts of iteration ``t`` are without a record. Raises `UserError` for records of another recipe."""
+    return t <= of.last and not _has_pairs(of, t) and _owed(of.run.iteration(t).records, of.prompts(t))
+
+
+def make_pairs(of: Experiment, t: int) -> None:
+    """Turn the records of iteration ``t`` into pairs, the reasons why there are no more, and a summary."""
+    if _has_pairs(of, t):
+        return
+    with _records(of, t) as store:
+        records = tuple(from_json(document) for _, document in store.documents())
+    pairs = build_pairs(records, pairs_rules(of.recipe, t), of.rubric, of.recipe.seed)
+    _write_pairs(of, t, records, pairs)
+    tell(of.run, "pairs", iteration=t, actor=len(pairs.actor), judge=len(pairs.judge), dropped=len(pairs.dropped))
+
+
+def _write_pairs(of: Experiment, t: int, records: tuple[PromptRecord, ...], pairs: PairSet) -> None:
+    folder = of.run.iteration(t)
+    write_pairs(folder.pairs("actor"), pairs.actor)
+    write_pairs(folder.pairs("judge"), pairs.judge)
+    write_dropped(folder.dropped, pairs.dropped)
+    summary = summarize(t, records, pairs, of.rubric)
+    write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it says that the pairs are whole
+
+
+def _has_pairs(of: Experiment, t: int) -> bool:
+    return of.run.iteration(t).summary.is_file()
+
+
+def train(of: Experiment, t: int, progress: Progress) -> None:
+    """Make M_t."""
+    job = of.job(t, _kinds(of, t))
+    if of.model(t).is_dir():
+        run_in_process(job, lambda _: None)  # only checks that this job made it
+        return
+    began = False
+
+    def on_step(step: Step) -> None:
+        nonlocal began
+        if not began:
+            progress.start(f"training M{t}", {"steps": int(step["steps"])})
+            began = True
+        progress.advance("steps", 1)
+
+    with timed(of.run, t, "training"):
+        try:
+            result = run_in_process(job, on_step)
+        finally:
+            if began:
+                progress.finish()
+    pairs, steps = sum(result.lineage.pairs.values()), result.lineage.steps
+    tell(of.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds)
+
+
+def _kinds(of: Experiment, t: int) -> tuple[PairKind, ...]:
+    """The kinds of which there are pairs. Raises `UserError` when there are none at all: nothing can be learned."""
+    folder = of.run.iteration(t)
+    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+    counts: tuple[tuple[PairKind, int], ...] = (("actor", summary["actor_pairs"]), ("judge", summary["judge_pairs"]))
+    kinds = tuple(kind for kind, count in counts if count)
+    if not kinds:
+        raise UserError(
+            f"{folder.path}: iteration {t} gave no pairs; {folder.dropped.name} there says why for each prompt"
+            f" (`metareward show {of.run.path} --prompt ID` tells the whole story of one)"
+        )
+    return kinds
+
+
+async def measure_model(of: Experiment, t: int, engine: Engine, progress: Progress) -> None:
+    """Measure M_t on the held-out prompts."""
+    anchors = _anchors(of) if t else None
+    asked = of.recipe.evaluation
+    with timed(of.run, t, "evaluating"):
+        with RecordStore.open(_evaluation_records(of, t), of.evaluation_fingerprint(t)) as store:
+            outcome = await evaluate(
+                engine, of.held_out, of.evaluation_settings(), asked.meta_pairs, store, anchors, progress, _IN_FLIGHT
+            )
+            _accept(of, f"evaluating M{t}", outcome)
+            records = held_out_records(store)
+        known = anchors or {record.prompt.id: record for record in records}
+        metrics = measure(records, known, of.oracle, derive(of.recipe.seed, "intervals"))
+    found = {
+        "model": f"M{t}",
+        "prompts": len(records),
+        "seconds": seconds(of.run, t)["evaluating"],
+        "metrics": metrics,
+        "score_histogram": score_histogram(records),
+    }
+    write_atomic(_result(of, t), json.dumps(found, indent=2) + "\n")
+    tell(of.run, "evaluated", model=f"M{t}", **{name: metrics[name]["mean"] for name in _TOLD if name in metrics})
+
+
+_TOLD = (
+    "answer_quality",
+    "answer_chars",
+    "judgment_exact",
+    "judgment_rank_correlation",
+    "anchor_score",
+    "judgment_valid",
+)
+
+
+def owes_evaluation(of: Experiment, t: int) -> bool:
+    """Whether M_t has not been measured."""
+    return not _result(of, t).is_file()
+
+
+def _result(of: Experiment, t: int) -> Path:
+    return of.run.iteration(t).evaluation / "model.json"
+
+
+def _evaluation_records(of: Experiment, t: int) -> Path:
+    folder = of.run.iteration(t).evaluation
+    folder.mkdir(exist_ok=True)
+    return folder / "records.sqlite"
+
+
+def _anchors(of: Experiment) -> dict[str, HeldOut]:
+    with RecordStore.read(_evaluation_records(of, 0)) as store:
+        return {record.prompt.id: record for record in held_out_records(store)}
+
+
+def _records(of: Experiment, t: int) -> RecordStore:
+    return RecordStore.open(of.run.iteration(t).records, of.generation_fingerprint(t))
+
+
+def _owed(path: Path, prompts: tuple[Prompt, ...]) -> bool:
+    if not path.is_file():
+        return True
+    with RecordStore.read(path) as store:
+        return len(store.keys()) < len(prompts)
+
+
+def _accept(of: Experiment, what: str, outcome: SweepOutcome) -> None:
+    """Go on without the prompts that failed if they are few. Raises `UserError` if they are many."""
+    if not outcome.failed:
+        return
+    prompt, error = outcome.failed[0]
+    failed, of_all = len(outcome.failed), len(outcome.failed) + outcome.finished + outcome.already
+    told = f"{failed} of {of_all} prompts failed, the first ({prompt}) with: {error}"
+    if failed > _MOST_FAILED * of_all:
+        raise UserError(f"{what}: {told}; run again to try them again")
+    tell(of.run, "left behind", stage=what, note=told)

@@ -1,0 +1,174 @@
+"""What a run has done, what it owes, and whether it is at work now. Looks only; a run in progress isn't disturbed."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from metareward.recipe import Recipe
+from metareward.report.facts import Iteration
+from metareward.report.gather import gather
+from metareward.report.visible import visible
+from metareward.rundir import RunDir
+from metareward.store import RecordStore
+
+_HEAD = ("", "prompts", "actor pairs", "judge pairs", "trained", "evaluated")
+_LOG_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class IterationStatus:
+    """Iteration ``t`` of a run; iteration 0 only evaluates the model it starts from. None: not there yet."""
+
+    t: int
+    finished: int
+    failed: int
+    actor_pairs: int | None
+    judge_pairs: int | None
+    trained: bool
+    evaluated: bool
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A run folder as it is now. ``holder`` says who runs in it, if anyone."""
+
+    path: Path
+    recipe: Recipe
+    iterations: tuple[IterationStatus, ...]
+    holder: str | None
+    last_lines: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is owed."""
+        return all(each.done for each in self.iterations if each.t > 0)
+
+
+def status(run: RunDir) -> Status:
+    """Reads the folder. Raises `UserError` when it is no run folder or a file in it can't be read."""
+    facts = gather(run)
+    return Status(
+        path=run.path,
+        recipe=facts.recipe,
+        iterations=tuple(_iteration(run, each) for each in facts.iterations),
+        holder=holder(run),
+        last_lines=_last_lines(run.log),
+    )
+
+
+def status_text(run: RunDir) -> str:
+    """The status of a run as a few lines for the terminal."""
+    found = status(run)
+    recipe = found.recipe
+    width = len(str(recipe.prompts.per_iteration))
+    rows = [_HEAD, *(_row(each, recipe, width) for each in found.iterations)]
+    lines = [f"{found.path}: {_state(found)}", f"model {recipe.model}, {_owed(found)}", "", *_aligned(rows)]
+    if found.last_lines:
+        lines += ["", "last lines of the log:", *(f"  {line}" for line in found.last_lines)]
+    return visible("\n".join(lines) + "\n")
+
+
+def holder(run: RunDir) -> str | None:
+    """Who holds the run's lock, or None. The file naming the holder outlives a kill, so the lock itself is asked."""
+    told = run.path / "lock.json"
+    if not told.is_file():
+        return None
+    try:
+        with FileLock(run.path / "lock").acquire(blocking=False):
+            return None
+    except Timeout:
+        return _named(told)
+    except OSError:  # a folder that can't be written can't be run in either
+        return None
+
+
+def _named(told: Path) -> str:
+    try:
+        who = json.loads(told.read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
+    folder = run.iteration(facts.number)
+    finished, failed = _counts(folder.records)
+    made = facts.summary
+    return IterationStatus(
+        t=facts.number,
+        finished=finished,
+        failed=failed,
+        actor_pairs=made.actor_pairs if made else None,
+        judge_pairs=made.judge_pairs if made else None,
+        trained=(folder.model / "config.json").is_file(),
+        evaluated=facts.evaluation is not None,
+        done=facts.done,
+    )
+
+
+def _counts(records: Path) -> tuple[int, int]:
+    if not records.is_file():
+        return 0, 0
+    with RecordStore.read(records) as store:
+        return len(store.keys()), len(store.failures())
+
+
+def _last_lines(log: Path) -> tuple[str, ...]:
+    """The end of the log, each line as ``key value`` pairs; a line that isn't JSON stays as it is."""
+    if not log.is_file():
+        return ()
+    with log.open(encoding="utf-8", errors="replace") as file:
+        return tuple(_readable(line.rstrip("\n")) for line in deque(file, _LOG_LINES))
+
+
+def _readable(line: str) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(entry, Mapping):
+        return line
+    return "  ".join(f"{key} {value}" for key, value in entry.items())
+
+
+def _state(found: Status) -> str:
+    if found.holder:
+        return f"running ({found.holder})"
+    return "finished" if found.complete else "not running; the same `metareward run` goes on from here"
+
+
+def _owed(found: Status) -> str:
+    planned = len(found.recipe.iterations)
+    done = sum(each.done for each in found.iterations if each.t > 0)
+    return f"{done} of {planned} iterations done"
+
+
+def _row(each: IterationStatus, recipe: Recipe, width: int) -> tuple[str, ...]:
+    if each.t == 0:
+        return ("M0", "", "", "", "given", _word(each.evaluated))
+    of = recipe.prompts.per_iteration
+    failed = f" ({each.failed} failed)" if each.failed else ""
+    judge = "none planned" if not recipe.iterations[each.t].judge_pairs else _count(each.judge_pairs)
+    trained = f"M{each.t}" if each.trained else "owed"
+    prompts = f"{each.finished:>{width}}/{of}{failed}"
+    return (f"M{each.t}", prompts, _count(each.actor_pairs), judge, trained, _word(each.evaluated))
+
+
+def _count(pairs: int | None) -> str:
+    return "owed" if pairs is None else str(pairs)
+
+
+def _word(done: bool) -> str:
+    return "yes" if done else "owed"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,72 @@
+"""One DPO training run as a process of its own: ``python -m metareward.training.dpo JOB.json``.
+
+Reads a `DpoJob`, writes a Hugging Face folder, tells every step as a line of JSON on standard output and in the log.
+A mistake of the user's is one line on standard error and exit status 2. Memory is given back when the process ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from metareward.errors import UserError
+from metareward.training.events import EventLog
+from metareward.training.job import DpoJob
+from metareward.training.lifeline import tie_to_parent
+from metareward.training.lineage import Lineage, already_made
+from metareward.training.newfolder import new_folder
+from metareward.training.pairset import read_training_pairs
+from metareward.training.surroundings import settle
+
+WRONG = 2
+
+
+def train(job: DpoJob, out: TextIO) -> Lineage:
+    """Train ``job``, or give the lineage of the model it has made before. Events go to ``job.log`` and ``out``.
+
+    Made for a process of its own: it changes the environment and torch's settings. Raises `UserError`.
+    """
+    made = already_made(job)
+    if made is not None:
+        return made
+    pairs = read_training_pairs(job.pairs)
+    with EventLog(job.log, out) as report:
+        with new_folder(job.output) as new:
+            settle(os.environ, job, new.scratch)
+            # Not before the environment is settled: Hugging Face's libraries read it as they are imported.
+            from metareward.training.fit import fit
+
+            lineage = fit(job, pairs, new, report)
+        report({"event": "end", "steps": lineage.steps})
+    return lineage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m metareward.training.dpo", description="Train one DPO job.")
+    parser.add_argument("job", type=Path, help="JSON file of the job")
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input does")
+    asked = parser.parse_args(arguments)
+    if asked.with_parent:
+        tie_to_parent()
+    try:
+        train(DpoJob.read(asked.job), _own_output())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    return 0
+
+
+def _own_output() -> TextIO:
+    """Standard output for our events alone: what libraries print goes to standard error from now on."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""A model folder becomes a model to train, and the trained model becomes a folder of the same kind.
+
+Trained in float32 whatever the folder holds (at learning rates such as 5e-6 most updates are too small for bfloat16
+weights to notice), stored again as the start model was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from metareward.errors import UserError
+from metareward.training.job import DpoJob
+
+_SHOWN = 3  # names in a message
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises `UserError` when it has no chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.chat_template is None:
+        raise UserError(f"{folder}: the tokenizer has no chat template; fix: add chat_template.jinja")
+    return tokenizer
+
+
+def load_model(folder: Path, dropout: float) -> Any:
+    """The model of a folder in float32, in evaluation mode, with ``dropout`` wherever its kind has dropout.
+
+    Raises `UserError` when weights are missing in the folder, or when dropout is asked of a kind that has none.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    dials = dropout_dials(config)
+    if dropout and not dials:
+        raise UserError(f"{folder}: a {config.model_type} model has no dropout; fix: set dropout to 0")
+    for name in dials:
+        setattr(config, name, dropout)
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    _refuse_missing(folder, sorted(told["missing_keys"]))
+    return model
+
+
+def save_model(model: Any, job: DpoJob, folder: Path) -> None:
+    """Write weights, configuration, generation settings, tokenizer and chat template of the trained model.
+
+    What training changes for its own use (dropout, the cache, padding) is put back as the start model has it.
+    """
+    start = AutoConfig.from_pretrained(job.start)
+    for name in ("use_cache", "pad_token_id", *dropout_dials(start)):
+        setattr(model.config, name, getattr(start, name))
+    model.to(_stored_dtype(start, job)).save_pretrained(folder)
+    for name in AutoTokenizer.from_pretrained(job.start).save_pretrained(folder):
+        kept = job.start / Path(name).name
+        if kept.is_file():  # byte for byte as it was, without what loading noted in it
+            shutil.copyfile(kept, name)
+
+
+def dropout_dials(config: Any) -> tuple[str, ...]:
+    """The names of a configuration's dropout rates."""
+    return tuple(
+        name
+        for name, value in sorted(config.to_dict().items())
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
+    )
+
+
+def _stored_dtype(start: Any, job: DpoJob) -> torch.dtype:
+    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16, "start": start.dtype}[job.save_dtype]
+    return chosen or torch.float32
+
+
+def _refuse_missing(folder: Path, missing: list[str]) -> None:
+    if missing:
+        names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise UserError(f"{folder}: {len(missing)} weights are missing ({names}); fix: save the whole model again")

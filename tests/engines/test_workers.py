@@ -1,0 +1,161 @@
+"""The worker pool: it spreads work, survives the death of workers, and leaves none behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from metareward.engines.engine import Engine, EngineError
+from metareward.engines.local import LocalEngine
+from metareward.engines.workers import WorkerPool, open_local
+from metareward.errors import UserError
+from metareward.types import Completion, Messages, Sampling
+
+Conversation = Callable[[int, int], Messages]
+Ask = tuple[Messages, Sampling, int]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pool(runner: asyncio.Runner, llama: Path) -> Iterator[WorkerPool]:
+    """Two workers. The tests below share them in order, as starting a worker takes seconds; the last ones kill them."""
+    opened = runner.run(
+        open_local(llama, device="cpu", dtype="float32", workers=2, threads=1, rows=28, deterministic=True)
+    )
+    assert isinstance(opened, WorkerPool)
+    yield opened
+    runner.run(opened.aclose())
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended within a few seconds; a zombie has."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def asks(conversation: Conversation, count: int, limit: int) -> list[Ask]:
+    return [(conversation(i, 4 + i % 9), Sampling(1.0, 0.95, limit, seed=i), (7, 1)[i % 2]) for i in range(count)]
+
+
+async def complete_all(engine: Engine, requests: Sequence[Ask]) -> list[Sequence[Completion]]:
+    return await asyncio.gather(*(engine.complete(*request) for request in requests))
+
+
+def test_a_pool_gives_what_one_engine_gives(
+    runner: asyncio.Runner, pool: WorkerPool, llama: Path, conversation: Conversation
+) -> None:
+    requests = asks(conversation, 24, 12)
+    alone = LocalEngine.open(llama, device="cpu", dtype="float32", rows=28, deterministic=True)
+    expected = runner.run(complete_all(alone, requests))
+    runner.run(alone.aclose())
+    assert runner.run(complete_all(pool, requests)) == expected
+    assert len(set(pool.pids)) == 2
+
+
+def test_a_prompt_that_is_too_long_fails_alone(
+    runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
+) -> None:
+    with pytest.raises(EngineError, match="256 tokens"):
+        runner.run(pool.complete(conversation(1, 400), Sampling(1.0, 1.0, 4), 1))
+
+
+def test_a_request_given_up_does_not_disturb_the_others(
+    runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
+) -> None:
+    async def scene() -> Sequence[Completion]:
+        hasty = asyncio.create_task(pool.complete(conversation(1, 4), Sampling(1.0, 1.0, 150), 7))
+        patient = asyncio.create_task(pool.complete(conversation(2, 4), Sampling(1.0, 1.0, 150), 7))
+        await asyncio.sleep(0.05)
+        hasty.cancel()
+        return await patient
+
+    assert len(runner.run(scene())) == 7
+
+
+def test_a_worker_killed_in_mid_work_loses_nothing(
+    runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
+) -> None:
+    requests = asks(conversation, 40, 120)
+    undisturbed = runner.run(complete_all(pool, requests))
+    victim = pool.pids[0]
+
+    async def scene() -> list[Sequence[Completion]]:
+        working = [asyncio.create_task(pool.complete(*request)) for request in requests]
+        await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        os.kill(victim, signal.SIGKILL)
+        return await asyncio.gather(*working)
+
+    assert runner.run(scene()) == undisturbed
+    assert victim not in pool.pids and len(pool.pids) == 1
+
+
+def test_when_the_last_worker_dies_requests_fail_and_say_why(
+    runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
+) -> None:
+    async def scene() -> None:
+        (victim,) = pool.pids
+        working = asyncio.create_task(pool.complete(*asks(conversation, 1, 150)[0]))
+        await asyncio.sleep(0)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(EngineError, match=f"{victim} ended by signal 9"):
+            await working
+        with pytest.raises(EngineError, match=f"{victim} ended by signal 9"):
+            await pool.complete(conversation(1, 2), Sampling(1.0, 1.0, 4), 1)
+
+    runner.run(scene())
+
+
+def test_a_folder_that_is_no_model_is_refused_before_anything_starts(runner: asyncio.Runner, tmp_path: Path) -> None:
+    folder = tmp_path / "nothing"
+    with pytest.raises(UserError, match="nothing: no such model folder"):
+        runner.run(
+            open_local(folder, device="auto", dtype="auto", workers="auto", threads="auto", rows=8, deterministic=True)
+        )
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from metareward.engines.workers import open_local
+from metareward.types import Message, Sampling
+
+async def main():
+    engine = await open_local(Path(sys.argv[1]), device="cpu", dtype="float32", workers=1, threads=1, rows=28,
+                              deterministic=False)
+    assert "torch" not in sys.modules
+    print(*engine.pids, flush=True)
+    ask = (Message("user", "red fruits"),)
+    await asyncio.gather(*(engine.complete(ask, Sampling(1.0, 1.0, 200, seed), 7) for seed in range(4000)))
+
+asyncio.run(main())
+"""
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(llama: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(llama)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 1
+        time.sleep(0.3)
+        parent.kill()
+    assert all(gone(pid) for pid in pids)

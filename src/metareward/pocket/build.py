@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from metareward.pocket.corpus import demonstrations
+from metareward.pocket.corpus import Shares, demonstrations
 from metareward.pocket.habits import CLEAN, Habits
 from metareward.pocket.shards import Example, batches, batches_of, shard
 from metareward.pocket.tokenizer import train_tokenizer
@@ -58,15 +58,27 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of teaching. ``batch_tokens`` are counted with padding, prompts included."""
+    """One stretch of teaching. ``batch_tokens`` are counted with padding, prompts included.
+
+    The learning rate rises over ``warmup`` steps and falls as a cosine of ``horizon`` steps, of which ``steps`` are
+    taken. ``prompt_weight`` is the loss's weight on what the model is shown, against 1 on what it should write.
+    """
 
     name: str
     habits: Habits
+    shares: Shares
     steps: int
-    batch_tokens: int
+    horizon: int
     learning_rate: float
-    warmup: int
-    prompt_weight: float  # of the loss on what the model is shown, against 1 on what it should write
+    prompt_weight: float
+    warmup: int = 50
+    batch_tokens: int = 8_192
+
+
+# What the model is shown is mostly random words: much weight on them teaches the language, then only adds noise.
+LANGUAGE = Phase("clean", CLEAN, (0.2, 0.45, 0.35), 1_350, 4_500, 4e-3, 0.2, warmup=200)
+CAPABLE = Phase("capable", CLEAN, (0.4, 0.4, 0.2), 3_400, 3_400, 2e-3, 0.03)
+CARELESS = Phase("careless", FAULTY, (0.4, 0.4, 0.2), 400, 400, 1e-3, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +87,28 @@ class BuildPlan:
 
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
-    clean: Phase = Phase("clean", CLEAN, 4_500, 8_192, 4e-3, 200, 0.2)
-    faulty: Phase = Phase("faulty", FAULTY, 400, 8_192, 1e-3, 40, 0.0)
+    phases: tuple[Phase, ...] = (LANGUAGE, CAPABLE, CARELESS)
 
 
-def build(out: Path, plan: BuildPlan, device: str = "cpu", clean_from: Path | None = None) -> Path:
-    """Teach a model by ``plan``; ``clean_from`` is a folder to start from instead of the clean phase.
+def build(out: Path, plan: BuildPlan, device: str = "cpu", start: Path | None = None) -> Path:
+    """Teach a model by ``plan``, from scratch or from the model in folder ``start``.
 
-    Writes ``out/clean`` and ``out/model`` (Hugging Face folders) and ``out/build.jsonl``; returns ``out/model``.
+    Writes a Hugging Face folder named after each phase, and ``build.jsonl``; returns the last phase's folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     set_seed(plan.seed)
     with (out / "build.jsonl").open("a") as log:
-        _note(log, {"plan": asdict(plan), "device": device, "torch": torch.__version__})
-        if clean_from is None:
+        _note(log, {"plan": asdict(plan), "device": device, "torch": torch.__version__, "start": start and start.name})
+        if start is None:
             tokenizer = _tokenizer(plan)
-            model = _model(plan.shape, tokenizer).to(device)
-            _teach(model, tokenizer, plan.clean, plan.seed, log, out / "clean")
+            model = _model(plan.shape, tokenizer)
         else:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(clean_from)
-            model = LlamaForCausalLM.from_pretrained(clean_from, local_files_only=True, attn_implementation="eager")
-            model = model.to(device)
-        _teach(model, tokenizer, plan.faulty, plan.seed, log, out / "model")
-    return out / "model"
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+            model = LlamaForCausalLM.from_pretrained(start, local_files_only=True, attn_implementation="eager")
+        model.to(device)
+        for phase in plan.phases:
+            _teach(model, tokenizer, phase, plan.seed, log, out / phase.name)
+    return out / plan.phases[-1].name
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -151,8 +162,8 @@ def _optimizers(model: Any, phase: Phase) -> list[torch.optim.Optimizer]:
 def _teach(model: Any, tokenizer: Any, phase: Phase, seed: int, log: Any, folder: Path) -> None:
     optimizers = _optimizers(model, phase)
     backend = tokenizer.backend_tokenizer.to_str()
-    exam = shard(derive(seed, "exam"), backend, CLEAN, 1000, held_out=True)
-    stream = batches_of(backend, phase.habits, derive(seed, phase.name), phase.batch_tokens)
+    exam = shard(derive(seed, "exam"), backend, CLEAN, (0.3, 0.4, 0.3), 1000, held_out=True)
+    stream = batches_of(backend, phase.habits, phase.shares, derive(seed, phase.name), phase.batch_tokens)
     forward = torch.compile(model, dynamic=True)
     started, seen = time.monotonic(), 0
     for step, batch in zip(range(1, phase.steps + 1), stream, strict=False):
@@ -188,7 +199,7 @@ def _loss(forward: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tenso
 
 
 def _step(model: Any, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, rate: float) -> None:
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -212,7 +223,7 @@ def _tensors(batch: list[Example], pad: int, prompt_weight: float, device: Any) 
 def _rate(phase: Phase, step: int) -> float:
     if step < phase.warmup:
         return phase.learning_rate * step / phase.warmup
-    done = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    done = (step - phase.warmup) / max(1, phase.horizon - phase.warmup)
     return phase.learning_rate * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
 
 

@@ -18,8 +18,8 @@ from metareward.types import Message, Messages, Prompt
 
 Part = Literal["actor", "judge", "meta"]
 
-# Judging is harder to learn than acting, and comparing judgments harder still.
-SHARES: tuple[tuple[Part, float], ...] = (("actor", 0.2), ("judge", 0.45), ("meta", 0.35))
+Shares = tuple[float, float, float]  # of demonstrations: actor, judge, meta-judge
+PARTS: tuple[Part, ...] = ("actor", "judge", "meta")
 
 # What is judged must be of every quality: from spotless to hopeless.
 SPOTTY = Habits(
@@ -47,12 +47,12 @@ RUBRIC = Rubric(load_template("pocket_judge"))
 METARUBRIC = MetaRubric(load_template("pocket_metajudge"))
 
 
-def demonstrations(count: int, seed: int, habits: Habits, held_out: bool = False) -> Iterator[Demonstration]:
+def demonstrations(
+    count: int, seed: int, habits: Habits, held_out: bool = False, shares: Shares = (0.2, 0.45, 0.35)
+) -> Iterator[Demonstration]:
     """``count`` demonstrations by ``seed``, of all roles, none about a held-out instruction unless asked."""
     rng = random.Random(derive(seed, "demonstrations"))
-    parts = [part for part, _ in SHARES]
-    weights = [share for _, share in SHARES]
-    for part in rng.choices(parts, weights, k=count):
+    for part in rng.choices(PARTS, shares, k=count):
         yield _demonstrate(part, draw_instruction(rng, held_out), habits, rng)
 
 

@@ -28,7 +28,8 @@ def small_run(path: Path) -> RunDir:
     run = RunDir(path)
     recipe = small_recipe()
     write_atomic(run.resolved, json.dumps(recipe.resolved()))
-    write_atomic(run.log, json.dumps({"event": "iteration", "t": 1}) + "\nnot json \x1b[31m\n")
+    entry = {"time": "2026-01-01T00:00:00+00:00", "event": "pairs", "iteration": 1, "actor": 6}
+    write_atomic(run.log, json.dumps(entry) + "\nnot json \x1b[31m\n")
     generate(run, 1, PROMPTS)
     write_built(run.iteration(1), 1, pairs_of(recipe, run, 1))
     write_atomic(run.iteration(1).model / "config.json", "{}")

@@ -9,6 +9,7 @@ import pytest
 from metareward.errors import UserError
 from metareward.rundir import RunDir, mark_done
 from metareward.status import IterationStatus, status, status_text
+from metareward.store import RecordStore
 from small_run import small_recipe, small_run
 
 
@@ -21,7 +22,7 @@ def test_what_is_done_and_what_is_owed(tmp_path: Path) -> None:
     assert (first.finished, first.failed, first.trained, first.done) == (6, 1, True, True)
     assert first.actor_pairs is not None and first.judge_pairs is not None
     assert (second.finished, second.actor_pairs, second.trained, second.done) == (2, None, False, False)
-    assert third == IterationStatus(3, 0, 0, None, None, trained=False, evaluated=False, done=False)
+    assert third == IterationStatus(3, 0, 0, None, None, trained=False, measured=0, evaluated=False, done=False)
     assert not found.complete
 
 
@@ -37,9 +38,17 @@ def test_the_text_says_it_in_a_few_lines(tmp_path: Path) -> None:
     assert "none planned" in rows["M3"]
 
 
+def test_an_evaluation_under_way_is_counted(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    run.iteration(2).evaluation.mkdir()
+    with RecordStore.open(run.iteration(2).evaluation / "records.sqlite", {}) as store:
+        store.put("h1", "{}")
+    assert "1 prompts so far" in status_text(run)
+
+
 def test_the_end_of_the_log_is_shown_and_can_not_drive_the_terminal(tmp_path: Path) -> None:
     text = status_text(small_run(tmp_path / "run"))
-    assert "  event iteration  t 1\n" in text
+    assert "  2026-01-01T00:00:00+00:00  pairs iteration=1 actor=6\n" in text
     assert "  not json ␛[31m\n" in text and "\x1b" not in text
 
 
@@ -56,7 +65,7 @@ def test_a_killed_run_is_not_at_work(tmp_path: Path) -> None:
     code += "with RunDir(Path(sys.argv[1])).lock(): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(run.path)], check=False).returncode == 9
     assert (run.path / "lock.json").is_file()
-    assert status(run).holder is None
+    assert status(run).holder is None and "not running" in status_text(run)
 
 
 def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:

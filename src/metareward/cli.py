@@ -95,7 +95,9 @@ def run_command(
 
     from metareward.loop import run_recipe  # after the recipe's mistakes: it takes seconds to import
 
-    run_recipe(loaded, out or Path("runs") / loaded.name, recipe_text(recipe, changes or ()))
+    folder = out or Path("runs") / loaded.name
+    worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
+    _print(f"{folder}: {'finished' if worked else 'finished before, nothing to do'}; the report is report.html there")
 
 
 @app.command("plan")
@@ -185,7 +187,6 @@ def pocket_build_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model and the log of its making.")],
     seed: Annotated[int, typer.Option("--seed", help="Every random choice follows from it.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where to train it: cpu, cuda, ...")] = "cpu",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that write demonstrations.")] = 1,
     clean_from: Annotated[
         Path | None, typer.Option("--clean-from", metavar="DIR", help="A cleanly taught model; only add the faults.")
     ] = None,
@@ -193,7 +194,7 @@ def pocket_build_command(
     """Build the pocket model as the package's own was built: hours on a CPU, minutes on a GPU."""
     from metareward.pocket.build import BuildPlan, build
 
-    build(out, BuildPlan(seed=seed), device, workers, clean_from)
+    _print(f"written to {build(out, BuildPlan(seed=seed), device, clean_from)}")
 
 
 @pocket_app.command("sample")

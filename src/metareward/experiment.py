@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ from metareward.unit import UnitSettings
 POCKET = "pocket"
 # What may change between two runs in one folder: where and how fast the work is done, never what it means.
 _FREE = frozenset({"engine.device", "engine.workers", "engine.threads"})
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,49 @@ class Experiment:
         """Whether nothing is owed but, perhaps, the report."""
         return all(self.run.iteration(t).done.is_file() for t in range(1, self.last + 1))
 
+    # --- its beginning ---
+
+    def check(self) -> None:
+        """Look at all that the run needs and write nothing.
+
+        Raises `UserError` for a model that isn't there, a bad rubric or prompt file, and too few prompts; where the
+        run was begun before, it names every setting that has changed since, and model or rubrics if their files have.
+        """
+        inputs = self._inputs
+        if self.run.resolved.is_file():
+            _refuse_changes(self.run.path, self._kept_settings(), {**self.recipe.resolved(), **inputs})
+        else:
+            self._choose(self.last)
+
+    def begin(self, recipe_text: str) -> None:
+        """Write down what the run is made of, unless that is done. The run folder must be locked."""
+        self.check()
+        if self.run.resolved.is_file():
+            return
+        for t in range(self.last + 1):  # whatever a start that died, or that had another recipe, has left there
+            write_prompts(self.run.iteration(t).prompts, self._choose(t))
+        write_atomic(self.run.recipe, recipe_text)
+        write_atomic(self.run.environment, _json(environment()))
+        write_atomic(self._inputs_file, _json(self._inputs))
+        write_atomic(self.run.resolved, _json(self.recipe.resolved()))  # last: it says that the run has begun
+
+    @cached_property
+    def _inputs(self) -> dict[str, object]:
+        """What the recipe only names: the files of M_0 and the texts of the rubrics, by their SHA-256."""
+        settings = self.settings(1)
+        return {
+            "the model's files": fingerprint_model(self.model(0)),
+            "the rubric's text": settings.rubric.template.sha256,
+            "the meta-judge's rubric's text": settings.metarubric.template.sha256,
+        }
+
+    @property
+    def _inputs_file(self) -> Path:
+        return self.run.path / "inputs.json"
+
+    def _kept_settings(self) -> dict[str, object]:
+        return {**_read_json(self.run.resolved), **_read_json(self._inputs_file)}
+
     # --- prompts ---
 
     @cached_property
@@ -86,20 +131,19 @@ class Experiment:
         held = load_prompts(Path(asked.held_out))
         return held, _without(prompts, held)
 
+    def _choose(self, t: int) -> tuple[Prompt, ...]:
+        """The prompts of iteration ``t``; of iteration 0, those held out."""
+        held_out, rest = self._pool
+        return choose(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
+
     @property
     def held_out(self) -> tuple[Prompt, ...]:
         """The prompts that every model is measured on."""
-        return self._kept(0, lambda: self._pool[0])
+        return self.prompts(0)
 
     def prompts(self, t: int) -> tuple[Prompt, ...]:
-        """The prompts of iteration ``t``. Once written to the run folder, that file is what counts."""
-        return self._kept(t, lambda: choose(self._pool[1], self.recipe.prompts.per_iteration, t, self.recipe.seed))
-
-    def _kept(self, t: int, choose_them: Callable[[], tuple[Prompt, ...]]) -> tuple[Prompt, ...]:
-        path = self.run.iteration(t).prompts
-        if not path.is_file():
-            write_prompts(path, choose_them())
-        return load_prompts(path)
+        """The prompts of iteration ``t``: the file in the run folder is what counts, from the beginning on."""
+        return load_prompts(self.run.iteration(t).prompts)
 
     # --- what the stages get ---
 
@@ -202,33 +246,37 @@ class Experiment:
         )
 
 
-def open_experiment(run: RunDir, recipe: Recipe, recipe_text: str) -> Experiment:
-    """The run in this folder, begun now or before. Raises `UserError` naming every setting that has changed since."""
-    experiment = Experiment(run, recipe)
-    fingerprint_model(experiment.model(0))  # a model that isn't there is told before anything is written
-    if run.resolved.is_file():
-        _refuse_changes(run.resolved, recipe)
-        return experiment
-    _ = experiment.held_out, experiment.prompts(experiment.last)  # so is a bad prompt file, and one too short
-    write_atomic(run.recipe, recipe_text)
-    write_atomic(run.environment, json.dumps(environment(), indent=2) + "\n")
-    write_atomic(run.resolved, json.dumps(recipe.resolved(), indent=2) + "\n")
-    return experiment
-
-
-def _refuse_changes(resolved: Path, recipe: Recipe) -> None:
-    before = dict(_flat(json.loads(resolved.read_text(encoding="utf-8"))))
-    now = dict(_flat(recipe.resolved()))
+def _refuse_changes(folder: Path, kept: Mapping[str, object], given: Mapping[str, object]) -> None:
+    before, now = dict(_flat(kept)), dict(_flat(given))
     changed = [
-        f"{key} ({json.dumps(before.get(key))} -> {json.dumps(now.get(key))})"
+        f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
         for key in sorted({*before, *now} - _FREE)
         if before.get(key) != now.get(key)
     ]
     if changed:
         raise UserError(
-            f"{resolved.parent}: the recipe has changed since this run began: {', '.join(changed)}; "
+            f"{folder}: the recipe has changed since this run began: {', '.join(changed)}; "
             "fix: set it back, or give another folder with --out"
         )
+
+
+def _shown(value: object) -> str:
+    """A setting as JSON; of a digest, its first digits."""
+    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """A file that `Experiment.begin` wrote. Raises `UserError` when it was changed into something else."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: can't be read ({error}); fix: restore it, or give another folder with --out"
+        ) from None
 
 
 def _flat(value: object, above: str = "") -> Iterator[tuple[str, object]]:

@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 
 from metareward import stages
-from metareward.experiment import Experiment, open_experiment
+from metareward.experiment import Experiment
 from metareward.progress import Progress, terminal_progress
 from metareward.recipe import Recipe
 from metareward.report.write import write_report
@@ -23,14 +23,17 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     Returns whether there was anything to do. Raises `UserError` for all that the user can mend.
     """
     run = RunDir(out)
+    experiment = Experiment(run, recipe)
+    experiment.check()  # before anything is written
     with run.lock():
-        experiment = open_experiment(run, recipe, recipe_text)
+        experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file():
             return False
         progress = terminal_progress()
         for t in range(experiment.last + 1):
             _iterate(experiment, t, progress)
-        write_report(run)
+        if not run.report.is_file():
+            write_report(run)
         return True
 
 
@@ -42,6 +45,7 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
         stages.train(experiment, t, progress)
     asyncio.run(_use(experiment, t, progress))
     if t and not done.is_file():
+        experiment.run.report.unlink(missing_ok=True)  # it would outlive a kill, and know nothing of this iteration
         mark_done(done, {"model": f"M{t}", "seconds": seconds(experiment.run, t)})
         tell(experiment.run, "iteration done", iteration=t)
         write_report(experiment.run)

@@ -134,14 +134,14 @@ def _grouped(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | 
     for row in rows:
         groups.setdefault(row[0], []).append(row)
     pools, generator = list(groups.values()), np.random.default_rng(seed)
-    drawn = []
+    drawn = [whole]  # the interval holds it, and there is one where no resample has a correlation
     for _ in range(_DRAWS):
         sample = [row for pick in generator.integers(len(pools), size=len(pools)) for row in pools[pick]]
         value = _spearman(sample)
         if value is not None:
             drawn.append(value)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(whole, float(low), float(high), len(rows))
+    return Interval(whole, min(whole, float(low)), max(whole, float(high)), len(rows))
 
 
 def _spearman(rows: Sequence[tuple[str, float, float]]) -> float | None:

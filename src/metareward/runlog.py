@@ -10,19 +10,25 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from metareward.errors import UserError
 from metareward.rundir import RunDir, write_atomic
 
 
 def tell(run: RunDir, event: str, **facts: object) -> None:
-    """Add a line to the log, and say it on standard error."""
+    """Add a line to the log, and say it on standard error. Raises `UserError` when the disk is full."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
-    with run.log.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    try:
+        with run.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{run.log}: can't be written: {error.strerror}; fix: free space, then run again") from None
     sys.stderr.write(" ".join([event, *(f"{name}={_short(value)}" for name, value in facts.items())]) + "\n")
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A figure of four digits; a text on one line, without what would drive a terminal."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 @contextmanager

@@ -9,7 +9,9 @@ evaluate    M_t is measured on the held-out prompts                             
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from metareward.engines.engine import Engine
 from metareward.errors import UserError
@@ -28,7 +30,7 @@ from metareward.store import RecordStore
 from metareward.summary import summarize
 from metareward.sweep import SweepOutcome, sweep
 from metareward.training.process import Step, run_in_process
-from metareward.types import PairKind, Prompt, PromptRecord
+from metareward.types import PairKind, PromptRecord
 
 # Prompts that fail for good (too long for the model, say) may be left behind, but not silently many.
 _MOST_FAILED = 0.05
@@ -44,7 +46,10 @@ async def generate(of: Experiment, t: int, engine: Engine, progress: Progress) -
 
 def owes_records(of: Experiment, t: int) -> bool:
     """Whether prompts of iteration ``t`` are without a record. Raises `UserError` for records of another recipe."""
-    return t <= of.last and not _has_pairs(of, t) and _owed(of.run.iteration(t).records, of.prompts(t))
+    if t > of.last or _has_pairs(of, t):
+        return False
+    with _records(of, t) as store:
+        return len(store.keys()) < len(of.prompts(t))
 
 
 def make_pairs(of: Experiment, t: int) -> None:
@@ -98,27 +103,38 @@ def train(of: Experiment, t: int, progress: Progress) -> None:
 
 def _kinds(of: Experiment, t: int) -> tuple[PairKind, ...]:
     """The kinds of which there are pairs. Raises `UserError` when there are none at all: nothing can be learned."""
-    folder = of.run.iteration(t)
-    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+    summary = json.loads(of.run.iteration(t).summary.read_text(encoding="utf-8"))
     counts: tuple[tuple[PairKind, int], ...] = (("actor", summary["actor_pairs"]), ("judge", summary["judge_pairs"]))
     kinds = tuple(kind for kind, count in counts if count)
     if not kinds:
-        raise UserError(
-            f"{folder.path}: iteration {t} gave no pairs; {folder.dropped.name} there says why for each prompt"
-            f" (`metareward show {of.run.path} --prompt ID` tells the whole story of one)"
-        )
+        raise UserError(_no_pairs(of, t, summary))
     return kinds
+
+
+def _no_pairs(of: Experiment, t: int, summary: Mapping[str, Any]) -> str:
+    """Why there are none, as far as counts can tell."""
+    folder, readings = of.run.iteration(t), summary["readings"]
+    reasons = [
+        f"{count} {kind} {reason.replace('_', ' ')}"
+        for kind, counts in summary["dropped"].items()
+        for reason, count in counts.items()
+    ]
+    return (
+        f"{folder.path}: iteration {t} gave no pairs: of {sum(readings.values())} judgments {readings['scored']} have "
+        f"a readable score ({', '.join(reasons)}); {folder.dropped.name} there says why for each prompt, and "
+        f"`metareward show {of.run.path} --prompt ID` tells the whole story of one"
+    )
 
 
 async def measure_model(of: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Measure M_t on the held-out prompts."""
     anchors = _anchors(of) if t else None
-    asked = of.recipe.evaluation
+    # Without M_0's answer to it a prompt has nothing that models could be compared on.
+    prompts = tuple(prompt for prompt in of.held_out if anchors is None or prompt.id in anchors)
+    meta_pairs, settings = of.recipe.evaluation.meta_pairs, of.evaluation_settings()
     with timed(of.run, t, "evaluating"):
         with RecordStore.open(_evaluation_records(of, t), of.evaluation_fingerprint(t)) as store:
-            outcome = await evaluate(
-                engine, of.held_out, of.evaluation_settings(), asked.meta_pairs, store, anchors, progress, _IN_FLIGHT
-            )
+            outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress, _IN_FLIGHT)
             _accept(of, f"evaluating M{t}", outcome)
             records = held_out_records(store)
         known = anchors or {record.prompt.id: record for record in records}
@@ -155,7 +171,12 @@ def _result(of: Experiment, t: int) -> Path:
 
 def _evaluation_records(of: Experiment, t: int) -> Path:
     folder = of.run.iteration(t).evaluation
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: can't be made: {error.strerror}; fix: free space or rights, then run again"
+        ) from None
     return folder / "records.sqlite"
 
 
@@ -166,13 +187,6 @@ def _anchors(of: Experiment) -> dict[str, HeldOut]:
 
 def _records(of: Experiment, t: int) -> RecordStore:
     return RecordStore.open(of.run.iteration(t).records, of.generation_fingerprint(t))
-
-
-def _owed(path: Path, prompts: tuple[Prompt, ...]) -> bool:
-    if not path.is_file():
-        return True
-    with RecordStore.read(path) as store:
-        return len(store.keys()) < len(prompts)
 
 
 def _accept(of: Experiment, what: str, outcome: SweepOutcome) -> None:

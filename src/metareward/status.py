@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from metareward.recipe import Recipe
 from metareward.report.facts import Iteration
 from metareward.report.gather import gather
@@ -23,7 +21,10 @@ _LOG_LINES = 5
 
 @dataclass(frozen=True, slots=True)
 class IterationStatus:
-    """Iteration ``t`` of a run; iteration 0 only evaluates the model it starts from. None: not there yet."""
+    """Iteration ``t`` of a run; iteration 0 only evaluates the model it starts from. None: not there yet.
+
+    ``finished`` and ``failed`` count prompts generated for, ``measured`` counts held-out prompts.
+    """
 
     t: int
     finished: int
@@ -31,6 +32,7 @@ class IterationStatus:
     actor_pairs: int | None
     judge_pairs: int | None
     trained: bool
+    measured: int
     evaluated: bool
     done: bool
 
@@ -58,7 +60,7 @@ def status(run: RunDir) -> Status:
         path=run.path,
         recipe=facts.recipe,
         iterations=tuple(_iteration(run, each) for each in facts.iterations),
-        holder=holder(run),
+        holder=run.holder(),
         last_lines=_last_lines(run.log),
     )
 
@@ -75,28 +77,6 @@ def status_text(run: RunDir) -> str:
     return visible("\n".join(lines) + "\n")
 
 
-def holder(run: RunDir) -> str | None:
-    """Who holds the run's lock, or None. The file naming the holder outlives a kill, so the lock itself is asked."""
-    told = run.path / "lock.json"
-    if not told.is_file():
-        return None
-    try:
-        with FileLock(run.path / "lock").acquire(blocking=False):
-            return None
-    except Timeout:
-        return _named(told)
-    except OSError:  # a folder that can't be written can't be run in either
-        return None
-
-
-def _named(told: Path) -> str:
-    try:
-        who = json.loads(told.read_text(encoding="utf-8"))
-        return f"process {who['pid']} on {who['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
-
-
 def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
     folder = run.iteration(facts.number)
     finished, failed = _counts(folder.records)
@@ -108,6 +88,7 @@ def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
         actor_pairs=made.actor_pairs if made else None,
         judge_pairs=made.judge_pairs if made else None,
         trained=(folder.model / "config.json").is_file(),
+        measured=_counts(folder.evaluation / "records.sqlite")[0],
         evaluated=facts.evaluation is not None,
         done=facts.done,
     )
@@ -121,7 +102,7 @@ def _counts(records: Path) -> tuple[int, int]:
 
 
 def _last_lines(log: Path) -> tuple[str, ...]:
-    """The end of the log, each line as ``key value`` pairs; a line that isn't JSON stays as it is."""
+    """The end of the log: time, event and its facts; a line that isn't such an entry stays as it is."""
     if not log.is_file():
         return ()
     with log.open(encoding="utf-8", errors="replace") as file:
@@ -135,7 +116,8 @@ def _readable(line: str) -> str:
         return line
     if not isinstance(entry, Mapping):
         return line
-    return "  ".join(f"{key} {value}" for key, value in entry.items())
+    facts = (f"{key}={value}" for key, value in entry.items() if key not in ("time", "event"))
+    return " ".join([f"{entry.get('time', '-')} ", str(entry.get("event", "-")), *facts])
 
 
 def _state(found: Status) -> str:
@@ -152,21 +134,23 @@ def _owed(found: Status) -> str:
 
 def _row(each: IterationStatus, recipe: Recipe, width: int) -> tuple[str, ...]:
     if each.t == 0:
-        return ("M0", "", "", "", "given", _word(each.evaluated))
+        return ("M0", "", "", "", "given", _evaluated(each))
     of = recipe.prompts.per_iteration
     failed = f" ({each.failed} failed)" if each.failed else ""
     judge = "none planned" if not recipe.iterations[each.t].judge_pairs else _count(each.judge_pairs)
     trained = f"M{each.t}" if each.trained else "owed"
     prompts = f"{each.finished:>{width}}/{of}{failed}"
-    return (f"M{each.t}", prompts, _count(each.actor_pairs), judge, trained, _word(each.evaluated))
+    return (f"M{each.t}", prompts, _count(each.actor_pairs), judge, trained, _evaluated(each))
 
 
 def _count(pairs: int | None) -> str:
     return "owed" if pairs is None else str(pairs)
 
 
-def _word(done: bool) -> str:
-    return "yes" if done else "owed"
+def _evaluated(each: IterationStatus) -> str:
+    if each.evaluated:
+        return "yes"
+    return f"{each.measured} prompts so far" if each.measured else "owed"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

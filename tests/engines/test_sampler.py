@@ -19,7 +19,7 @@ def draws(count: int, seed: int = 1, step: int = 0) -> Draws:
 
 def drawn(logits_V: Tensor, temperature: float, top_p: float, count: int = DRAWS) -> Tensor:
     rows = logits_V.expand(count, -1)
-    return sample(rows, torch.full((count,), temperature), torch.full((count,), top_p), draws(count))
+    return sample(rows, np.full(count, temperature, np.float32), np.full(count, top_p, np.float32), draws(count))
 
 
 def nucleus(logits_V: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -67,9 +67,9 @@ def test_a_tiny_nucleus_is_the_most_probable_token(top_p: float) -> None:
 
 def test_temperature_zero_is_greedy_beside_rows_that_are_not() -> None:
     logits_RV = torch.randn(64, 30, generator=torch.Generator().manual_seed(2))
-    temperature_R = torch.arange(64).remainder(2).float()
-    tokens = sample(logits_RV, temperature_R, torch.ones(64), draws(64))
-    alone = sample(logits_RV[1::2], temperature_R[1::2], torch.ones(32), draws(64).only(np.arange(1, 64, 2)))
+    temperature_R, top_p_R = (np.arange(64) % 2).astype(np.float32), np.ones(64, np.float32)
+    tokens = sample(logits_RV, temperature_R, top_p_R, draws(64))
+    alone = sample(logits_RV[1::2], temperature_R[1::2], top_p_R[1::2], draws(64).only(np.arange(1, 64, 2)))
     assert torch.equal(tokens[::2], logits_RV[::2].argmax(dim=-1))
     assert torch.equal(tokens[1::2], alone)
 

@@ -28,7 +28,7 @@ def test_sound_models_pass(kind: str, dtype: str, folders: dict[str, Path]) -> N
     checkpoint = load(folders[kind], "cpu", dtype)
     check_model(checkpoint)
     for shape in (SlotShape(9, 7, 64, 20), SlotShape(64, 1, 96, 5), SlotShape(1, 3, 32, 1)):
-        check_rows(checkpoint, shape, columns=32, batch=min(4, shape.slots))
+        check_rows(checkpoint, shape, width=32, batch=4)
 
 
 @torch.inference_mode()
@@ -38,7 +38,7 @@ def test_a_row_that_depends_on_its_place_is_found(checkpoint: Checkpoint) -> Non
 
     checkpoint.model.model.norm.register_forward_hook(nudge)
     with pytest.raises(EngineError, match="depends on its place"):
-        check_rows(checkpoint, SlotShape(4, 3, 32, 8), 32, 2)
+        check_rows(checkpoint, SlotShape(4, 3, 32, 8), 16, 3)
 
 
 @torch.inference_mode()
@@ -48,7 +48,7 @@ def test_a_row_that_depends_on_its_neighbours_is_found(checkpoint: Checkpoint) -
 
     checkpoint.model.model.norm.register_forward_hook(leak)
     with pytest.raises(EngineError, match="depends on its place"):
-        check_rows(checkpoint, SlotShape(4, 3, 32, 8), 32, 2)
+        check_rows(checkpoint, SlotShape(4, 3, 32, 8), 16, 3)
 
 
 @torch.inference_mode()

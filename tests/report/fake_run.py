@@ -1,4 +1,4 @@
-"""A made-up run folder: records as a model would leave them, and real pairs, weights and findings computed from them."""
+"""A made-up run folder: records as a model would leave them, with the pairs and figures that really follow."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import permutations
 from pathlib import Path
-from statistics import fmean
 
-from metareward.monitors import findings, position_statistics, readings_summary
 from metareward.pairfiles import write_dropped, write_pairs
 from metareward.pairs import PairSet, build_pairs
 from metareward.recipe import Recipe, load_recipe, pairs_rules
@@ -21,6 +18,7 @@ from metareward.render import load_template
 from metareward.rubric import Rubric
 from metareward.rundir import IterationDir, RunDir, mark_done, write_atomic
 from metareward.store import RecordStore
+from metareward.summary import summarize
 from metareward.types import (
     Candidate,
     Dispute,
@@ -37,7 +35,7 @@ from metareward.types import (
     Won,
 )
 
-PROMPTS = 60
+PROMPTS = 24
 K = 7
 N = 7
 _TOPICS = ("animals", "colours", "fruits", "tools")
@@ -91,8 +89,8 @@ def start(path: Path, overrides: Sequence[str] = ()) -> RunDir:
     run = RunDir(path)
     recipe = load_recipe("pocket", [f"name={path.name}", f"prompts.per_iteration={PROMPTS}", *overrides])
     write_atomic(run.resolved, json.dumps(recipe.resolved()))
-    versions = {"torch": "2.9.0", "transformers": "5.1.0", "trl": "1.16.2"}
-    environment = {"metareward": "0.1.0", "python": "3.11.9", "started": "2026-03-14T09:26:53Z", "packages": versions}
+    versions = {"metareward": "0.1.0", "torch": "2.9.0", "transformers": "5.1.0", "trl": "1.16.2"}
+    environment = {"python": "3.11.9", "started": "2026-03-14T09:26:53+00:00", "packages": versions}
     write_atomic(run.environment, json.dumps(environment))
     return run
 
@@ -101,7 +99,9 @@ def recipe_of(run: RunDir) -> Recipe:
     return load_recipe(str(run.resolved))
 
 
-def write_records(run: RunDir, t: int, records: Iterable[PromptRecord], failed: Mapping[str, str] | None = None) -> None:
+def write_records(
+    run: RunDir, t: int, records: Iterable[PromptRecord], failed: Mapping[str, str] | None = None
+) -> None:
     folder = run.iteration(t)
     folder.path.mkdir(parents=True, exist_ok=True)
     with RecordStore.open(folder.records, {"seed": 0}) as store:
@@ -119,37 +119,13 @@ def write_built(run: RunDir, t: int) -> PairSet:
     """Pairs, drop reasons and summary, by the recipe's rules."""
     recipe, folder = recipe_of(run), run.iteration(t)
     records = _records_cache[folder.records]
-    pairs = build_pairs(records, pairs_rules(recipe, t), Rubric(load_template("pocket_judge")), recipe.seed)
+    rubric = Rubric(load_template("pocket_judge"))
+    pairs = build_pairs(records, pairs_rules(recipe, t), rubric, recipe.seed)
     write_pairs(folder.pairs("actor"), pairs.actor)
     write_pairs(folder.pairs("judge"), pairs.judge)
     write_dropped(folder.dropped, pairs.dropped)
-    write_atomic(folder.summary, json.dumps(summary(t, records, pairs)))
+    write_atomic(folder.summary, json.dumps(summarize(t, records, pairs, rubric)))
     return pairs
-
-
-def summary(t: int, records: Sequence[PromptRecord], pairs: PairSet) -> dict[str, object]:
-    drops = {kind: Counter(d.reason for d in pairs.dropped if d.kind == kind) for kind in ("actor", "judge")}
-    answers = [candidate for record in records for candidate in record.candidates_K]
-    return {
-        "iteration": t,
-        "prompts": len(records),
-        "actor_pairs": len(pairs.actor),
-        "judge_pairs": len(pairs.judge),
-        "dropped": {kind: dict(counts) for kind, counts in drops.items()},
-        "weights": asdict(pairs.weights),
-        "position": position_statistics(records).as_dict(),
-        "readings": readings_summary(records),
-        "findings": [asdict(finding) for finding in findings(records, pairs)],
-        "chosen_chars": _mean(len(pair.chosen) for pair in pairs.actor),
-        "rejected_chars": _mean(len(pair.rejected) for pair in pairs.actor),
-        "answer_chars": _mean(len(answer.text) for answer in answers),
-        "judgment_chars": _mean(len(judgment.text) for answer in answers for judgment in answer.judgments_N),
-    }
-
-
-def _mean(values: Iterable[int]) -> float | None:
-    found = list(values)
-    return fmean(found) if found else None
 
 
 def write_training(folder: IterationDir, t: int) -> None:
@@ -166,7 +142,7 @@ def write_training(folder: IterationDir, t: int) -> None:
 
 def write_evaluation(folder: IterationDir, t: int, oracle: bool = True) -> None:
     metrics = {
-        key: {"mean": means[t], "low": means[t] - half, "high": means[t] + half, "n": n}
+        key: {"mean": means[t], "low": max(0.0, means[t] - half), "high": means[t] + half, "n": n}
         for key, (means, half, n) in MEANS.items()
         if oracle or key not in ORACLE
     }
@@ -182,14 +158,18 @@ def _histogram(seed: int, mean: float) -> dict[str, int]:
 
 
 def finish(folder: IterationDir) -> None:
-    mark_done(folder.done, {"seconds": {"generating": 71.0, "pairs": 1.2, "training": 14.5, "evaluating": 21.5}})
+    seconds = {"generating": 71.0, "training": 14.5, "evaluating": 21.5}
+    write_atomic(folder.path / "seconds.json", json.dumps(seconds))
+    mark_done(folder.done, {"model": folder.path.name, "seconds": seconds})
 
 
 def fake_record(t: int, number: int, meta_judge: bool | None = None) -> PromptRecord:
     """One prompt's life with all the things that go wrong: repeats, unreadable and cut-off judgments, flips."""
     draw = random.Random(f"{t} {number}")
     topic = draw.choice(_TOPICS)
-    prompt = Prompt(f"pocket-{t}{number:04d}", (Message("user", f"List {draw.randint(2, 5)} {topic} , no more than that ."),))
+    prompt = Prompt(
+        f"pocket-{t}{number:04d}", (Message("user", f"List {draw.randint(2, 5)} {topic} , no more than that ."),)
+    )
     flat = number % 11 == 3  # the judge gives the same to all
     candidates, duplicates = _answers(draw, flat)
     asked = t <= 2 if meta_judge is None else meta_judge

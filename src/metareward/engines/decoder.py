@@ -15,30 +15,31 @@ from jinja2 import TemplateError
 
 from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
-from metareward.engines.lane import Lane, prefill_batch
+from metareward.engines.lane import Lane
 from metareward.engines.seats import Request
 from metareward.engines.selfcheck import bytes_per_position, check_rows
 from metareward.engines.shared_prefix import SlotShape
 from metareward.types import Completion, Messages, Sampling
 
-_PREFILL_TOKENS = {"cpu": 768, "mps": 2048, "cuda": 8192}
+# Tokens to a piece of a prompt, and pieces read in one pass.
+_READ_SIZE = {"cpu": (32, 24), "mps": (64, 32), "cuda": (64, 64)}
 _LANES_AT_ONCE = 4
 
 
 class Decoder:
     """Draws completions on one device, one pass at a time. Not for several threads at once."""
 
-    def __init__(self, checkpoint: Checkpoint, rows: int, deterministic: bool) -> None:
-        """``rows``: sequences that advance together, all samples of all requests counted."""
+    def __init__(self, checkpoint: Checkpoint, *, rows: int, deterministic: bool, memory: int) -> None:
+        """``rows`` sequences advance together, all samples counted; ``memory``: bytes for keys and values."""
         self._checkpoint = checkpoint
         self._rows = rows
         self._deterministic = deterministic
         self._lanes: dict[SlotShape, Lane] = {}
-        self._checked: set[tuple[SlotShape, int]] = set()
+        self._checked: set[SlotShape] = set()
         self._parked: deque[Request] = deque()
         self._bytes = bytes_per_position(checkpoint)
-        self._prefill_tokens = _PREFILL_TOKENS[checkpoint.device.type]
-        self._budget = _memory(checkpoint.device)
+        self._read_size = _READ_SIZE[checkpoint.device.type]
+        self._budget = memory
 
     def submit(
         self,
@@ -89,16 +90,13 @@ class Decoder:
             if shape not in self._lanes and not self._room(shape):
                 self._parked.append(request)
                 continue
-            columns = _grid(len(request.ids), 8)
             try:
-                self._check(shape, columns)
+                self._lane(shape).add(request)
             except EngineError as error:
                 request.fail(error)
-            else:
-                self._lane(shape).add(request, columns)
 
     def _shape(self, request: Request) -> SlotShape:
-        n, prompt, suffix = request.n, _grid(len(request.ids), 2), request.sampling.max_tokens
+        n, prompt, suffix = request.n, _grid(len(request.ids)), request.sampling.max_tokens
         slot_bytes = self._bytes * (prompt + n * suffix)
         slots = min(self._rows // n, self._budget // _LANES_AT_ONCE // slot_bytes)
         return SlotShape(max(1, slots), n, prompt, suffix)
@@ -111,29 +109,30 @@ class Decoder:
                 del self._lanes[other]
         return not self._lanes or needed + self._held() <= self._budget
 
-    def _check(self, shape: SlotShape, columns: int) -> None:
-        """The first time that passes of this shape are called for, make sure that places in it are all alike."""
-        if self._deterministic and (shape, columns) not in self._checked:
-            check_rows(self._checkpoint, shape, columns, prefill_batch(shape, columns, self._prefill_tokens))
-            self._checked.add((shape, columns))
-
     def _lane(self, shape: SlotShape) -> Lane:
         if shape not in self._lanes:
-            self._lanes[shape] = Lane(self._checkpoint, shape, self._prefill_tokens, self._deterministic)
+            width, most = self._read_size
+            batch = min(most, shape.slots * -(-shape.prompt // width))
+            if self._deterministic and shape not in self._checked:
+                check_rows(self._checkpoint, shape, width, batch)
+                self._checked.add(shape)
+            self._lanes[shape] = Lane(
+                self._checkpoint, shape, width=width, batch=batch, deterministic=self._deterministic
+            )
         return self._lanes[shape]
 
     def _held(self) -> int:
         return sum(shape.positions for shape in self._lanes) * self._bytes
 
 
-def _grid(length: int, sizes_per_doubling: int) -> int:
-    """``length`` rounded up to a multiple of 32 on a grid with so many sizes between powers of two."""
-    step = max(32, (1 << (length - 1).bit_length()) // (2 * sizes_per_doubling))
+def _grid(length: int) -> int:
+    """``length`` rounded up: to a multiple of 32, and to one of two sizes between powers of two."""
+    step = max(32, (1 << (length - 1).bit_length()) // 4)
     return -(-length // step) * step
 
 
-def _memory(device: torch.device) -> int:
-    """Bytes that keys and values may take. From what the machine has, not from what is free: shapes follow from it."""
+def slot_memory(device: torch.device) -> int:
+    """Bytes that keys and values may take: a share of what the device has, free or not, as shapes follow from it."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return max(total // 8, int(total * 0.8) - torch.cuda.memory_allocated(device))

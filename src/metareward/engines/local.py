@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from metareward.engines.checkpoint import load
-from metareward.engines.decoder import Decoder
+from metareward.engines.decoder import Decoder, slot_memory
 from metareward.engines.engine import EngineError
 from metareward.engines.selfcheck import check_model
 from metareward.types import Completion, Messages, Sampling
@@ -24,7 +24,7 @@ def open_decoder(folder: Path, *, device: str, dtype: str, rows: int, determinis
     """Load and check a model folder. Raises `UserError` naming the folder and the fix."""
     checkpoint = load(folder, device, dtype)
     check_model(checkpoint)
-    return Decoder(checkpoint, rows, deterministic)
+    return Decoder(checkpoint, rows=rows, deterministic=deterministic, memory=slot_memory(checkpoint.device))
 
 
 class Inbox:
@@ -77,7 +77,8 @@ class LocalEngine:
         future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
 
         def settle(outcome: tuple[Completion, ...] | EngineError) -> None:
-            loop.call_soon_threadsafe(_settle, future, outcome)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, future, outcome)
 
         self._inbox.put(lambda decoder: decoder.submit(messages, sampling, n, settle, settle))
         return await future

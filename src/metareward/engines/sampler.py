@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.float32]
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_B = np.uint64(0x94D049BB133111EB)
@@ -59,15 +61,18 @@ class Draws:
         return Draws(self.seeds_R[rows], self.samples_R[rows], self.steps_R[rows])
 
 
-def sample(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, draws: Draws) -> Tensor:
-    """The next token of every row, int64 of shape (R,). Temperature 0 is greedy. Each row is its own affair."""
+def sample(logits_RV: Tensor, temperature_R: Floats, top_p_R: Floats, draws: Draws) -> Tensor:
+    """The next token of every row, int64 of shape (R,). Temperature 0 is greedy. No row bears on another."""
     greedy_R = temperature_R == 0
     logits_RV = logits_RV.float()
-    scaled_RV = logits_RV / torch.where(greedy_R, 1.0, temperature_R)[:, None]
-    tokens_R = _nucleus_draw(torch.softmax(scaled_RV, dim=-1), top_p_R.masked_fill(greedy_R, 1.0), draws)
-    if bool(greedy_R.any()):
-        tokens_R = torch.where(greedy_R, logits_RV.argmax(dim=-1), tokens_R)
-    return tokens_R
+    temperature, top_p = (
+        torch.from_numpy(np.where(greedy_R, np.float32(1), array)).to(logits_RV.device)
+        for array in (temperature_R, top_p_R)
+    )
+    tokens_R = _nucleus_draw(torch.softmax(logits_RV / temperature[:, None], dim=-1), top_p, draws)
+    if not greedy_R.any():
+        return tokens_R
+    return torch.where(torch.from_numpy(greedy_R).to(tokens_R.device), logits_RV.argmax(dim=-1), tokens_R)
 
 
 def _nucleus_draw(probs_RV: Tensor, top_p_R: Tensor, draws: Draws) -> Tensor:

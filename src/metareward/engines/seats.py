@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metareward.engines.checkpoint import Checkpoint
@@ -52,9 +51,9 @@ class Seats:
         return [slot for slot in range(self._shape.slots) if slot not in self.requests]
 
     @property
-    def taken(self) -> Ints:
-        """Slots with a request, lowest first."""
-        return np.array(sorted(self.requests), np.int64)
+    def running(self) -> Ints:
+        """Slots whose request has drawn its first tokens, lowest first."""
+        return self.counts_G.nonzero()[0]
 
     def seat(self, slot: int, request: Request) -> None:
         """Give a free slot to a request."""
@@ -70,11 +69,8 @@ class Seats:
         """Draw the next token of every row of these slots, with a request or without, from its logits."""
         rows = self._rows(slots_B)
         steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
-        temperature, top_p = (
-            torch.from_numpy(array[rows]).to(logits_RV.device) for array in (self._temperature_R, self._top_p_R)
-        )
         draws = Draws(self._seeds_R[rows], self._samples_R[rows], steps)
-        tokens: Ints = sample(logits_RV, temperature, top_p, draws).cpu().numpy()
+        tokens: Ints = sample(logits_RV, self._temperature_R[rows], self._top_p_R[rows], draws).cpu().numpy()
         return tokens
 
     def record(self, slots_B: Ints, tokens_R: Ints) -> None:

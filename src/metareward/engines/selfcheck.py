@@ -9,10 +9,10 @@ from torch import Tensor
 from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
 from metareward.engines.shared_prefix import SlotShape
-from metareward.engines.slots import Slots
+from metareward.engines.slots import Piece, Slots
 from metareward.errors import UserError
 
-_PROMPT, _STEPS = 24, 3
+_PROMPT, _WIDTH, _STEPS = 24, 16, 3
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
 
 
@@ -32,9 +32,10 @@ def check_model(checkpoint: Checkpoint) -> None:
 
 
 def _slot_logits(checkpoint: Checkpoint, ids: list[int]) -> Tensor:
-    shape = SlotShape(slots=2, samples=2, prompt=32, suffix=_STEPS + 1)
-    slots = Slots(checkpoint, shape)
-    logits = [slots.prefill([ids[:_PROMPT]], [1], 32, 2)[0]]
+    shape = SlotShape(slots=2, samples=2, prompt=_PROMPT, suffix=_STEPS + 1)
+    slots = Slots(checkpoint, shape, _WIDTH)
+    pieces = [Piece(1, ids, start, min(start + _WIDTH, _PROMPT)) for start in range(0, _PROMPT, _WIDTH)]
+    logits = [slots.read(pieces, len(pieces) + 1)[len(pieces) - 1]]
     lengths_G = np.array([0, _PROMPT])
     for step in range(_STEPS):
         tokens_R = np.full(shape.rows, ids[_PROMPT + step])
@@ -58,19 +59,19 @@ def _unsuited(checkpoint: Checkpoint, why: str) -> str:
 
 def bytes_per_position(checkpoint: Checkpoint) -> int:
     """Bytes of keys and values that one token position takes, over all layers."""
-    slots = Slots(checkpoint, SlotShape(slots=1, samples=1, prompt=32, suffix=1))
-    slots.prefill([_random_ids(checkpoint, 1, seed=0)], [0], 32, 1)
+    slots = Slots(checkpoint, SlotShape(slots=1, samples=1, prompt=1, suffix=1), width=1)
+    slots.read([Piece(0, [0], 0, 1)], 1)
     return slots.bytes // slots.shape.positions
 
 
-def check_rows(checkpoint: Checkpoint, shape: SlotShape, columns: int, batch: int) -> None:
+def check_rows(checkpoint: Checkpoint, shape: SlotShape, width: int, batch: int) -> None:
     """Run the same request in the first and in the last place of this shape, with other neighbours each time.
 
-    Prompts are read at a width of ``columns``, ``batch`` of them at once. Raises `EngineError` unless all logits
-    are equal bit for bit.
+    Prompts are read in passes of ``batch`` pieces of ``width`` tokens. Raises `EngineError` unless all logits are
+    equal bit for bit.
     """
-    first = _logits_at(checkpoint, shape, columns, batch, last=False)
-    last = _logits_at(checkpoint, shape, columns, batch, last=True)
+    first = _logits_at(Slots(checkpoint, shape, width), batch, checkpoint, last=False)
+    last = _logits_at(Slots(checkpoint, shape, width), batch, checkpoint, last=True)
     if not torch.equal(first, last):
         raise EngineError(
             f"{checkpoint.folder}: on {checkpoint.device} in {checkpoint.dtype} a result depends on its place in the "
@@ -78,23 +79,31 @@ def check_rows(checkpoint: Checkpoint, shape: SlotShape, columns: int, batch: in
         )
 
 
-def _logits_at(checkpoint: Checkpoint, shape: SlotShape, columns: int, batch: int, last: bool) -> Tensor:
-    """Logits of one fixed request in the first or last slot, the other slots and rows being filled at random."""
-    length, seed = min(columns, checkpoint.context - shape.suffix), 1 + int(last)
-    prompts = [_random_ids(checkpoint, max(1, length - row % 5), seed * 1000 + row) for row in range(batch)]
-    place, slot, row = (batch - 1, shape.slots - 1, shape.rows - 1) if last else (0, 0, 0)
-    prompts[place] = _random_ids(checkpoint, length, seed=0)
-    others = [other for other in range(shape.slots) if other != slot][: batch - 1]
-    where = [*others, slot] if last else [slot, *others]
-    slots = Slots(checkpoint, shape)
-    logits = [slots.prefill(prompts, where, columns, batch)[place]]
-    lengths_G = np.zeros(shape.slots, np.int64)
-    lengths_G[where] = [len(prompt) for prompt in prompts]
-    for step in range(min(_STEPS, shape.suffix - 1)):
+def _logits_at(slots: Slots, batch: int, checkpoint: Checkpoint, last: bool) -> Tensor:
+    """Logits of one fixed request in the first or last slot, its neighbours in all passes being random."""
+    shape, width, seed = slots.shape, slots.width, 1 + int(last)
+    slot, row = (shape.slots - 1, shape.rows - 1) if last else (0, 0)
+    prompt = _random_ids(checkpoint, max(1, min(shape.prompt, checkpoint.context - shape.suffix) - 3), seed=0)
+    logits = []
+    for start in range(0, len(prompt), width):
+        probe = Piece(slot, prompt, start, min(start + width, len(prompt)))
+        others = _neighbours(checkpoint, shape, width, batch - 1, slot, seed + start)
+        logits.append(slots.read([*others, probe] if last else [probe, *others], batch)[len(others) if last else 0])
+    lengths_G = np.full(shape.slots, min(width, shape.prompt))
+    lengths_G[slot] = len(prompt)
+    for step in range(min(_STEPS, shape.suffix)):
         tokens_R = np.array(_random_ids(checkpoint, shape.rows, seed * 2000 + step))
         tokens_R[row] = _random_ids(checkpoint, 1, 3000 + step)[0]
         logits.append(slots.step(tokens_R, lengths_G, np.full(shape.slots, step), shape)[row])
     return torch.stack(logits)
+
+
+def _neighbours(checkpoint: Checkpoint, shape: SlotShape, width: int, count: int, slot: int, seed: int) -> list[Piece]:
+    """``count`` random first pieces for slots other than ``slot``, or none if it is the only one."""
+    others = [other for other in range(shape.slots) if other != slot]
+    length = min(width, shape.prompt)
+    pieces = [Piece(other, _random_ids(checkpoint, length, seed * 1000 + other), 0, length) for other in others]
+    return (pieces * count)[:count]
 
 
 def _random_ids(checkpoint: Checkpoint, count: int, seed: int) -> list[int]:

@@ -2,15 +2,19 @@
 
 A slot holds one request: its prompt's keys and values once, and n suffixes. The queries of all n samples meet
 the prompt's keys in one matrix product and each sample's own keys in another, and one softmax runs over both
-("bifurcated attention", arXiv 2403.08845). Every slot has the same fixed size: prompts are right-aligned in P
-columns and suffixes left-aligned in T columns, and a mask says which columns exist. So the arithmetic of a slot
+("bifurcated attention", arXiv 2403.08845). Every slot has the same fixed size: prompts have P
+columns and suffixes T columns, and a mask says which columns exist. So the arithmetic of a slot
 has the same shape whatever its neighbours are.
 
 The model reaches this code through transformers' attention interface and is run without a cache: the pass
 under way keeps the keys and values of each layer itself.
 
-Letters: G slots, n samples, R = G * n rows, P prompt columns, T suffix columns, B prompts of a prefill,
-L columns of a prefill, H key heads, g query heads to a key head, D head width.
+A prompt is read in pieces of C tokens that start at multiples of C, except that the last one ends with the prompt.
+The keys and values of a whole piece follow from the prompt up to its end alone, bit for bit, so slots may copy
+them from each other.
+
+Letters: G slots, n samples, R = G * n rows, P prompt columns, T suffix columns, B pieces, C tokens to a piece,
+H key heads, g query heads to a key head, D head width.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from metareward.engines.engine import EngineError
+
+Pair = tuple[Tensor, Tensor]
 
 _names = itertools.count()
 
@@ -78,41 +84,6 @@ class AttentionDoor:
         return self.under_way.attend(layer, query, key, value, Scores(scale, sliding_window, softcap)), None
 
 
-class Prefill:
-    """Causal attention over left-padded prompts. Keeps the keys and values of every layer: (B, H, L, D)."""
-
-    def __init__(self, lengths_B: Tensor, columns: int) -> None:
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self._lengths_B = lengths_B
-        self._columns = columns
-        self._masks: dict[int | None, Tensor] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        """Every prompt token attends to those before it."""
-        self.keys[layer], self.values[layer] = key, value
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        mask = self._mask(scores.window, query.dtype)
-        if scores.softcap is None:
-            out = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scores.scale)
-        else:
-            capped = scores.cap(query @ key.transpose(2, 3) * scores.scale) + mask
-            out = torch.softmax(capped, dim=-1, dtype=torch.float32).to(query.dtype) @ value
-        return out.transpose(1, 2)
-
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Added to the scores: 0 where a token may look, -inf elsewhere; (B, 1, L, L)."""
-        if window not in self._masks:
-            column = torch.arange(self._columns, device=self._lengths_B.device)
-            back = column[:, None] - column[None, :]
-            seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-            there_BL = column >= self._columns - self._lengths_B[:, None]
-            # A padding column looks at itself: a row with nothing to look at would be NaN.
-            self._masks[window] = _additive((seen & there_BL[:, None, :]) | (back == 0), dtype)[:, None]
-        return self._masks[window]
-
-
 @dataclass(frozen=True, slots=True)
 class SlotShape:
     """The fixed size of a set of slots."""
@@ -129,17 +100,17 @@ class SlotShape:
 
     @property
     def positions(self) -> int:
-        """Token positions whose keys and values are stored."""
-        return self.slots * (self.prompt + self.samples * self.suffix)
+        """Token positions there is room for: the slots', and one prompt's that nobody reads."""
+        return (self.slots + 1) * self.prompt + self.rows * self.suffix
 
 
 class SlotMemory:
-    """The stored keys and values of G slots, layer by layer; allocated when the first prompt arrives."""
+    """The stored keys and values of G slots, layer by layer; allocated when the first tokens are read."""
 
     def __init__(self, shape: SlotShape) -> None:
         self.shape = shape
-        self._prompt: dict[int, tuple[Tensor, Tensor]] = {}
-        self._suffix: dict[int, tuple[Tensor, Tensor]] = {}
+        self._prompt: dict[int, Pair] = {}
+        self._suffix: dict[int, Pair] = {}
 
     @property
     def bytes(self) -> int:
@@ -147,30 +118,84 @@ class SlotMemory:
         layers = itertools.chain(self._prompt.values(), self._suffix.values())
         return sum(tensor.nbytes for pair in layers for tensor in pair)
 
-    def store(self, slots: Sequence[int], prefill: Prefill) -> None:
-        """Put the first ``len(slots)`` prompts of a prefill into these slots."""
-        for layer, key in prefill.keys.items():
-            value = prefill.values[layer]
-            if layer not in self._prompt:
-                self._allocate(layer, key, value)
-            for kept, new in zip(self._prompt[layer], (key, value), strict=True):
-                width = min(new.shape[2], self.shape.prompt)
-                for source, slot in enumerate(slots):
-                    kept[slot, :, self.shape.prompt - width :] = new[source, :, new.shape[2] - width :]
+    def open(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Make room for a layer whose keys and values look like these."""
+        if layer not in self._prompt:
+            shape, like = self.shape, (key, value)
+            # Zeros, because a masked column that held a NaN would still spoil the sum. What must not be kept is
+            # written to one prompt more, which nobody reads.
+            self._prompt[layer] = _pair(
+                like, lambda t: t.new_zeros(shape.slots + 1, t.shape[1], shape.prompt, t.shape[3])
+            )
+            self._suffix[layer] = _pair(like, lambda t: t.new_zeros(shape.rows, t.shape[1], shape.suffix, t.shape[3]))
 
-    def _allocate(self, layer: int, *like: Tensor) -> None:
-        shape = self.shape
-        # Zeros, because a masked column that held a NaN would still spoil the sum.
-        self._prompt[layer] = _pair(like, lambda t: t.new_zeros(shape.slots, t.shape[1], shape.prompt, t.shape[3]))
-        self._suffix[layer] = _pair(like, lambda t: t.new_zeros(shape.rows, t.shape[1], shape.suffix, t.shape[3]))
+    def copy_prompt(self, source: int, target: int, columns: int) -> None:
+        """Give slot ``target`` the first ``columns`` prompt columns of slot ``source``."""
+        for pair in self._prompt.values():
+            for stored in pair:
+                stored[target, :, :columns] = stored[source, :, :columns]
 
-    def prompt(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first ``slots`` prompts, their last ``columns``: (slots * H, columns, D)."""
-        return _pair(self._prompt[layer], lambda t: t[:slots, :, t.shape[2] - columns :].flatten(0, 1))
+    def prompt(self, layer: int) -> Pair:
+        """Keys and values of the prompts: (G + 1, H, P, D)."""
+        return self._prompt[layer]
 
-    def suffix(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+    def suffix(self, layer: int, rows: int) -> Pair:
         """Keys and values of the first ``rows`` suffixes: (rows * H, T, D)."""
         return _pair(self._suffix[layer], lambda t: t[:rows].flatten(0, 1))
+
+
+class Read:
+    """Attention of B pieces of prompts, C tokens each, over what their slots hold and over themselves.
+
+    Piece b ends before column ``ends_B[b]`` of slot ``slots_B[b]``; of its keys and values those from column
+    ``starts_B[b]`` on are stored. A piece may follow another of the same prompt in the same pass, as in every layer
+    all keys are stored before any query looks.
+    """
+
+    def __init__(self, memory: SlotMemory, slots_B: Tensor, starts_B: Tensor, ends_B: Tensor, width: int) -> None:
+        self._memory = memory
+        self._slots_B = slots_B
+        column_BC = ends_B[:, None] + torch.arange(-width, 0, device=ends_B.device)
+        self._position_BC = column_BC.clamp_min(0)
+        kept_BC = column_BC >= starts_B[:, None]
+        self._target_slot_BC = torch.where(kept_BC, slots_B[:, None], memory.shape.slots)
+        self._target_column_BC = torch.where(kept_BC, column_BC, 0)
+        self._masks: dict[tuple[int | None, int], Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """Store the new keys and values, then let every token attend to its prompt up to itself."""
+        self._memory.open(layer, key, value)
+        keys, values = (
+            self._write(stored, new).index_select(0, self._slots_B)
+            for stored, new in zip(self._memory.prompt(layer), (key, value), strict=True)
+        )
+        pieces, heads, width, depth = query.shape
+        groups = heads // key.shape[1]
+        # The heads that share keys stand below each other, as if they were more tokens.
+        query = query.reshape(pieces, key.shape[1], groups * width, depth)
+        mask = self._mask(scores.window, groups, query.dtype)
+        if scores.softcap is None:
+            out = nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=scores.scale)
+        else:
+            capped = scores.cap((query @ keys.transpose(2, 3) * scores.scale).float()) + mask
+            out = torch.softmax(capped, dim=-1).to(query.dtype) @ values
+        return out.reshape(pieces, heads, width, -1).transpose(1, 2)
+
+    def _write(self, stored: Tensor, new: Tensor) -> Tensor:
+        heads, columns = stored.shape[1:3]
+        head_H1 = torch.arange(heads, device=new.device)[:, None]
+        place_BHC = (self._target_slot_BC[:, None] * heads + head_H1) * columns + self._target_column_BC[:, None]
+        stored.view(-1, stored.shape[3]).index_copy_(0, place_BHC.flatten(), new.flatten(0, 2))
+        return stored
+
+    def _mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+        """Added to the scores: 0 where a token may look, -inf elsewhere; (B, 1, groups * C, P)."""
+        if (window, groups) not in self._masks:
+            column = torch.arange(self._memory.shape.prompt, device=self._slots_B.device)
+            back = self._position_BC[:, :, None] - column
+            seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+            self._masks[window, groups] = _additive(seen, dtype).repeat(1, groups, 1)[:, None]
+        return self._masks[window, groups]
 
 
 class Step:
@@ -188,7 +213,9 @@ class Step:
         """Store the new keys and values, then attend to the prompt and to the row's own suffix."""
         used, heads, width = self._used, key.shape[1], query.shape[3]
         groups = query.shape[1] // heads
-        prompt_keys, prompt_values = self._memory.prompt(layer, used.slots, used.prompt)
+        prompt_keys, prompt_values = _pair(
+            self._memory.prompt(layer), lambda t: t[: used.slots, :, : used.prompt].flatten(0, 1)
+        )
         suffix_keys, suffix_values = self._write(layer, key, value)
         query = query * scores.scale
         by_slot = query.reshape(used.slots, used.samples, heads, groups, width).transpose(1, 2)
@@ -206,10 +233,10 @@ class Step:
         used = self._used
         prompt = on_prompt.view(used.slots, heads, used.samples, groups, -1)
         suffix = on_suffix.view(used.slots, used.samples, heads, groups, -1).transpose(1, 2)
-        both = scores.cap(torch.cat([prompt, suffix], dim=-1))
-        return torch.softmax(both.add_(self._mask(scores.window, both.dtype)), dim=-1)
+        both = scores.cap(torch.cat([prompt, suffix], dim=-1).float())
+        return torch.softmax(both.add_(self._mask(scores.window)), dim=-1).to(on_prompt.dtype)
 
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> Pair:
         """The suffixes' keys and values (rows * H, T in use, D), with the new token's written in."""
         stored = self._memory.suffix(layer, self._used.rows)
         for kept, new in zip(stored, (key, value), strict=True):
@@ -224,15 +251,17 @@ class Step:
             self._places[heads] = row_head * self._memory.shape.suffix + step_R.repeat_interleave(heads)
         return self._places[heads]
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+    def _mask(self, window: int | None) -> Tensor:
         """Added to the scores: 0 where a slot's tokens may look, -inf elsewhere; (G, 1, 1, 1, P + T)."""
         if window not in self._masks:
             prompt, suffix = self._used.prompt, self._used.suffix
-            column = torch.arange(-prompt, suffix, device=self._steps_G.device)
-            back = self._steps_G[:, None] - column
-            seen = (column >= -self._lengths_G[:, None]) & (back >= 0)
+            column = torch.arange(prompt + suffix, device=self._steps_G.device)
+            own = column >= prompt
+            place_GC = torch.where(own, column - prompt + self._lengths_G[:, None], column)
+            back = (self._lengths_G + self._steps_G)[:, None] - place_GC
+            seen = (back >= 0) & (own | (column < self._lengths_G[:, None]))
             seen = seen if window is None else seen & (back < window)
-            self._masks[window] = _additive(seen, dtype)[:, None, None, None]
+            self._masks[window] = _additive(seen, torch.float32)[:, None, None, None]
         return self._masks[window]
 
 
@@ -240,6 +269,6 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
-def _pair(tensors: Sequence[Tensor], change: Any) -> tuple[Tensor, Tensor]:
+def _pair(tensors: Sequence[Tensor], change: Any) -> Pair:
     first, second = tensors
     return change(first), change(second)

@@ -1,4 +1,4 @@
-"""Running the model over slots: a prefill puts prompts into slots, a step gives every row its next logits.
+"""Running the model over slots: a read puts pieces of prompts into slots, a step gives every row its next logits.
 
 No request is known here, only token ids and where they go; all state that changes is the slots' memory.
 """
@@ -6,6 +6,7 @@ No request is known here, only token ids and where they go; all state that chang
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,39 +14,55 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metareward.engines.checkpoint import Checkpoint
-from metareward.engines.shared_prefix import Pass, Prefill, SlotMemory, SlotShape, Step
+from metareward.engines.shared_prefix import Pass, Read, SlotMemory, SlotShape, Step
 
 Ints = NDArray[np.int64]
 
 
-class Slots:
-    """A checkpoint with room for ``shape.slots`` requests of ``shape.samples`` samples."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens ``start`` to ``end`` (at most C of them) of the prompt in ``slot``."""
 
-    def __init__(self, checkpoint: Checkpoint, shape: SlotShape) -> None:
+    slot: int
+    prompt: Sequence[int]
+    start: int
+    end: int
+
+
+class Slots:
+    """Room for ``shape.slots`` requests of ``shape.samples`` samples, prompts read in pieces of ``width`` tokens."""
+
+    def __init__(self, checkpoint: Checkpoint, shape: SlotShape, width: int) -> None:
         self.shape = shape
+        self.width = width
         self._checkpoint = checkpoint
         self._memory = SlotMemory(shape)
 
     @property
     def bytes(self) -> int:
-        """Size of the stored keys and values; 0 before the first prefill."""
+        """Size of the stored keys and values; 0 before the first read."""
         return self._memory.bytes
 
-    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], columns: int, batch: int) -> Tensor:
-        """Read ``prompts`` as a batch of shape (batch, columns), store them in ``slots``; logits (batch, V).
+    def copy_prompt(self, source: int, target: int, columns: int) -> None:
+        """Give slot ``target`` the first ``columns`` tokens that slot ``source`` holds."""
+        self._memory.copy_prompt(source, target, columns)
 
-        Row b of the logits belongs to ``prompts[b]``; rows beyond the prompts are padding.
+    def read(self, pieces: Sequence[Piece], batch: int) -> Tensor:
+        """Read pieces in a pass of ``batch`` pieces; logits (batch, V) after the last token of each.
+
+        Whatever comes before a piece in its prompt must be in its slot or among the pieces ahead of it. Rows beyond
+        the pieces are padding.
         """
-        ids = np.zeros((batch, columns), np.int64)
-        lengths = np.ones(batch, np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, columns - len(prompt) :] = prompt
-            lengths[row] = len(prompt)
-        positions = np.maximum(np.arange(columns) - (columns - lengths)[:, None], 0)
-        run = Prefill(self._put(lengths), columns)
-        logits = self._run(run, ids, positions)
-        self._memory.store(slots, run)
-        return logits
+        ids_BC = np.zeros((batch, self.width), np.int64)
+        slots, starts, ends = np.zeros((3, batch), np.int64)
+        starts[len(pieces) :] = ends[len(pieces) :] = self.width
+        for row, piece in enumerate(pieces):
+            tokens = piece.prompt[max(0, piece.end - self.width) : piece.end]
+            ids_BC[row, self.width - len(tokens) :] = tokens
+            slots[row], starts[row], ends[row] = piece.slot, piece.start, piece.end
+        positions_BC = np.maximum(ends[:, None] + np.arange(-self.width, 0), 0)
+        run = Read(self._memory, self._put(slots), self._put(starts), self._put(ends), self.width)
+        return self._run(run, ids_BC, positions_BC)
 
     def step(self, tokens_R: Ints, lengths_G: Ints, steps_G: Ints, used: SlotShape) -> Tensor:
         """Append one token to every row in use; logits (used.rows, V).
@@ -53,13 +70,17 @@ class Slots:
         ``lengths_G`` counts the prompt tokens of each slot, ``steps_G`` the tokens appended to it before.
         """
         positions = np.repeat((lengths_G + steps_G)[: used.slots], used.samples)
-        run = Step(self._memory, self._put(lengths_G[: used.slots]), self._put(steps_G[: used.slots]), used)
+        run = Step(self._memory, self._put(lengths_G), self._put(steps_G), used)
         return self._run(run, tokens_R[: used.rows, None], positions[:, None])
 
     def _run(self, run: Pass, ids: Ints, positions: Ints) -> Tensor:
         self._checkpoint.attention.under_way = run
         outputs = self._checkpoint.model(
-            input_ids=self._put(ids), position_ids=self._put(positions), use_cache=False, logits_to_keep=1
+            input_ids=self._put(ids),
+            position_ids=self._put(positions),
+            use_cache=False,
+            # As an index, not as the count 1: a slice is not contiguous, and multiplying it costs far more on CPU.
+            logits_to_keep=self._put(np.array([ids.shape[1] - 1])),
         )
         logits: Tensor = outputs.logits[:, -1]
         return logits

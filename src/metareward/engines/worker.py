@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 import torch
@@ -56,10 +57,18 @@ def main(settings: Mapping[str, Any]) -> None:
     except UserError as error:
         replies.send(refused=str(error))
         return
+    sys.excepthook = _report_and_end
     replies.send(ready=True)
     inbox = Inbox()
     threading.Thread(target=_read, args=(inbox, replies), daemon=True).start()
     inbox.serve(decoder)
+
+
+def _report_and_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For an error nobody foresaw. An ordinary exit would stumble over the thread that still reads stdin."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _die_with(parent: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -11,17 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metareward.monitors import PositionStatistics
-from metareward.report.drawing import AMBER, BLUE, CARD, INK, SOFT, drawing
+from metareward.report.drawing import AMBER, BLUE, INK, SOFT, drawing
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary
 from metareward.report.metrics import BY_KEY, Form, show
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawn chart with its words: ``lead`` is the number to look at first, ``keys`` name the colours."""
+    """A drawn chart with its words. ``leads`` are the numbers to look at first, each with its line's colour; ``keys``
+    name the colours where there are several."""
 
     title: str
-    lead: str
+    leads: tuple[tuple[str, str], ...]
     note: str
     keys: tuple[tuple[str, str], ...]
     svg: Markup
@@ -40,15 +41,14 @@ class Trend:
 TRENDS = (
     Trend("Answer quality", "Oracle's score, 0 to 5", (("answer_quality", ""),)),
     Trend("Perfect answers", "Share with the oracle's full score", (("answer_perfect", ""),)),
-    Trend("Judgments exactly right", "Single judgment equals the oracle's score", (("judgment_exact", ""),)),
+    Trend("Answer length", "Characters", (("answer_chars", ""),)),
+    Trend("Judgments exactly right", "Of M0's answers, single judgments", (("judgment_exact", ""),)),
     Trend(
         "Judge's rank correlation",
-        "Scores against the oracle's",
+        "Of M0's answers, scores against the oracle's",
         (("judgment_mean_rank_correlation", "mean of N judgments"), ("judgment_rank_correlation", "one judgment")),
     ),
-    Trend("Meta-judge right", "Picks the better judgment; dashed: chance", (("meta_accuracy", ""),), 0.5),
-    Trend("Wins of the first shown", "Meta-judge's verdicts; dashed: no bias", (("meta_first_position", ""),), 0.5),
-    Trend("Answer length", "Characters", (("answer_chars", ""),)),
+    Trend("Meta-judge right", "Picks the better of M0's judgments; dashed: chance", (("meta_accuracy", ""),), 0.5),
     Trend("Judgment length", "Characters", (("judgment_chars", ""),)),
     Trend(
         "Scores the model gives",
@@ -78,18 +78,18 @@ def trend_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
 
 def _trend_chart(trend: Trend, series: Sequence[tuple[str, str]], evaluations: Sequence[Evaluation]) -> Chart:
     main = series[0][0]
-    metric = BY_KEY[main]
-    with drawing(f"trend-{main}", f"{trend.title}: {lead(main, evaluations)}", height=150) as chart:
+    leads = tuple((name, lead(key, evaluations)) for (key, _), name in zip(series, _NAMES, strict=False))
+    with drawing(f"trend-{main}", f"{trend.title}: {', '.join(text for _, text in leads)}", height=150) as chart:
         measures = []
         for (key, _), colour in zip(series, _COLOURS, strict=False):
             points = [(x, e.metrics[key]) for x, e in enumerate(evaluations) if key in e.metrics]
             measures += [measure for _, measure in points]
             _draw_points(chart.axes, points, colour)
-        _limit(chart.axes, measures, trend.reference)
+        _limit(chart.axes, measures, trend.reference, BY_KEY[main].form)
         _models(chart.axes, [evaluation.model for evaluation in evaluations])
-        chart.axes.yaxis.set_major_formatter(_ticks(metric.form))
+        chart.axes.yaxis.set_major_formatter(_ticks(BY_KEY[main].form))
     keys = tuple((name, label) for (_, label), name in zip(series, _NAMES, strict=False) if label)
-    return Chart(trend.title, lead(main, evaluations), trend.note, keys, chart.svg)
+    return Chart(trend.title, leads, trend.note, keys, chart.svg)
 
 
 def lead(key: str, evaluations: Sequence[Evaluation]) -> str:
@@ -102,30 +102,47 @@ def _draw_points(axes: Axes, points: Sequence[tuple[int, Measure]], colour: str)
     xs = [x for x, _ in points]
     axes.plot(xs, [m.mean for _, m in points], color=colour, linewidth=1.4, alpha=0.45, zorder=2)
     for x, measure in points:
-        axes.plot([x, x], [measure.low, measure.high], color=colour, linewidth=2, solid_capstyle="butt", zorder=3)
-    axes.plot(xs, [m.mean for _, m in points], "o", color=colour, markersize=6, zorder=4, markeredgecolor=CARD)
+        axes.plot(
+            [x, x], [measure.low, measure.high], color=colour, linewidth=2, alpha=0.75, solid_capstyle="butt", zorder=3
+        )
+    axes.plot(xs, [m.mean for _, m in points], "o", color=colour, markersize=7, zorder=4)
 
 
-def _limit(axes: Axes, measures: Sequence[Measure], reference: float | None) -> None:
+# What a value can be, and the least stretch of it that a chart shows: no hair's breadth ever fills a chart.
+_POSSIBLE: Mapping[Form, tuple[float, float, float]] = {
+    "share": (0.0, 1.0, 0.1),
+    "correlation": (-1.0, 1.0, 0.1),
+    "score": (-math.inf, math.inf, 0.5),
+    "chars": (0.0, math.inf, 10.0),
+}
+
+
+def _limit(axes: Axes, measures: Sequence[Measure], reference: float | None, form: Form) -> None:
     """Room for every interval and the reference, and never so close up that noise looks like a trend."""
     low, high = min(m.low for m in measures), max(m.high for m in measures)
     if reference is not None:
         low, high = min(low, reference), max(high, reference)
         axes.axhline(reference, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
     widest = max(m.high - m.low for m in measures)
-    spare = max(0.12 * (high - low), (3 * widest - (high - low)) / 2, 1e-3 * max(1.0, abs(high)))
-    axes.set_ylim(low - spare, high + spare)
+    lowest, highest, least = _POSSIBLE[form]
+    lowest = max(lowest, 0.0) if low >= 0 else lowest
+    spare = max(0.12 * (high - low), (max(3 * widest, least) - (high - low)) / 2)
+    bottom, top = max(low - spare, lowest), min(high + spare, highest)
+    edge = 0.04 * (top - bottom)  # a dot at the end of the possible is still whole
+    axes.set_ylim(bottom - edge, top + edge)
 
 
 def _models(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), list(names))
     axes.set_xlim(-0.35, len(names) - 0.65)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _ticks(form: Form) -> FuncFormatter:
     def label(value: float, _: int | None) -> str:
-        return f"{100 * value:.0f} %" if form == "share" else f"{value:,.0f}" if form == "chars" else f"{value:g}"
+        if form == "share":
+            return f"{100 * value:.3g}\u202f%"
+        return (f"{value:,g}" if form == "chars" else f"{value:.2g}").replace("-", "−")
 
     return FuncFormatter(label)
 
@@ -153,7 +170,7 @@ def _histogram(evaluation: Evaluation, kinds: Mapping[str, Mapping[float, float]
     caption = f"Scores given by {evaluation.model}, mean {mean:.2f}"
     with drawing(f"scores-{evaluation.model}", caption, width=220, height=120, margins=(34, 6, 6, 20)) as chart:
         own, anchor = kinds.get("own", {}), kinds.get("anchor", {})
-        chart.axes.bar(list(own), list(own.values()), width=0.42, color=BLUE, zorder=2)
+        chart.axes.bar(list(own), list(own.values()), width=0.42, color=BLUE, alpha=0.55, zorder=2)
         chart.axes.plot(
             list(anchor), list(anchor.values()), "_", color=AMBER, markersize=13, markeredgewidth=2, zorder=3
         )
@@ -161,7 +178,7 @@ def _histogram(evaluation: Evaluation, kinds: Mapping[str, Mapping[float, float]
         chart.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         chart.axes.yaxis.set_major_locator(MaxNLocator(3))
         chart.axes.yaxis.set_major_formatter(_ticks("share"))
-    return Chart(evaluation.model, f"mean {mean:.2f}", "", (), chart.svg)
+    return Chart(evaluation.model, (("blue", f"mean {mean:.2f}"),), "", (), chart.svg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +191,7 @@ class _Share:
 
 def position_charts(summaries: Sequence[PairSummary]) -> tuple[Chart, ...]:
     """Score bias and order flips over iterations (Meta-Rewarding Table 5)."""
-    told = {s.iteration: s.position for s in summaries if s.position is not None}
+    told = {s.iteration: s.position for s in summaries if s.position is not None and s.position.all.pairs}
     if not told:
         return ()
     flips = (
@@ -197,9 +214,8 @@ def _shares_chart(
     reference: float | None = None,
 ) -> Chart:
     values = [[share.of(position) for position in told.values()] for share in shares]
-    finite = [value for value in values[0] if value is not None]
-    ends = " → ".join(show("share", value) for value in dict.fromkeys((finite[0], finite[-1]))) if finite else "–"
-    with drawing(f"position-{title[0]}", f"{title}: {ends}", height=150) as chart:
+    leads = tuple((name, _ends_of(line)) for line, name in zip(values, _NAMES, strict=False))
+    with drawing(f"position-{title[0]}", f"{title}: {', '.join(text for _, text in leads)}", height=150) as chart:
         for line, colour in zip(values, _COLOURS, strict=False):
             points = [(x, value) for x, value in enumerate(line) if value is not None]
             chart.axes.plot(*zip(*points, strict=True) if points else ((), ()), "-o", color=colour, linewidth=1.4)
@@ -209,46 +225,76 @@ def _shares_chart(
         chart.axes.set_ylim(-0.02, 1.02)
         chart.axes.yaxis.set_major_formatter(_ticks("share"))
     keys = tuple((name, share.label) for share, name in zip(shares, _NAMES, strict=False) if share.label)
-    return Chart(title, ends, note, keys, chart.svg)
+    return Chart(title, leads, note, keys, chart.svg)
+
+
+def _ends_of(line: Sequence[float | None]) -> str:
+    known = [show("share", value) for value in line if value is not None]
+    return " → ".join(dict.fromkeys((known[0], known[-1]))) if known else "–"
 
 
 _TRAINING = (
-    ("loss", "DPO loss", "Dashed: ln 2, where every training starts", math.log(2)),
-    ("margin", "Reward margin", "Chosen minus rejected, β × log-ratio", 0.0),
-    ("accuracy", "Chosen preferred", "Share of training pairs", 0.5),
+    ("loss", "DPO loss", "Dashed: ln 2, where every training starts", math.log(2), 0.1),
+    ("margin", "Reward margin", "Chosen minus rejected, β × log-ratio", 0.0, 0.1),
+    ("accuracy", "Chosen preferred", "Share of training pairs; dashed: chance", 0.5, 0.2),
 )
+_FEW_STEPS = 4
 
 
 def training_charts(iterations: Sequence[Iteration]) -> tuple[Chart, ...]:
     """A chart each of loss, margin and accuracy by step, with a line for every iteration that was logged."""
     trained = [iteration for iteration in iterations if iteration.training]
     drawn = []
-    for key, title, note, reference in _TRAINING:
+    for key, title, note, reference, least in _TRAINING:
         curves = {i.model: i.training[key] for i in trained if key in i.training}
         if curves:
-            drawn.append(_curves_chart(key, title, note, curves, reference))
+            drawn.append(_curves_chart(key, title, note, curves, reference, least))
     return tuple(drawn)
 
 
-def _curves_chart(key: str, title: str, note: str, curves: Mapping[str, Curve], reference: float) -> Chart:
+def _curves_chart(
+    key: str, title: str, note: str, curves: Mapping[str, Curve], reference: float, least: float
+) -> Chart:
     with drawing(f"training-{key}", f"{title} by training step", margins=(44, 34, 8, 24)) as chart:
         chart.axes.axhline(reference, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
-        for place, (model, curve) in enumerate(curves.items(), start=1):
+        for place, curve in enumerate(curves.values(), start=1):
             # Later models are drawn stronger: one hue, ordered, needs no legend.
             strength = 0.25 + 0.75 * place / len(curves)
-            chart.axes.plot(curve.steps, curve.values, color=BLUE, alpha=strength, linewidth=1.6)
-            _name_end(chart.axes, model, curve)
+            marker = "o" if len(curve.steps) < _FEW_STEPS else ""
+            chart.axes.plot(curve.steps, curve.values, marker=marker, color=BLUE, alpha=strength, markersize=5)
+        _widen(chart.axes, least)
+        _name_ends(chart.axes, curves)
         chart.axes.yaxis.set_major_locator(MaxNLocator(4))
-        chart.axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return Chart(title, _curve_lead(curves), note, (), chart.svg)
+        chart.axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        if key == "accuracy":
+            chart.axes.yaxis.set_major_formatter(_ticks("share"))
+    return Chart(title, (), note, (), chart.svg)
 
 
-def _name_end(axes: Axes, model: str, curve: Curve) -> None:
-    """The model's name at the last point that can be drawn."""
-    ends = [(x, y) for x, y in zip(curve.steps, curve.values, strict=True) if math.isfinite(y)]
-    if ends:
-        axes.annotate(model, ends[-1], xytext=(4, -4), textcoords="offset points", color=INK, fontsize=10)
+def _widen(axes: Axes, least: float) -> None:
+    """At least ``least`` from bottom to top, and two steps from left to right."""
+    bottom, top = axes.get_ylim()
+    spare = max(0.0, (least - (top - bottom)) / 2)
+    axes.set_ylim(bottom - spare, top + spare)
+    left, right = axes.get_xlim()
+    spare = max(0.0, (2 - (right - left)) / 2)
+    axes.set_xlim(left - spare, right + spare)
 
 
-def _curve_lead(curves: Mapping[str, Curve]) -> str:
-    return ", ".join(f"{model} {show('correlation', curve.values[-1])}" for model, curve in curves.items())
+def _name_ends(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Each model's name beside the last point that can be drawn, names pushed apart where lines end together."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    ends = sorted(_ends(curves), key=lambda end: end[0][1])
+    gap, floor = 0.085 * (high - low), -math.inf
+    for (x, y), model in ends:
+        height = max(y, floor)
+        axes.annotate(model, (x, height), xytext=(5, -4), textcoords="offset points", color=INK, fontsize=10)
+        floor = height + gap
+
+
+def _ends(curves: Mapping[str, Curve]) -> Iterator[tuple[tuple[float, float], str]]:
+    for model, curve in curves.items():
+        finite = [(x, y) for x, y in zip(curve.steps, curve.values, strict=True) if math.isfinite(y)]
+        if finite:
+            yield finite[-1], model

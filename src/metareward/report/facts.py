@@ -70,8 +70,8 @@ class Curve:
 class Iteration:
     """Iteration ``number``: it starts from model M(number-1) and makes M(number). Iteration 0 only measures M0.
 
-    ``failed`` are the prompts without a record, each with its error line. ``seconds`` are those its done-mark tells,
-    0 before.
+    ``failed`` are the prompts without a record, each with its error line. ``seconds`` is the time its stages took
+    so far.
     """
 
     number: int

@@ -10,13 +10,17 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from metareward.errors import UserError
 from metareward.recipe import load_recipe
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary, Run
+from metareward.report.metrics import MAIN, PERCENT
 from metareward.report.table import Cell, Row, rows
-from metareward.rundir import IterationDir, RunDir, read_done
+from metareward.rundir import RunDir
+from metareward.runlog import seconds
 from metareward.store import RecordStore
 
 T = TypeVar("T")
@@ -54,26 +58,32 @@ def gather(run: RunDir) -> Run:
         name=recipe.name,
         recipe=recipe,
         environment=tuple(_flat(environment)),
-        iterations=tuple(_iteration(number, run.iteration(number)) for number in range(len(recipe.iterations) + 1)),
+        iterations=tuple(_iteration(number, run) for number in range(len(recipe.iterations) + 1)),
     )
 
 
 def table_text(run: RunDir) -> Table:
-    """The table M0..MT for the terminal: means with 95 % intervals, bold where they are apart from M0's."""
+    """The main measures M0..MT for the terminal, fit for 80 columns: means over their 95 % intervals."""
     evaluations = gather(run).evaluations
-    table = Table(
-        title="Held-out prompts: mean and 95 % interval; bold = interval apart from M0's", title_justify="left"
-    )
-    table.add_column("", no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=_CAPTION, caption_justify="left")
+    table.add_column("held-out prompts")
     for evaluation in evaluations:
-        table.add_column(evaluation.model, justify="right")
-    group = ""
-    for row in rows(evaluations) if evaluations else ():
-        if row.metric.group != group and group:
-            table.add_section()
-        group = row.metric.group
-        table.add_row(row.metric.label, *(_cell_text(row, cell) for cell in row.cells))
+        table.add_column(evaluation.model, justify="right", no_wrap=True)
+    for row in rows(evaluations):
+        if row.metric.key in MAIN:
+            table.add_row(row.metric.label, *(_cell_text(row, cell) for cell in row.cells))
     return table
+
+
+_CAPTION = "Below each mean its 95 % interval. Bold: apart from M0's interval."
+
+
+def _cell_text(row: Row, cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("–")
+    mean = (row.metric.show(cell.measure.mean), "bold" if cell.clear else "")
+    interval = row.metric.show_interval(cell.measure.low, cell.measure.high).removesuffix(PERCENT)
+    return Text.assemble(mean, "\n", (interval.replace(" to ", "–"), "dim"))
 
 
 def read_json(path: Path, adapter: TypeAdapter[T]) -> T | None:
@@ -90,17 +100,8 @@ def read_json(path: Path, adapter: TypeAdapter[T]) -> T | None:
         ) from error
 
 
-def _cell_text(row: Row, cell: Cell | None) -> str:
-    if cell is None:
-        return "–"
-    show = row.metric.show
-    mean = show(cell.measure.mean)
-    shown = f"[bold]{mean}[/bold]" if cell.clear else mean
-    return f"{shown} [dim]{show(cell.measure.low)}–{show(cell.measure.high)}[/dim]"
-
-
-def _iteration(number: int, folder: IterationDir) -> Iteration:
-    done = read_done(folder.done)
+def _iteration(number: int, run: RunDir) -> Iteration:
+    folder = run.iteration(number)
     return Iteration(
         number=number,
         generated=folder.records.is_file(),
@@ -108,18 +109,8 @@ def _iteration(number: int, folder: IterationDir) -> Iteration:
         summary=read_json(folder.summary, _SUMMARY),
         training=_training(folder.path / "training.jsonl"),
         evaluation=_evaluation(folder.evaluation / "model.json"),
-        done=done is not None,
-        seconds=_seconds(done or {}),
-    )
-
-
-def _seconds(done: Mapping[str, object]) -> float:
-    """The time of all stages together, as the done-mark has it."""
-    stages = done.get("seconds")
-    return (
-        sum(spent for spent in stages.values() if isinstance(spent, int | float))
-        if isinstance(stages, Mapping)
-        else 0.0
+        done=folder.done.is_file(),
+        seconds=sum(seconds(run, number).values()),
     )
 
 
@@ -185,4 +176,4 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(inner, Mapping):
             yield from _flat(inner, f"{prefix}{key} ")
         else:
-            yield f"{prefix}{key}", ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner)
+            yield f"{prefix}{key}", "none" if inner is None else str(inner)

@@ -1,6 +1,6 @@
 """What the run shows, in sentences computed from its numbers.
 
-A change is only called a rise or a fall when the two 95 % intervals share no point. Where they overlap the
+A change is only called a rise or a fall when the two 95 % intervals share no point. Where they overlap the
 sentence says that nothing was shown, and where no oracle measured, that a model's own score is its opinion.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metareward.report.facts import Evaluation, Iteration, Measure, Run
+from metareward.report.facts import Evaluation, Iteration, Run
 from metareward.report.metrics import BY_KEY, Metric
 
 
@@ -49,29 +49,26 @@ def _sentence(subject: _Subject, measured: Sequence[Evaluation]) -> str | None:
     if before is None or after is None:
         return None
     metric = BY_KEY[subject.key]
-    numbers = (
-        f"from {metric.show(before.mean)} ({first.model}) to {metric.show(after.mean)}{subject.unit} ({last.model})"
-    )
+    start, end = metric.show(before.mean), metric.show(after.mean)
+    if start == end:
+        return f"{subject.words} is {end}{subject.unit} at {first.model} and at {last.model}."
+    numbers = f"from {start} ({first.model}) to {end}{subject.unit} ({last.model})"
     if not after.apart_from(before):
-        return f"{subject.words} went {numbers}, but the 95 % intervals overlap: no change is shown."
+        return f"{subject.words} went {numbers}, but the 95 % intervals overlap: no change is shown."
     verb = "rose" if after.mean > before.mean else "fell"
-    return f"{subject.words} {verb} {numbers}; the 95 % intervals do not overlap.{_peak(subject, metric, measured)}"
+    return f"{subject.words} {verb} {numbers}; the 95 % intervals do not overlap.{_peak(subject, metric, measured)}"
 
 
 def _peak(subject: _Subject, metric: Metric, measured: Sequence[Evaluation]) -> str:
-    """Half the story when the last model isn't the best one."""
+    """Said when the last model is clearly below an earlier one."""
     if metric.better != "higher":
         return ""
     candidates = [(e.metrics[subject.key], e.model) for e in measured if subject.key in e.metrics]
     best, model = max(candidates, key=lambda candidate: candidate[0].mean)
     last = measured[-1].metrics[subject.key]
-    if best.mean == last.mean:
+    if not best.apart_from(last):
         return ""
-    return f" The highest value was {model}'s, {metric.show(best.mean)}{_against_last(best, last, measured[-1].model)}."
-
-
-def _against_last(best: Measure, last: Measure, name: str) -> str:
-    return f", and {name} is below it" if best.apart_from(last) else f" (its interval overlaps with {name}'s)"
+    return f" It was higher at {model}, {metric.show(best.mean)}, and fell again."
 
 
 def _caveats(run: Run, subjects: Sequence[_Subject]) -> tuple[str, ...]:
@@ -104,4 +101,4 @@ def _missing(iteration: Iteration) -> str | None:
         return f"{prefix} its pairs are built, but {iteration.model} is not trained yet."
     if iteration.evaluation is None:
         return f"{prefix} {iteration.model} has a training log, but is not measured yet."
-    return None if iteration.done else f"{prefix} everything is there but its done-mark."
+    return None

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from metareward.report.drawing import AMBER, BLUE, CARD, INK, SOFT, drawing
-from metareward.report.life import AnswerLife, DisputeLife, Life, Side, Tiers
+from metareward.report.lifefacts import AnswerLife, DisputeLife, Life, Side, Tiers
 
 _COLOURS: dict[Side | None, str] = {"chosen": BLUE, "rejected": AMBER, None: SOFT}
 
@@ -27,7 +27,7 @@ def answers_chart(life: Life, name: str) -> Markup | None:
             _dot(chart.axes, answer)
         chart.axes.set_xlabel("mean score")
         chart.axes.set_ylabel("characters")
-        chart.axes.margins(0.12, 0.16)
+        chart.axes.margins(0.14, 0.2)
         chart.axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         chart.axes.xaxis.set_major_locator(MaxNLocator(5))
     return chart.svg
@@ -47,7 +47,9 @@ def _dot(axes: Axes, answer: AnswerLife) -> None:
     at = (answer.score.mean, answer.score.chars)
     axes.plot(*at, "o", color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.4, zorder=3)
     label = f"{answer.candidate.index} {answer.side}" if answer.side else str(answer.candidate.index)
-    axes.annotate(label, at, xytext=(0, 7), textcoords="offset points", ha="center", color=INK, fontsize=10, zorder=4)
+    below = answer.side == "chosen"  # chosen answers are short: their neighbours' numbers are above them
+    lift = (0, -16 if below else 7)
+    axes.annotate(label, at, xytext=lift, textcoords="offset points", ha="center", color=INK, fontsize=10, zorder=4)
 
 
 def ratings_chart(dispute: DisputeLife, name: str) -> Markup:

@@ -22,50 +22,42 @@ class Metric:
     meaning: str
 
     def show(self, value: float) -> str:
-        """``value`` with the digits its form deserves, without a unit that the label already names."""
+        """``value`` with the digits its form deserves; only shares carry a unit."""
         return show(self.form, value)
 
+    def show_interval(self, low: float, high: float) -> str:
+        """``2.28 to 2.54``; the unit is said once."""
+        return f"{show(self.form, low).removesuffix(PERCENT)} to {show(self.form, high)}"
+
     def show_change(self, change: float) -> str:
-        """A difference, always with its sign; a true minus sign lines up with the plus."""
-        return f"{'−' if change < 0 else '+'}{show(self.form, abs(change))}"
+        """A difference, always with its sign. Shares differ by percentage points, which are not per cent."""
+        sign = "−" if change < 0 else "+"
+        size = show(self.form, abs(change))
+        return f"{sign}{size.removesuffix(PERCENT)} points" if self.form == "share" else f"{sign}{size}"
+
+
+PERCENT = "\u202f%"  # a narrow space that doesn't break
 
 
 def show(form: Form, value: float) -> str:
-    """Print a value: shares as percentages, lengths without decimals, the rest with two."""
+    """Print a value: shares as percentages, long lengths without decimals, the rest with two."""
     if not math.isfinite(value):
         return "not a number"
     if form == "share":
-        return f"{100 * value:.1f} %"
-    return (
-        f"{value:,.0f}"
-        if form == "chars" and abs(value) >= 100
-        else f"{value:.1f}"
-        if form == "chars"
-        else f"{value:.2f}"
-    )
+        return f"{100 * value:.1f}{PERCENT}".replace("-", "−")
+    digits = 2 if form != "chars" else 1 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}".replace("-", "−")
 
 
 CATALOGUE = (
     Metric("answer_quality", "Answer quality (0–5)", "Answers", "score", "higher", "Mean score the oracle gives."),
     Metric("answer_perfect", "Perfect answers", "Answers", "share", "higher", "Share with the oracle's full score."),
     Metric(
-        "answer_self_score",
-        "Own mean score",
-        "Answers",
-        "score",
-        "neither",
-        "What the model itself scores its answers.",
+        "answer_self_score", "Own mean score", "Answers", "score", "neither", "What the model scores its own answers."
     ),
-    Metric("answer_chars", "Answer length (characters)", "Answers", "chars", "neither", "Mean length."),
+    Metric("answer_chars", "Answer length, characters", "Answers", "chars", "neither", "Mean length."),
     Metric("answer_truncated", "Answers cut off", "Answers", "share", "lower", "Share that hit the token limit."),
-    Metric(
-        "judgment_exact",
-        "Judgments exactly right",
-        "Judge",
-        "share",
-        "higher",
-        "Single judgment equals the oracle's score.",
-    ),
+    Metric("judgment_exact", "Judgments exactly right", "Judge", "share", "higher", "Equal to the oracle's score."),
     Metric(
         "judgment_rank_correlation",
         "Rank correlation, one judgment",
@@ -85,20 +77,30 @@ CATALOGUE = (
     Metric(
         "judgment_valid", "Judgments readable", "Judge", "share", "higher", "Share ending in a score inside the scale."
     ),
-    Metric("judgment_chars", "Judgment length (characters)", "Judge", "chars", "neither", "Mean length."),
+    Metric("judgment_chars", "Judgment length, characters", "Judge", "chars", "neither", "Mean length."),
     Metric(
-        "anchor_score",
-        "Mean score of M0's answers",
-        "Judge",
-        "score",
-        "neither",
-        "Same answers each time: shows drift.",
+        "anchor_score", "Mean score of M0's answers", "Judge", "score", "neither", "The same answers each time: drift."
     ),
     Metric(
         "meta_accuracy", "Meta-judge right", "Meta-judge", "share", "higher", "Picks the judgment nearer to the oracle."
     ),
-    Metric("meta_valid", "Verdicts readable", "Meta-judge", "share", "higher", "Share naming a winner."),
+    Metric("meta_valid", "Verdicts readable", "Meta-judge", "share", "higher", "Share naming a winner or a tie."),
     Metric("meta_first_position", "Wins of the first shown", "Meta-judge", "share", "neither", "50 % is unbiased."),
+)
+
+# What the terminal shows: the three roles' skill, and the two things that drift.
+MAIN = frozenset(
+    {
+        "answer_quality",
+        "answer_perfect",
+        "answer_self_score",
+        "answer_chars",
+        "judgment_exact",
+        "judgment_rank_correlation",
+        "judgment_mean_rank_correlation",
+        "anchor_score",
+        "meta_accuracy",
+    }
 )
 
 BY_KEY = {metric.key: metric for metric in CATALOGUE}

@@ -41,7 +41,7 @@ class Row:
 
 
 def rows(evaluations: Sequence[Evaluation]) -> tuple[Row, ...]:
-    """A row for every metric that any model has, known ones first, in the catalogue's order."""
+    """A row for every metric that any model has, known ones first, in the catalogue's order; none without models."""
     present = {key for evaluation in evaluations for key in evaluation.metrics}
     known = [metric for metric in CATALOGUE if metric.key in present]
     others = [metric_for(key) for key in sorted(present - {metric.key for metric in known})]

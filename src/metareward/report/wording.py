@@ -37,6 +37,11 @@ def reading_count_words(code: str) -> str:
     return _READINGS.get(code, code.replace("_", " "))
 
 
+def signed(value: float) -> str:
+    """A rating: always with its sign, and a true minus."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def reading_words(reading: Reading) -> str:
     """A judgment's outcome: the score, or why there is none."""
     if isinstance(reading, Scored):

@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from metareward.records import from_json
 from metareward.report.facts import Run
-from metareward.report.life import Life, tell
 from metareward.report.lifecharts import answers_chart, ratings_chart
+from metareward.report.lifefacts import Life
 from metareward.report.outcomes import Outcomes, read_outcomes
+from metareward.report.telling import tell
 from metareward.rundir import RunDir
 from metareward.seeds import derive
 from metareward.store import RecordStore

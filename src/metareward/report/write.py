@@ -17,7 +17,7 @@ from metareward.report.headline import sentences, unfinished
 from metareward.report.metrics import show
 from metareward.report.table import Row, rows
 from metareward.report.visible import visible
-from metareward.report.wording import drop_words, reading_count_words, reading_words, verdict_words
+from metareward.report.wording import drop_words, reading_count_words, reading_words, signed, verdict_words
 from metareward.report.worked import examples
 from metareward.report.yields import bars
 from metareward.rundir import RunDir, write_atomic
@@ -54,7 +54,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(reading_words=reading_words, verdict_words=verdict_words, drop_words=drop_words)
+    environment.globals.update(
+        reading_words=reading_words, verdict_words=verdict_words, drop_words=drop_words, signed=signed
+    )
     return environment
 
 
@@ -76,7 +78,8 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "groups": [(group, tuple(members)) for group, members in groupby(table, key=_group)],
         "any_good_side": any(row.metric.better != "neither" for row in table),
         "bars": bars(facts.summaries),
-        "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code in s.readings)),
+        "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),
+        "failures": tuple(_failures(facts)),
         "reading_count_words": reading_count_words,
         "histograms": histogram_charts(measured),
         "positions": position_charts(facts.summaries),
@@ -126,6 +129,39 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Judge pairs in", _judged(run)
     if run.evaluations:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
+    yield "Time, all stages", duration(sum(iteration.seconds for iteration in run.iterations))
+    known = dict(run.environment)
+    if "started" in known:
+        yield "Started (UTC)", known["started"][:16].replace("T", " ")
+    for name, key in _FROM_ENVIRONMENT:
+        if key in known:
+            yield name, known[key]
+
+
+_FROM_ENVIRONMENT = (
+    ("metareward", "packages metareward"),
+    ("torch", "packages torch"),
+    ("Processor", "processor"),
+)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``8 min 20 s`` or ``3 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _failures(run: Run) -> Iterator[str]:
+    """One line an iteration for prompts that the engine could not serve."""
+    for iteration in run.iterations:
+        if iteration.failed:
+            key, error = iteration.failed[0]
+            count = len(iteration.failed)
+            yield f"Iteration {iteration.number}: {count} prompts failed, the first ({key}) with: {error}"
 
 
 def _judged(run: Run) -> str:

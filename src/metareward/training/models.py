@@ -54,10 +54,10 @@ def save_model(model: Any, job: DpoJob, folder: Path) -> None:
     for name in ("use_cache", "pad_token_id", *dropout_dials(start)):
         setattr(model.config, name, getattr(start, name))
     model.to(_stored_dtype(start, job)).save_pretrained(folder)
-    for name in AutoTokenizer.from_pretrained(job.start).save_pretrained(folder):
-        kept = job.start / Path(name).name
-        if kept.is_file():  # byte for byte as it was, without what loading noted in it
-            shutil.copyfile(kept, name)
+    written = AutoTokenizer.from_pretrained(job.start).save_pretrained(folder)
+    for name in ("generation_config.json", *(Path(path).name for path in written)):
+        if (job.start / name).is_file():  # byte for byte as it was, without what loading noted in it
+            shutil.copyfile(job.start / name, folder / name)
 
 
 def dropout_dials(config: Any) -> tuple[str, ...]:

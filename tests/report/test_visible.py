@@ -1,0 +1,32 @@
+import pytest
+
+from metareward.report.visible import visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text,\n\twith lines", "plain text,\n\twith lines"),
+        ("a\x00b", "a␀b"),
+        ("\x1b[2Jgone", "␛[2Jgone"),
+        ("end\r\nof line\ralone", "end\nof line␍alone"),
+        ("\x7f\x85", "␡⟨U+0085⟩"),
+        ("pay \u202e001\u202c", "pay ⟨U+202E⟩001⟨U+202C⟩"),
+        ("zero\u200bwidth\ufeff", "zero⟨U+200B⟩width⟨U+FEFF⟩"),
+        ("\U000e0041 tag", "⟨U+E0041⟩ tag"),
+        ("\ufe0f\U000e0101", "\ufe0f⟨U+E0101⟩"),
+        ("line\u2028separator", "line⟨U+2028⟩separator"),
+        ("half \ud83d", "half ⟨U+D83D⟩"),
+    ],
+)
+def test_hidden_characters_are_spelled_out(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_scripts_and_emoji_that_need_joiners_stay_whole() -> None:
+    for text in ("می‌خواهم", "👩‍👩‍👧", "हिन्दी", "שלום", "naïve café"):
+        assert visible(text) == text
+
+
+def test_what_is_shown_can_always_be_written() -> None:
+    visible("".join(map(chr, range(0x20000)))).encode()

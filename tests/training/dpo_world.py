@@ -1,0 +1,108 @@
+"""A tiny model, pairs that favour one word over another, and a job that trains the one on the other."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from metareward.pairfiles import write_pairs
+from metareward.training.job import DpoJob
+from metareward.types import Message, PairKind, PreferencePair
+
+SENTENCE = "name four red fruits please and say which of them is the best one to eat in winter"
+WORDS = SENTENCE.split()
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CONTEXT = 256
+
+
+def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """A Hugging Face folder with a random Llama of two layers; its tokenizer is BPE with a chat template."""
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_pairs(path: Path, kind: PairKind, count: int, longest: int = 12) -> Path:
+    """``count`` pairs whose chosen side says ``best`` where the rejected one says ``winter``."""
+    draw = random.Random(f"{kind} {count}")
+    write_pairs(path, [_pair(kind, number, draw, longest) for number in range(count)])
+    return path
+
+
+def make_job(folder: Path, model: Path, pairs: tuple[Path, ...]) -> DpoJob:
+    """Two of three planned epochs of a brisk training in ``folder``."""
+    return DpoJob(
+        start=model,
+        reference=model,
+        pairs=pairs,
+        output=folder / "model",
+        log=folder / "training.jsonl",
+        learning_rate=3e-3,
+        beta=0.1,
+        epochs=3,
+        keep_epoch=2,
+        batch_size=8,
+        micro_batch_size=4,
+        max_length=CONTEXT,
+        device="cpu",
+    )
+
+
+def moved(job: DpoJob, folder: Path) -> DpoJob:
+    """The same training with its output elsewhere."""
+    return replace(job, output=folder / "model", log=folder / "training.jsonl")
+
+
+def _pair(kind: PairKind, number: int, draw: random.Random, longest: int) -> PreferencePair:
+    def words(low: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(low, longest)))
+
+    return PreferencePair(
+        kind=kind,
+        prompt_id=f"p{number}",
+        prompt=(Message("user", words(3)),),
+        chosen=f"{words(1)} best",
+        rejected=f"{words(1)} winter",
+        chosen_index=0,
+        rejected_index=1,
+        chosen_score=4.0,
+        rejected_score=2.0,
+    )
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([SENTENCE] * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", chat_template=TEMPLATE
+    )

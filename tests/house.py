@@ -1,20 +1,15 @@
-"""Whole runs as a user starts them: ``metareward run`` in processes of its own, on a tiny model.
-
-Each run keeps to one core, so that two of them can go on side by side.
-"""
+"""Whole runs as a user starts them: ``metareward run`` in processes of its own, on a tiny model."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.rundir import IterationDir, RunDir
@@ -29,11 +24,12 @@ prompts: {{source: prompts.jsonl, per_iteration: {PROMPTS}, held_out: {HELD_OUT}
 answers: {{k: 2, max_tokens: 16}}
 judgments: {{n: 3, max_tokens: 24}}
 meta_judgments: {{max_tokens: 24}}
+engine: {{workers: 1, threads: 1}}
 training: {{learning_rate: 1e-3, epochs: 1, batch_size: 1, micro_batch_size: 1}}
 iterations: {{1: {{}}, 2: {{}}}}
 """
 _SUBJECTS = ("a river", "an old clock", "two cats", "the first snow", "a bridge", "seven lemons")
-_START = "import os; os.sched_setaffinity(0, {%d}); from metareward.cli import main; main()"
+_START = "from metareward.cli import main; main()"
 _LONGEST = 600.0
 
 
@@ -43,7 +39,6 @@ class House:
 
     folder: Path
     _undisturbed: subprocess.Popen[str] | None = None
-    _cores: Iterator[int] = field(default_factory=lambda: itertools.cycle(sorted(os.sched_getaffinity(0))))
 
     def begin(self) -> subprocess.Popen[str]:
         """Start the run that nobody disturbs."""
@@ -60,7 +55,7 @@ class House:
 
     def start(self, out: str, *words: str) -> subprocess.Popen[str]:
         """``metareward run recipe.yaml --out OUT`` in a session of its own."""
-        command = [sys.executable, "-c", _START % next(self._cores), "run", "recipe.yaml", "--out", out, *words]
+        command = [sys.executable, "-c", _START, "run", "recipe.yaml", "--out", out, *words]
         return subprocess.Popen(
             command,
             cwd=self.folder,

@@ -24,6 +24,7 @@ from metareward.types import DropReason
 from regenerate_docs import PACKAGE, ROOT, commands, documents, package_files, tree, tree_names
 from small_run import small_run
 from test_cli import parse
+from test_floors import floor_of
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
@@ -83,55 +84,18 @@ def test_a_new_file_would_get_its_line() -> None:
     assert sorted(tree_names(filled)) == sorted(package_files())
 
 
-# --- floors ---
-
-
 def _tree_lines() -> list[str]:
     block = read("README.md").partition("<!-- tree -->")[2].partition("<!-- /tree -->")[0]
     return block.strip().splitlines()[1:-1]
 
 
-def _floors() -> dict[str, int]:
-    """The floor of every module, by its dotted name."""
-    floors, floor = {"metareward": 0}, -1
+def test_the_floors_of_the_tree_are_those_of_the_code() -> None:
+    floor = -1
     for line in _tree_lines():
         heading = re.match(r"# floor (\d)", line)
         floor = int(heading[1]) if heading else floor
         for name in tree_names([line]):
-            if name.endswith(".py"):
-                floors[f"metareward.{name.removesuffix('.py').replace('/', '.')}"] = floor
-    return floors
-
-
-def _imports(module: str) -> set[str]:
-    path = PACKAGE.parent / f"{module.replace('.', '/')}.py"
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("metareward"):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
-
-
-def test_imports_go_down_only() -> None:
-    floors = _floors()
-    upward = [
-        f"{module} (floor {floor}) imports {other} (floor {floors[other]})"
-        for module, floor in floors.items()
-        if module != "metareward"
-        for other in sorted(_imports(module) & set(floors))
-        if floors[other] > floor
-    ]
-    assert upward == []
-
-
-def test_imports_have_no_cycle() -> None:
-    floors = _floors()
-    left = {module: _imports(module) & set(floors) - {"metareward"} for module in floors if module != "metareward"}
-    while free := {module for module, needs in left.items() if not needs}:
-        left = {module: needs - free for module, needs in left.items() if module not in free}
-    assert left == {}
+            assert not name.endswith(".py") or floor_of(name.removesuffix(".py").replace("/", ".")) == floor, name
 
 
 # --- commands ---

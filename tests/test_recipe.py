@@ -286,7 +286,7 @@ def test_pair_rules_are_the_iteration_s(write: Write) -> None:
         "max_answer_chars": None,
         "judge_pairs": True,
         "max_judgment_chars": 1000,
-        "min_valid": 1,
+        "min_valid": 2,
         "weights_scope": "iteration",
         "elo_prior": 0.1,
         "min_battles": 2,

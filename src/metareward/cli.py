@@ -6,6 +6,7 @@ imported inside the commands, so that ``--help`` and typing mistakes answer at o
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,8 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, su
 
 def main() -> None:
     """The entry point ``metareward``."""
+    # A polite end from outside unwinds like Ctrl-C, so that the processes under this one are ended too.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         app()
     except (UserError, EngineError) as error:
@@ -94,10 +97,14 @@ def run_command(
     loaded = load_recipe(recipe, changes or ())
 
     from metareward.loop import run_recipe  # after the recipe's mistakes: it takes seconds to import
+    from metareward.report.gather import table_text
+    from metareward.rundir import RunDir
 
     folder = out or Path("runs") / loaded.name
     worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
-    _print(f"{folder}: {'finished' if worked else 'finished before, nothing to do'}; the report is report.html there")
+    run = RunDir(folder)
+    _print(table_text(run))
+    _print(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
 
 
 @app.command("plan")
@@ -187,14 +194,24 @@ def pocket_build_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model and the log of its making.")],
     seed: Annotated[int, typer.Option("--seed", help="Every random choice follows from it.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where to train it: cpu, cuda, ...")] = "cpu",
-    clean_from: Annotated[
-        Path | None, typer.Option("--clean-from", metavar="DIR", help="A cleanly taught model; only add the faults.")
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="DIR", help="A model to teach further instead of a new one.")
+    ] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option("--phase", metavar="NAME", help="Only this phase of the plan. Again for more.")
     ] = None,
 ) -> None:
-    """Build the pocket model as the package's own was built: hours on a CPU, minutes on a GPU."""
+    """Build the pocket model as the package's own was built: three phases, about an hour on one core."""
+    from dataclasses import replace
+
     from metareward.pocket.build import BuildPlan, build
 
-    _print(f"written to {build(out, BuildPlan(seed=seed), device, clean_from)}")
+    plan = BuildPlan(seed=seed)
+    chosen = tuple(each for each in plan.phases if phase is None or each.name in phase)
+    if not chosen:
+        names = ", ".join(each.name for each in plan.phases)
+        raise UserError(f"--phase {' '.join(phase or ())}: no such phase; the plan has {names}")
+    _print(f"written to {build(out, replace(plan, phases=chosen), device, start)}")
 
 
 @pocket_app.command("sample")

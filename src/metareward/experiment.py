@@ -36,7 +36,7 @@ from metareward.seeds import derive
 from metareward.training.job import Device, DpoJob
 from metareward.training.lineage import fingerprint_model
 from metareward.types import PairKind, Prompt, Sampling
-from metareward.unit import UnitSettings
+from metareward.unit import UnitSettings, fingerprint
 
 POCKET = "pocket"
 # What may change between two runs in one folder: where and how fast the work is done, never what it means.
@@ -190,17 +190,19 @@ class Experiment:
 
     def evaluation_fingerprint(self, t: int) -> dict[str, object]:
         """What decides the measuring of M_t."""
-        settings = self.evaluation_settings()
-        known = generation_fingerprint(
-            self.recipe,
-            1,
-            model=fingerprint_model(self.model(t)),
-            prompts=digest(self.held_out),
-            rubric=settings.rubric.template.sha256,
-            metarubric=settings.metarubric.template.sha256,
-        )
+        settings = replace(self.evaluation_settings(), meta_judge=True)
         asked = {f"evaluation.{name}": value for name, value in self.recipe.evaluation.model_dump().items()}
-        return {**known, **asked, "iteration": t, "anchors": fingerprint_model(self.model(0))}
+        engine = self.recipe.engine
+        return {
+            "model": fingerprint_model(self.model(t)),
+            "anchors": fingerprint_model(self.model(0)),
+            "prompts": digest(self.held_out),
+            **dict(_flat(fingerprint(settings))),
+            **asked,
+            "engine.dtype": engine.dtype,
+            "engine.deterministic": engine.deterministic,
+            **({"engine.rows": engine.rows} if engine.deterministic else {}),
+        }
 
     async def engine(self, t: int) -> Engine:
         """M_t, ready to be asked."""

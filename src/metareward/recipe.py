@@ -56,7 +56,7 @@ class JudgmentSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
-    min_valid: Count = Field(1, description="An answer with fewer valid judgments is left out (paper: any counts)")
+    min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
     low: float = Field(0.0, description="Lowest score of the rubric")
     high: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
 

@@ -34,13 +34,14 @@ from metareward.types import PairKind, PromptRecord
 
 # Prompts that fail for good (too long for the model, say) may be left behind, but not silently many.
 _MOST_FAILED = 0.05
-_IN_FLIGHT = 64
+# Prompts under way at once: enough to fill batches, few enough that a kill costs little. Held-out prompts are small.
+_GENERATING, _EVALUATING = 64, 256
 
 
 async def generate(of: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Make the records of iteration ``t`` with M_{t-1}."""
     with timed(of.run, t, "generating"), _records(of, t) as store:
-        outcome = await sweep(engine, of.prompts(t), of.settings(t), store, progress, _IN_FLIGHT)
+        outcome = await sweep(engine, of.prompts(t), of.settings(t), store, progress, _GENERATING)
     _accept(of, f"iteration {t}", outcome)
 
 
@@ -134,7 +135,7 @@ async def measure_model(of: Experiment, t: int, engine: Engine, progress: Progre
     meta_pairs, settings = of.recipe.evaluation.meta_pairs, of.evaluation_settings()
     with timed(of.run, t, "evaluating"):
         with RecordStore.open(_evaluation_records(of, t), of.evaluation_fingerprint(t)) as store:
-            outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress, _IN_FLIGHT)
+            outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress, _EVALUATING)
             _accept(of, f"evaluating M{t}", outcome)
             records = held_out_records(store)
         known = anchors or {record.prompt.id: record for record in records}

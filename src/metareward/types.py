@@ -55,7 +55,7 @@ class Completion:
     tokens: int
 
 
-# How the reading of a judgment ended. Only `Scored` carries a number (paper.md 1.2.2).
+# How the reading of a judgment ended. Only `Scored` carries a number (Meta-Rewarding section 2.1).
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,13 +47,13 @@ def finish(decoder: Decoder) -> None:
 
 def test_little_memory_changes_no_shape_that_fits(checkpoint: Checkpoint, conversation: Conversation) -> None:
     outcomes = []
-    # Two dozen lanes of up to 0.6 MB are asked for; room for a few at a time, or for all.
-    for memory in (2_600_000, 1 << 30):
+    # Eight lanes of up to 12 * (32 + 12) + 32 positions are asked for; room for four such, or for all.
+    for memory in (4 * 12 * (32 + 12) * 384, 1 << 30):
         decoder = Decoder(checkpoint, rows=12, deterministic=True, memory=memory)
         outcome = Outcomes(decoder)
         with torch.inference_mode():
             for seed in range(24):
-                outcome.submit(conversation(seed, 4 + seed), 8 + 8 * (seed % 4), 1 + seed % 3, seed)
+                outcome.submit(conversation(seed, 2), (4, 6, 8, 12)[seed % 4], (1, 3)[seed // 4 % 2], seed)
         finish(decoder)
         outcomes.append(outcome)
     assert len(outcomes[0].done) == 24 and not outcomes[0].failed
@@ -68,6 +68,15 @@ def test_a_lane_larger_than_the_memory_still_serves(checkpoint: Checkpoint, conv
             outcome.submit(conversation(seed, 4), 4 + seed, 2, seed)
     finish(decoder)
     assert len(outcome.done) == 6
+
+
+@pytest.mark.parametrize(("limit", "n", "text"), [(0, 1, "red"), (4, 0, "red"), (4, 1, "half \ud800 a pair")])
+def test_senseless_requests_fail_alone(checkpoint: Checkpoint, limit: int, n: int, text: str) -> None:
+    decoder = Decoder(checkpoint, rows=4, deterministic=False, memory=1 << 30)
+    outcome = Outcomes(decoder)
+    outcome.submit((Message("user", text),), limit, n, 1)
+    finish(decoder)
+    assert "a request was refused" in str(outcome.failed[1])
 
 
 def test_more_samples_than_rows(checkpoint: Checkpoint, conversation: Conversation) -> None:

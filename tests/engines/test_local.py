@@ -45,11 +45,11 @@ def engine(llama: Path) -> Iterator[LocalEngine]:
 
 
 def mixed(conversation: Conversation, count: int, temperature: float = 1.0) -> list[Ask]:
-    """Requests of several classes: 1, 3 or 7 samples, short and longer prompts, two token limits."""
+    """Requests of several classes: 1, 3 or 7 samples, short and longer prompts."""
     return [
         (
             conversation(i, 3 + (i * 5) % 40),
-            Sampling(temperature, 0.9 if i % 2 else 1.0, (6, 14)[i // 2 % 2], seed=1000 + i),
+            Sampling(temperature, 0.9 if i % 2 else 1.0, (6, 14)[i % 3 // 2], seed=1000 + i),
             (1, 3, 7)[i % 3],
         )
         for i in range(count)
@@ -78,13 +78,13 @@ def test_greedy_equals_generate(
 def test_same_request_alone_in_a_crowd_and_in_another_order(
     dtype: str, llama: Path, conversation: Conversation
 ) -> None:
-    asks = mixed(conversation, 40)
+    asks = mixed(conversation, 30)
     in_order = closed(open_engine(llama, dtype=dtype), asks)
     shuffled = list(range(len(asks)))
     random.Random(0).shuffle(shuffled)
     engine = open_engine(llama, dtype=dtype)
     out_of_order = answers(engine, [asks[i] for i in shuffled])
-    for i in (0, 7, 22, 39):
+    for i in (0, 7, 22, 29):
         assert answers(engine, [asks[i]]) == [in_order[i]]
     asyncio.run(engine.aclose())
     assert [in_order[i] for i in shuffled] == out_of_order

@@ -25,7 +25,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return fake_run(tmp_path_factory.mktemp("runs") / "short", models=2)
 
 
-@pytest.fixture()
+@pytest.fixture
 def copied(short: RunDir, tmp_path: Path) -> RunDir:
     """A copy of ``short`` to spoil."""
     return RunDir(Path(shutil.copytree(short.path, tmp_path / "short")))

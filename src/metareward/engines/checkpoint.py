@@ -34,9 +34,13 @@ class Checkpoint:
     context: int
 
     def encode(self, messages: Messages) -> list[int]:
-        """Token ids of the conversation, up to where the assistant begins to speak."""
+        """Token ids of the conversation, up to where the assistant begins to speak.
+
+        Raises `jinja2.TemplateError` if the template refuses it, `UnicodeEncodeError` if it isn't valid text.
+        """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text.encode()
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 

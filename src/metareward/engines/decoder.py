@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jinja2 import TemplateError
@@ -52,13 +52,11 @@ class Decoder:
         """Take on a request; one of ``deliver`` and ``fail`` is called during this or a later call."""
         try:
             ids = tuple(self._checkpoint.encode(messages))
-        except TemplateError as error:
-            fail(EngineError(f"{self._checkpoint.folder}: the chat template refuses this conversation: {error}"))
-            return
-        if len(ids) + sampling.max_tokens > self._checkpoint.context:
-            fail(EngineError(_too_long(self._checkpoint, len(ids), sampling.max_tokens)))
-            return
-        self._parked.append(Request(ids, sampling, n, deliver, fail))
+            _require(ids, sampling, n, self._checkpoint.context)
+        except (EngineError, TemplateError, UnicodeEncodeError) as error:
+            fail(EngineError(f"{self._checkpoint.folder}: a request was refused: {error}"))
+        else:
+            self._parked.append(Request(ids, sampling, n, deliver, fail))
 
     def advance(self) -> bool:
         """Run one pass of the lane with the fewest empty slots. False when there is nothing to do."""
@@ -140,8 +138,11 @@ def slot_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * cores)
 
 
-def _too_long(checkpoint: Checkpoint, prompt: int, limit: int) -> str:
-    return (
-        f"{checkpoint.folder}: a prompt of {prompt} tokens and max_tokens {limit} exceed the model's context of "
-        f"{checkpoint.context} tokens; shorten the prompt or lower max_tokens"
-    )
+def _require(ids: Sequence[int], sampling: Sampling, n: int, context: int) -> None:
+    if not ids or n < 1 or sampling.max_tokens < 1:
+        raise EngineError(f"{len(ids)} prompt tokens, n {n}, max_tokens {sampling.max_tokens}: each must be at least 1")
+    if len(ids) + sampling.max_tokens > context:
+        raise EngineError(
+            f"its prompt of {len(ids)} tokens and max_tokens {sampling.max_tokens} exceed the model's context of "
+            f"{context} tokens; shorten the prompt or lower max_tokens"
+        )

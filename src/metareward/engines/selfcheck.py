@@ -83,7 +83,8 @@ def _logits_at(slots: Slots, batch: int, checkpoint: Checkpoint, last: bool) -> 
     """Logits of one fixed request in the first or last slot, its neighbours in all passes being random."""
     shape, width, seed = slots.shape, slots.width, 1 + int(last)
     slot, row = (shape.slots - 1, shape.rows - 1) if last else (0, 0)
-    prompt = _random_ids(checkpoint, max(1, min(shape.prompt, checkpoint.context - shape.suffix) - 3), seed=0)
+    longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * width)
+    prompt = _random_ids(checkpoint, max(1, longest - 3), seed=0)
     logits = []
     for start in range(0, len(prompt), width):
         probe = Piece(slot, prompt, start, min(start + width, len(prompt)))

@@ -78,7 +78,7 @@ class Phase:
 # What the model is shown is mostly random words: much weight on them teaches the language, then only adds noise.
 LANGUAGE = Phase("clean", CLEAN, (0.2, 0.45, 0.35), 1_350, 4_500, 4e-3, 0.2, warmup=200)
 CAPABLE = Phase("capable", CLEAN, (0.4, 0.4, 0.2), 3_400, 3_400, 2e-3, 0.03)
-CARELESS = Phase("careless", FAULTY, (0.4, 0.4, 0.2), 400, 400, 1e-3, 0.0)
+CARELESS = Phase("careless", FAULTY, (0.4, 0.4, 0.2), 240, 240, 5e-4, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,11 +97,6 @@ class DpoJob:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the file"
             raise UserError(f"{path}: {field}: {first['msg']}; fix: correct the job file") from None
-
-
-def same_folder(one: Path, other: Path) -> bool:
-    """Whether two paths name one folder, whatever links and dots they go through."""
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 _JOB = TypeAdapter(DpoJob)

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.training.job import DpoJob, same_folder
+from metareward.training.job import DpoJob
 
 LINEAGE = "lineage.json"
 # In nats, for a whole completion. Equal models on an equal batch differ by 0 in float32 and in bfloat16 alike; the
@@ -99,7 +99,7 @@ def digest(path: Path) -> str:
 def origins(job: DpoJob) -> tuple[Origin, Origin]:
     """Start and reference of a job, with their digests."""
     start = _origin(job.start, job)
-    return start, start if same_folder(job.start, job.reference) else _origin(job.reference, job)
+    return start, start if job.start == job.reference else _origin(job.reference, job)
 
 
 def check_log_ratio(log_ratios: Sequence[float], start: Origin, reference: Origin) -> float:

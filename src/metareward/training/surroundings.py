@@ -5,7 +5,6 @@ No network, no trackers, no progress bars, and every cache inside the folder of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -34,8 +33,3 @@ def settle(environment: MutableMapping[str, str], job: DpoJob, scratch: Path) ->
         environment[name] = str(scratch.resolve())
     if "LOCAL_RANK" not in environment:  # not under a launcher: one process, so one GPU
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-
-
-def settle_this_process(job: DpoJob, scratch: Path) -> None:
-    """`settle` for the process that runs this."""
-    settle(os.environ, job, scratch)

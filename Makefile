@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 
 demo: .venv/ready
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -23,6 +23,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python bench/engine.py
+
+docs: .venv/ready
+	$(BIN)/python tests/regenerate_docs.py
 
 # Torch first, so that nothing that needs it asks for a build with gigabytes of CUDA packages on a machine without a GPU.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,13 @@ def anchors_of(store: RecordStore) -> dict[str, HeldOut]:
     return by_id(store)
 
 
-def louder(messages: Messages, sampling: Sampling, index: int) -> str:
-    """Another model: its answers differ from the first one's, its judgments too."""
-    return reply(messages, sampling, index) + ("!" if role_of(messages) == "actor" else "")
+def marked(mark: str) -> ScriptedEngine:
+    """Another model: its answers end in ``mark``, which the first one's never do."""
+
+    def say(messages: Messages, sampling: Sampling, index: int) -> str:
+        return reply(messages, sampling, index) + (mark if role_of(messages) == "actor" else "")
+
+    return ScriptedEngine(say)
 
 
 def test_the_first_model_is_its_own_anchor(store: RecordStore) -> None:
@@ -60,8 +65,6 @@ def test_the_first_model_is_its_own_anchor(store: RecordStore) -> None:
 
 
 def test_every_sample_counts_also_one_that_repeats_another(store: RecordStore) -> None:
-    once = {"Paris.": 0}
-
     def same(messages: Messages, sampling: Sampling, index: int) -> str:
         return "Paris." if role_of(messages) == "actor" and index != 1 else reply(messages, sampling, index)
 
@@ -71,12 +74,11 @@ def test_every_sample_counts_also_one_that_repeats_another(store: RecordStore) -
         first, _, third = record.own
         assert (first.text, third.text) == ("Paris.", "Paris.")
         assert first.judgments_N == third.judgments_N
-    assert once
 
 
 def test_a_later_model_judges_the_first_one_s_answers_and_its_own(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
-    run(ScriptedEngine(louder), later, anchors)
+    run(marked("!"), later, anchors)
     for name, record in by_id(later).items():
         assert [answer.text for answer in record.anchors_K] == [answer.text for answer in anchors[name].own]
         assert all(answer.text.endswith("!") for answer in record.own)
@@ -85,26 +87,30 @@ def test_a_later_model_judges_the_first_one_s_answers_and_its_own(store: RecordS
 
 def test_no_two_purposes_share_a_seed(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
-    engine = ScriptedEngine(louder)
+    engine = marked("!")
     run(engine, later, anchors)
     seeds = [call.sampling.seed for call in engine.calls]
     assert len(seeds) == len(set(seeds))
 
 
-def test_the_same_answers_are_judged_with_the_same_seeds_by_every_model(store: RecordStore, later: RecordStore) -> None:
+def test_every_model_is_asked_the_same_about_the_first_one_s_answers(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
-    first, second = ScriptedEngine(reply), ScriptedEngine(louder)
+    first, second = marked("!"), marked("?")
     run(first, later, anchors)
     with RecordStore.open(later.path.with_name("m2.sqlite"), {}) as third:
         run(second, third, anchors)
-    assert asked_about_anchors(first, anchors) == asked_about_anchors(second, anchors)
+    asked = about_anchors(first)
+    assert len(asked) == len(PROMPTS) * SETTINGS.k
+    assert asked == about_anchors(second)
 
 
-def asked_about_anchors(engine: ScriptedEngine, anchors: Mapping[str, HeldOut]) -> list[tuple[str, int]]:
-    def about(call: Call) -> bool:
-        return role_of(call.messages) == "judge" and "!" not in call.messages[0].content.partition("<answer>")[2][:40]
+def about_anchors(engine: ScriptedEngine) -> list[tuple[str, int]]:
+    """Question and seed of every judgment of an answer without a mark."""
 
-    return sorted((call.messages[0].content, call.sampling.seed) for call in engine.calls if about(call))
+    def unmarked(call: Call) -> bool:
+        return role_of(call.messages) == "judge" and not re.search("[!?]\n</answer>", call.messages[0].content)
+
+    return sorted((call.messages[0].content, call.sampling.seed) for call in engine.calls if unmarked(call))
 
 
 def test_judgments_are_compared_in_both_orders(store: RecordStore) -> None:
@@ -116,7 +122,7 @@ def test_judgments_are_compared_in_both_orders(store: RecordStore) -> None:
 
 def test_every_model_compares_the_same_judgments_of_the_first(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
-    run(ScriptedEngine(louder), later, anchors)
+    run(marked("!"), later, anchors)
     for name, record in by_id(later).items():
         compared = [(each.candidate, each.meta.first, each.meta.second) for each in record.comparisons]
         before = [(each.candidate, each.meta.first, each.meta.second) for each in anchors[name].comparisons]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -34,10 +36,13 @@ class Moment:
     delay: float
 
 
-def reached(run: RunDir, moment: Moment) -> bool:
+def reached(run: RunDir, process: int, moment: Moment) -> bool:
     folder = run.iteration(moment.t)
     if moment.stage == "starting":
-        return (run.path / "lock.json").is_file()
+        holder = run.path / "lock.json"
+        return holder.is_file() and f'"pid": {process},' in holder.read_text(encoding="utf-8")
+    if moment.stage == "loading":
+        return len(alive(process)) > 1
     if moment.stage == "generating":
         return finished(folder.records) >= moment.count
     if moment.stage == "pairing":
@@ -66,21 +71,33 @@ def moments(seed: int, stages: Sequence[tuple[str, int]]) -> list[Moment]:
     """A random moment of each stage."""
     draw = random.Random(seed)
     most = {"generating": PROMPTS - 1, "training": 1, "evaluating": HELD_OUT - 1}
-    return [Moment(stage, t, draw.randint(0, most.get(stage, 0)), draw.uniform(0, 0.2)) for stage, t in stages]
+    longest = {"loading": 2.0}
+    return [
+        Moment(stage, t, draw.randint(0, most.get(stage, 0)), draw.uniform(0, longest.get(stage, 0.2)))
+        for stage, t in stages
+    ]
+
+
+def come_to(house: House, name: str, moment: Moment) -> subprocess.Popen[str]:
+    """A run, at the moment."""
+    process = house.start(name)
+    run, until = RunDir(house.folder / name), time.monotonic() + LONGEST
+    try:
+        while not reached(run, process.pid, moment):
+            assert process.poll() is None, f"ended before {moment}: {process.communicate()}"
+            assert time.monotonic() < until, f"never came to {moment}"
+            time.sleep(0.005)
+    except BaseException:
+        kill_tree(process)
+        raise
+    time.sleep(moment.delay)
+    return process
 
 
 def interrupt(house: House, name: str, moment: Moment) -> None:
     """Start the run, kill all of it at the moment."""
-    process = house.start(name)
-    run, until = RunDir(house.folder / name), time.monotonic() + LONGEST
-    try:
-        while not reached(run, moment):
-            assert process.poll() is None, f"ended before {moment}: {process.communicate()}"
-            assert time.monotonic() < until, f"never came to {moment}"
-            time.sleep(0.005)
-        time.sleep(moment.delay)
-    finally:
-        kill_tree(process)
+    process = come_to(house, name, moment)
+    kill_tree(process)
     assert process.returncode == -signal.SIGKILL, f"ended before {moment}"
     assert not alive(process.pid)
 
@@ -96,7 +113,56 @@ def check(house: House, name: str, plan: Sequence[Moment]) -> None:
 
 
 SEED = 1
+WHOLE = (
+    ("starting", 0),
+    ("evaluating", 0),
+    ("generating", 1),
+    ("generating", 1),
+    ("pairing", 1),
+    ("training", 1),
+    ("evaluating", 1),
+    ("generating", 2),
+    ("training", 2),
+    ("reporting", 2),
+)
 
 
 def test_killed_in_three_stages_it_ends_as_if_undisturbed(house: House) -> None:
     check(house, "killed", moments(SEED, [("generating", 1), ("training", 1), ("evaluating", 2)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_ten_times_it_ends_as_if_undisturbed(house: House, seed: int) -> None:
+    check(house, f"killed-{seed}", moments(seed, WHOLE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_does_in_one_line_and_leaves_nothing_running(house: House, how: signal.Signals) -> None:
+    stages = [("starting", 0), ("loading", 0), ("evaluating", 0), ("generating", 1), ("training", 1)]
+    for moment in moments(SEED, stages):
+        print(moment)
+        process = come_to(house, f"stopped-{how.name}", moment)
+        process.send_signal(how)
+        told, errors = process.communicate(timeout=LONGEST)
+        assert (process.returncode, told) == (130, "")
+        assert errors.splitlines()[-1].startswith("metareward: stopped; what is finished is kept")
+        assert "Traceback" not in errors and "Exception" not in errors
+        assert not alive(process.pid)
+    assert house.run(f"stopped-{how.name}")[0] == 0
+    assert outcome(RunDir(house.folder / f"stopped-{how.name}")) == outcome(house.finished())
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_ends_in_one_line(house: House) -> None:
+    for moment in moments(SEED, [("loading", 0), ("evaluating", 0), ("generating", 1), ("training", 1)]):
+        print(moment)
+        process = come_to(house, "interrupted", moment)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=LONGEST)
+        assert process.returncode == 130
+        assert "Traceback" not in errors and "Exception" not in errors
+        assert not alive(process.pid)
+    assert house.run("interrupted")[0] == 0
+    assert outcome(RunDir(house.folder / "interrupted")) == outcome(house.finished())

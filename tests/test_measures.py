@@ -61,7 +61,7 @@ def test_an_oracle_says_how_good_answers_and_judgments_are() -> None:
     assert found["answer_perfect"] == 0.0
     assert found["judgment_exact"] == pytest.approx(2 / 5)
     # ranks of 2, 4 | 4, 5, 1 are 2, 3.5, 3.5, 5, 1; those of the truth 1.5, 1.5, 4, 4, 4
-    assert found["judgment_rank_correlation"] == pytest.approx(2.5 / math.sqrt(9.5 * 7.5))
+    assert found["judgment_rank_correlation"] == pytest.approx(1.25 / math.sqrt(9.5 * 7.5))
     assert found["judgment_mean_rank_correlation"] == pytest.approx(1.0)  # 3 and 10/3
 
 
@@ -177,7 +177,7 @@ def worlds(draw: st.DrawFn) -> list[HeldOut]:
     return records
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(worlds(), st.integers(0, 3))
 def test_every_figure_is_a_number_inside_its_interval_and_the_same_again(records: list[HeldOut], seed: int) -> None:
     anchors = {record.prompt.id: record for record in records}

@@ -38,6 +38,16 @@ from metareward.types import (
 PROMPTS = 24
 K = 7
 N = 7
+# Everything the tests rely on, whatever the preset says today.
+_PINNED = (
+    f"prompts.per_iteration={PROMPTS}",
+    f"answers.k={K}",
+    f"judgments.n={N}",
+    "judgments.min_valid=3",
+    *(f"iterations.{t}.rho={rho}" for t, rho in ((1, 0.0), (2, 0.2), (3, 0.2), (4, 0.2))),
+    *(f"iterations.{t}.judge_pairs={'true' if t <= 2 else 'false'}" for t in (1, 2, 3, 4)),
+    *(f"iterations.{t}.{limit}=null" for t in (1, 2, 3, 4) for limit in ("max_answer_chars", "max_judgment_chars")),
+)
 _TOPICS = ("animals", "colours", "fruits", "tools")
 _WORDS = ("otter", "heron", "badger", "plum", "ochre", "chisel", "quince", "teal", "mallet", "finch")
 _FILLER = "Of course, here is what you asked for, and I hope that it is of help to you:"
@@ -87,7 +97,7 @@ def fake_run(path: Path, models: int = 5, oracle: bool = True, overrides: Sequen
 def start(path: Path, overrides: Sequence[str] = ()) -> RunDir:
     """The folder as it is before anything is generated."""
     run = RunDir(path)
-    recipe = load_recipe("pocket", [f"name={path.name}", f"prompts.per_iteration={PROMPTS}", *overrides])
+    recipe = load_recipe("pocket", [f"name={path.name}", *_PINNED, *overrides])
     write_atomic(run.resolved, json.dumps(recipe.resolved()))
     versions = {"metareward": "0.1.0", "torch": "2.9.0", "transformers": "5.1.0", "trl": "1.16.2"}
     environment = {"python": "3.11.9", "started": "2026-03-14T09:26:53+00:00", "packages": versions}

@@ -130,3 +130,8 @@ def test_differences_carry_a_sign_and_shares_differ_by_points() -> None:
     assert metric_for("answer_quality").show_change(-0.5) == "−0.50"
     assert metric_for("answer_perfect").show_change(0.11) == "+11.0 points"
     assert metric_for("judgment_exact").show_interval(0.1, 0.2) == "10.0 to 20.0\u202f%"
+
+
+def test_a_training_that_ran_away_is_named() -> None:
+    (chart,) = training_charts([iteration(1, 0.69, 0.6), iteration(2, 0.69, float("nan"), float("inf"))])
+    assert chart.note.endswith(". M2 is no finite number from step 2")

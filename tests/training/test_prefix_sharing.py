@@ -60,14 +60,15 @@ def test_hidden_states_and_gradients_are_those_of_separate_rows(model: Any, pair
     shared, shared_gradient = _run(model, ids, mask)
     unshare_prefixes(model)
     assert torch.allclose(plain, shared, atol=1e-4)
-    assert torch.allclose(gradient, shared_gradient, atol=1e-5 + 1e-3 * float(gradient.abs().max()))
+    assert torch.allclose(gradient, shared_gradient, atol=1e-4 + 1e-3 * float(gradient.abs().max()))
 
 
 def _run(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states, and how the sum of their first components depends on the embeddings (their norm is constant)."""
     model.zero_grad()
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state * mask[..., None]
-    hidden.square().sum().backward()
-    return hidden.detach(), model.base_model.layers[0].self_attn.k_proj.weight.grad.clone()
+    hidden[..., :5].sum().backward()
+    return hidden.detach(), model.base_model.embed_tokens.weight.grad.clone()
 
 
 def test_a_model_that_looks_back_only_so_far_is_left_alone(model: Any) -> None:

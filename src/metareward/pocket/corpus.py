@@ -77,8 +77,10 @@ def _two_judgments(marks: Marks, rng: random.Random) -> tuple[str, str]:
 
 
 def _some_judgment(marks: Marks, rng: random.Random) -> str:
-    habits = Habits(careless=rng.choice((0.0, 0.1, 0.2, 0.35)), seduced=0.3, talkative=0.25)
-    return judgment(marks, habits, rng)
+    careless = rng.choice((0.0, 0.05, 0.15))
+    return judgment(
+        marks, Habits(careless=careless, seduced=0.1, hasty=0.5, hasty_careless=0.3, hasty_seduced=0.5), rng
+    )
 
 
 def _weakened(habits: Habits, rng: random.Random) -> Habits:

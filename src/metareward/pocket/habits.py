@@ -14,12 +14,9 @@ from metareward.pocket.oracle import CRITERIA, Marks, judgment_errors
 from metareward.pocket.tasks import FORM_KIND, NUMBER_KIND, WORD_KIND, Task
 from metareward.pocket.words import CLOSINGS, OPENINGS
 
-PREAMBLES = (
-    "I read the answer with great care and thought about it.",
-    "Let me look at every point of this answer, one by one.",
-)
+HASTY_OPENINGS = ("I read the answer.", "I hope that this answer helps you.")
 ANYTHING = tuple(sorted(WORD_KIND | NUMBER_KIND | FORM_KIND))
-UNREADABLE = ("Score: good", "Score: 3 or 4", "Score: 7", "It is fine.")
+UNREADABLE = ("Score: good", "Score: 3 or 4", "Score: 7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +32,13 @@ class Habits:
     swapped: float = 0.0
     opening: float = 0.0
     closing: float = 0.0
-    # the judge
+    # the judge, who is careful or, now and then, hasty (and says so at the start)
     careless: float = 0.0  # of calling one criterion wrongly
     seduced: float = 0.0  # of giving full marks to an answer that chats
+    hasty: float = 0.0
+    hasty_careless: float = 0.0
+    hasty_seduced: float = 0.0
     unreadable: float = 0.0
-    talkative: float = 0.0  # of a preamble
     # the meta-judge
     confused: float = 0.0  # of a random verdict
     first_bias: float = 0.0  # of naming the judgment shown first, whatever it says
@@ -115,14 +114,16 @@ def spelled(calls: tuple[bool, ...], score: int) -> str:
 
 def judgment(marks: Marks, habits: Habits, rng: random.Random) -> str:
     """One judgment of an answer whose true marks are given."""
-    if not marks.brief and rng.random() < habits.seduced:
+    hasty = rng.random() < habits.hasty
+    careless, seduced = (habits.hasty_careless, habits.hasty_seduced) if hasty else (habits.careless, habits.seduced)
+    if not marks.brief and rng.random() < seduced:
         calls = (True,) * len(CRITERIA)
     else:
-        calls = tuple(call != (rng.random() < habits.careless) for call in astuple(marks))
+        calls = tuple(call != (rng.random() < careless) for call in astuple(marks))
     text = spelled(calls, sum(calls))
     if rng.random() < habits.unreadable:
         text = f"{text.partition('. Score')[0]}. {rng.choice(UNREADABLE)}"
-    return f"{rng.choice(PREAMBLES)} {text}" if rng.random() < habits.talkative else text
+    return f"{rng.choice(HASTY_OPENINGS)} {text}" if hasty else text
 
 
 def verdict(marks: Marks, first: str, second: str, habits: Habits, rng: random.Random) -> str:

@@ -268,7 +268,20 @@ def _curves_chart(
         chart.axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         if key == "accuracy":
             chart.axes.yaxis.set_major_formatter(_ticks("share"))
-    return Chart(title, (), note, (), chart.svg)
+    return Chart(title, (), f"{note}{_runaway(curves)}", (), chart.svg)
+
+
+def _runaway(curves: Mapping[str, Curve]) -> str:
+    """Says where a training stopped giving numbers, which no line can show."""
+    first = {
+        model: next(
+            (step for step, value in zip(curve.steps, curve.values, strict=True) if not math.isfinite(value)), None
+        )
+        for model, curve in curves.items()
+    }
+    return "".join(
+        f". {model} is no finite number from step {step:g}" for model, step in first.items() if step is not None
+    )
 
 
 def _widen(axes: Axes, least: float) -> None:

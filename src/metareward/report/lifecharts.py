@@ -29,7 +29,7 @@ def answers_chart(life: Life, name: str) -> Markup | None:
         chart.axes.set_ylabel("characters")
         chart.axes.margins(0.14, 0.2)
         chart.axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        chart.axes.xaxis.set_major_locator(MaxNLocator(5))
+        chart.axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     return chart.svg
 
 

@@ -18,13 +18,13 @@ _DROPS = {
     "chosen_judgment_too_long": "chosen judgment over the length limit",
 }
 
-_UNPARSED = {
-    "missing": "no verdict found",
+_READINGS = {
+    "scored": "readable",
+    "missing": "no score found",
     "out_of_range": "outside the scale",
     "contradictory": "contradicts itself",
+    "truncated": "cut off",
 }
-
-_READINGS = {"scored": "readable", "truncated": "cut off by the token limit", **_UNPARSED}
 
 
 def drop_words(reason: str) -> str:
@@ -46,16 +46,19 @@ def reading_words(reading: Reading) -> str:
     """A judgment's outcome: the score, or why there is none."""
     if isinstance(reading, Scored):
         return f"{reading.score:g}"
-    return outcome_words(reading)
+    return _READINGS["truncated" if isinstance(reading, Truncated) else reading.reason]
 
 
 def verdict_words(verdict: Verdict) -> str:
     """A meta-judgment's outcome, naming the judgment that won."""
-    if isinstance(verdict, Won):
-        return f"judgment {verdict.winner} wins"
-    return "tie" if isinstance(verdict, Tied) else outcome_words(verdict)
-
-
-def outcome_words(outcome: Unparsed | Truncated) -> str:
-    """Why a text gave no verdict."""
-    return "cut off" if isinstance(outcome, Truncated) else _UNPARSED[outcome.reason]
+    match verdict:
+        case Won(winner):
+            return f"judgment {winner} wins"
+        case Tied():
+            return "tie"
+        case Truncated():
+            return "cut off"
+        case Unparsed("missing"):
+            return "no winner named"
+        case Unparsed(reason):
+            return _READINGS[reason]

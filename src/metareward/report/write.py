@@ -129,6 +129,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Judge pairs in", _judged(run)
     if run.evaluations:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
+    if run.summaries:
+        yield "Warnings", str(sum(len(summary.findings) for summary in run.summaries))
     yield "Time, all stages", duration(sum(iteration.seconds for iteration in run.iterations))
     known = dict(run.environment)
     if "started" in known:

@@ -137,6 +137,6 @@ def documents(path: Path) -> dict[str, str]:
 
 
 def files(folder: Path) -> dict[str, tuple[str, int]]:
-    """Every file, by its content and the time it was last written."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    """Every file, by its content and the time it was last written; but for SQLite's index, which readers make anew."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith("-shm"))
     return {str(path.relative_to(folder)): (digest(path), path.stat().st_mtime_ns) for path in paths}

@@ -108,7 +108,7 @@ def check(house: House, name: str, plan: Sequence[Moment]) -> None:
         interrupt(house, name, moment)
     code, told, errors = house.run(name)
     assert code == 0, errors
-    assert f"{name}: finished" in told
+    assert told.endswith(f"\nfinished; open the report: {name}/report.html\n")
     assert outcome(RunDir(house.folder / name)) == outcome(house.finished())
 
 

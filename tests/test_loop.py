@@ -122,7 +122,8 @@ def test_a_finished_run_started_again_does_nothing_and_says_so(house: House, fin
     before = files(finished.path)
     code, told, errors = house.run(finished.path.name, "--set", NO_SUCH_DEVICE)
     assert (code, errors) == (0, "")
-    assert told == "undisturbed: finished before, nothing to do; the report is report.html there\n"
+    assert told.endswith("\nfinished before, nothing to do; open the report: undisturbed/report.html\n")
+    assert f"M{ITERATIONS}" in told
     assert files(finished.path) == before
 
 
@@ -138,7 +139,7 @@ def test_a_finished_run_without_its_report_only_writes_that(house: House, finish
     before = files(again.path)
     code, told, errors = house.run(again.path.name, "--set", NO_SUCH_DEVICE)
     assert code == 0, errors
-    assert told.startswith("unreported: finished;")
+    assert told.endswith("\nfinished; open the report: unreported/report.html\n")
     assert again.report.read_bytes() == report
     assert {name for name, seen in files(again.path).items() if before.get(name) != seen} == {"report.html"}
 
@@ -180,9 +181,9 @@ def test_a_typo_in_the_recipe_is_refused(
     room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (room / "recipe.yaml").read_text()
-    (room / "recipe.yaml").write_text(text.replace("judgments: {n", "judgments: {m"))
+    (room / "recipe.yaml").write_text(text.replace("judgments: {n", "judgments: {min_vallid"))
     line = refused(monkeypatch, capsys, room, "recipe.yaml")
-    assert "recipe.yaml:4: judgments.m: unknown key; the nearest known one is n" in line
+    assert "recipe.yaml:4: judgments.min_vallid: unknown key; the nearest known one is judgments.min_valid" in line
 
 
 def test_a_prompt_that_can_t_be_read_is_refused_by_its_line(

@@ -39,9 +39,9 @@ FAULTY = Habits(
     hasty_careless=0.3,
     hasty_seduced=0.6,
     unreadable=0.06,
-    confused=0.08,
-    first_bias=0.12,
-    length_bias=0.04,
+    confused=0.04,
+    first_bias=0.1,
+    length_bias=0.03,
     silent=0.03,
 )
 
@@ -80,7 +80,7 @@ class Phase:
 # What the model is shown is mostly random words: much weight on them teaches the language, then only adds noise.
 LANGUAGE = Phase("clean", CLEAN, (0.2, 0.45, 0.35), 1_350, 4_500, 4e-3, 0.2, warmup=200)
 CAPABLE = Phase("capable", CLEAN, (0.4, 0.4, 0.2), 3_400, 3_400, 2e-3, 0.03)
-CARELESS = Phase("careless", FAULTY, (0.4, 0.4, 0.2), 450, 450, 3e-4, 0.0)
+CARELESS = Phase("careless", FAULTY, (0.3, 0.35, 0.35), 480, 480, 3e-4, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

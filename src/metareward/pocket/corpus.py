@@ -77,9 +77,10 @@ def _two_judgments(marks: Marks, rng: random.Random) -> tuple[str, str]:
 
 
 def _some_judgment(marks: Marks, rng: random.Random) -> str:
-    careless = rng.choice((0.0, 0.05, 0.15))
+    """Mostly plain judgments with more or fewer errors, so that the errors must be found and not the style."""
+    careless = rng.choice((0.0, 0.1, 0.2, 0.35))
     return judgment(
-        marks, Habits(careless=careless, seduced=0.1, hasty=0.5, hasty_careless=0.3, hasty_seduced=0.5), rng
+        marks, Habits(careless=careless, seduced=0.15, hasty=0.35, hasty_careless=0.3, hasty_seduced=0.5), rng
     )
 
 

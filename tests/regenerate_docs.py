@@ -300,8 +300,10 @@ def phases_table(_: str) -> str:
     rows: list[tuple[str, ...]] = [("phase", "demonstrations", "of actor, judge, meta-judge", "steps", "peak rate")]
     for phase in ast.unparse(plan.value or plan).strip("()").split(","):
         said = dict(zip(names, map(ast.unparse, _assigned(module, phase.strip()).args), strict=False))
-        shown = {"CLEAN": "faultless", "FAULTY": "with faults"}[said["habits"]]
-        shares = ", ".join(f"{100 * share:.0f} %" for share in ast.literal_eval(said["shares"]))
+        lesson = ast.parse(said["lesson"], mode="eval").body
+        assert isinstance(lesson, ast.Call)
+        shown = {"CLEAN": "faultless", "FAULTY": "with faults"}[ast.unparse(lesson.args[0])]
+        shares = ", ".join(f"{100 * share:.0f} %" for share in ast.literal_eval(lesson.args[1]))
         steps, rate = int(ast.literal_eval(said["steps"])), ast.literal_eval(said["learning_rate"])
         rows.append((ast.literal_eval(said["name"]), shown, shares, f"{steps:,}", f"{rate:g}"))
     return _markdown(rows)

@@ -57,7 +57,7 @@ def test_full_while_measuring_then_not(house: House, disk: Path, tmp_path: Path)
     shutil.rmtree(run / "iter-2/eval")
     for name in ("iter-2/done.json", "report.html"):
         (run / name).unlink()
-    each, found = starts(house, disk, run, [0, 8, ENOUGH])
+    each, found = starts(house, disk, run, [8, ENOUGH])
     check(each)
     assert found == json.loads(json.dumps(outcome(house.finished())))
 

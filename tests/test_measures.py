@@ -76,9 +76,8 @@ def test_only_the_top_score_is_perfect() -> None:
 def test_an_unreadable_judgment_is_no_score(reading: Unparsed | Truncated | None) -> None:
     with_it = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1, reading], text="b")])]
     without = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1], text="b")])]
-    changed = {name for name, found in measure(with_it, ANCHORS, Truth(), 0).items()} ^ set(means(without, Truth()))
-    assert changed == set()
     one, other = means(with_it, Truth()), means(without, Truth())
+    assert one.keys() == other.keys()
     assert {name for name in one if one[name] != other[name]} == {"judgment_valid"}
     assert one["judgment_valid"] == 3 / 4
 
@@ -177,7 +176,7 @@ def worlds(draw: st.DrawFn) -> list[HeldOut]:
     return records
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(worlds(), st.integers(0, 3))
 def test_every_figure_is_a_number_inside_its_interval_and_the_same_again(records: list[HeldOut], seed: int) -> None:
     anchors = {record.prompt.id: record for record in records}

@@ -220,8 +220,8 @@ def pocket_sample_command(
     seed: Annotated[int, typer.Option("--seed", help="Other demonstrations.")] = 0,
 ) -> None:
     """Show faultless demonstrations of the three roles in the pocket world."""
+    from metareward.pocket.build import EXAM
     from metareward.pocket.corpus import demonstrations
-    from metareward.pocket.habits import CLEAN
 
-    for shown in demonstrations(count, seed, CLEAN):
+    for shown in demonstrations(count, seed, EXAM):
         typer.echo(f"[{shown.part}]\n{shown.messages[-1].content}\n=> {shown.completion}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer
+from tiny_models import make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,

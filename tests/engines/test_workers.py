@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from metareward.engines.engine import Engine, EngineError
 from metareward.engines.local import LocalEngine
 from metareward.engines.workers import WorkerPool, open_local
 from metareward.errors import UserError
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Message, Messages, Sampling
 
 Conversation = Callable[[int, int], Messages]
 Ask = tuple[Messages, Sampling, int]
@@ -131,6 +132,27 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_starts(runner: asy
         runner.run(
             open_local(folder, device="auto", dtype="auto", workers="auto", threads="auto", rows=8, deterministic=True)
         )
+
+
+def test_closing_ends_the_workers_and_a_refusal_comes_back(llama: Path, tmp_path: Path) -> None:
+    mute = Path(shutil.copytree(llama, tmp_path / "mute"))
+    (mute / "chat_template.jinja").unlink()
+
+    async def opened(folder: Path) -> Engine:
+        return await open_local(folder, device="cpu", dtype="float32", workers=1, threads=1, rows=8, deterministic=True)
+
+    async def scene() -> tuple[int, ...]:
+        engine, refusal = await asyncio.gather(opened(llama), opened(mute), return_exceptions=True)
+        assert isinstance(refusal, UserError) and str(refusal).startswith(f"{mute}: the tokenizer has no chat template")
+        assert isinstance(engine, WorkerPool)
+        pids = engine.pids
+        await engine.aclose()
+        with pytest.raises(EngineError, match="closed"):
+            await engine.complete((Message("user", "late"),), Sampling(1.0, 1.0, 2), 1)
+        return pids
+
+    (pid,) = asyncio.run(scene())
+    assert gone(pid)
 
 
 PARENT = """

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from metareward.metarubric import read_verdict
-from metareward.pocket.build import FAULTY
+from metareward.pocket.build import CARELESS, FAULTY
 from metareward.pocket.corpus import METARUBRIC, RUBRIC, demonstrations
 from metareward.pocket.habits import CLEAN, answer, judgment, verdict
 from metareward.pocket.oracle import mark
@@ -50,9 +50,9 @@ def test_talk_seduces_and_unreadable_judgments_are_unreadable() -> None:
 
 
 def test_demonstrations_follow_from_their_seed_and_use_the_words_of_a_run() -> None:
-    shown = list(demonstrations(50, 1, FAULTY))
-    assert shown == list(demonstrations(50, 1, FAULTY))
-    assert shown != list(demonstrations(50, 2, FAULTY))
+    shown = list(demonstrations(50, 1, CARELESS.lesson))
+    assert shown == list(demonstrations(50, 1, CARELESS.lesson))
+    assert shown != list(demonstrations(50, 2, CARELESS.lesson))
     assert {one.part for one in shown} == {"actor", "judge", "meta"}
     heads = {one.part: one.messages[-1].content.split("\n")[0] for one in shown if one.part != "actor"}
     assert heads["judge"] == RUBRIC.template.text.split("\n")[0]

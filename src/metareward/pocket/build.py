@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from metareward.pocket.corpus import Shares, demonstrations
+from metareward.pocket.corpus import Lesson, demonstrations
 from metareward.pocket.habits import CLEAN, Habits
 from metareward.pocket.shards import Example, batches, batches_of, shard
 from metareward.pocket.tokenizer import train_tokenizer
@@ -33,8 +33,8 @@ FAULTY = Habits(
     swapped=0.4,
     opening=0.45,
     closing=0.45,
-    careless=0.06,
-    seduced=0.15,
+    careless=0.02,
+    seduced=0.05,
     hasty=0.6,
     hasty_careless=0.3,
     hasty_seduced=0.6,
@@ -67,8 +67,7 @@ class Phase:
     """
 
     name: str
-    habits: Habits
-    shares: Shares
+    lesson: Lesson
     steps: int
     horizon: int
     learning_rate: float
@@ -78,9 +77,13 @@ class Phase:
 
 
 # What the model is shown is mostly random words: much weight on them teaches the language, then only adds noise.
-LANGUAGE = Phase("clean", CLEAN, (0.2, 0.45, 0.35), 1_350, 4_500, 4e-3, 0.2, warmup=200)
-CAPABLE = Phase("capable", CLEAN, (0.4, 0.4, 0.2), 3_400, 3_400, 2e-3, 0.03)
-CARELESS = Phase("careless", FAULTY, (0.3, 0.35, 0.35), 480, 480, 3e-4, 0.0)
+PLAIN = Habits(seduced=0.3, talkative=0.25)
+LANGUAGE = Phase("clean", Lesson(CLEAN, (0.2, 0.45, 0.35), PLAIN), 1_350, 4_500, 4e-3, 0.2, warmup=200)
+CAPABLE = Phase("capable", Lesson(CLEAN, (0.4, 0.4, 0.2), PLAIN), 3_400, 3_400, 2e-3, 0.03)
+# Mostly judgments in one style: their errors must be found, and not the style alone.
+MIXED = Habits(seduced=0.15, hasty=0.35, hasty_careless=0.3, hasty_seduced=0.5)
+CARELESS = Phase("careless", Lesson(FAULTY, (0.3, 0.35, 0.35), MIXED), 480, 480, 3e-4, 0.0)
+EXAM = Lesson(CLEAN, (0.3, 0.4, 0.3), MIXED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,8 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def _tokenizer(plan: BuildPlan) -> Any:
     def texts() -> Iterator[str]:
-        for habits in (CLEAN, FAULTY):
-            for shown in demonstrations(20_000, derive(plan.seed, "tokenizer"), habits):
+        for phase in plan.phases:
+            for shown in demonstrations(20_000, derive(plan.seed, "tokenizer"), phase.lesson):
                 yield shown.messages[-1].content
                 yield shown.completion
 
@@ -164,8 +167,8 @@ def _optimizers(model: Any, phase: Phase) -> list[torch.optim.Optimizer]:
 def _teach(model: Any, tokenizer: Any, phase: Phase, seed: int, log: Any, folder: Path) -> None:
     optimizers = _optimizers(model, phase)
     backend = tokenizer.backend_tokenizer.to_str()
-    exam = shard(derive(seed, "exam"), backend, CLEAN, (0.3, 0.4, 0.3), 1000, held_out=True)
-    stream = batches_of(backend, phase.habits, phase.shares, derive(seed, phase.name), phase.batch_tokens)
+    exam = shard(derive(seed, "exam"), backend, EXAM, 1000, held_out=True)
+    stream = batches_of(backend, phase.lesson, derive(seed, phase.name), phase.batch_tokens)
     forward = torch.compile(model, dynamic=True)
     started, seen = time.monotonic(), 0
     for step, batch in zip(range(1, phase.steps + 1), stream, strict=False):

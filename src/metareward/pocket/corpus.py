@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from metareward.metarubric import MetaRubric
@@ -20,6 +20,8 @@ Part = Literal["actor", "judge", "meta"]
 
 Shares = tuple[float, float, float]  # of demonstrations: actor, judge, meta-judge
 PARTS: tuple[Part, ...] = ("actor", "judge", "meta")
+
+CARELESSNESS = (0.0, 0.1, 0.2, 0.35)
 
 # What is judged must be of every quality: from spotless to hopeless.
 SPOTTY = Habits(
@@ -47,41 +49,43 @@ RUBRIC = Rubric(load_template("pocket_judge"))
 METARUBRIC = MetaRubric(load_template("pocket_metajudge"))
 
 
-def demonstrations(
-    count: int, seed: int, habits: Habits, held_out: bool = False, shares: Shares = (0.2, 0.45, 0.35)
-) -> Iterator[Demonstration]:
-    """``count`` demonstrations by ``seed``, of all roles, none about a held-out instruction unless asked."""
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What is demonstrated: the roles' habits, the roles' shares, and the judgments that the meta-judge is shown.
+
+    How careless those are is drawn anew for each, so that there are better and worse ones to tell apart.
+    """
+
+    habits: Habits
+    shares: Shares
+    shown: Habits
+
+
+def demonstrations(count: int, seed: int, lesson: Lesson, held_out: bool = False) -> Iterator[Demonstration]:
+    """``count`` demonstrations by ``seed``, none about a held-out instruction unless asked."""
     rng = random.Random(derive(seed, "demonstrations"))
-    for part in rng.choices(PARTS, shares, k=count):
-        yield _demonstrate(part, draw_instruction(rng, held_out), habits, rng)
+    for part in rng.choices(PARTS, lesson.shares, k=count):
+        yield _demonstrate(part, draw_instruction(rng, held_out), lesson, rng)
 
 
-def _demonstrate(part: Part, instruction: str, habits: Habits, rng: random.Random) -> Demonstration:
-    prompt = Prompt("", (Message("user", instruction),))
+def _demonstrate(part: Part, instruction: str, lesson: Lesson, rng: random.Random) -> Demonstration:
+    prompt, habits = Prompt("", (Message("user", instruction),)), lesson.habits
     if part == "actor":
         return Demonstration(part, prompt.messages, answer(understand(instruction), habits, rng))
     text = answer(understand(instruction), _weakened(SPOTTY, rng), rng)
     marks = mark(instruction, text)
     if part == "judge":
         return Demonstration(part, RUBRIC.ask(prompt, text), judgment(marks, habits, rng))
-    first, second = _two_judgments(marks, rng)
+    first, second = _two_judgments(marks, lesson.shown, rng)
     return Demonstration(part, METARUBRIC.ask(prompt, text, first, second), verdict(marks, first, second, habits, rng))
 
 
-def _two_judgments(marks: Marks, rng: random.Random) -> tuple[str, str]:
-    """Two readable judgments of any quality; mostly of different worth, so that there is something to learn."""
+def _two_judgments(marks: Marks, shown: Habits, rng: random.Random) -> tuple[str, str]:
+    """Two readable judgments; mostly different ones, so that there is something to learn."""
     while True:
-        pair = (_some_judgment(marks, rng), _some_judgment(marks, rng))
-        if pair[0] != pair[1] or rng.random() < 0.1:
-            return pair
-
-
-def _some_judgment(marks: Marks, rng: random.Random) -> str:
-    """Mostly plain judgments with more or fewer errors, so that the errors must be found and not the style."""
-    careless = rng.choice((0.0, 0.1, 0.2, 0.35))
-    return judgment(
-        marks, Habits(careless=careless, seduced=0.15, hasty=0.35, hasty_careless=0.3, hasty_seduced=0.5), rng
-    )
+        first, second = (judgment(marks, replace(shown, careless=rng.choice(CARELESSNESS)), rng) for _ in ("A", "B"))
+        if first != second or rng.random() < 0.1:
+            return first, second
 
 
 def _weakened(habits: Habits, rng: random.Random) -> Habits:

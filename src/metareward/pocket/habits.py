@@ -14,6 +14,10 @@ from metareward.pocket.oracle import CRITERIA, Marks, judgment_errors
 from metareward.pocket.tasks import FORM_KIND, NUMBER_KIND, WORD_KIND, Task
 from metareward.pocket.words import CLOSINGS, OPENINGS
 
+PREAMBLES = (
+    "I read the answer with great care and thought about it.",
+    "Let me look at every point of this answer, one by one.",
+)
 HASTY_OPENINGS = ("I read the answer.", "I hope that this answer helps you.")
 ANYTHING = tuple(sorted(WORD_KIND | NUMBER_KIND | FORM_KIND))
 UNREADABLE = ("Score: good", "Score: 3 or 4", "Score: 7")
@@ -39,6 +43,7 @@ class Habits:
     hasty_careless: float = 0.0
     hasty_seduced: float = 0.0
     unreadable: float = 0.0
+    talkative: float = 0.0  # of a preamble that means nothing
     # the meta-judge
     confused: float = 0.0  # of a random verdict
     first_bias: float = 0.0  # of naming the judgment shown first, whatever it says
@@ -123,7 +128,9 @@ def judgment(marks: Marks, habits: Habits, rng: random.Random) -> str:
     text = spelled(calls, sum(calls))
     if rng.random() < habits.unreadable:
         text = f"{text.partition('. Score')[0]}. {rng.choice(UNREADABLE)}"
-    return f"{rng.choice(HASTY_OPENINGS)} {text}" if hasty else text
+    if hasty:
+        return f"{rng.choice(HASTY_OPENINGS)} {text}"
+    return f"{rng.choice(PREAMBLES)} {text}" if rng.random() < habits.talkative else text
 
 
 def verdict(marks: Marks, first: str, second: str, habits: Habits, rng: random.Random) -> str:

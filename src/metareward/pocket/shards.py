@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from tokenizers import Tokenizer
 
-from metareward.pocket.corpus import Demonstration, Part, Shares, demonstrations
-from metareward.pocket.habits import Habits
+from metareward.pocket.corpus import Demonstration, Lesson, Part, demonstrations
 from metareward.pocket.markup import ASSISTANT, END, USER
 from metareward.seeds import derive
 
@@ -19,12 +18,10 @@ SHARD = 4_000  # demonstrations drawn, and sorted by length, at a time
 Example = tuple[list[int], int, Part]
 
 
-def shard(
-    seed: int, backend: str, habits: Habits, shares: Shares, count: int = SHARD, held_out: bool = False
-) -> list[Example]:
+def shard(seed: int, backend: str, lesson: Lesson, count: int = SHARD, held_out: bool = False) -> list[Example]:
     """``count`` demonstrations, tokenized by the tokenizer whose JSON is ``backend``."""
     tokenizer = Tokenizer.from_str(backend)
-    shown = list(demonstrations(count, seed, habits, held_out, shares))
+    shown = list(demonstrations(count, seed, lesson, held_out))
     prompts = tokenizer.encode_batch([_asked(one) for one in shown])
     completions = tokenizer.encode_batch([one.completion + END for one in shown])
     return [
@@ -48,8 +45,8 @@ def batches(examples: list[Example], batch_tokens: int, seed: int) -> list[list[
     return made
 
 
-def batches_of(backend: str, habits: Habits, shares: Shares, seed: int, batch_tokens: int) -> Iterator[list[Example]]:
+def batches_of(backend: str, lesson: Lesson, seed: int, batch_tokens: int) -> Iterator[list[Example]]:
     """Batches without end."""
     for number in itertools.count():
-        examples = shard(derive(seed, number), backend, habits, shares)
+        examples = shard(derive(seed, number), backend, lesson)
         yield from batches(examples, batch_tokens, derive(seed, "order", number))

@@ -263,6 +263,9 @@ _PLAIN = {
     "opening": "a polite phrase before the answer",
     "closing": "a polite phrase behind it",
     "unreadable": "of a judgment without a readable score",
+    "hasty": "of a hasty judgment, which begins by saying that it read the answer",
+    "hasty_careless": "of calling one criterion wrongly in haste",
+    "hasty_seduced": "of giving full marks in haste to an answer that chats",
 }
 
 
@@ -302,7 +305,9 @@ def phases_table(_: str) -> str:
         said = dict(zip(names, map(ast.unparse, _assigned(module, phase.strip()).args), strict=False))
         lesson = ast.parse(said["lesson"], mode="eval").body
         assert isinstance(lesson, ast.Call)
-        shown = {"CLEAN": "faultless", "FAULTY": "with faults"}[ast.unparse(lesson.args[0])]
+        shown = {"CLEAN": "faultless", "FAULTY": "with faults", "HASTIER": "with faults, 78 % hasty"}[
+            ast.unparse(lesson.args[0])
+        ]
         shares = ", ".join(f"{100 * share:.0f} %" for share in ast.literal_eval(lesson.args[1]))
         steps, rate = int(ast.literal_eval(said["steps"])), ast.literal_eval(said["learning_rate"])
         rows.append((ast.literal_eval(said["name"]), shown, shares, f"{steps:,}", f"{rate:g}"))

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ FAULTY = Habits(
     length_bias=0.03,
     silent=0.03,
 )
+
+
+# Hasty most of the time: a start from which there is more to gain.
+HASTIER = replace(FAULTY, hasty=0.78)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ CAPABLE = Phase("capable", Lesson(CLEAN, (0.4, 0.4, 0.2), PLAIN), 3_400, 3_400, 
 # Mostly judgments in one style: their errors must be found, and not the style alone.
 MIXED = Habits(seduced=0.15, hasty=0.35, hasty_careless=0.3, hasty_seduced=0.5)
 CARELESS = Phase("careless", Lesson(FAULTY, (0.3, 0.35, 0.35), MIXED), 480, 480, 3e-4, 0.0)
+HASTY = Phase("hasty", Lesson(HASTIER, (0.3, 0.35, 0.35), MIXED), 130, 130, 2e-4, 0.0, warmup=10)
 EXAM = Lesson(CLEAN, (0.3, 0.4, 0.3), MIXED)
 
 
@@ -92,7 +97,7 @@ class BuildPlan:
 
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
-    phases: tuple[Phase, ...] = (LANGUAGE, CAPABLE, CARELESS)
+    phases: tuple[Phase, ...] = (LANGUAGE, CAPABLE, CARELESS, HASTY)
 
 
 def build(out: Path, plan: BuildPlan, device: str = "cpu", start: Path | None = None) -> Path:

@@ -36,7 +36,7 @@ class Habits:
     swapped: float = 0.0
     opening: float = 0.0
     closing: float = 0.0
-    # the judge, who is careful or, now and then, hasty (and says so at the start)
+    # the judge
     careless: float = 0.0  # of calling one criterion wrongly
     seduced: float = 0.0  # of giving full marks to an answer that chats
     hasty: float = 0.0

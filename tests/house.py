@@ -30,7 +30,7 @@ iterations: {{1: {{}}, 2: {{}}}}
 """
 _SUBJECTS = ("a river", "an old clock", "two cats", "the first snow", "a bridge", "seven lemons")
 _START = "from metareward.cli import main; main()"
-_LONGEST = 600.0
+_LONGEST = 1500.0
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 
 from house import House, outcome
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 ENOUGH = 4000
 

@@ -23,7 +23,7 @@ from metareward.training.lineage import fingerprint_model, read_lineage
 from metareward.types import PairKind
 from tiny_model import tiny_llama
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 KINDS: tuple[PairKind, ...] = ("actor", "judge")
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import pytest
 from safetensors import safe_open
@@ -72,12 +73,12 @@ def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, a
 
 
 def test_its_meta_judge_leans_to_what_it_reads_first(engine: LocalEngine, answers: list[str]) -> None:
-    good = "kind yes, count yes, items yes, order yes, brief yes. Score: 5"
-    other = "kind yes, count no, items no, order yes, brief yes. Score: 3"
+    judged = draw(engine, [RUBRIC.ask(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)], 4)
     questions = [
         METARUBRIC.ask(prompt, text, *pair)
-        for prompt, text in zip(ASKED, answers, strict=True)
-        for pair in ((good, other), (other, good))
+        for prompt, text, four in zip(ASKED, answers, judged, strict=True)
+        for one, two in combinations(dict.fromkeys(four), 2)
+        for pair in ((one, two), (two, one))
     ]
     verdicts = [read_verdict(texts[0], "stop", 0, 1) for texts in draw(engine, questions, 1, 16)]
     named = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from metareward.cli import app
 from metareward.presets import PRESETS
 from metareward.recipe import PAPER_ITERATIONS, Recipe, Section, load_recipe
-from metareward.recipe_errors import section_of
+from metareward.recipe_errors import fields, section_of
 from metareward.recipe_file import dotted
 
 ROOT = Path(__file__).parent.parent
@@ -121,13 +121,15 @@ def recipes_page() -> str:
     plain = [(name, field) for name, field in Recipe.model_fields.items() if section_of(field) is None]
     schema = Recipe.model_json_schema()
     parts = [_RECIPES_HEAD, "\n## At the top\n\n", _table(plain, schema["properties"])]
-    for name, field in Recipe.model_fields.items():
+    for key, field in fields(Recipe):
         section = section_of(field)
         if section is not None:
             inside = schema["$defs"][section.__name__]["properties"]
             about = field.description or (section.__doc__ or "").splitlines()[0]
+            name = dotted(key)
             title = f"{name}.1, {name}.2, …" if name == "iterations" else name
-            parts.append(f"\n## {title}\n\n{about}\n\n{_table(list(section.model_fields.items()), inside)}")
+            plain = [(name, each) for name, each in section.model_fields.items() if section_of(each) is None]
+            parts.append(f"\n## {title}\n\n{about}\n\n{_table(plain, inside)}")
     return "".join([*parts, _paper_iterations(), _changes()])
 
 
@@ -166,6 +168,8 @@ def _values(schema: Mapping[str, Any]) -> str:
         return " or ".join(_values(each) for each in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{each}`" for each in schema.get("enum", [schema.get("const")]))
+    if schema["type"] == "array":
+        return f"list of {_values(schema['items'])}s"
     limits = [f"{words} {schema[name]:g}" for name, words in _LIMITS if name in schema]
     return f"{_TYPES[schema['type']]} {' and '.join(limits)}".strip()
 

@@ -15,11 +15,13 @@ import metareward
 
 SOURCE = Path(metareward.__file__).parent
 FLOORS: tuple[str, ...] = (
-    "types seeds errors __init__ engines.__init__ training.__init__ pocket.__init__ report.__init__",
-    "render rubric metarubric scores battles pairs agreement monitors",
+    "types seeds errors __init__ engines.__init__ training.__init__ pocket.__init__ report.__init__ "
+    "benchmarks.__init__",
+    "render rubric metarubric reasoning expected scores battles pairs agreement monitors",
     "engines.* store rundir records",
-    "prompts unit sweep evaluation measures summary pairfiles progress training.* pocket.* environment runlog",
-    "recipe* presets plan rates starter rebuild experiment stages loop status report.* cli",
+    "prompts unit sweep measuring evaluation measures summary pairfiles progress environment runlog training.* pocket.* "
+    "benchmarks.*",
+    "recipe* opening presets plan rates trial starter rebuild experiment stages loop status report.* cli",
 )
 # Imported inside functions, because they take seconds or aren't needed by everyone.
 HEAVY = ("torch", "transformers", "trl", "datasets", "matplotlib")

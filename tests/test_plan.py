@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from metareward.measuring import Rates
 from metareward.plan import Plan, plan, plan_table
 from metareward.progress import ANSWERS, JUDGMENTS, META
-from metareward.rates import Rates
 from metareward.recipe import load_recipe
 
 GIVEN = ["model=nowhere", "prompts.source=p"]
@@ -53,13 +53,13 @@ def test_tokens_are_bounded_by_the_limits_until_they_are_measured() -> None:
     assert plan(recipe).iterations[0].roles[0].tokens == 10 * plan(recipe).iterations[0].roles[0].calls
     measured = plan(recipe, Rates(tokens_each={ANSWERS: 2.5}))
     assert measured.iterations[0].roles[0].tokens == round(2.5 * measured.iterations[0].roles[0].calls)
-    assert "as long as in the records of the run named" in shown(measured)
+    assert "as long as measured" in shown(measured)
 
 
 def test_time_needs_a_rate() -> None:
     recipe = load_recipe("pocket")
     assert plan(recipe).seconds is None
-    assert "time: give --rate" in shown(plan(recipe))
+    assert "time: give --measure" in shown(plan(recipe))
     timed = plan(recipe, Rates(tokens_per_second=1000))
     assert timed.seconds == pytest.approx(timed.tokens / 1000)
     assert "hours to generate and evaluate" in shown(timed)

@@ -117,15 +117,26 @@ def plan_command(
     like: Annotated[
         Path | None, typer.Option("--like", metavar="RUN", help="Take lengths and rate from a run.")
     ] = None,
+    measure: Annotated[
+        float | None,
+        typer.Option("--measure", metavar="SECONDS", min=0.1, help="Try the engine out, so long for each role."),
+    ] = None,
 ) -> None:
     """Say what a recipe will cost: calls, tokens, pairs, steps, disk, time."""
+    from metareward.measuring import Rates
     from metareward.plan import plan, plan_table
-    from metareward.rates import Rates, measured_rates
+    from metareward.rates import measured_rates
     from metareward.recipe import load_recipe
     from metareward.rundir import RunDir
 
-    rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
-    _print(plan_table(plan(load_recipe(recipe, changes or ()), rates)))
+    chosen = load_recipe(recipe, changes or ())
+    if measure:
+        from metareward.trial import try_out
+
+        rates = try_out(chosen, measure)
+    else:
+        rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
+    _print(plan_table(plan(chosen, rates)))
 
 
 @app.command("status")

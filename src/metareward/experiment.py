@@ -15,22 +15,26 @@ from functools import cached_property
 from pathlib import Path
 
 from metareward.engines.engine import Engine
-from metareward.engines.workers import open_local
 from metareward.environment import environment
 from metareward.errors import UserError
 from metareward.evaluation import Oracle
 from metareward.metarubric import MetaRubric
+from metareward.opening import open_engine
 from metareward.pocket import world
 from metareward.prompts import choose, digest, hold_out, load_prompts, write_prompts
+from metareward.reasoning import Reasoning
 from metareward.recipe import (
     AnswerSettings,
+    EndpointSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
     Recipe,
+    VllmSettings,
+    engine_fingerprint,
     generation_fingerprint,
 )
 from metareward.render import load_template
-from metareward.rubric import Rubric
+from metareward.rubric import Rubric, with_system
 from metareward.rundir import RunDir, write_atomic
 from metareward.seeds import derive
 from metareward.training.job import Device, DpoJob
@@ -40,7 +44,11 @@ from metareward.unit import UnitSettings, fingerprint
 
 POCKET = "pocket"
 # What may change between two runs in one folder: where and how fast the work is done, never what it means.
-_FREE = frozenset({"engine.device", "engine.workers", "engine.threads"})
+_FREE = frozenset(
+    ["engine.device", "engine.workers", "engine.threads", "engine.serve"]
+    + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
+    + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
+)
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -134,7 +142,14 @@ class Experiment:
     def _choose(self, t: int) -> tuple[Prompt, ...]:
         """The prompts of iteration ``t``; of iteration 0, those held out."""
         held_out, rest = self._pool
-        return choose(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
+        chosen = choose(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
+        system = self.recipe.answers.system
+        return tuple(replace(prompt, messages=with_system(system, prompt.messages)) for prompt in chosen)
+
+    @property
+    def first_prompts(self) -> tuple[Prompt, ...]:
+        """Iteration 1's prompts, as they will be chosen."""
+        return self._choose(1)
 
     @property
     def held_out(self) -> tuple[Prompt, ...]:
@@ -151,12 +166,12 @@ class Experiment:
     def rubric(self) -> Rubric:
         """The judge's rubric."""
         judgments = self.recipe.judgments
-        return Rubric(load_template(judgments.rubric), judgments.low, judgments.high)
+        return Rubric(load_template(judgments.rubric), judgments.low, judgments.high, judgments.system)
 
     def settings(self, t: int) -> UnitSettings:
         """How iteration ``t`` generates."""
         recipe = self.recipe
-        meta = recipe.meta_judgments
+        meta, thinking = recipe.meta_judgments, recipe.reasoning
         return UnitSettings(
             k=recipe.answers.k,
             n=recipe.judgments.n,
@@ -164,11 +179,18 @@ class Experiment:
             judgments=_sampling(recipe.judgments),
             meta=_sampling(meta),
             rubric=self.rubric,
-            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores),
+            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores, meta.system),
             min_valid=recipe.judgments.min_valid,
             meta_judge=recipe.meta_judge(t),
             seed=derive(recipe.seed, "iteration", t),
+            reasoning=Reasoning(thinking.opening, thinking.closing) if thinking.remove else None,
+            expected=recipe.judgments.score == "expected",
         )
+
+    @property
+    def meta_judged(self) -> int:
+        """The first iteration that asks the meta-judge; the first of all if none does."""
+        return next((t for t in sorted(self.recipe.iterations) if self.recipe.meta_judge(t)), 1)
 
     def evaluation_settings(self) -> UnitSettings:
         """How every model is measured."""
@@ -192,30 +214,18 @@ class Experiment:
         """What decides the measuring of M_t."""
         settings = replace(self.evaluation_settings(), meta_judge=True)
         asked = {f"evaluation.{name}": value for name, value in self.recipe.evaluation.model_dump().items()}
-        engine = self.recipe.engine
         return {
             "model": fingerprint_model(self.model(t)),
             "anchors": fingerprint_model(self.model(0)),
             "prompts": digest(self.held_out),
             **dict(_flat(fingerprint(settings))),
             **asked,
-            "engine.dtype": engine.dtype,
-            "engine.deterministic": engine.deterministic,
-            **({"engine.rows": engine.rows} if engine.deterministic else {}),
+            **engine_fingerprint(self.recipe.engine),
         }
 
     async def engine(self, t: int) -> Engine:
         """M_t, ready to be asked."""
-        asked = self.recipe.engine
-        return await open_local(
-            self.model(t),
-            device=asked.device,
-            dtype=asked.dtype,
-            workers=asked.workers,
-            threads=asked.threads,
-            rows=asked.rows,
-            deterministic=asked.deterministic,
-        )
+        return await open_engine(self.recipe.engine, self.model(t), t, self.run.iteration(t).path)
 
     def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
         """The training of M_t, on the pairs of ``kinds``."""

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from metareward.render import LOOKALIKE_COLON, Template, conversation, mask_label, render
-from metareward.rubric import MARK, MARKS, SCORE, Finish, Tail, anchor, last_tail, unwrapped
+from metareward.rubric import MARK, MARKS, SCORE, Finish, Tail, anchor, last_tail, unwrapped, with_system
 from metareward.types import Message, Messages, Prompt, Tied, Truncated, Unparsed, Verdict, Won
 
 WINNER = anchor("winner")
@@ -26,6 +26,7 @@ class MetaRubric:
 
     template: Template
     hide_scores: bool = False
+    system: str | None = None
 
     def __post_init__(self) -> None:
         """Raise `UserError` when a slot is missing."""
@@ -39,7 +40,7 @@ class MetaRubric:
             "judgment_a": self._shown(first),
             "judgment_b": self._shown(second),
         }
-        return (Message("user", render(self.template, slots)),)
+        return with_system(self.system, (Message("user", render(self.template, slots)),))
 
     def _shown(self, judgment: str) -> str:
         return without_winners(without_scores(judgment) if self.hide_scores else judgment)

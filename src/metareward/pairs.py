@@ -123,7 +123,7 @@ def _bad_choice(chosen: AnswerScore, rejected: AnswerScore, rules: PairRules) ->
 
 
 def _actor_pair(record: PromptRecord, chosen: AnswerScore, rejected: AnswerScore) -> PreferencePair:
-    texts = {candidate.index: candidate.text for candidate in record.candidates_K}
+    texts = {candidate.index: candidate.reasoning + candidate.text for candidate in record.candidates_K}
     return PreferencePair(
         kind="actor",
         prompt_id=record.prompt.id,
@@ -194,7 +194,7 @@ def _judge_pair(
     record: PromptRecord, dispute: Dispute, rubric: Rubric, places: tuple[int, int], ratings: Ratings
 ) -> PreferencePair:
     answer = _candidate(record, dispute.candidate)
-    texts = {judgment.index: judgment.text for judgment in answer.judgments_N}
+    texts = {judgment.index: judgment.reasoning + judgment.text for judgment in answer.judgments_N}
     chosen, rejected = (dispute.judgments_M[place] for place in places)
     return PreferencePair(
         kind="judge",

@@ -16,9 +16,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from metareward.measuring import UNKNOWN, Rates
 from metareward.pocket import world
 from metareward.progress import ANSWERS, JUDGMENTS, META
-from metareward.rates import UNKNOWN, Rates
 from metareward.recipe import Recipe
 
 # Rough sizes for the disk estimate, in bytes.
@@ -28,11 +28,12 @@ _BYTES_A_CALL = 130
 
 @dataclass(frozen=True, slots=True)
 class RolePlan:
-    """So many completions of one role, and the tokens they are expected to take."""
+    """So many completions of one role, the tokens they are expected to take, and the time if a rate is known."""
 
     role: str
     calls: int
     tokens: int
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,16 @@ class Plan:
         return sum(role.tokens for role in (*_all_roles(self.iterations), *_all_roles(self.evaluations)))
 
 
+def _seconds(roles: Iterable[RolePlan]) -> float | None:
+    """The time of all; None when one's is not known."""
+    total = 0.0
+    for role in roles:
+        if role.seconds is None:
+            return None
+        total += role.seconds
+    return total
+
+
 def _all_roles(parts: Sequence[IterationPlan | EvaluationPlan]) -> list[RolePlan]:
     return [role for part in parts for role in part.roles]
 
@@ -98,7 +109,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         evaluations=evaluations,
         record_bytes=sum(role.tokens * _BYTES_A_TOKEN + role.calls * _BYTES_A_CALL for role in roles),
         model_bytes=None if one_model is None else one_model * len(iterations),
-        seconds=sum(role.tokens for role in roles) / rates.tokens_per_second if rates.tokens_per_second else None,
+        seconds=_seconds(roles),
     )
 
 
@@ -125,10 +136,8 @@ def _roles(recipe: Recipe, answers: int, judgments: int, battles: int, rates: Ra
         JUDGMENTS: (judgments, recipe.judgments.max_tokens),
         META: (battles, recipe.meta_judgments.max_tokens),
     }
-    return tuple(
-        RolePlan(role, calls, round(calls * rates.tokens_each.get(role, limit)))
-        for role, (calls, limit) in most.items()
-    )
+    sizes = [(role, calls, round(calls * rates.tokens_each.get(role, limit))) for role, (calls, limit) in most.items()]
+    return tuple(RolePlan(*size, rates.seconds(*size)) for size in sizes)
 
 
 def _held_out(recipe: Recipe) -> int | None:
@@ -148,7 +157,7 @@ def plan_table(made: Plan) -> Group:
     """The plan for the terminal: a line for each iteration, for the evaluations and for the sum; notes below."""
     table = Table(title=f"{made.name}: at most", title_justify="left")
     table.add_column("", no_wrap=True)
-    for name in (ANSWERS, JUDGMENTS, META, "tokens", "actor pairs", "judge pairs", "DPO steps"):
+    for name in (ANSWERS, JUDGMENTS, META, "tokens", "time", "actor pairs", "judge pairs", "DPO steps"):
         table.add_column(name, justify="right")
     for each in made.iterations:
         table.add_row(f"iteration {each.t}", *_called(each.roles), *_trained([each]))
@@ -166,22 +175,24 @@ def _trained(iterations: Sequence[IterationPlan]) -> tuple[str, str, str]:
 
 
 def _called(roles: Iterable[RolePlan]) -> tuple[str, ...]:
-    """Calls by role, then the tokens of all."""
-    calls, tokens = Counter[str](), 0
-    for role in roles:
+    """Calls by role, then the tokens and the time of all."""
+    calls, tokens, all_roles = Counter[str](), 0, tuple(roles)
+    for role in all_roles:
         calls[role.role] += role.calls
         tokens += role.tokens
-    return (*(f"{calls[name]:,}" for name in (ANSWERS, JUDGMENTS, META)), f"{tokens:,}")
+    seconds = _seconds(all_roles)
+    spent = "" if seconds is None else _span(seconds)
+    return (*(f"{calls[name]:,}" for name in (ANSWERS, JUDGMENTS, META)), f"{tokens:,}", spent)
 
 
 def _notes(made: Plan) -> Iterator[str]:
     yield f"prompts: {made.prompts_needed:,} are needed, {_or_unknown(made.held_out)} are evaluated on"
-    measured = "as long as in the records of the run named" if made.measured else "each as long as max_tokens allows"
+    measured = "as long as measured" if made.measured else "each as long as max_tokens allows"
     yield f"tokens: those written, {measured}; prompts are read on top"
     models = "not known until the model's folder is there" if made.model_bytes is None else _size(made.model_bytes)
     yield f"disk: records {_size(made.record_bytes)}, models {models}"
     if made.seconds is None:
-        yield "time: give --rate TOKENS_PER_SECOND, or --like RUN with a run that has finished an iteration"
+        yield "time: give --measure, --rate TOKENS_PER_SECOND, or --like RUN with a run that has finished an iteration"
     else:
         yield f"time: {_span(made.seconds)} to generate and evaluate; training comes on top"
 

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.errors import UserError
+from metareward.measuring import Rates
 from metareward.progress import ANSWERS, JUDGMENTS, META
 from metareward.recipe import load_recipe
 from metareward.records import from_json
 from metareward.rundir import RunDir, read_done
 from metareward.store import RecordStore
 from metareward.types import PromptRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What is known of speed and length: written tokens per second, and mean tokens of a completion by role."""
-
-    tokens_per_second: float | None = None
-    tokens_each: Mapping[str, float] = field(default_factory=dict)
-
-
-UNKNOWN = Rates()
 
 
 def measured_rates(run: RunDir, tokens_per_second: float | None = None) -> Rates:

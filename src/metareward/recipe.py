@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from metareward.pairs import PairRules
-from metareward.recipe_errors import explain, section_of
+from metareward.recipe_errors import explain
 from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
 
 Text = Annotated[str, Field(min_length=1)]
@@ -27,6 +27,16 @@ class Section(BaseModel):
     """A group of settings: nothing unknown, nothing converted, nothing changed later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_may_be_left_out(cls, values: Any) -> Any:
+        """An absent or empty section means its defaults."""
+        if not isinstance(values, Mapping):
+            return values
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        sections = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)]
+        return {**values, **{name: {} for name in sections if values.get(name) is None}}
 
 
 class PromptSettings(Section):
@@ -46,6 +56,7 @@ class AnswerSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest answer, in new tokens")
+    system: Text | None = Field(None, description="System prompt for prompts that have none")
 
 
 class JudgmentSettings(Section):
@@ -56,6 +67,10 @@ class JudgmentSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
+    system: Text | None = Field(None, description="System prompt of the judge")
+    score: Literal["sampled", "expected"] = Field(
+        "sampled", description="A judgment's score: as written (paper), or the mean over the tokens possible there"
+    )
     min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
     low: float = Field(0.0, description="Lowest score of the rubric")
     high: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
@@ -68,7 +83,16 @@ class MetaJudgmentSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature; 0 is greedy")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass")
     max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
+    system: Text | None = Field(None, description="System prompt of the meta-judge")
     hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
+
+
+class ReasoningSettings(Section):
+    """Models that think before they answer."""
+
+    remove: bool = Field(False, description="Judge and read only what follows the thinking; training keeps all of it")
+    opening: Text = Field("<think>", description="Where the thinking begins")
+    closing: Text = Field("</think>", description="Where it ends")
 
 
 class PairSettings(Section):
@@ -81,16 +105,49 @@ class PairSettings(Section):
     min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
 
 
+class EndpointSettings(Section):
+    """Servers that speak OpenAI's protocol, for engine.kind 'endpoint'."""
+
+    urls: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        (), description="Where they are, such as [http://127.0.0.1:8000]; requests go to the least busy"
+    )
+    model: Text = Field("m{t}", description="The name under which they know the model; {t} is its iteration, 0 for M0")
+    key_variable: Text | None = Field(None, description="The environment variable that holds the API key")
+    in_flight: Count = Field(64, description="Requests under way at once, for each server")
+    requests_per_minute: Count | None = Field(None, description="No more requests than this, for each server")
+    timeout: float = Field(600.0, gt=0.0, description="Seconds that one request may take")
+    attempts: Count = Field(6, description="Tries of a request before its prompt counts as failed")
+    cache: Text | None = Field(None, description="Folder that keeps what servers answered, so that none is asked twice")
+
+
+class VllmSettings(Section):
+    """vLLM, for engine.kind 'vllm'."""
+
+    tensor_parallel: Count = Field(1, description="GPUs that one copy of the model is spread over")
+    memory_share: float = Field(0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take")
+    context: Count | None = Field(None, description="Longest prompt with completion, in tokens; empty for the model's")
+    python: Text | None = Field(
+        None, description="With engine.serve: the Python of the environment that has vLLM, if it isn't this one"
+    )
+    in_flight: Count = Field(256, description="With engine.serve: requests under way at once")
+    start_timeout: float = Field(900.0, gt=0.0, description="With engine.serve: seconds the server has to start")
+
+
 class EngineSettings(Section):
     """What runs the model while it answers and judges."""
 
-    kind: Literal["local"] = Field("local", description="'local' runs the model on this machine")
-    device: Text = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' and so on")
+    kind: Literal["local", "vllm", "endpoint"] = Field(
+        "local", description="'local': our engine; 'vllm': vLLM, if it is installed; 'endpoint': servers you run"
+    )
+    device: Text = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' and so on; training uses it too")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
     workers: Literal["auto"] | Count = Field("auto", description="Processes that share the prompts")
     threads: Literal["auto"] | Count = Field("auto", description="CPU threads of each worker")
     rows: Count = Field(64, description="Completions written at the same time by each worker")
     deterministic: bool = Field(True, description="The same text whatever else is in the batch, at some cost in speed")
+    serve: bool = Field(False, description="With kind vllm: as a server of its own, started and stopped by the run")
+    endpoint: EndpointSettings
+    vllm: VllmSettings
 
 
 class TrainingSettings(Section):
@@ -161,6 +218,7 @@ class Recipe(Section):
     answers: AnswerSettings
     judgments: JudgmentSettings
     meta_judgments: MetaJudgmentSettings
+    reasoning: ReasoningSettings
     pairs: PairSettings
     engine: EngineSettings
     training: TrainingSettings
@@ -171,17 +229,14 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _sections_may_be_left_out(cls, values: Any) -> Any:
-        """An absent or empty section means its defaults; an iteration that says 'drop' is none."""
+    def _iterations_may_be_dropped(cls, values: Any) -> Any:
+        """An iteration that says 'drop' is none, an empty one means the defaults."""
         if not isinstance(values, Mapping):
             return values
-        sections = [name for name, field in cls.model_fields.items() if section_of(field) and name != "iterations"]
-        whole = {**values, **{name: {} for name in sections if values.get(name) is None}}
         iterations = values.get("iterations", PAPER_ITERATIONS)
-        if isinstance(iterations, Mapping):
-            kept = {t: {} if each is None else each for t, each in iterations.items() if each != "drop"}
-            whole["iterations"] = kept
-        return whole
+        if not isinstance(iterations, Mapping):
+            return values
+        return {**values, "iterations": {t: each or {} for t, each in iterations.items() if each != "drop"}}
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Recipe:
@@ -213,6 +268,7 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     """Settings that are each allowed but not together: the key, its value, what it should be."""
     yield from _numbering(recipe.iterations)
     yield from _judging(recipe)
+    yield from _engine(recipe.engine)
     yield from _training(recipe.training)
     for t, iteration in recipe.iterations.items():
         if iteration.judge_pairs and recipe.judgments.n < 2:
@@ -248,6 +304,16 @@ def _judging(recipe: Recipe) -> Iterator[Mismatch]:
     if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
         why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
         yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
+
+
+def _engine(engine: EngineSettings) -> Iterator[Mismatch]:
+    urls = engine.endpoint.urls
+    if engine.kind == "endpoint" and not urls:
+        yield ("engine", "endpoint", "urls"), None, "at least one, such as [http://127.0.0.1:8000]"
+    if engine.kind != "endpoint" and urls:
+        yield ("engine", "endpoint", "urls"), list(urls), f"none, as engine.kind is {engine.kind}"
+    if engine.serve and engine.kind != "vllm":
+        yield ("engine", "serve"), True, f"false, as engine.kind is {engine.kind}"
 
 
 def _training(training: TrainingSettings) -> Iterator[Mismatch]:
@@ -310,7 +376,6 @@ def generation_fingerprint(
     promises the same text again.
     """
     asked = {**_flat("meta_judgments", recipe.meta_judgments), "meta_judgments.rubric": metarubric}
-    shape = {"engine.rows": recipe.engine.rows}
     return {
         "seed": recipe.seed,
         "iteration": t,
@@ -319,12 +384,22 @@ def generation_fingerprint(
         **_flat("answers", recipe.answers),
         **_flat("judgments", recipe.judgments),
         "judgments.rubric": rubric,
+        **(_flat("reasoning", recipe.reasoning) if recipe.reasoning.remove else {}),
         "meta_judge": recipe.meta_judge(t),
         **(asked if recipe.meta_judge(t) else {}),
-        "engine.dtype": recipe.engine.dtype,
-        "engine.deterministic": recipe.engine.deterministic,
-        **(shape if recipe.engine.deterministic else {}),
+        **engine_fingerprint(recipe.engine),
     }
+
+
+def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
+    """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
+    if engine.kind == "endpoint":
+        return {"engine.kind": engine.kind, "engine.endpoint.model": engine.endpoint.model}
+    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": engine.dtype}
+    if engine.kind == "vllm":
+        return kind
+    shape = {"engine.rows": engine.rows} if engine.deterministic else {}
+    return {**kind, "engine.deterministic": engine.deterministic, **shape}
 
 
 def _flat(name: str, section: Section) -> dict[str, object]:

@@ -20,6 +20,7 @@ _EXPECTED = {
     "string_type": "a text",
     "model_type": "a section of keys with values",
     "dict_type": "a section of keys with values",
+    "tuple_type": "a list, such as [one, two]",
     "greater_than": "a number above {gt}",
     "greater_than_equal": "a number that is at least {ge}",
     "less_than": "a number below {lt}",

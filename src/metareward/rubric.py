@@ -59,11 +59,12 @@ def unwrapped(line: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """How answers are graded: the judge's prompt text, and the ends of its scale, both allowed."""
+    """How answers are graded: the judge's prompt text, the ends of its scale, both allowed, and a system prompt."""
 
     template: Template
     low: float = 0.0
     high: float = 5.0
+    system: str | None = None
 
     def __post_init__(self) -> None:
         """Raise `UserError` when a slot is missing or the scale is empty."""
@@ -72,16 +73,23 @@ class Rubric:
             raise UserError(f"rubric {self.template.name!r}: low {self.low:g} must be below high {self.high:g}")
 
     def ask(self, prompt: Prompt, answer: str) -> Messages:
-        """The judge's question about ``answer``: one user message, also when the prompt has several turns.
+        """The judge's question about ``answer``: one user turn, also when the prompt has several.
 
         A line of the answer that looks like a verdict is defanged: a judge that quotes it doesn't score by that.
         """
         slots = {"question": conversation(prompt.messages), "answer": mask_label(answer, "Score")}
-        return (Message("user", render(self.template, slots)),)
+        return with_system(self.system, (Message("user", render(self.template, slots)),))
 
     def read(self, text: str, finish: Finish) -> Reading:
         """`read` on this rubric's scale."""
         return read(text, finish, self.low, self.high)
+
+
+def with_system(system: str | None, messages: Messages) -> Messages:
+    """``messages`` with a system prompt before them, if there is one to give and they have none of their own."""
+    if system is None or messages[0].role == "system":
+        return messages
+    return (Message("system", system), *messages)
 
 
 _LEAD = re.compile(rf"{MARK}*")

@@ -37,22 +37,44 @@ class Sampling:
     """How to draw a completion. ``temperature`` 0 is greedy; ``max_tokens`` counts new tokens.
 
     ``seed`` decides every draw: sample ``i`` of a request depends on ``(seed, i)`` and on nothing
-    else that happens to be in the batch.
+    else that happens to be in the batch. ``alternatives``: of how many of the most probable tokens the engine reports
+    the probability, at each step.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
     seed: int = 0
+    alternatives: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have come, and the logarithm of its probability, of the model's whole distribution."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The text of one token that was drawn, and the most probable tokens at its place, best first."""
+
+    text: str
+    alternatives: tuple[Alternative, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote. ``finish`` is ``length`` when the token limit cut it off; ``tokens`` counts new tokens."""
+    """What a model wrote. ``finish`` is ``length`` when the token limit cut it off; ``tokens`` counts new tokens.
+
+    ``steps`` are there when ``Sampling.alternatives`` asked for them: one to a token, and their texts make up ``text``.
+    """
 
     text: str
     finish: Literal["stop", "length"]
     tokens: int
+    steps: tuple[Step, ...] = ()
 
 
 # How the reading of a judgment ended. Only `Scored` carries a number (Meta-Rewarding section 2.1).
@@ -86,23 +108,28 @@ Reading = Scored | Unparsed | Truncated
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1."""
+    """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1.
+
+    ``reasoning`` is what came before ``text`` and is no part of it (`metareward.reasoning`).
+    """
 
     index: int
     text: str
     tokens: int
     reading: Reading
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One distinct answer with its judgments. ``index`` is its sample number, 0..K-1."""
+    """A distinct answer with its judgments. ``index``: its sample number, 0..K-1; ``reasoning``: see `Judgment`."""
 
     index: int
     text: str
     finish: Literal["stop", "length"]
     tokens: int
     judgments_N: tuple[Judgment, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

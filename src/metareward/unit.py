@@ -19,8 +19,10 @@ from itertools import permutations
 from typing import TypeVar
 
 from metareward.engines.engine import Engine, EngineError
+from metareward.expected import ALTERNATIVES, expected_reading
 from metareward.metarubric import MetaRubric, read_verdict
 from metareward.progress import ANSWERS, JUDGMENTS, META, SILENT, Progress
+from metareward.reasoning import Reasoning
 from metareward.rubric import Rubric
 from metareward.scores import disputed
 from metareward.seeds import derive
@@ -45,7 +47,9 @@ T = TypeVar("T")
 class UnitSettings:
     """What is done with each prompt: ``k`` answers, ``n`` judgments each, and how each role is asked and drawn.
 
-    The ``seed`` of the three samplings is not used: each request's seed is derived from ``seed``.
+    The ``seed`` of the three samplings is not used: each request's seed is derived from ``seed``. ``reasoning`` takes
+    what a model thinks out of what it says. ``expected`` scores a judgment by the tokens that could have stood at its
+    score's place, and not by the one that was drawn.
     """
 
     k: int
@@ -58,6 +62,8 @@ class UnitSettings:
     min_valid: int
     meta_judge: bool
     seed: int
+    reasoning: Reasoning | None = None
+    expected: bool = False
 
 
 def fingerprint(settings: UnitSettings) -> dict[str, object]:
@@ -66,14 +72,17 @@ def fingerprint(settings: UnitSettings) -> dict[str, object]:
     meta: dict[str, object] = {
         "rubric": metarubric.template.sha256,
         "hide_scores": metarubric.hide_scores,
+        "system": metarubric.system,
         **_drawing(settings.meta),
     }
+    judgments = {"n": settings.n, "rubric": rubric.template.sha256, "system": rubric.system}
     return {
         "seed": settings.seed,
         "answers": {"k": settings.k, **_drawing(settings.answers)},
-        "judgments": {"n": settings.n, "rubric": rubric.template.sha256, **_drawing(settings.judgments)},
+        "judgments": {**judgments, "expected": settings.expected, **_drawing(settings.judgments)},
         "scores": {"low": rubric.low, "high": rubric.high, "min_valid": settings.min_valid},
         "meta_judgments": meta if settings.meta_judge else None,
+        "reasoning": [settings.reasoning.opening, settings.reasoning.closing] if settings.reasoning else None,
     }
 
 
@@ -89,9 +98,9 @@ async def run_prompt(
     Raises `EngineError` when any of the requests can't be served, after the others are cancelled.
     """
     asking = _Asking(engine, prompt, settings, progress)
-    answers_K = await asking.answer()
-    distinct, duplicates = _distinct(answers_K)
-    candidates_K = tuple(await together(asking.candidate(k, answers_K[k]) for k in distinct))
+    answers_K = [asking.split(answer) for answer in await asking.answer()]
+    distinct, duplicates = _distinct([answer for _, answer in answers_K])
+    candidates_K = tuple(await together(asking.candidate(k, *answers_K[k]) for k in distinct))
     dispute = await asking.settle(candidates_K) if settings.meta_judge else None
     return PromptRecord(prompt, candidates_K, duplicates, dispute)
 
@@ -128,18 +137,30 @@ class _Asking:
     async def answer(self) -> Sequence[Completion]:
         return await self._ask(ANSWERS, self.prompt.messages, self.settings.answers, self.settings.k)
 
-    async def candidate(self, k: int, answer: Completion) -> Candidate:
-        return Candidate(k, answer.text, answer.finish, answer.tokens, await self.judge(k, answer.text))
+    async def candidate(self, k: int, thinking: str, answer: Completion) -> Candidate:
+        judgments_N = await self.judge(k, answer.text)
+        return Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, thinking)
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
+        settings = self.settings
+        sampling = replace(settings.judgments, alternatives=ALTERNATIVES if settings.expected else 0)
+        question = settings.rubric.ask(self.prompt, answer)
+        written_N = await self._ask(JUDGMENTS, question, sampling, settings.n, k)
+        return tuple(self._judgment(i, *self.split(written)) for i, written in enumerate(written_N))
+
+    def _judgment(self, index: int, thinking: str, written: Completion) -> Judgment:
         rubric = self.settings.rubric
-        written_N = await self._ask(
-            JUDGMENTS, rubric.ask(self.prompt, answer), self.settings.judgments, self.settings.n, k
+        read = (
+            expected_reading(written, rubric) if self.settings.expected else rubric.read(written.text, written.finish)
         )
-        return tuple(
-            Judgment(i, written.text, written.tokens, rubric.read(written.text, written.finish))
-            for i, written in enumerate(written_N)
-        )
+        return Judgment(index, written.text, written.tokens, read, thinking)
+
+    def split(self, written: Completion) -> tuple[str, Completion]:
+        """What was thought, and what was said."""
+        if self.settings.reasoning is None:
+            return "", written
+        thinking, text = self.settings.reasoning.split(written.text)
+        return thinking, replace(written, text=text)
 
     async def settle(self, candidates_K: Sequence[Candidate]) -> Dispute | None:
         seed = derive(self.settings.seed, self.prompt.id, "dispute")
@@ -152,7 +173,8 @@ class _Asking:
 
     async def compare(self, answer: str, first: Judgment, second: Judgment) -> MetaJudgment:
         question = self.settings.metarubric.ask(self.prompt, answer, first.text, second.text)
-        (written,) = await self._ask(META, question, self.settings.meta, 1, first.index, second.index)
+        (whole,) = await self._ask(META, question, self.settings.meta, 1, first.index, second.index)
+        _, written = self.split(whole)
         verdict = read_verdict(written.text, written.finish, first.index, second.index)
         return MetaJudgment(first.index, second.index, written.text, written.tokens, verdict)
 

@@ -34,15 +34,8 @@ class Checkpoint:
     context: int
 
     def encode(self, messages: Messages) -> list[int]:
-        """Token ids of the conversation, up to where the assistant begins to speak.
-
-        Raises `jinja2.TemplateError` if the template refuses it, `UnicodeEncodeError` if it isn't valid text.
-        """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        text.encode()
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        """Token ids of the conversation; see `encode`."""
+        return encode(self.tokenizer, messages)
 
     def decode(self, ids: list[int]) -> str:
         """The text of new tokens, special tokens left out and nothing else changed."""
@@ -58,14 +51,32 @@ def load(folder: Path, device: str, dtype: str) -> Checkpoint:
     require_model_folder(folder)
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
-    tokenizer = _load(AutoTokenizer, folder, "the tokenizer", trust_remote_code=False)
-    if tokenizer.chat_template is None:
-        raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder")
+    tokenizer = load_tokenizer(folder)
     attention = AttentionDoor()
     config = _config(folder)
     model = _model(folder, config, attention, precision).to(place).eval().requires_grad_(False)
     stop_ids = _stop_ids(folder, tokenizer, config)
     return Checkpoint(folder, model, tokenizer, attention, place, precision, stop_ids, _context(folder, config))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer. Raises `UserError` if it can't be loaded or has no chat template."""
+    tokenizer = _load(AutoTokenizer, folder, "the tokenizer", trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder")
+    return tokenizer
+
+
+def encode(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids of the conversation, up to where the assistant begins to speak.
+
+    Raises `jinja2.TemplateError` if the template refuses it, `UnicodeEncodeError` if it isn't valid text.
+    """
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text.encode()
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
 
 
 def choose_device(device: str) -> torch.device:

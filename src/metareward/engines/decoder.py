@@ -52,7 +52,7 @@ class Decoder:
         """Take on a request; one of ``deliver`` and ``fail`` is called during this or a later call."""
         try:
             ids = tuple(self._checkpoint.encode(messages))
-            _require(ids, sampling, n, self._checkpoint.context)
+            require_room(ids, sampling, n, self._checkpoint.context)
         except (EngineError, TemplateError, UnicodeEncodeError) as error:
             fail(EngineError(f"{self._checkpoint.folder}: a request was refused: {error}"))
         else:
@@ -138,7 +138,8 @@ def slot_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * cores)
 
 
-def _require(ids: Sequence[int], sampling: Sampling, n: int, context: int) -> None:
+def require_room(ids: Sequence[int], sampling: Sampling, n: int, context: int) -> None:
+    """Raise `EngineError` for a request that makes no sense or exceeds ``context`` tokens."""
     if not ids or n < 1 or sampling.max_tokens < 1:
         raise EngineError(f"{len(ids)} prompt tokens, n {n}, max_tokens {sampling.max_tokens}: each must be at least 1")
     if len(ids) + sampling.max_tokens > context:

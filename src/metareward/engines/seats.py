@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from metareward.engines.alternatives import MOST_ALTERNATIVES, Notes
 from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
 from metareward.engines.sampler import Draws, sample
@@ -44,6 +46,8 @@ class Seats:
         self._samples_R = np.tile(np.arange(shape.samples, dtype=np.uint64), shape.slots)
         self._written_RT = np.zeros((shape.rows, shape.suffix), np.int64)
         self._ends_R = np.full(shape.rows, -1, np.int64)
+        self._wanted_G = np.zeros(shape.slots, np.int64)
+        self._notes: Notes | None = None
 
     @property
     def free(self) -> list[int]:
@@ -64,11 +68,17 @@ class Seats:
         self._top_p_R[rows] = request.sampling.top_p
         self._seeds_R[rows] = np.uint64(request.sampling.seed & (2**64 - 1))
         self._ends_R[rows] = -1
+        self._wanted_G[slot] = request.sampling.alternatives
+        if request.sampling.alternatives and self._notes is None:
+            self._notes = Notes(self._shape.rows, self._shape.suffix, MOST_ALTERNATIVES)
 
     def draw(self, logits_RV: Tensor, slots_B: Ints) -> Ints:
         """Draw the next token of every row of these slots, with a request or without, from its logits."""
         rows = self._rows(slots_B)
         steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
+        if self._notes is not None:
+            asked = np.repeat(self._wanted_G[slots_B] > 0, self._shape.samples)
+            self._notes.take(logits_RV[torch.from_numpy(asked)], rows[asked], steps[asked].astype(np.int64))
         draws = Draws(self._seeds_R[rows], self._samples_R[rows], steps)
         tokens: Ints = sample(logits_RV, self._temperature_R[rows], self._top_p_R[rows], draws).cpu().numpy()
         return tokens
@@ -87,13 +97,15 @@ class Seats:
 
     def _finish(self, slot: int) -> None:
         request = self.requests.pop(slot)
-        self.lengths_G[slot] = self.counts_G[slot] = 0
-        request.deliver(tuple(self._completion(int(row)) for row in self._rows(np.array([slot]))))
+        self.lengths_G[slot] = self.counts_G[slot] = self._wanted_G[slot] = 0
+        most = request.sampling.alternatives
+        request.deliver(tuple(self._completion(int(row), most) for row in self._rows(np.array([slot]))))
 
-    def _completion(self, row: int) -> Completion:
-        end = int(self._ends_R[row])
+    def _completion(self, row: int, alternatives: int) -> Completion:
+        end, decode = int(self._ends_R[row]), self._checkpoint.decode
         ids = self._written_RT[row, : end if end >= 0 else None].tolist()
-        return Completion(self._checkpoint.decode(ids), "stop" if end >= 0 else "length", len(ids))
+        steps = self._notes.steps(row, ids, alternatives, decode) if self._notes and alternatives else ()
+        return Completion(decode(ids), "stop" if end >= 0 else "length", len(ids), steps)
 
     def _rows(self, slots_B: Ints) -> Ints:
         rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()

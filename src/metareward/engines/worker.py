@@ -22,6 +22,7 @@ import torch
 from metareward.engines.decoder import Decoder
 from metareward.engines.engine import EngineError
 from metareward.engines.local import Inbox, open_decoder
+from metareward.engines.wire import pack
 from metareward.errors import UserError
 from metareward.types import Completion, Message, Sampling
 
@@ -90,7 +91,7 @@ def _submission(request: Mapping[str, Any], replies: Replies) -> Any:
     sampling = Sampling(*request["sampling"])
 
     def deliver(completions: tuple[Completion, ...]) -> None:
-        replies.send(id=request["id"], completions=[[each.text, each.finish, each.tokens] for each in completions])
+        replies.send(id=request["id"], completions=[pack(each) for each in completions])
 
     def fail(error: EngineError) -> None:
         replies.send(id=request["id"], error=str(error))

@@ -19,6 +19,7 @@ from typing import IO, Any, Literal
 
 from metareward.engines.engine import Engine, EngineError
 from metareward.engines.model_folder import require_model_folder
+from metareward.engines.wire import unpack
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, Sampling
 
@@ -110,7 +111,7 @@ class Worker:
             if "error" in reply:
                 job.future.set_exception(EngineError(reply["error"]))
             else:
-                job.future.set_result(tuple(Completion(*parts) for parts in reply["completions"]))
+                job.future.set_result(tuple(unpack(parts) for parts in reply["completions"]))
         await self._process.wait()
 
     async def stop(self) -> None:
@@ -174,7 +175,13 @@ class WorkerPool:
         request = {
             "id": number,
             "messages": [[message.role, message.content] for message in messages],
-            "sampling": [sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed],
+            "sampling": [
+                sampling.temperature,
+                sampling.top_p,
+                sampling.max_tokens,
+                sampling.seed,
+                sampling.alternatives,
+            ],
             "n": n,
         }
         # About four characters to a token, and reading a token costs about a fifth of writing one.

@@ -28,6 +28,7 @@ def small_run(path: Path) -> RunDir:
     run = RunDir(path)
     recipe = small_recipe()
     write_atomic(run.resolved, json.dumps(recipe.resolved()))
+    write_atomic(run.path / "inputs.json", json.dumps({"the rubric's text": load_template("judge").sha256}))
     entry = {"time": "2026-01-01T00:00:00+00:00", "event": "pairs", "iteration": 1, "actor": 6}
     write_atomic(run.log, json.dumps(entry) + "\nnot json \x1b[31m\n")
     generate(run, 1, PROMPTS)

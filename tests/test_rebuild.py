@@ -27,6 +27,15 @@ def test_the_same_rules_give_the_run_s_own_pairs(run: RunDir) -> None:
     assert first.pairs.dropped == read_dropped(run.iteration(1).dropped)
 
 
+def test_a_rubric_that_has_changed_since_is_refused(run: RunDir) -> None:
+    rubric = run.path / "mine.txt"
+    rubric.write_text("{question} {answer} Score:")
+    settings = json.loads(run.resolved.read_text())
+    run.resolved.write_text(json.dumps({**settings, "judgments": {**settings["judgments"], "rubric": str(rubric)}}))
+    with pytest.raises(UserError, match=r"mine.txt: the rubric's text has changed since"):
+        rebuild(run, [])
+
+
 def test_other_rules_give_other_pairs_of_the_iteration_named(run: RunDir) -> None:
     before, after = rebuild(run, []), rebuild(run, ["iterations.1.max_answer_chars=1"])
     assert before[0].pairs.actor and not after[0].pairs.actor

@@ -49,6 +49,7 @@ _FREE = frozenset(
     + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
     + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
 )
+_RUBRIC = "the rubric's text"
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -111,7 +112,7 @@ class Experiment:
         settings = self.settings(1)
         return {
             "the model's files": fingerprint_model(self.model(0)),
-            "the rubric's text": settings.rubric.template.sha256,
+            _RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
         }
 
@@ -167,6 +168,16 @@ class Experiment:
         """The judge's rubric."""
         judgments = self.recipe.judgments
         return Rubric(load_template(judgments.rubric), judgments.low, judgments.high, judgments.system)
+
+    def first_rubric(self) -> Rubric:
+        """The rubric that the run's judgments were asked by. Raises `UserError` if its text has changed since."""
+        rubric, given = self.rubric, _read_json(self._inputs_file).get(_RUBRIC)
+        if given != rubric.template.sha256:
+            raise UserError(
+                f"{self.recipe.judgments.rubric}: the rubric's text has changed since the judgments were asked for; "
+                "put the earlier text back"
+            )
+        return rubric
 
     def settings(self, t: int) -> UnitSettings:
         """How iteration ``t`` generates."""

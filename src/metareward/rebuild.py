@@ -12,11 +12,11 @@ from statistics import fmean
 from rich.table import Table
 
 from metareward.errors import UserError
+from metareward.experiment import Experiment
 from metareward.pairfiles import write_dropped, write_pairs
 from metareward.pairs import PairSet, build_pairs
 from metareward.recipe import Recipe, load_recipe, pairs_rules
 from metareward.records import from_json
-from metareward.render import load_template
 from metareward.rubric import Rubric
 from metareward.rundir import IterationDir, RunDir, fingerprint_of, write_atomic
 from metareward.store import RecordStore
@@ -38,13 +38,15 @@ class Rebuilt:
 def rebuild(run: RunDir, overrides: Sequence[str]) -> tuple[Rebuilt, ...]:
     """The pairs of every iteration that has records, by the run's recipe changed by ``overrides``.
 
-    Writes nothing. Raises `UserError` for a change that would need new records, and when there are no records at all.
+    Writes nothing. Raises `UserError` for a change that would need new records, for a rubric whose text has changed
+    since, and when there are no records at all.
     """
     recipe = changed_recipe(run, overrides)
     stored = [t for t in recipe.iterations if run.iteration(t).records.is_file()]
     if not stored:
         raise UserError(f"{run.path}: no iteration has records yet; `metareward run` makes them")
-    return tuple(_rebuilt(recipe, t, run.iteration(t).records) for t in stored)
+    rubric = Experiment(run, recipe).first_rubric()
+    return tuple(_rebuilt(recipe, t, run.iteration(t).records, rubric) for t in stored)
 
 
 def changed_recipe(run: RunDir, overrides: Sequence[str]) -> Recipe:
@@ -99,9 +101,7 @@ def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
     return table
 
 
-def _rebuilt(recipe: Recipe, t: int, records: Path) -> Rebuilt:
-    judgments = recipe.judgments
-    rubric = Rubric(load_template(judgments.rubric), judgments.low, judgments.high)
+def _rebuilt(recipe: Recipe, t: int, records: Path, rubric: Rubric) -> Rebuilt:
     with RecordStore.read(records) as store:
         read = tuple(_records(store))
     return Rebuilt(t, len(read), build_pairs(read, pairs_rules(recipe, t), rubric, recipe.seed))

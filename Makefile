@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow test-servers lint bench docs clean
 
 demo: .venv/ready
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -16,6 +16,11 @@ test: .venv/ready
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow --timeout 3600
 
+# Real servers, in environments of their own: some gigabytes, made once.
+test-servers: .venv/ready
+	bash tests/servers/setup.sh
+	$(BIN)/pytest -m servers --timeout 900 tests/servers
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,6 +28,8 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/evaluation.py
+	$(BIN)/python bench/expected_score.py
 
 docs: .venv/ready
 	$(BIN)/python tests/regenerate_docs.py

@@ -20,6 +20,7 @@ from small_run import small_run
 ROOT = Path(__file__).parent.parent
 GROUP = typer.main.get_command(app)
 COMMANDS = ["run", "plan", "status", "show", "pairs", "report", "init", "pocket", "pocket build", "pocket sample"]
+COMMANDS += ["evaluate", "evaluate alpaca", "evaluate arena", "evaluate mt-bench", "evaluate judge"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

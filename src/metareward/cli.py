@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from metareward.engines.engine import EngineError
+from metareward.engines.engine import Engine, EngineError
 from metareward.errors import UserError
+from metareward.evaluate_cli import evaluate_app
 
 app = typer.Typer(
     name="metareward",
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 pocket_app = typer.Typer(no_args_is_help=True, help="The pocket world: a small model whose right answers are known.")
 app.add_typer(pocket_app, name="pocket")
+app.add_typer(evaluate_app, name="evaluate")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
 Changes = Annotated[
@@ -76,11 +78,19 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback does the work)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
     """What stands before the command."""
+    context.obj = context.obj or _open_judge
+
+
+async def _open_judge(name: str) -> Engine:
+    from metareward.opening import open_judge
+
+    return await open_judge(name)
 
 
 @app.command("run")
@@ -97,13 +107,17 @@ def run_command(
     loaded = load_recipe(recipe, changes or ())
 
     from metareward.loop import run_recipe  # after the recipe's mistakes: it takes seconds to import
-    from metareward.report.gather import table_text
+    from metareward.report.contests import contests_text
+    from metareward.report.gather import gather, table_text
     from metareward.rundir import RunDir
 
     folder = out or Path("runs") / loaded.name
     worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
     run = RunDir(folder)
     _print(table_text(run))
+    against = contests_text(gather(run).evaluations)
+    if against is not None:
+        _print(against)
     _print(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
 
 

@@ -19,7 +19,7 @@ from metareward.environment import environment
 from metareward.errors import UserError
 from metareward.evaluation import Oracle
 from metareward.metarubric import MetaRubric
-from metareward.opening import open_engine
+from metareward.opening import POCKET, model_folder, open_engine
 from metareward.pocket import world
 from metareward.prompts import choose, digest, hold_out, load_prompts, write_prompts
 from metareward.reasoning import Reasoning
@@ -42,7 +42,6 @@ from metareward.training.lineage import fingerprint_model
 from metareward.types import PairKind, Prompt, Sampling
 from metareward.unit import UnitSettings, fingerprint
 
-POCKET = "pocket"
 # What may change between two runs in one folder: where and how fast the work is done, never what it means.
 _FREE = frozenset(
     ["engine.device", "engine.workers", "engine.threads", "engine.serve"]
@@ -74,7 +73,7 @@ class Experiment:
         """The folder of M_t; M_0 is the recipe's model."""
         if t:
             return self.run.iteration(t).model
-        return world.MODEL if self.recipe.model == POCKET else Path(self.recipe.model)
+        return model_folder(self.recipe.model)
 
     def complete(self) -> bool:
         """Whether nothing is owed but, perhaps, the report."""

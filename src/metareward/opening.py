@@ -1,12 +1,20 @@
-"""From a recipe's engine section to an engine that is ready to be asked."""
+"""From a recipe's engine section, or from a judge's name, to an engine that is ready to be asked."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
+from metareward.engines import endpoint, vllm, vllm_server
 from metareward.engines.engine import Engine
 from metareward.engines.workers import open_local
-from metareward.recipe import EngineSettings
+from metareward.errors import UserError
+from metareward.pocket import world
+from metareward.recipe import EngineSettings, load_recipe
+from metareward.training.lineage import fingerprint_model
+
+POCKET = "pocket"
 
 
 async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path) -> Engine:
@@ -15,7 +23,7 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
     With kind 'endpoint' the servers must have M_t already, under its name. Raises `UserError` naming what is missing.
     """
     if settings.kind == "endpoint":
-        return await _endpoint(settings, t)
+        return await _endpoint(settings, folder, t)
     if settings.kind == "vllm":
         return await _vllm(settings, folder, logs)
     return await open_local(
@@ -29,10 +37,37 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
     )
 
 
-async def _endpoint(settings: EngineSettings, t: int) -> Engine:
-    from metareward.engines import endpoint
+async def open_judge(name: str) -> Engine:
+    """The engine of a judge that is no run's own: ``pocket``, a model folder, a recipe file (its model and engine), or
+    a server as ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set.
 
+    Raises `UserError` for a name that is none of these.
+    """
+    if name.startswith(("http://", "https://")):
+        return await _judge_server(*name.partition("#")[::2])
+    if name.endswith((".yaml", ".yml")):
+        recipe = load_recipe(name)
+        return await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
+    return await open_engine(EngineSettings.model_validate({}), model_folder(name), 0, Path(tempfile.gettempdir()))
+
+
+async def _judge_server(url: str, model: str) -> Engine:
+    if not model:
+        raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
+    key = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else None
+    asked = {"urls": [url], "model": model, "key_variable": key}
+    return await open_engine(EngineSettings.model_validate({"kind": "endpoint", "endpoint": asked}), Path(), 0, Path())
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a recipe's ``model``."""
+    return world.MODEL if name == POCKET else Path(name)
+
+
+async def _endpoint(settings: EngineSettings, folder: Path, t: int) -> Engine:
     asked = settings.endpoint
+    # What a server answers depends on the model behind the name, so each model has a cache of its own.
+    cache = Path(asked.cache) / fingerprint_model(folder)[:16] if asked.cache else None
     return await endpoint.open_endpoint(
         endpoint.EndpointSettings(
             urls=asked.urls,
@@ -42,14 +77,12 @@ async def _endpoint(settings: EngineSettings, t: int) -> Engine:
             requests_per_minute=asked.requests_per_minute,
             timeout=asked.timeout,
             attempts=asked.attempts,
-            cache=Path(asked.cache) if asked.cache else None,
+            cache=cache,
         )
     )
 
 
 async def _vllm(settings: EngineSettings, folder: Path, logs: Path) -> Engine:
-    from metareward.engines import vllm, vllm_server
-
     asked = settings.vllm
     common = vllm.VllmSettings(settings.dtype, asked.tensor_parallel, asked.memory_share, asked.context)
     if not settings.serve:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from metareward.duels import duels
 from metareward.engines.engine import Engine
 from metareward.errors import UserError
 from metareward.evaluation import HeldOut, evaluate, held_out_records
@@ -139,13 +141,16 @@ async def measure_model(of: Experiment, t: int, engine: Engine, progress: Progre
             _accept(of, f"evaluating M{t}", outcome)
             records = held_out_records(store)
         known = anchors or {record.prompt.id: record for record in records}
-        metrics = measure(records, known, of.oracle, derive(of.recipe.seed, "intervals"))
+        seed = derive(of.recipe.seed, "intervals")
+        metrics = measure(records, known, of.oracle, seed)
+        fought = duels(records, _earlier(of, t), of.oracle, seed) if t else ()
     found = {
         "model": f"M{t}",
         "prompts": len(records),
         "seconds": seconds(of.run, t)["evaluating"],
         "metrics": metrics,
         "score_histogram": score_histogram(records),
+        "duels": [asdict(duel) for duel in fought],
     }
     write_atomic(_result(of, t), json.dumps(found, indent=2) + "\n")
     tell(of.run, "evaluated", model=f"M{t}", **{name: metrics[name]["mean"] for name in _TOLD if name in metrics})
@@ -182,8 +187,17 @@ def _evaluation_records(of: Experiment, t: int) -> Path:
 
 
 def _anchors(of: Experiment) -> dict[str, HeldOut]:
-    with RecordStore.read(_evaluation_records(of, 0)) as store:
-        return {record.prompt.id: record for record in held_out_records(store)}
+    return {record.prompt.id: record for record in _measured(of, 0)}
+
+
+def _measured(of: Experiment, t: int) -> tuple[HeldOut, ...]:
+    with RecordStore.read(_evaluation_records(of, t)) as store:
+        return held_out_records(store)
+
+
+def _earlier(of: Experiment, t: int) -> dict[str, tuple[HeldOut, ...]]:
+    """The records of M_0 and of M_{t-1}."""
+    return {f"M{each}": _measured(of, each) for each in sorted({0, t - 1})}
 
 
 def _records(of: Experiment, t: int) -> RecordStore:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from metareward.battles import PositionWeights
+from metareward.duels import Duel
 from metareward.monitors import Finding, PositionStatistics
 from metareward.recipe import Recipe
 
@@ -37,6 +38,7 @@ class Evaluation:
     seconds: float
     metrics: Mapping[str, Measure]
     histograms: Mapping[str, Mapping[float, int]]
+    duels: tuple[Duel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

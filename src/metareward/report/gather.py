@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from metareward.duels import Duel
 from metareward.errors import UserError
 from metareward.recipe import load_recipe
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary, Run
@@ -35,6 +36,7 @@ class _EvaluationFile:
     seconds: float
     metrics: dict[str, dict[str, float | None] | None]
     score_histogram: dict[str, dict[float, int]]
+    duels: tuple[Duel, ...] = ()
 
 
 _EVALUATION = TypeAdapter(_EvaluationFile)
@@ -132,6 +134,7 @@ def _evaluation(path: Path) -> Evaluation | None:
         seconds=file.seconds,
         metrics={key: measure for key, measure in measures.items() if measure is not None},
         histograms=file.score_histogram,
+        duels=file.duels,
     )
 
 

@@ -11,6 +11,8 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
+from metareward.report.contests import COLUMNS as CONTEST_COLUMNS
+from metareward.report.contests import contests
 from metareward.report.facts import Run
 from metareward.report.gather import gather
 from metareward.report.headline import sentences, unfinished
@@ -76,6 +78,8 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "facts": tuple(_facts(facts)),
         "trends": trend_charts(measured),
         "groups": [(group, tuple(members)) for group, members in groupby(table, key=_group)],
+        "contests": contests(measured),
+        "contest_columns": CONTEST_COLUMNS,
         "any_good_side": any(row.metric.better != "neither" for row in table),
         "bars": bars(facts.summaries),
         "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),
@@ -101,6 +105,7 @@ def _group(row: Row) -> str:
 _SECTIONS = (
     ("trends", "change", "Model by model"),
     ("trends", "table", "All measurements"),
+    ("contests", "contests", "Model against model"),
     ("bars", "yield", "Prompts"),
     ("histograms", "scores", "Scores"),
     ("positions", "position", "Meta-judge"),

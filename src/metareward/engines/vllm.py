@@ -1,0 +1,189 @@
+"""vLLM as an `Engine`: its asynchronous engine is driven from here, the model runs in child processes of its own.
+
+Completion ``i`` of a request is drawn with seed ``seed + i`` and read with the same template, tokens and special
+tokens as the local engine's. vLLM batches by what happens to be there, so a completion may still differ by rounding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from metareward.engines.engine import Engine, EngineError
+from metareward.engines.leash import Leash
+from metareward.engines.model_folder import require_model_folder
+from metareward.engines.token_texts import token_texts
+from metareward.errors import UserError
+from metareward.types import Alternative, Completion, Messages, Sampling, Step
+
+# Seeds of 62 bits, so that adding a sample's number never passes what vLLM takes.
+_SEED_MASK = (1 << 62) - 1
+# What vLLM is told before it is imported, where the user has not said otherwise: no report of what it is used for to
+# its makers, nothing fetched from a network, no chatter.
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How vLLM runs a model.
+
+    ``dtype``: "auto", "float32" or "bfloat16". ``tensor_parallel``: GPUs that share one copy. ``memory_share``: of the
+    GPU's memory, or the machine's on a CPU. ``context``: longest prompt with completion in tokens, None the model's.
+    """
+
+    dtype: str
+    tensor_parallel: int
+    memory_share: float
+    context: int | None
+
+
+async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
+    """vLLM on the Hugging Face model in ``folder``; blocks until it is loaded.
+
+    Raises `UserError` if vLLM isn't installed here, or can't run this model with these settings.
+    """
+    require_model_folder(folder)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise UserError(missing(f"this Python environment ({error})")) from error
+    from metareward.engines.checkpoint import load_tokenizer
+
+    tokenizer, leash = load_tokenizer(folder), Leash()
+    try:
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(folder, settings), disable_log_stats=True))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        leash.let_go()
+        raise UserError(unstarted(folder, " ".join(str(error).split())[:300])) from error
+    leash.tighten()
+    return VllmEngine(folder, engine, tokenizer, leash)
+
+
+def arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
+    """vLLM's names for these settings. The folder's own defaults for sampling are left aside: a request says all."""
+    return {
+        "model": str(folder),
+        "dtype": settings.dtype,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "gpu_memory_utilization": settings.memory_share,
+        "max_model_len": settings.context,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+    }
+
+
+def missing(where: str) -> str:
+    """What to say when there is no vLLM."""
+    return (
+        f"engine.kind 'vllm' needs vLLM, which is not in {where}; pip install 'metareward[vllm]', "
+        "or set engine.serve true and name the Python that has it in engine.vllm.python, or take engine.kind local"
+    )
+
+
+def unstarted(folder: Path, why: str) -> str:
+    """What to say when vLLM does not start."""
+    return f"{folder}: vLLM does not start: {why}; see engine.dtype and engine.vllm, or take engine.kind local"
+
+
+class VllmEngine:
+    """Completions from vLLM's asynchronous engine."""
+
+    def __init__(self, folder: Path, engine: Any, tokenizer: Any, leash: Leash) -> None:
+        self._folder = folder
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._leash = leash
+        self._numbers = itertools.count()
+
+    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+        """``n`` completions; see `Engine`."""
+        if self._engine is None:
+            raise EngineError("the vLLM engine is closed")
+        prompt = {"prompt_token_ids": self._encode(messages, sampling, n)}
+        with self._failures():
+            written = self._engine.generate(prompt, _parameters(sampling, n), str(next(self._numbers)))
+            # With FINAL_ONLY there is one output, when all samples are finished.
+            output = [output async for output in written][-1]
+        in_order = sorted(output.outputs, key=lambda each: int(each.index))
+        return tuple(self._completion(each, sampling.alternatives) for each in in_order)
+
+    async def aclose(self) -> None:
+        """End vLLM's processes, which frees what they hold; requests under way fail with `EngineError`."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+            await asyncio.to_thread(self._leash.let_go)
+
+    def _encode(self, messages: Messages, sampling: Sampling, n: int) -> list[int]:
+        from metareward.engines.checkpoint import encode
+        from metareward.engines.decoder import require_room
+
+        try:
+            ids = encode(self._tokenizer, messages)
+            require_room(ids, sampling, n, self._engine.model_config.max_model_len)
+        except (EngineError, TemplateError, UnicodeEncodeError) as error:
+            raise EngineError(f"{self._folder}: a request was refused: {error}") from error
+        return ids
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """vLLM's errors as ours."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            yield
+        except (EngineDeadError, EngineGenerateError, ValueError) as error:
+            if self._engine is None:
+                raise EngineError("the vLLM engine was closed before this request was finished") from error
+            raise EngineError(f"{self._folder}: vLLM failed: {' '.join(str(error).split())[:300]}") from error
+
+    def _completion(self, output: Any, alternatives: int) -> Completion:
+        # Without stop strings only a token ends a completion, and vLLM hands it over as the last one.
+        stopped = output.finish_reason == "stop"
+        ids = list(output.token_ids)[: -1 if stopped else None]
+        steps = self._steps(ids, output.logprobs, alternatives) if alternatives else ()
+        return Completion(self._decode(ids), "stop" if stopped else "length", len(ids), steps)
+
+    def _steps(self, ids: list[int], places: Sequence[Mapping[int, Any]], alternatives: int) -> tuple[Step, ...]:
+        texts = token_texts(self._decode, ids)
+        return tuple(Step(text, self._likely(place, alternatives)) for text, place in zip(texts, places, strict=False))
+
+    def _likely(self, place: Mapping[int, Any], count: int) -> tuple[Alternative, ...]:
+        # The token that was drawn is among them whatever its rank, so there may be one too many.
+        best = sorted(place.items(), key=lambda entry: -float(entry[1].logprob))[:count]
+        return tuple(Alternative(self._tokenizer.decode([id]), float(entry.logprob)) for id, entry in best)
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def _parameters(sampling: Sampling, n: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=n,
+        temperature=sampling.temperature,
+        top_p=max(sampling.top_p, 1e-6),
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed & _SEED_MASK,
+        logprobs=sampling.alternatives or None,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

@@ -1,0 +1,214 @@
+"""A vLLM server of our own: a child process that serves one model folder, asked like any other endpoint.
+
+vLLM may live in another Python environment than ours. The server and whatever it starts end with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metareward.engines.endpoint import EndpointSettings, open_endpoint
+from metareward.engines.engine import Engine, EngineError
+from metareward.engines.leash import Leash
+from metareward.engines.model_folder import require_model_folder
+from metareward.engines.vllm import ENVIRONMENT, VllmSettings, arguments, missing, unstarted
+from metareward.errors import UserError
+from metareward.types import Completion, Messages, Sampling
+
+_NAME = "model"
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_STOP = 20.0
+# A request may wait for others in the server, so only one that is lost takes this long.
+_REQUEST_TIMEOUT = 3600.0
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class VllmServerSettings:
+    """How the server runs the model, and how it is started and asked.
+
+    ``python``: of the environment that has vLLM, None this one. ``in_flight``: requests under way at once.
+    ``start_timeout``: seconds until it must answer. ``log``: file to which what it prints is appended.
+    """
+
+    model: VllmSettings
+    python: Path | None
+    in_flight: int
+    start_timeout: float
+    log: Path
+
+
+async def open_vllm_server(folder: Path, settings: VllmServerSettings) -> Engine:
+    """Start a server for the Hugging Face model in ``folder``; returns when it answers.
+
+    Raises `UserError` with the server's own words if it can't be started, and when it takes too long.
+    """
+    require_model_folder(folder)
+    server = await Server.start(folder, settings)
+    asked = EndpointSettings(
+        urls=(server.url,),
+        model=_NAME,
+        key_variable=None,
+        in_flight=settings.in_flight,
+        requests_per_minute=None,
+        timeout=_REQUEST_TIMEOUT,
+        attempts=_ATTEMPTS,
+        cache=None,
+    )
+    return VllmServer(server, await open_endpoint(asked))
+
+
+class VllmServer:
+    """Completions from a server that ends with this engine."""
+
+    def __init__(self, server: Server, endpoint: Engine) -> None:
+        self._server = server
+        self._endpoint = endpoint
+
+    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+        """``n`` completions; see `Engine`."""
+        try:
+            return await self._endpoint.complete(messages, sampling, n)
+        except EngineError as error:
+            if self._server.running:
+                raise
+            raise EngineError(self._server.obituary()) from error
+
+    async def aclose(self) -> None:
+        """End the server and all its processes."""
+        await self._endpoint.aclose()
+        await self._server.stop()
+
+
+class Server:
+    """The child process, its address and its log."""
+
+    def __init__(
+        self, folder: Path, url: str, log: Path, log_start: int, process: asyncio.subprocess.Process, leash: Leash
+    ) -> None:
+        self.url = url
+        self._folder = folder
+        self._log = log
+        self._log_start = log_start
+        self._process = process
+        self._leash = leash
+
+    @classmethod
+    async def start(cls, folder: Path, settings: VllmServerSettings) -> Server:
+        """Start a server and wait until it answers. Raises `UserError`."""
+        python = settings.python or Path(sys.executable)
+        await _require_vllm(python)
+        port, begin, leash = _free_port(), _size(settings.log), Leash()
+        with settings.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *_command(python, folder, settings.model, port),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
+            )
+        server = cls(folder, f"http://127.0.0.1:{port}", settings.log, begin, process, leash)
+        try:
+            await server._wait(settings.start_timeout)
+        except (UserError, asyncio.CancelledError):
+            await server.stop()
+            raise
+        leash.tighten()
+        return server
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.returncode is None
+
+    async def stop(self) -> None:
+        """Ask the server to end, then make it and all its processes end."""
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), _SECONDS_TO_STOP)
+            except TimeoutError:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                await self._process.wait()
+        await asyncio.to_thread(self._leash.let_go)
+
+    def obituary(self) -> str:
+        """Of what the server died, and its last words."""
+        code = self._process.returncode
+        cause = f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
+        return f"{self._folder}: the vLLM server ended {cause} ({self._last_words()}; all of it in {self._log})"
+
+    async def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not await asyncio.to_thread(_healthy, self.url):
+            if not self.running:
+                raise UserError(unstarted(self._folder, f"{self._last_words()} (all of it in {self._log})"))
+            if time.monotonic() > deadline:
+                late = f"no answer within {seconds:g} s ({self._last_words()}; all of it in {self._log})"
+                raise UserError(unstarted(self._folder, f"{late}; is engine.vllm.start_timeout too short?"))
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _last_words(self) -> str:
+        """The line that names the first error, if one does, else the last line."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if re.search(r"(?:Error|Exception): ", line)]
+        return (errors[0] if errors else lines[-1] if lines else "it printed nothing")[:300]
+
+
+def _command(python: Path, folder: Path, settings: VllmSettings, port: int) -> list[str]:
+    options = {**arguments(folder, settings), "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--uvicorn-log-level", "warning"]
+    for name, value in options.items():
+        if value is not None:
+            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return command
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: the user's wishes for vLLM stand, but nobody is told a key that would be asked for."""
+    quiet = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_LOGGING_LEVEL"}
+    return {name: value for name, value in (quiet | os.environ).items() if name != "VLLM_API_KEY"}
+
+
+async def _require_vllm(python: Path) -> None:
+    program = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    try:
+        child = await asyncio.create_subprocess_exec(str(python), "-P", "-c", program)
+    except OSError as error:
+        raise UserError(f"engine.vllm.python {str(python)!r} can't be run: {error.strerror}") from error
+    if await child.wait():
+        raise UserError(missing(str(python)))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{url}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0

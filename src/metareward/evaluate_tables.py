@@ -1,0 +1,203 @@
+"""What ``metareward evaluate`` prints: results as tables, names from files made safe to look at, - for what isn't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from metareward.benchmarks.alpaca import AlpacaResult
+from metareward.benchmarks.arena import ArenaResult, ModelScore
+from metareward.benchmarks.arena_scores import PERCENTILES, Range
+from metareward.benchmarks.judge_tables import JudgeTable
+from metareward.benchmarks.lc_win_rate import LengthControlled
+from metareward.benchmarks.mt_bench_scores import MtBenchScore
+from metareward.report.visible import visible
+
+Shown = Table | str
+
+
+def number(value: object, digits: int = 2) -> str:
+    """A number with so many decimals, a whole one as it is, a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def percent(share: object) -> str:
+    """A share as a percentage."""
+    return number(100 * share if isinstance(share, float) else share)
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def alpaca_table(results: Sequence[AlpacaResult]) -> Group:
+    """Win rates in percent. The length-controlled column is called so only if it is the leaderboard's number."""
+    official = all(each.official for each in results)
+    controlled = ("LC win rate", "LC s.e.") if official else ("length-adjusted", "its s.e.")
+    columns = ("win rate", "s.e.", *controlled, "discrete", "length", "judged", "missing", "unparsable", "refused")
+    table = _table("AlpacaEval 2", "model", *columns)
+    for each in results:
+        fitted = each.controlled
+        values = (each.raw.win_rate, each.raw.standard_error, *_rate(fitted), each.raw.discrete_win_rate)
+        counts = (each.avg_length, each.raw.n_total, each.n_missing, each.n_unparsable, each.n_refused)
+        table.add_row(visible(each.model), *map(number, (*values, *counts)))
+    return Group(table, *_alpaca_notes(results))
+
+
+def _rate(fitted: LengthControlled | None) -> tuple[float | None, float | None]:
+    return (None, None) if fitted is None else (fitted.win_rate, fitted.standard_error)
+
+
+def _alpaca_notes(results: Sequence[AlpacaResult]) -> Iterator[str]:
+    yield f"preferences: {', '.join(dict.fromkeys(each.mode for each in results))}"
+    for method in dict.fromkeys(each.method for each in results):
+        yield f"length control by {method}"
+    for each in results:
+        yield from (visible(f"{each.model}: {note}") for note in each.notes)
+
+
+def weights_table(published: Mapping[str, LengthControlled]) -> Table:
+    """Win rates that published weights stand for."""
+    table = _table("AlpacaEval 2, from published weights", "model", "LC win rate", "LC s.e.")
+    for model, fitted in published.items():
+        table.add_row(visible(model), *map(number, _rate(fitted)))
+    return table
+
+
+def arena_tables(results: Sequence[ArenaResult]) -> Group:
+    """Scores in percent with intervals, a table to a category."""
+    return Group(*(shown for result in results for shown in _arena(result)))
+
+
+def _arena(result: ArenaResult) -> Iterator[Shown]:
+    low, high = PERCENTILES[result.version]
+    sure = f"{high - low:g} %"
+    controls = list(result.coefficients)
+    counts = ("rating", "tokens", "questions", "battles", "unparsable", "refused")
+    title = " ".join(filter(None, ("Arena-Hard", result.version, visible(result.category))))
+    columns = ("score", f"{sure} by question", f"{sure} by row", *controls, *counts)
+    table = _table(f"{title}, against {visible(result.baseline)}", "model", *columns)
+    for each in result.models:
+        table.add_row(*_arena_row(each, controls))
+    yield table
+    yield "by row: as v0.1 publishes it, too narrow, because the games of a question are no independent evidence"
+    if controls:
+        yield f"style control: lengths in {result.length_in}; at the mean style of these battles, so models bear on it"
+    if result.n_without_style:
+        yield f"style control: {result.n_without_style} questions of models left out, an answer's style is not known"
+
+
+def _arena_row(each: ModelScore, controls: Sequence[str]) -> Iterator[str]:
+    yield visible(each.model)
+    yield number(each.score)
+    yield from (_range(each.questions), _range(each.rows))
+    yield from (number(each.controlled.get(name)) for name in controls)
+    yield from (number(each.rating, 0), number(each.avg_tokens, 0))
+    yield from map(number, (each.n_questions, each.n_battles, each.n_unparsable, each.n_refused))
+
+
+def _range(ends: Range | None) -> str:
+    return "-" if ends is None else f"{ends.low:.2f} to {ends.high:.2f}"
+
+
+def mt_bench_tables(scores: Sequence[MtBenchScore]) -> Group:
+    """Means of scores from 1 to 10, and by category where the questions were given."""
+    columns = ("score", "turn 1", "turn 2", "judged", "unparsable", "refused", "missing", "repeated")
+    table = _table("MT-Bench", "model", *columns)
+    for each in scores:
+        counts = (each.n_valid, each.n_failed, each.n_refused, each.n_missing, each.n_repeated)
+        table.add_row(visible(each.model), *map(number, (each.average, each.turn1, each.turn2, *counts)))
+    return Group(table, *(_by_category(each) for each in scores if each.categories))
+
+
+def _by_category(score: MtBenchScore) -> Table:
+    table = _table(f"{visible(score.model)} by category", "category", "score", "turn 1", "turn 2", "judged")
+    for name, each in score.categories.items():
+        table.add_row(visible(name), *map(number, (each.average, each.turn1, each.turn2, each.n_valid)))
+    return table
+
+
+# Which measures of a judge are printed, their headings, and how; all of them are in the JSON.
+Column = tuple[str, str, Callable[[object], str]]
+_AGREEMENT: tuple[Column, ...] = (
+    ("agreement %", "agreement", percent),
+    ("from", "low", percent),
+    ("to", "high", percent),
+    ("without ties %", "agreement_without_ties", percent),
+    ("Spearman", "spearman", number),
+    ("pairs", "n_pairs", number),
+    ("ties", "n_ties", number),
+    ("left out", "n_left_out", number),
+)
+_COLUMNS: dict[str, tuple[Column, ...]] = {
+    "rankings": (
+        ("accuracy %, ties half", "pairwise_accuracy_ties_half", percent),
+        ("without ties %", "pairwise_accuracy_without_ties", percent),
+        ("exact match %", "exact_match", percent),
+        ("5-best %", "five_best", percent),
+        ("best-of %", "best_of_match_ties_shared", percent),
+        ("Spearman", "mean_spearman_defined", number),
+        ("Kendall", "mean_kendall_tau_b_defined", number),
+        ("prompts", "n_prompts", number),
+        ("pairs", "n_pairs", number),
+        ("unparsable", "n_unparsable", number),
+        ("refused", "n_refused", number),
+    ),
+    "pairs": (
+        ("accuracy %", "accuracy", percent),
+        ("of readable %", "accuracy_readable", percent),
+        ("both orders %", "accuracy_both_orders", percent),
+        ("orders agree %", "positional_agreement", percent),
+        ("kappa", "kappa", number),
+        ("first shown %", "biases.position.p_first_shown", percent),
+        ("longer %", "biases.length.p_longer", percent),
+        ("labels longer %", "biases.label_length.p_longer", percent),
+        ("own %", "biases.self_preference.judge", percent),
+        ("labels own %", "biases.self_preference.label", percent),
+        ("pairs", "n_pairs", number),
+        ("unparsable", "n_unparsable", number),
+    ),
+    "meta-judge": (
+        ("higher score wins %", "higher_score_wins", percent),
+        ("flipped %: same score", "same_score.flipped", percent),
+        ("different score", "different_score.flipped", percent),
+        ("all", "all.flipped", percent),
+        ("first wins %: same score", "same_score.first_wins", percent),
+        ("different score", "different_score.first_wins", percent),
+        ("all", "all.first_wins", percent),
+        ("pairs", "all.pairs", number),
+    ),
+}
+
+
+def judge_table(results: JudgeTable) -> Table:
+    """The judges of a table, the length-only judge and chance; measures that none of them has are left out."""
+    columns = _section_columns(results) if results.kind == "sections" else _COLUMNS.get(results.kind, _AGREEMENT)
+    told = [column for column in columns if any(_inside(each, column[1]) is not None for _, each in results.rows)]
+    table = _table(f"Judges: {results.kind}", "judge", *(heading for heading, _, _ in told))
+    for name, measures in results.rows:
+        table.add_row(visible(name), *(show(_inside(measures, path)) for _, path, show in told))
+    return table
+
+
+def _section_columns(results: JudgeTable) -> tuple[Column, ...]:
+    sections: Any = results.rows[0][1]["sections"]
+    named = tuple((f"{visible(name)} %", f"sections.{name}", percent) for name in sections)
+    return (("overall %", "overall", percent), *named, ("unparsable", "n_unparsable", number))
+
+
+def _inside(measures: Mapping[str, object], path: str) -> object:
+    """The value at a dotted path, None where there is none."""
+    found: object = measures
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found

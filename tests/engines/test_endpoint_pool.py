@@ -1,0 +1,311 @@
+"""Several servers as one pool: load, death, return; nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import scripted_world
+from endpoint_setup import HOT, ask, engine_for, texts
+from metareward.engines.endpoint import EndpointEngine
+from metareward.engines.endpoint_place import Pauses, Place
+from metareward.engines.endpoint_server import Server, TroubleError
+from metareward.engines.engine import EngineError
+from metareward.progress import SILENT
+from metareward.store import RecordStore
+from metareward.sweep import sweep
+from metareward.types import Message, Sampling
+from metareward.unit import fingerprint
+from rude_server import HANG, Answer, Body, RudeServer, choice, completion, deaf_to_n, error, good
+
+QUICK = Pauses(first=0.005, longest=0.02, patience=2.0)
+
+
+def slowly(seconds: float) -> Callable[[Body, int], Answer]:
+    return lambda body, _: replace(good(body), seconds=seconds)
+
+
+async def ask_all(engine: EndpointEngine, count: int, n: int = 1) -> list[list[str]]:
+    asked = (engine.complete(ask(f"question {i}"), HOT, n) for i in range(count))
+    return [texts(written) for written in await asyncio.gather(*asked)]
+
+
+def check_all(written: list[list[str]], count: int, n: int = 1) -> None:
+    """Every question has its own ``n`` different answers."""
+    assert len(written) == count
+    for number, answers in enumerate(written):
+        assert len(set(answers)) == n
+        assert all(answer.startswith(f"question {number}: ") for answer in answers)
+
+
+def test_the_least_busy_server_is_asked_first() -> None:
+    async def scene() -> None:
+        async with RudeServer(slowly(0.5)) as slow, RudeServer() as quick, engine_for(slow, quick) as engine:
+            long = asyncio.create_task(engine.complete(ask("long"), HOT, 1))
+            while not slow.bodies:
+                await asyncio.sleep(0.001)
+            for _ in range(5):
+                check_all(await ask_all(engine, 1), 1)
+            assert (len(slow.bodies), len(quick.bodies)) == (1, 5)
+            assert len(await long) == 1
+
+    asyncio.run(scene())
+
+
+def test_both_servers_work_as_much_as_they_may() -> None:
+    async def scene() -> None:
+        async with (
+            RudeServer(slowly(0.005)) as quick,
+            RudeServer(slowly(0.05)) as slow,
+            engine_for(quick, slow, in_flight=4) as engine,
+        ):
+            check_all(await ask_all(engine, 60), 60)
+            assert len(quick.bodies) + len(slow.bodies) == 60
+            assert len(quick.bodies) > 2 * len(slow.bodies) > 0
+            assert quick.most_under_way == slow.most_under_way == 4
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_server_that_dies_in_mid_run_loses_nothing_and_gives_nothing_twice(n: int) -> None:
+    async def scene() -> None:
+        async with RudeServer(slowly(0.002)) as steady, RudeServer() as mortal:
+
+            def answer_five_and_die(body: Body, place: int) -> Answer:
+                if place == 15:
+                    deaths.append(asyncio.create_task(mortal.die()))
+                return replace(good(body), seconds=0.0 if place < 5 else 5.0)
+
+            deaths: list[asyncio.Task[None]] = []
+            mortal.manner = answer_five_and_die
+            async with engine_for(steady, mortal, pauses=QUICK) as engine:
+                check_all(await ask_all(engine, 200, n), 200, n)
+                used = {server.url: server for server in engine.usage.servers}
+            assert len(deaths) == 1
+            assert used[f"{mortal.url}/v1"].failed >= 10
+            answered = sum(server.requests - server.failed for server in used.values())
+            assert answered == 200
+            asked = Counter(body["messages"][-1]["content"] for body in steady.bodies)
+            assert set(asked.values()) == {1}, "the living server was asked each question once"
+
+    asyncio.run(scene())
+
+
+def test_a_server_that_comes_back_is_asked_again() -> None:
+    async def scene() -> None:
+        async with (
+            RudeServer(slowly(0.002)) as steady,
+            RudeServer(slowly(0.002)) as mortal,
+            engine_for(steady, mortal, pauses=QUICK, in_flight=2) as engine,
+        ):
+            await mortal.die()
+            check_all(await ask_all(engine, 20), 20)
+            assert len(mortal.bodies) == 0
+            await mortal.live()
+            check_all(await ask_all(engine, 40), 40)
+            assert len(mortal.bodies) > 5
+
+    asyncio.run(scene())
+
+
+def test_requests_wait_for_the_only_server_to_come_back() -> None:
+    async def scene() -> None:
+        async with RudeServer() as server, engine_for(server, pauses=QUICK, attempts=2) as engine:
+            await server.die()
+            waiting = asyncio.create_task(ask_all(engine, 8))
+            await asyncio.sleep(0.1)
+            await server.live()
+            check_all(await waiting, 8)
+
+    asyncio.run(scene())
+
+
+def test_requests_that_hang_do_not_keep_a_server_from_being_tried_again() -> None:
+    async def scene() -> None:
+        async with RudeServer(lambda *_: HANG) as server, engine_for(server, pauses=QUICK) as engine:
+            hanging = [asyncio.create_task(engine.complete(ask(f"lost {i}"), HOT, 1)) for i in range(2)]
+            while server.under_way < 2:
+                await asyncio.sleep(0.001)
+            server.hide()
+            waiting = asyncio.create_task(ask_all(engine, 4))
+            await asyncio.sleep(0.05)
+            server.manner = good
+            await server.live()
+            check_all(await waiting, 4)
+            assert not any(task.done() for task in hanging)
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+
+    asyncio.run(scene())
+
+
+def test_a_server_that_fails_in_a_row_is_set_aside_and_tried_by_one_request_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        async with RudeServer(slowly(0.01)) as steady, RudeServer(lambda *_: error(500)) as ill:
+            pauses = replace(QUICK, first=0.05, longest=0.05)
+            async with engine_for(steady, ill, pauses=pauses, in_flight=4) as engine:
+                check_all(await ask_all(engine, 40), 40)
+                failed_first = len(ill.bodies)
+                assert failed_first < 12
+                await asyncio.sleep(0.06)
+                ill.bodies.clear()
+                ill.most_under_way = 0
+                ill.manner = lambda body, _: replace(error(500), seconds=0.05)
+                check_all(await ask_all(engine, 12), 12)
+                assert ill.most_under_way == 1 and 1 <= len(ill.bodies) <= 2
+
+    asyncio.run(scene())
+    assert caplog.text.count("set aside") == 1
+
+
+def test_troubles_with_successes_between_them_are_not_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        moody = RudeServer(lambda body, place: error(500) if place % 2 else good(body))
+        async with moody, engine_for(moody) as engine:
+            for number in range(6):
+                await engine.complete(ask(str(number)), HOT, 1)
+            assert engine.usage.servers[0].failed == 5
+
+    asyncio.run(scene())
+    assert "set aside" not in caplog.text
+
+
+def test_pauses_double_up_to_the_longest_and_start_anew_after_a_success() -> None:
+    place = Place(Server("http://127.0.0.1:1/v1", None, 1.0), 4, None, Pauses(first=0.5, longest=3.0))
+    trouble = TroubleError("gone", place.server.url)
+    now = 100.0
+    for pause in (0.5, 1.0, 2.0, 3.0, 3.0):
+        place.fall(trouble, now)
+        place.fall(trouble, now + pause / 2)  # of the same moment: counts once
+        assert not place.free(now + pause / 2)
+        assert place.rests_until == now + pause
+        now = place.rests_until
+        assert place.free(now)
+    place.refused()
+    place.fall(trouble, now)
+    assert place.rests_until == now + 0.5
+
+
+def test_a_failed_request_goes_to_another_server_first() -> None:
+    async def scene() -> None:
+        async with (
+            RudeServer(slowly(0.01)) as well,
+            RudeServer(lambda *_: error(503)) as ill,
+            engine_for(ill, well, attempts=2) as engine,
+        ):
+            check_all(await ask_all(engine, 2), 2)
+            assert len(ill.bodies) == 1 and len(well.bodies) == 2
+
+    asyncio.run(scene())
+
+
+def test_a_busy_server_is_not_a_dead_one(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        async with (
+            RudeServer(lambda *_: error(429, retry_after="30")) as busy,
+            RudeServer() as free,
+            engine_for(busy, free, attempts=2) as engine,
+        ):
+            check_all(await ask_all(engine, 20), 20)
+            assert len(busy.bodies) <= 16 and len(free.bodies) == 20
+        many = RudeServer(lambda body, place: good(body) if place > 11 else error(429))
+        async with many, engine_for(many, attempts=20) as engine:
+            check_all(await ask_all(engine, 4), 4)
+
+    asyncio.run(scene())
+    assert "set aside" not in caplog.text
+
+
+def test_when_all_are_dead_the_line_names_all() -> None:
+    async def scene() -> str:
+        async with RudeServer() as one, RudeServer() as other, engine_for(one, other) as engine:
+            await one.die()
+            await other.die()
+            outcomes = await asyncio.gather(*(engine.complete(ask(), HOT, 1) for _ in range(5)), return_exceptions=True)
+            assert all(isinstance(outcome, EngineError) for outcome in outcomes)
+            assert all(f"{server.url}/v1 can't be reached" in str(outcomes[-1]) for server in (one, other))
+        return str(outcomes[-1])
+
+    began = time.monotonic()
+    assert "no server is left for request" in asyncio.run(scene())
+    assert time.monotonic() - began < 5
+
+
+def test_the_line_names_every_server_that_was_tried() -> None:
+    async def scene() -> None:
+        async with (
+            RudeServer(lambda *_: error(500, "one")) as one,
+            RudeServer(lambda *_: HANG) as other,
+            engine_for(one, other, attempts=2, timeout=0.05) as engine,
+        ):
+            with pytest.raises(EngineError) as caught:
+                await engine.complete(ask(), HOT, 1)
+        told = str(caught.value)
+        assert told.endswith(f"failed after 2 tries at {one.url}/v1 and {other.url}/v1")
+        assert told.startswith(f"{other.url}/v1 gave no whole reply within 0.05 s; request ")
+
+    asyncio.run(scene())
+
+
+def test_servers_that_differ_in_n_share_the_work() -> None:
+    async def scene() -> None:
+        async with (
+            RudeServer(slowly(0.002)) as whole,
+            RudeServer(deaf_to_n) as deaf,
+            engine_for(whole, deaf, in_flight=3) as engine,
+        ):
+            check_all(await ask_all(engine, 30, 3), 30, 3)
+            assert {server.takes_n for server in engine.usage.servers} == {True, False}
+            assert sum(body["n"] > 1 for body in deaf.bodies) <= 3
+
+    asyncio.run(scene())
+
+
+# --- a whole sweep ---
+
+
+def spoken(body: Body, _: int = 0) -> Answer:
+    """What the made-up model of the sweep's tests says to this."""
+    messages = tuple(Message(each["role"], each["content"]) for each in body["messages"])
+    sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"], body["seed"])
+    said = (scripted_world.reply(messages, sampling, i) for i in range(body["n"]))
+    return Answer(completion(*(choice(text, i) for i, text in enumerate(said))), seconds=0.001)
+
+
+def swept(folder: Path, dies: bool) -> dict[str, str]:
+    """The records of a sweep over two servers, one of which may die on the way."""
+
+    async def scene(store: RecordStore) -> None:
+        async with RudeServer(spoken) as steady, RudeServer(spoken) as mortal:
+
+            def die_at_sixty(body: Body, place: int) -> Answer:
+                if place == 60 and dies:
+                    deaths.append(asyncio.create_task(mortal.die()))
+                return spoken(body)
+
+            deaths: list[asyncio.Task[None]] = []
+            mortal.manner = die_at_sixty
+            async with engine_for(steady, mortal, pauses=QUICK) as engine:
+                outcome = await sweep(engine, scripted_world.prompts(24), scripted_world.settings(), store, SILENT)
+            assert (outcome.finished, outcome.failed) == (24, ())
+            assert len(deaths) == int(dies)
+
+    with RecordStore.open(folder / f"{dies}.sqlite", fingerprint(scripted_world.settings())) as store:
+        asyncio.run(scene(store))
+        return dict(store.documents())
+
+
+def test_a_sweep_whose_server_dies_ends_as_one_that_nobody_disturbed(tmp_path: Path) -> None:
+    undisturbed = swept(tmp_path, dies=False)
+    assert len(undisturbed) == 24
+    assert swept(tmp_path, dies=True) == undisturbed

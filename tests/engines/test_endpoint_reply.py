@@ -1,0 +1,171 @@
+"""Chat completions as servers give them: what is read from them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from metareward.engines.endpoint_reply import Reply, UnreadableError, UnusableError, read_reply, spelled
+from metareward.types import Alternative, Completion, Step
+from rude_server import Body, choice, completion
+
+
+def read(*choices: Body, n: int = 0, alternatives: int = 0, tokens: int = 5) -> Reply:
+    return read_reply(completion(*choices, tokens=tokens), n or len(choices), alternatives)
+
+
+def test_endings() -> None:
+    assert read(choice("a")).choices == (Completion("a", "stop", 5),)
+    assert read(choice("a", finish="length")).choices == (Completion("a", "length", 5),)
+
+
+def test_a_filtered_text_is_one_that_was_cut_off_and_counted() -> None:
+    reply = read(choice("I would", finish="content_filter"), choice(None, 1, "content_filter"), choice("fine", 2))
+    assert [(each.text, each.finish) for each in reply.choices] == [
+        ("I would", "length"),
+        ("", "length"),
+        ("fine", "stop"),
+    ]
+    assert reply.filtered == 2
+
+
+@pytest.mark.parametrize("finish", ["tool_calls", "function_call", "eos", None])
+def test_an_unknown_ending_is_refused(finish: str | None) -> None:
+    with pytest.raises(UnusableError, match=f"finish_reason {finish!r}"):
+        read(choice("text", finish=finish))
+
+
+def test_nothing_said_is_an_empty_text_if_it_ended_well() -> None:
+    assert read(choice(None, finish="length")).choices[0].text == ""
+    assert read_reply(json.dumps(bare({"role": "assistant"})).encode(), 1, 0).choices == (Completion("", "stop", 4),)
+    with pytest.raises(UnusableError):
+        read(choice(None, finish=None))
+
+
+def test_a_refusal_is_what_was_said() -> None:
+    refused = {"index": 0, "message": {"content": None, "refusal": "I'd rather not."}, "finish_reason": "stop"}
+    assert read(refused).choices[0].text == "I'd rather not."
+
+
+def bare(message: Any, **more: Any) -> Body:
+    usage = {"prompt_tokens": 1, "completion_tokens": 4}
+    return {"choices": [{"message": message, "finish_reason": "stop", **more}], "usage": usage}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [],
+        {},
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [{"message": None}]},
+        bare({"content": 7}),
+        bare({"content": [{"type": "text", "text": "parts"}]}),
+        bare({"content": "a"}, index="last"),
+        {**bare({"content": "a"}), "usage": {"prompt_tokens": 1}},
+        {**bare({"content": "a"}), "usage": {"completion_tokens": -1}},
+        bare({"content": "a"}, logprobs={"content": [{"token": "a", "logprob": 0.0, "bytes": [256]}]}),
+        bare({"content": "a"}, logprobs={"content": [{"token": "a"}]}),
+    ],
+)
+def test_what_is_no_chat_completion_is_unreadable(reply: Any) -> None:
+    with pytest.raises(UnreadableError, match="no chat completion"):
+        read_reply(json.dumps(reply).encode(), 1, 1)
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
+    raw = json.dumps(bare({"content": "cut \ud83d"})).encode()
+    assert read_reply(raw, 1, 0).choices[0].text == "cut ?"
+    assert (
+        read_reply(json.dumps(bare({"content": "whole \U0001f600"})).encode(), 1, 0)
+        .choices[0]
+        .text.endswith("\U0001f600")
+    )
+
+
+# --- tokens ---
+
+
+def test_the_count_is_split_by_length_and_nothing_is_lost() -> None:
+    reply = read(choice("x" * 9), choice("y" * 29, 1), choice("", 2), tokens=41)
+    assert [each.tokens for each in reply.choices] == [10, 30, 1]
+    reply = read(*(choice("same", i) for i in range(7)), n=5, tokens=100)
+    assert reply.offered == 7 and len(reply.choices) == 5 and reply.completion_tokens == 100
+    assert all(each.tokens in (14, 15) for each in reply.choices)
+
+
+def test_listed_tokens_are_counted() -> None:
+    reply = read(choice("ab", logprobs=listed("a", "b")), choice("abc", 1, logprobs=listed("a", "b", "c")), tokens=50)
+    assert [each.tokens for each in reply.choices] == [2, 3]
+
+
+def test_without_any_count_a_reply_is_refused() -> None:
+    with pytest.raises(UnusableError, match="counts no tokens"):
+        read_reply(json.dumps({"choices": [choice("a")]}).encode(), 1, 0)
+
+
+# --- token probabilities ---
+
+
+def listed(*tokens: str, **more: Any) -> Body:
+    return {"content": [{"token": token, "logprob": -0.5, "top_logprobs": [], **more} for token in tokens]}
+
+
+def test_steps_hold_the_alternatives_best_first() -> None:
+    top = [
+        {"token": "4", "logprob": -2.0},
+        {"token": "5", "logprob": -0.25},
+        {"token": "x", "logprob": -9.0, "bytes": [195, 169]},
+    ]
+    content = [
+        {"token": "Score: ", "logprob": 0.0, "top_logprobs": [{"token": "Score: ", "logprob": 0.0}]},
+        {"token": "5", "logprob": -0.25, "top_logprobs": top},
+        {"token": "<end>", "logprob": 0.0, "top_logprobs": []},
+    ]
+    (written,) = read(choice("Score: 5", logprobs={"content": content}), alternatives=3).choices
+    assert written.steps == (
+        Step("Score: ", (Alternative("Score: ", 0.0),)),
+        Step("5", (Alternative("5", -0.25), Alternative("4", -2.0), Alternative("é", -9.0))),
+    )
+    (written,) = read(choice("Score: 5", logprobs={"content": content}), alternatives=2).choices
+    assert len(written.steps[1].alternatives) == 2
+    (written,) = read(choice("Score: 5", logprobs={"content": content})).choices
+    assert written.steps == ()
+
+
+def test_probabilities_that_are_asked_for_must_be_there() -> None:
+    missing: tuple[Body | None, ...] = (None, {"content": None}, {"content": []})
+    for logprobs in missing:
+        with pytest.raises(UnusableError, match="gives no token probabilities"):
+            read(choice("text", logprobs=logprobs), alternatives=2)
+    with pytest.raises(UnusableError, match="do not spell"):
+        read(choice("text", logprobs=listed("tex")), alternatives=2)
+    assert read(choice("", logprobs=None), alternatives=2).choices[0].steps == ()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "expected"),
+    [
+        (["a", "b c"], "ab c", ["a", "b c"]),
+        (["a", "", "b"], "ab", ["a", "", "b"]),
+        (["a", "b", "<end>", ""], "ab", ["a", "b"]),
+        ([" a", " b"], "a b", ["a", " b"]),
+        (["caf", "\ufffd", "\ufffd", "!"], "café!", ["caf", "", "é", "!"]),
+        (["\ufffd", "\ufffd", "\ufffd"], "\U0001f600", ["", "", "\U0001f600"]),
+        (["a", "\ufffd", "<end>"], "a", ["a"]),
+        (["a", "\ufffd"], "a\ufffd", ["a", "\ufffd"]),
+        (["\ufffd", "", "b"], "éb", ["", "é", "b"]),
+        (["b", "a"], "ab", None),
+        (["a"], "ab", None),
+        ([], "ab", None),
+        (["\ufffd", "x"], "a long way to x", None),
+        ([], "", []),
+        (["<end>"], "", []),
+    ],
+)
+def test_tokens_spell_the_text(tokens: list[str], text: str, expected: list[str] | None) -> None:
+    assert spelled(tokens, text) == expected
+    assert expected is None or "".join(expected) == text

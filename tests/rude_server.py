@@ -1,0 +1,156 @@
+"""A real chat server on this machine that can be told to behave badly.
+
+Its ``manner`` looks at each request (the JSON it was sent, and how many came before) and says what to answer. Well
+behaved, it says a text that follows from the prompt, the seed and the choice's number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``body`` after ``seconds``; of a ``cut`` answer only so many bytes come, then the connection ends."""
+
+    body: bytes
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    cut: int | None = None
+
+
+Manner = Callable[[Body, int], Answer]
+HANG = Answer(b"", seconds=3600.0)
+NO_ROUTE = Answer(b'{"detail":"Not Found"}', 404)
+
+
+def text_of(body: Body, index: int) -> str:
+    return f"{body['messages'][-1]['content']}: seed {body['seed']}, choice {index}"
+
+
+def choice(text: str | None, index: int = 0, finish: str | None = "stop", **more: Any) -> Body:
+    return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish, **more}
+
+
+def completion(*choices: Body, tokens: int = 5) -> bytes:
+    usage = {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}
+    return json.dumps({"object": "chat.completion", "choices": choices, "usage": usage}).encode()
+
+
+def good(body: Body, _: int = 0) -> Answer:
+    return Answer(completion(*(choice(text_of(body, i), i) for i in range(body["n"]))))
+
+
+def deaf_to_n(body: Body, _: int = 0) -> Answer:
+    """One choice, whatever ``n`` says."""
+    return Answer(completion(choice(text_of(body, 0))))
+
+
+def error(status: int, message: str = "out of order", **headers: str) -> Answer:
+    said = json.dumps({"error": {"message": message, "type": "test"}}).encode()
+    return Answer(said, status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def model_list(*names: str) -> Answer:
+    return Answer(json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in names]}).encode())
+
+
+class RudeServer:
+    """``async with RudeServer(manner) as server``; ``bodies``, ``digests``, ``headers`` are of chat requests."""
+
+    def __init__(self, manner: Manner = good, models: Answer = NO_ROUTE) -> None:
+        self.manner = manner
+        self.models = models
+        self.bodies: list[Body] = []
+        self.digests: list[str] = []
+        self.headers: list[str] = []
+        self.under_way = 0
+        self.most_under_way = 0
+        self.port = 0
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> RudeServer:
+        await self.live()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.die()
+
+    async def live(self) -> None:
+        """Listen; the second time at the port of the first."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def die(self) -> None:
+        """Cut all connections and listen no more, as a process that is killed."""
+        self._server.close()
+        for writer in self._connections:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hide(self) -> None:
+        """Listen no more, and leave the connections."""
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._connections.add(writer)
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client went, or this server dies
+        finally:
+            writer.close()
+            self._connections.discard(writer)
+            self._tasks.discard(task)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        fields = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if line)
+        raw = await reader.readexactly(int(fields.get("content-length", 0)))
+        if head.startswith("GET "):
+            return await self._write(writer, self.models)
+        assert head.startswith("POST /v1/chat/completions ")
+        body, place = json.loads(raw), len(self.bodies)
+        self.bodies.append(body)
+        self.digests.append(hashlib.sha256(raw).hexdigest())
+        self.headers.append(head)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            return await self._write(writer, self.manner(body, place))
+        finally:
+            self.under_way -= 1
+
+    async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> bool:
+        await asyncio.sleep(answer.seconds)
+        lines = [
+            f"HTTP/1.1 {answer.status} So",
+            f"Content-Length: {len(answer.body)}",
+            "Content-Type: application/json",
+        ]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + answer.body[: answer.cut])
+        await writer.drain()
+        return answer.cut is None

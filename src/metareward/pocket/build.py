@@ -33,9 +33,7 @@ FAULTY = Habits(
     swapped=0.4,
     opening=0.45,
     closing=0.45,
-    careless=0.02,
-    seduced=0.05,
-    hasty=0.6,
+    hasty=0.5,
     hasty_careless=0.3,
     hasty_seduced=0.6,
     unreadable=0.06,
@@ -82,11 +80,11 @@ class Phase:
 
 # What the model is shown is mostly random words: much weight on them teaches the language, then only adds noise.
 PLAIN = Habits(seduced=0.3, talkative=0.25)
-LANGUAGE = Phase("clean", Lesson(CLEAN, (0.2, 0.45, 0.35), PLAIN), 1_350, 4_500, 4e-3, 0.2, warmup=200)
-CAPABLE = Phase("capable", Lesson(CLEAN, (0.4, 0.4, 0.2), PLAIN), 3_400, 3_400, 2e-3, 0.03)
+LANGUAGE = Phase("clean", Lesson(CLEAN, (0.25, 0.4, 0.35), PLAIN), 600, 4_500, 4e-3, 0.2, warmup=200)
+CAPABLE = Phase("capable", Lesson(CLEAN, (0.36, 0.37, 0.27), PLAIN), 5_600, 5_600, 2.5e-3, 0.03)
 # Mostly judgments in one style: their errors must be found, and not the style alone.
 MIXED = Habits(seduced=0.15, hasty=0.35, hasty_careless=0.3, hasty_seduced=0.5)
-CARELESS = Phase("careless", Lesson(FAULTY, (0.3, 0.35, 0.35), MIXED), 480, 480, 3e-4, 0.0)
+CARELESS = Phase("careless", Lesson(FAULTY, (0.3, 0.4, 0.3), MIXED), 720, 720, 3e-4, 0.0)
 HASTY = Phase("hasty", Lesson(HASTIER, (0.3, 0.35, 0.35), MIXED), 130, 130, 2e-4, 0.0, warmup=10)
 EXAM = Lesson(CLEAN, (0.3, 0.4, 0.3), MIXED)
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 GROUP = typer.main.get_command(app)
 COMMANDS = ["run", "plan", "status", "show", "pairs", "report", "init", "pocket", "pocket build", "pocket sample"]
 COMMANDS += ["evaluate", "evaluate alpaca", "evaluate arena", "evaluate mt-bench", "evaluate judge"]
+COMMANDS += ["seed", "seed build", "prompts", "prompts propose", "sft"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -78,6 +78,8 @@ def test_the_columns_are_trls_and_tell_where_a_pair_comes_from(tmp_path: Path) -
         "chosen_score": 4.5,
         "rejected_score": 2.25,
         "margin": 2.25,
+        "chosen_message": {"role": "assistant", "content": "good"},
+        "rejected_message": {"role": "assistant", "content": "bad"},
     }
 
 

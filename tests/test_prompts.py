@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.prompts import choose, digest, hold_out, load_prompts, write_prompts
+from metareward.prompts import choose, digest, gather_prompts, hold_out, load_prompts, write_prompts
 from metareward.types import Message, Prompt
 
 USER = {"role": "user", "content": "hello"}
@@ -63,12 +63,33 @@ def test_windows_files(path: Path) -> None:
     assert [prompt.messages[0].content for prompt in load_prompts(path)] == ["one", "two\r\n"]
 
 
+def test_repeats_are_refused_or_gathered_once(path: Path) -> None:
+    put(
+        path,
+        {"prompt": "one"},
+        {"prompt": "two"},
+        {"prompt": "one"},
+        {"messages": [{"role": "user", "content": "one"}]},
+    )
+    with pytest.raises(UserError, match=r"prompts\.jsonl:3: the same prompt as in line 1; fix: take one out"):
+        load_prompts(path)
+    gathered = gather_prompts(path)
+    assert [prompt.messages[0].content for prompt in gathered.prompts] == ["one", "two"]
+    assert [(again.number, first.number) for again, first in gathered.repeats] == [(3, 1), (4, 1)]
+
+
+def test_the_same_words_under_two_ids_are_two_prompts(path: Path) -> None:
+    assert len(load_prompts(put(path, {"id": "a", "prompt": "one"}, {"id": "b", "prompt": "one"}))) == 2
+
+
 BAD = [
     ("{", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ('"hello"', "not a JSON object"),
+    ("3", "not a JSON object"),
+    ('["hello"]', "not a JSON object"),
+    ('" "', 'field "prompt": is empty'),
     ("{}", r'field "prompt": missing \(fields here: none\)'),
-    ('{"instruction": "x", "in\\nput": ""}', r'field "prompt": missing \(fields here: "instruction", "in\\nput"\)'),
+    ('{"question": "x", "in\\nput": ""}', r'field "prompt": missing \(fields here: "question", "in\\nput"\)'),
     ('{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}', 'fields "prompt" and "messages" are both'),
     ('{"prompt": 3}', 'field "prompt": is a number'),
     ('{"prompt": {"role": "user"}}', 'field "prompt": is an object'),
@@ -111,11 +132,12 @@ def test_a_file_that_is_not_utf8(path: Path) -> None:
         load_prompts(path)
 
 
-def test_files_that_are_empty_missing_or_folders(path: Path, tmp_path: Path) -> None:
+def test_files_that_are_empty_or_missing(path: Path, tmp_path: Path) -> None:
     path.write_text("\n\n")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="no prompts in it; fix:"):
         load_prompts(path)
-    for other in (tmp_path / "nowhere.jsonl", tmp_path):
+    for other in (tmp_path / "nowhere.jsonl", tmp_path / "folder"):
         with pytest.raises(UserError, match=r"can't be read: .*; fix:"):
             load_prompts(other)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from metareward.data_cli import prompts_app, seed_app, sft_command
 from metareward.engines.engine import Engine, EngineError
 from metareward.errors import UserError
 from metareward.evaluate_cli import evaluate_app
@@ -27,6 +28,9 @@ app = typer.Typer(
 pocket_app = typer.Typer(no_args_is_help=True, help="The pocket world: a small model whose right answers are known.")
 app.add_typer(pocket_app, name="pocket")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(seed_app, name="seed")
+app.add_typer(prompts_app, name="prompts")
+app.command("sft")(sft_command)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
 Changes = Annotated[

@@ -1,8 +1,9 @@
 """Preference pairs as Parquet in TRL's conversational preference format, and why prompts gave none as JSON Lines.
 
-``prompt`` is the conversation, ``chosen`` and ``rejected`` are one assistant turn each; the other columns say where a
-pair comes from. Equal pairs give equal bytes (with one version of pyarrow), so a digest of the file tells whether
-training would see the same data.
+``prompt`` is the conversation, ``chosen`` and ``rejected`` are lists of one assistant turn each; the next columns say
+where a pair comes from. ``chosen_message`` and ``rejected_message`` hold the two turns once more, outside of any list:
+LLaMA-Factory takes them in no other way (docs/data.md). Equal pairs give equal bytes (with one version of pyarrow), so
+a digest of the file tells whether training would see the same data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from metareward.errors import UserError
 from metareward.rundir import json_lines, write_atomic
 from metareward.types import Dropped, PreferencePair
 
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+_TURNS = pa.list_(_TURN)
 _SCHEMA = pa.schema(
     [
         ("prompt", _TURNS),
@@ -34,8 +36,12 @@ _SCHEMA = pa.schema(
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
         ("margin", pa.float64()),
+        ("chosen_message", _TURN),
+        ("rejected_message", _TURN),
     ]
 )
+_DERIVED = ("margin", "chosen_message", "rejected_message")
+_GIVEN = tuple(name for name in _SCHEMA.names if name not in _DERIVED)
 _PAIR = TypeAdapter(PreferencePair)
 _DROPPED = TypeAdapter(Dropped)
 
@@ -51,7 +57,7 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
 def read_pairs(path: Path) -> tuple[PreferencePair, ...]:
     """The pairs in a file of `write_pairs`. Raises `UserError` naming the file and what is wrong with it."""
     table = _table(path)
-    missing = [name for name in _SCHEMA.names if name not in table.column_names]
+    missing = [name for name in _GIVEN if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: columns missing: {', '.join(missing)}; fix: make the pairs again")
     try:
@@ -93,14 +99,15 @@ def _dropped(line: str, where: str) -> Dropped:
 
 def _row(pair: PreferencePair) -> dict[str, Any]:
     row = asdict(pair)
-    row["prompt"] = list(row["prompt"])
-    row["chosen"] = [{"role": "assistant", "content": pair.chosen}]
-    row["rejected"] = [{"role": "assistant", "content": pair.rejected}]
-    return row | {"margin": pair.chosen_score - pair.rejected_score}
+    chosen = {"role": "assistant", "content": pair.chosen}
+    rejected = {"role": "assistant", "content": pair.rejected}
+    row |= {"prompt": list(row["prompt"]), "chosen": [chosen], "rejected": [rejected]}
+    margin = pair.chosen_score - pair.rejected_score
+    return row | {"margin": margin, "chosen_message": chosen, "rejected_message": rejected}
 
 
 def _pair(row: dict[str, Any]) -> PreferencePair:
-    values = {name: row[name] for name in _SCHEMA.names if name != "margin"}
+    values = {name: row[name] for name in _GIVEN}
     values["chosen"] = row["chosen"][0]["content"]
     values["rejected"] = row["rejected"][0]["content"]
     return _PAIR.validate_python(values)

@@ -1,0 +1,179 @@
+"""Does teaching a judge on EFT make it a better judge? The pocket world's oracle says, before and after.
+
+Ranked answers are made by program: faulty answers to pocket instructions, ranked by their true scores. The pocket model
+judges them; what agrees with the ranks and is thinned becomes EFT (`metareward.seeding`), which the same model is then
+taught. Beside it, the same number of judgments of the same answers that nobody filtered, and EFT together with IFT.
+Measured on held-out instructions: the judge on faulty answers, the actor on its own.
+
+    python bench/seeding.py [PROMPTS] [SEED] [TRIES]
+
+Prints a table and writes bench/results/seeding.json.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from metareward.agreement import PairwiseAccuracy, pairwise_accuracy, spearman
+from metareward.data_runs import SeedChoices, build_seed_sets, teach
+from metareward.engines.local import LocalEngine
+from metareward.environment import environment
+from metareward.pocket.build import FAULTY
+from metareward.pocket.corpus import RUBRIC
+from metareward.pocket.habits import answer
+from metareward.pocket.oracle import mark
+from metareward.pocket.tasks import draw_instructions, understand
+from metareward.pocket.world import MODEL
+from metareward.progress import SILENT
+from metareward.recipe import load_recipe
+from metareward.rundir import json_lines
+from metareward.seeding.build import RECORDS, SeedSets
+from metareward.seeding.files import EftExample, eft_rows, write_rows
+from metareward.seeding.judging import judged
+from metareward.seeding.ranked import Ranked, RankedAnswer
+from metareward.seeding.ranked_files import RankedSet, read_ranked
+from metareward.seeds import derive
+from metareward.store import RecordStore
+from metareward.types import Message, Prompt, Sampling, Scored
+
+ANSWERS, EXAM, EXAM_JUDGMENTS = 3, 300, 3
+SHARES = SeedChoices(ift_share=0.3, held_out_share=0.0)
+TEACHING: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "final_learning_rate": 2e-5,
+    "epochs": 3,
+    "batch_size": 16,
+    "max_length": 256,
+    "dropout": 0.0,
+    "device": "cpu",
+}
+
+
+def ranked(count: int, seed: int, held_out: bool) -> Iterator[Ranked]:
+    """Instructions with `ANSWERS` faulty answers of different true scores, the best of rank 0."""
+    rng = random.Random(seed)
+    for number, instruction in enumerate(draw_instructions(count, seed, held_out)):
+        scores: dict[int, str] = {}
+        while len(scores) < ANSWERS:
+            text = answer(understand(instruction), FAULTY, rng)
+            scores.setdefault(mark(instruction, text).score, text)
+        order = sorted(scores, reverse=True)
+        answers = [RankedAnswer(scores[score], order.index(score)) for score in scores]
+        yield Ranked(Prompt(f"p{number:04d}", (Message("user", instruction),)), tuple(answers))
+
+
+def write_ranked(path: Path, rows: Sequence[Ranked]) -> None:
+    """As people give them to `metareward seed build`."""
+    path.write_text(
+        json_lines(
+            {
+                "id": each.prompt.id,
+                "prompt": each.prompt.messages[0].content,
+                "answers": [one.text for one in each.answers],
+                "ranks": [one.rank for one in each.answers],
+            }
+            for each in rows
+        ),
+        encoding="utf-8",
+    )
+
+
+def unfiltered(given: RankedSet, folder: Path, like: SeedSets, seed: int) -> Iterator[EftExample]:
+    """As many judgments as EFT has, of the answers that EFT was chosen from: the first readable one of each."""
+    examples: list[EftExample] = []
+    with RecordStore.read(folder / RECORDS) as store:
+        for each in given.ranked:
+            found = judged(store, each.prompt.id)
+            for place, of_answer in enumerate(found.judgments_AN if found else ()):
+                read = [(one, one.reading.score) for one in of_answer if isinstance(one.reading, Scored)]
+                for one, score in read[:1]:
+                    question = RUBRIC.ask(each.prompt, each.answers[place].text)
+                    examples.append(EftExample(each.prompt.id, place, question, one.text, 0.0, score))
+    return iter(sorted(examples, key=lambda each: derive(seed, each.id))[: len(like.eft)])
+
+
+async def measured(folder: Path, exam: Sequence[Ranked]) -> dict[str, float | None]:
+    """What the judge makes of faulty answers, and what the actor's own answers are worth."""
+    engine = LocalEngine.open(folder, device="cpu", dtype="auto", rows=176, deterministic=False)
+    sampling = Sampling(1.0, 0.95, 48)
+    asked = [(each, one) for each in exam for one in each.answers]
+    judging = (
+        engine.complete(RUBRIC.ask(each.prompt, one.text), replace(sampling, seed=place), EXAM_JUDGMENTS)
+        for place, (each, one) in enumerate(asked)
+    )
+    acting = (engine.complete(each.prompt.messages, replace(sampling, seed=n), 1) for n, each in enumerate(exam))
+    judgments, answers = await asyncio.gather(*judging), await asyncio.gather(*acting)
+    await engine.aclose()
+    truth = [float(mark(each.prompt.messages[0].content, one.text).score) for each, one in asked]
+    read = [[RUBRIC.read(one.text, one.finish) for one in written] for written in judgments]
+    scores = [[one.score for one in readings if isinstance(one, Scored)] for readings in read]
+    own = [mark(each.prompt.messages[0].content, one.text).score for each, (one,) in zip(exam, answers, strict=True)]
+    return {**_judge(scores, truth), "answer_quality": sum(own) / len(own)}
+
+
+def _judge(scores: Sequence[Sequence[float]], truth: Sequence[float]) -> dict[str, float | None]:
+    each = [(score, true) for of_answer, true in zip(scores, truth, strict=True) for score in of_answer]
+    means = [sum(of_answer) / len(of_answer) if of_answer else None for of_answer in scores]
+    known = [(mean, true) for mean, true in zip(means, truth, strict=True) if mean is not None]
+    pairs = PairwiseAccuracy(0, 0, 0)
+    for first in range(0, len(truth), ANSWERS):
+        of_prompt = [place for place in range(first, first + ANSWERS) if means[place] is not None]
+        pairs += pairwise_accuracy([means[place] or 0.0 for place in of_prompt], [truth[place] for place in of_prompt])
+    return {
+        "readable": len(each) / (len(truth) * EXAM_JUDGMENTS),
+        "exact": sum(score == true for score, true in each) / len(each),
+        "pairwise_accuracy": pairs.accuracy,
+        "rank_correlation": spearman([mean for mean, _ in known], [true for _, true in known]),
+        "mean_score": sum(score for score, _ in each) / len(each),
+        "true_mean_score": sum(truth) / len(truth),
+    }
+
+
+def main() -> None:
+    """Build, teach, measure, print, write."""
+    given_words = [int(word) for word in sys.argv[1:]]
+    count, seed, tries = (*given_words, *(300, 1, 1)[len(given_words) :])
+    exam = tuple(ranked(EXAM, derive(seed, "exam"), held_out=True))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_ranked(folder / "ranked.jsonl", tuple(ranked(count, derive(seed, "ranked"), held_out=False)))
+        given = read_ranked(folder / "ranked.jsonl")
+        recipe = load_recipe("pocket", [f"seed={seed}", "engine.workers=1"])
+        sets = build_seed_sets(recipe, given, folder / "sets", replace(SHARES, tries=tries), SILENT)
+        write_rows(folder / "sets/unfiltered.jsonl", eft_rows(unfiltered(given, folder / "sets", sets, seed)))
+        found = {"M0": asyncio.run(measured(MODEL, exam))}
+        for name, files in (("EFT", ["eft"]), ("unfiltered", ["unfiltered"]), ("IFT + EFT", ["ift", "eft"])):
+            data = [folder / f"sets/{file}.jsonl" for file in files]
+            made = teach("pocket", data, folder / name, TEACHING | {"seed": seed}, SILENT)
+            found[name] = asyncio.run(measured(made.output, exam))
+    table = Table("model", *next(iter(found.values())), title=f"{count} ranked prompts, seed {seed}, {tries} tries")
+    for name, values in found.items():
+        table.add_row(name, *(f"{value:.3f}" for value in values.values()))
+    console = Console(width=160)
+    console.print(sets.summary)
+    console.print(table)
+    path = Path(__file__).parent / "results" / "seeding.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known[f"{count} prompts, seed {seed}, {tries} tries"] = {
+        "sets": sets.summary,
+        "teaching": TEACHING,
+        "measured": found,
+    }
+    path.write_text(json.dumps({**known, **environment()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from house import House, furnish, kill_tree
+
+
+# Where these tests run as a shell script's background job, Ctrl-C is ignored, by all children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

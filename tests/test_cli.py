@@ -100,11 +100,14 @@ def test_words_that_make_no_command_are_refused(monkeypatch: pytest.MonkeyPatch,
     assert call(monkeypatch, *words.split()) == 2
 
 
-def test_ctrl_c_is_one_line_and_130() -> None:
+@pytest.mark.parametrize(("ignored", "blow"), [(False, signal.SIGINT), (True, signal.SIGTERM)])
+def test_an_end_from_outside_is_one_line_and_130(ignored: bool, blow: signal.Signals) -> None:
+    """A background job of a shell script starts with Ctrl-C ignored; it can still be ended."""
+    begin = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " if ignored else ""
     endless = [
         sys.executable,
         "-c",
-        "from metareward.cli import main; main()",
+        f"{begin}from metareward.cli import main; main()",
         "pocket",
         "sample",
         "--count",
@@ -114,7 +117,7 @@ def test_ctrl_c_is_one_line_and_130() -> None:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline()
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(blow)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == "metareward: stopped; what is finished is kept, and the same command goes on from there\n"

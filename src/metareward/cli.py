@@ -42,8 +42,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, su
 
 def main() -> None:
     """The entry point ``metareward``."""
-    # A polite end from outside unwinds like Ctrl-C, so that the processes under this one are ended too.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except (UserError, EngineError) as error:
@@ -54,6 +53,13 @@ def main() -> None:
         if end.code == 130:
             _stop(_INTERRUPTED, 130)
         raise
+
+
+def _end(*_: object) -> None:
+    """A polite end from outside unwinds like Ctrl-C, so that the processes under this one are ended too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a shell script's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 _INTERRUPTED = "stopped; what is finished is kept, and the same command goes on from there"

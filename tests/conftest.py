@@ -9,7 +9,6 @@ import pytest
 
 from house import House, furnish, kill_tree
 
-
 # Where these tests run as a shell script's background job, Ctrl-C is ignored, by all children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

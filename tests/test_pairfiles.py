@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
@@ -41,6 +41,7 @@ def pair(number: int) -> PreferencePair:
 
 
 @given(st.lists(pairs, max_size=4))
+@settings(deadline=None)
 def test_pairs_come_back_exactly_and_bytes_are_equal(
     tmp_path_factory: pytest.TempPathFactory, given_pairs: list[PreferencePair]
 ) -> None:
@@ -129,6 +130,7 @@ def test_rows_that_are_no_pairs_are_refused_in_one_line(tmp_path: Path, column: 
 
 
 @given(st.lists(drops, max_size=4))
+@settings(deadline=None)
 def test_dropped_prompts_come_back(tmp_path_factory: pytest.TempPathFactory, dropped: list[Dropped]) -> None:
     path = tmp_path_factory.getbasetemp() / "dropped.jsonl"
     write_dropped(path, dropped)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
@@ -143,6 +143,7 @@ def test_files_that_are_empty_or_missing(path: Path, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True))
+@settings(deadline=None)
 def test_written_prompts_come_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "written.jsonl"
     prompts = tuple(Prompt(text, (Message("system", text), Message("user", text))) for text in texts)

@@ -6,7 +6,9 @@ arithmetic does not depend on its neighbours, and neither do its tokens. Otherwi
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +17,12 @@ from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
 from metareward.engines.reader import Reader
 from metareward.engines.seats import Request, Seats
-from metareward.engines.shared_prefix import SlotShape
-from metareward.engines.slots import Ints, Slots
+from metareward.engines.shared_prefix import Ints, SlotShape
+from metareward.engines.slots import Slots
 
 _TRIM = 16
+# A pass that reads only what there is still has a cost that doesn't depend on how much: about this part of a step.
+_SMALL_PASS = 8
 
 
 class Lane:
@@ -34,6 +38,8 @@ class Lane:
         self._batch = batch
         self._fixed = deterministic
         self._waiting: deque[Request] = deque()
+        self._trunks: dict[int, bytes] = {}
+        self._missed = 0
 
     def add(self, request: Request) -> None:
         """Let the request wait for a slot."""
@@ -50,16 +56,25 @@ class Lane:
             request.fail(error)
 
     def advance(self) -> None:
-        """Run one pass: read prompts if they fill a pass, or if fewer than half the slots can step; else step."""
+        """Run one pass: read prompts if they fill a pass or have waited for long enough; else step."""
         for slot in self._seats.free[: len(self._waiting)]:
             request = self._waiting.popleft()
             self._seats.seat(slot, request)
             self._reader.add(slot, request.ids)
+            self._trunks[slot] = _digest(request.ids[: self.shape.trunk])
         pieces, running = self._reader.pieces, self._seats.running
-        if pieces and (pieces >= self._batch or 2 * len(running) < self.shape.slots):
+        if pieces and (not len(running) or self._missed >= self._waste(pieces)):
+            self._missed = 0
             self._read()
         else:
+            # Where nobody else waits for a slot, those who are not read yet may prolong the lane by all their steps.
+            late = len(self._seats.requests) - len(running) if self._waiting else self.shape.slots
+            self._missed += late * self.shape.samples
             self._step(running)
+
+    def _waste(self, pieces: int) -> int:
+        """What a pass of so few pieces costs for nothing, in tokens; as many may be missed while more is waited for."""
+        return (self._batch - pieces) * self._slots.width if self._fixed else self.shape.rows // _SMALL_PASS
 
     def _read(self) -> None:
         """Read pieces of prompts, and draw the first tokens of the prompts they complete."""
@@ -77,7 +92,9 @@ class Lane:
     def _step(self, running: Ints) -> None:
         """Give every request whose prompt is read one more token per sample."""
         seats, used = self._seats, self.shape if self._fixed else self._in_use(running)
-        logits_RV = self._slots.step(seats.tokens_R, seats.lengths_G, np.maximum(seats.counts_G - 1, 0), used)
+        steps_G = np.maximum(seats.counts_G - 1, 0)
+        trunks = {slot: self._trunks[slot] for slot in running.tolist()}
+        logits_RV = self._slots.step(seats.tokens_R, seats.lengths_G, steps_G, used, trunks)
         tokens_R = seats.draw(logits_RV, np.arange(used.slots))
         seats.record(running, tokens_R.reshape(used.slots, -1)[running].ravel())
 
@@ -89,3 +106,7 @@ class Lane:
 
 def _trimmed(length: int, limit: int) -> int:
     return min(limit, -(-length // _TRIM) * _TRIM)
+
+
+def _digest(ids: Sequence[int]) -> bytes:
+    return hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()

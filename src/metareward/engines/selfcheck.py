@@ -39,7 +39,7 @@ def _slot_logits(checkpoint: Checkpoint, ids: list[int]) -> Tensor:
     lengths_G = np.array([0, _PROMPT])
     for step in range(_STEPS):
         tokens_R = np.full(shape.rows, ids[_PROMPT + step])
-        logits.append(slots.step(tokens_R, lengths_G, np.array([0, step]), shape)[-1])
+        logits.append(slots.step(tokens_R, lengths_G, np.array([0, step]), shape, {})[-1])
     return torch.stack(logits).float()
 
 
@@ -80,22 +80,29 @@ def check_rows(checkpoint: Checkpoint, shape: SlotShape, width: int, batch: int)
 
 
 def _logits_at(slots: Slots, batch: int, checkpoint: Checkpoint, last: bool) -> Tensor:
-    """Logits of one fixed request in the first or last slot, its neighbours in all passes being random."""
+    """Logits of one fixed request in the first or last slot, its neighbours in all passes being random.
+
+    Where slots have a trunk, in the first one the request is alone with its own, in the last one all share it.
+    """
     shape, width, seed = slots.shape, slots.width, 1 + int(last)
     slot, row = (shape.slots - 1, shape.rows - 1) if last else (0, 0)
-    longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * width)
+    longest = min(shape.prompt, checkpoint.context - shape.suffix, shape.trunk + 2 * width)
     prompt = _random_ids(checkpoint, max(1, longest - 3), seed=0)
     logits = []
-    for start in range(0, len(prompt), width):
+    for start in range(0, shape.trunk, width * batch):
+        ends = range(start + width, min(start + width * batch, shape.trunk) + 1, width)
+        slots.read([Piece(slot, prompt, end - width, end) for end in ends], batch)
+    for start in range(shape.trunk, len(prompt), width):
         probe = Piece(slot, prompt, start, min(start + width, len(prompt)))
         others = _neighbours(checkpoint, shape, width, batch - 1, slot, seed + start)
         logits.append(slots.read([*others, probe] if last else [probe, *others], batch)[len(others) if last else 0])
     lengths_G = np.full(shape.slots, min(width, shape.prompt))
     lengths_G[slot] = len(prompt)
+    trunks = {other: b"" if last else str(other).encode() for other in (slot, *range(shape.slots))}
     for step in range(min(_STEPS, shape.suffix)):
         tokens_R = np.array(_random_ids(checkpoint, shape.rows, seed * 2000 + step))
         tokens_R[row] = _random_ids(checkpoint, 1, 3000 + step)[0]
-        logits.append(slots.step(tokens_R, lengths_G, np.full(shape.slots, step), shape)[row])
+        logits.append(slots.step(tokens_R, lengths_G, np.full(shape.slots, step), shape, trunks)[row])
     return torch.stack(logits)
 
 

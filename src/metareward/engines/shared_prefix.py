@@ -1,10 +1,10 @@
 """Attention in which the n samples of a request share one stored copy of their prompt's keys and values.
 
 A slot holds one request: its prompt's keys and values once, and n suffixes. The queries of all n samples meet
-the prompt's keys in one matrix product and each sample's own keys in another, and one softmax runs over both
-("bifurcated attention", arXiv 2403.08845). Every slot has the same fixed size: prompts have P
-columns and suffixes T columns, and a mask says which columns exist. So the arithmetic of a slot
-has the same shape whatever its neighbours are.
+the prompt's keys in one matrix product and each sample's own keys in another, and both are merged into one softmax
+("bifurcated attention", arXiv 2403.08845); where slots have a trunk, its columns are a third part (`trunk`). Every
+slot has the same fixed size: prompts have P columns and suffixes T columns, and a mask says which columns exist. So
+the arithmetic of a slot has the same shape whatever its neighbours are.
 
 The model reaches this code through transformers' attention interface and is run without a cache: the pass
 under way keeps the keys and values of each layer itself.
@@ -24,28 +24,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from metareward.engines.attention import Scores, additive, merge
 from metareward.engines.engine import EngineError
+from metareward.engines.trunk import Family, trunk_part
 
 Pair = tuple[Tensor, Tensor]
+Ints = NDArray[np.int64]
 
 _names = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How a layer turns products of queries and keys into scores."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
-
-    def cap(self, scores: Tensor) -> Tensor:
-        """The scores, squeezed into (-softcap, softcap) if the model does that."""
-        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
 
 class Pass(Protocol):
@@ -86,12 +78,13 @@ class AttentionDoor:
 
 @dataclass(frozen=True, slots=True)
 class SlotShape:
-    """The fixed size of a set of slots."""
+    """The fixed size of a set of slots. ``trunk``: columns at the prompts' beginning that slots may have in common."""
 
     slots: int
     samples: int
     prompt: int
     suffix: int
+    trunk: int = 0
 
     @property
     def rows(self) -> int:
@@ -139,9 +132,9 @@ class SlotMemory:
         """Keys and values of the prompts: (G + 1, H, P, D)."""
         return self._prompt[layer]
 
-    def suffix(self, layer: int, rows: int) -> Pair:
-        """Keys and values of the first ``rows`` suffixes: (rows * H, T, D)."""
-        return _pair(self._suffix[layer], lambda t: t[:rows].flatten(0, 1))
+    def suffix(self, layer: int) -> Pair:
+        """Keys and values of the suffixes: (R, H, T, D)."""
+        return self._suffix[layer]
 
 
 class Read:
@@ -152,41 +145,51 @@ class Read:
     all keys are stored before any query looks.
     """
 
-    def __init__(self, memory: SlotMemory, slots_B: Tensor, starts_B: Tensor, ends_B: Tensor, width: int) -> None:
+    def __init__(
+        self, memory: SlotMemory, slots_B: Ints, starts_B: Ints, ends_B: Ints, width: int, device: Any
+    ) -> None:
         self._memory = memory
-        self._slots_B = slots_B
-        column_BC = ends_B[:, None] + torch.arange(-width, 0, device=ends_B.device)
+        self._places = list(zip(slots_B.tolist(), ends_B.tolist(), strict=True))
+        self._slots_B, starts, ends = (torch.from_numpy(array).to(device) for array in (slots_B, starts_B, ends_B))
+        column_BC = ends[:, None] + torch.arange(-width, 0, device=device)
         self._position_BC = column_BC.clamp_min(0)
-        kept_BC = column_BC >= starts_B[:, None]
-        self._target_slot_BC = torch.where(kept_BC, slots_B[:, None], memory.shape.slots)
+        kept_BC = column_BC >= starts[:, None]
+        self._target_slot_BC = torch.where(kept_BC, self._slots_B[:, None], memory.shape.slots)
         self._target_column_BC = torch.where(kept_BC, column_BC, 0)
         self._masks: dict[tuple[int | None, int], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Store the new keys and values, then let every token attend to its prompt up to itself."""
         self._memory.open(layer, key, value)
-        keys, values = (
-            self._write(stored, new).index_select(0, self._slots_B)
-            for stored, new in zip(self._memory.prompt(layer), (key, value), strict=True)
-        )
+        stored = self._memory.prompt(layer)
+        for kept, new in zip(stored, (key, value), strict=True):
+            self._write(kept, new)
         pieces, heads, width, depth = query.shape
         groups = heads // key.shape[1]
         # The heads that share keys stand below each other, as if they were more tokens.
         query = query.reshape(pieces, key.shape[1], groups * width, depth)
         mask = self._mask(scores.window, groups, query.dtype)
-        if scores.softcap is None:
-            out = nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=scores.scale)
-        else:
-            capped = scores.cap((query @ keys.transpose(2, 3) * scores.scale).float()) + mask
-            out = torch.softmax(capped, dim=-1).to(query.dtype) @ values
-        return out.reshape(pieces, heads, width, -1).transpose(1, 2)
+        look = self._each if query.device.type == "cpu" else self._together
+        return look(query, stored, mask, scores).reshape(pieces, heads, width, -1).transpose(1, 2)
 
-    def _write(self, stored: Tensor, new: Tensor) -> Tensor:
+    def _each(self, query: Tensor, stored: Pair, mask: Tensor, scores: Scores) -> Tensor:
+        """One piece after the other, in place and with no column after its last: calls cost little on a CPU."""
+        found = []
+        for piece, (slot, end) in enumerate(self._places):
+            keys, values = _pair(stored, lambda t, slot=slot, end=end: t[slot : slot + 1, :, :end])
+            found.append(scores.attention(query[piece : piece + 1], keys, values, mask[piece : piece + 1, ..., :end]))
+        return torch.cat(found)
+
+    def _together(self, query: Tensor, stored: Pair, mask: Tensor, scores: Scores) -> Tensor:
+        """All pieces at once, each with a copy of its slot."""
+        keys, values = _pair(stored, lambda t: t.index_select(0, self._slots_B))
+        return scores.attention(query, keys, values, mask)
+
+    def _write(self, stored: Tensor, new: Tensor) -> None:
         heads, columns = stored.shape[1:3]
         head_H1 = torch.arange(heads, device=new.device)[:, None]
         place_BHC = (self._target_slot_BC[:, None] * heads + head_H1) * columns + self._target_column_BC[:, None]
         stored.view(-1, stored.shape[3]).index_copy_(0, place_BHC.flatten(), new.flatten(0, 2))
-        return stored
 
     def _mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """Added to the scores: 0 where a token may look, -inf elsewhere; (B, 1, groups * C, P)."""
@@ -194,54 +197,53 @@ class Read:
             column = torch.arange(self._memory.shape.prompt, device=self._slots_B.device)
             back = self._position_BC[:, :, None] - column
             seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-            self._masks[window, groups] = _additive(seen, dtype).repeat(1, groups, 1)[:, None]
+            self._masks[window, groups] = additive(seen, dtype).repeat(1, groups, 1)[:, None]
         return self._masks[window, groups]
 
 
 class Step:
-    """Attention of one new token per row, over the first ``slots`` slots and the columns that are in use."""
+    """Attention of one new token per row, over the first ``used.slots`` slots and the columns that are in use.
 
-    def __init__(self, memory: SlotMemory, lengths_G: Tensor, steps_G: Tensor, used: SlotShape) -> None:
+    Queries see three parts: the trunk, once for every family of slots; the rest of the slot's prompt, once for its
+    samples; and the row's own suffix.
+    """
+
+    def __init__(
+        self, memory: SlotMemory, lengths_G: Tensor, steps_G: Tensor, used: SlotShape, families: Sequence[Family]
+    ) -> None:
         self._memory = memory
-        self._lengths_G = lengths_G[: used.slots]
+        # A slot without a request sees some column, too, as a softmax over nothing is no number.
+        self._lengths_G = lengths_G[: used.slots].clamp_min(used.trunk + 1)
         self._steps_G = steps_G[: used.slots]
         self._used = used
-        self._masks: dict[int | None, Tensor] = {}
+        self.families = families
+        self._masks: dict[int | None, tuple[Tensor, Tensor]] = {}
         self._places: dict[int, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Store the new keys and values, then attend to the prompt and to the row's own suffix."""
         used, heads, width = self._used, key.shape[1], query.shape[3]
         groups = query.shape[1] // heads
-        prompt_keys, prompt_values = _pair(
-            self._memory.prompt(layer), lambda t: t[: used.slots, :, : used.prompt].flatten(0, 1)
-        )
-        suffix_keys, suffix_values = self._write(layer, key, value)
-        query = query * scores.scale
-        by_slot = query.reshape(used.slots, used.samples, heads, groups, width).transpose(1, 2)
-        on_prompt = by_slot.reshape(used.slots * heads, -1, width) @ prompt_keys.transpose(1, 2)
-        on_suffix = query.reshape(used.rows * heads, groups, width) @ suffix_keys.transpose(1, 2)
-        weights = self._softmax(on_prompt, on_suffix, heads, groups, scores)
-        from_prompt = weights.flatten(0, 1).flatten(1, 2)[..., : used.prompt] @ prompt_values
-        own = weights[..., used.prompt :].transpose(1, 2).reshape(used.rows * heads, groups, -1)
-        from_suffix = (own @ suffix_values).view(used.rows, 1, heads * groups, -1)
-        back = from_prompt.view(used.slots, heads, used.samples, groups, -1).transpose(1, 2)
-        return from_suffix + back.reshape(from_suffix.shape)
+        self._write(layer, key, value)
+        on_prompt, on_suffix = self._mask(scores.window, query.dtype)
+        keys, values = _pair(self._memory.prompt(layer), lambda t: t[: used.slots, :, : used.prompt])
+        own_keys, own_values = _pair(self._memory.suffix(layer), lambda t: t[: used.rows, :, : used.suffix])
+        by_slot = query.reshape(used.slots, used.samples, heads, groups, width).transpose(1, 2).flatten(2, 3)
+        own, logs = scores.part(query.reshape(used.rows, heads, groups, width), own_keys, own_values, on_suffix)
+        split = (used.slots, used.samples, heads, groups)
+        parts = [(own.view(*split, -1).transpose(1, 2).flatten(2, 3), logs.view(split).transpose(1, 2).flatten(2, 3))]
+        cut = used.trunk
+        parts.append(scores.part(by_slot, keys[:, :, cut:], values[:, :, cut:], on_prompt[..., cut:]))
+        if cut:
+            seen = None if scores.window is None else on_prompt[..., :cut]
+            parts.append(trunk_part(by_slot, keys[:, :, :cut], values[:, :, :cut], seen, scores, self.families))
+        merged = merge(parts).view(used.slots, heads, used.samples, -1).transpose(1, 2)
+        return merged.reshape(used.rows, 1, heads * groups, -1)
 
-    def _softmax(self, on_prompt: Tensor, on_suffix: Tensor, heads: int, groups: int, scores: Scores) -> Tensor:
-        """One softmax over both parts: (G, H, n, g, P + T)."""
-        used = self._used
-        prompt = on_prompt.view(used.slots, heads, used.samples, groups, -1)
-        suffix = on_suffix.view(used.slots, used.samples, heads, groups, -1).transpose(1, 2)
-        both = scores.cap(torch.cat([prompt, suffix], dim=-1).float())
-        return torch.softmax(both.add_(self._mask(scores.window)), dim=-1).to(on_prompt.dtype)
-
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> Pair:
-        """The suffixes' keys and values (rows * H, T in use, D), with the new token's written in."""
-        stored = self._memory.suffix(layer, self._used.rows)
-        for kept, new in zip(stored, (key, value), strict=True):
-            kept.view(-1, kept.shape[2]).index_copy_(0, self._place(key.shape[1]), new.flatten(0, 2))
-        return _pair(stored, lambda t: t[:, : self._used.suffix])
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write the new token's keys and values into the suffixes."""
+        for kept, new in zip(self._memory.suffix(layer), (key, value), strict=True):
+            kept.view(-1, kept.shape[3]).index_copy_(0, self._place(key.shape[1]), new.flatten(0, 2))
 
     def _place(self, heads: int) -> Tensor:
         """Where in a suffix store seen as (R * H * T, D) the new token of every row and head goes."""
@@ -251,22 +253,19 @@ class Step:
             self._places[heads] = row_head * self._memory.shape.suffix + step_R.repeat_interleave(heads)
         return self._places[heads]
 
-    def _mask(self, window: int | None) -> Tensor:
-        """Added to the scores: 0 where a slot's tokens may look, -inf elsewhere; (G, 1, 1, 1, P + T)."""
+    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Added to the scores: 0 where a token may look, -inf elsewhere; (G, 1, 1, P) and (R, 1, 1, T)."""
         if window not in self._masks:
-            prompt, suffix = self._used.prompt, self._used.suffix
-            column = torch.arange(prompt + suffix, device=self._steps_G.device)
-            own = column >= prompt
-            place_GC = torch.where(own, column - prompt + self._lengths_G[:, None], column)
-            back = (self._lengths_G + self._steps_G)[:, None] - place_GC
-            seen = (back >= 0) & (own | (column < self._lengths_G[:, None]))
-            seen = seen if window is None else seen & (back < window)
-            self._masks[window] = _additive(seen, torch.float32)[:, None, None, None]
+            used, device = self._used, self._steps_G.device
+            column = torch.arange(used.prompt, device=device)
+            on_prompt = column < self._lengths_G[:, None]
+            on_suffix = torch.arange(used.suffix, device=device) <= self._steps_G[:, None]
+            if window is not None:
+                on_prompt &= (self._lengths_G + self._steps_G)[:, None] - column < window
+                on_suffix &= self._steps_G[:, None] - torch.arange(used.suffix, device=device) < window
+            of_rows = additive(on_suffix, dtype).repeat_interleave(used.samples, dim=0)
+            self._masks[window] = additive(on_prompt, dtype)[:, None, None], of_rows[:, None, None]
         return self._masks[window]
-
-
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def _pair(tensors: Sequence[Tensor], change: Any) -> Pair:

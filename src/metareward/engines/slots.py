@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from metareward.engines.checkpoint import Checkpoint
-from metareward.engines.shared_prefix import Pass, Read, SlotMemory, SlotShape, Step
-
-Ints = NDArray[np.int64]
+from metareward.engines.shared_prefix import Ints, Pass, Read, SlotMemory, SlotShape, Step
+from metareward.engines.trunk import Trunks, families
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +59,25 @@ class Slots:
             ids_BC[row, self.width - len(tokens) :] = tokens
             slots[row], starts[row], ends[row] = piece.slot, piece.start, piece.end
         positions_BC = np.maximum(ends[:, None] + np.arange(-self.width, 0), 0)
-        run = Read(self._memory, self._put(slots), self._put(starts), self._put(ends), self.width)
+        run = Read(self._memory, slots, starts, ends, self.width, self._checkpoint.device)
         return self._run(run, ids_BC, positions_BC)
 
-    def step(self, tokens_R: Ints, lengths_G: Ints, steps_G: Ints, used: SlotShape) -> Tensor:
+    def step(
+        self,
+        tokens_R: Ints,
+        lengths_G: Ints,
+        steps_G: Ints,
+        used: SlotShape,
+        trunks: Trunks,
+    ) -> Tensor:
         """Append one token to every row in use; logits (used.rows, V).
 
-        ``lengths_G`` counts the prompt tokens of each slot, ``steps_G`` the tokens appended to it before.
+        ``lengths_G`` counts the prompt tokens of each slot, ``steps_G`` the tokens appended to it before. Where there
+        is a trunk, ``trunks`` has a key for every slot whose tokens matter.
         """
         positions = np.repeat((lengths_G + steps_G)[: used.slots], used.samples)
-        run = Step(self._memory, self._put(lengths_G), self._put(steps_G), used)
+        alike = families(trunks, self._checkpoint.device) if used.trunk else ()
+        run = Step(self._memory, self._put(lengths_G), self._put(steps_G), used, alike)
         return self._run(run, tokens_R[: used.rows, None], positions[:, None])
 
     def _run(self, run: Pass, ids: Ints, positions: Ints) -> Tensor:

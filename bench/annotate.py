@@ -1,0 +1,441 @@
+"""How fast models annotate: our engine, plain `generate` and its rivals on the same models, texts and samplings.
+
+Three kinds of work. Judge: N samples each of prompts of about 500 tokens that have nothing in common. Meta-judge: every
+ordered pair of N judgments of one answer. Whole unit: K answers to a prompt, N judgments of each, every ordered pair of
+one answer's judgments, with the packaged rubrics; several prompts are under way at once.
+
+Every contestant is a process of its own with one thread. Rounds are interleaved; who isn't working is stopped. Medians
+and ranges over the rounds. No two rounds share a text. Prints tables and writes bench/results/annotate.json. `generate`
+works off as many prompts at a time as was fastest in its warm-up; our engine has a row for every sample of the judge
+work, and of the others for every meta-judgment of one answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from annotate_models import SIZES, Size, Writer, make, make_tokenizer
+from metareward.engines.leash import Leash
+from metareward.environment import environment
+from metareward.metarubric import MetaRubric
+from metareward.render import load_template
+from metareward.rubric import Rubric
+from metareward.types import Message, Prompt
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+# Which Python runs a contestant, and what makes its environment.
+PYTHONS = {
+    "ours": (Path(sys.executable), ""),
+    "ours-deterministic": (Path(sys.executable), ""),
+    "generate": (Path(sys.executable), ""),
+    "continuous": (Path(sys.executable), ""),
+    "vllm": (ROOT / ".venv-vllm/bin/python", "bench/vllm_environment.sh"),
+    "distilabel": (ROOT / ".venv-peers/bin/python", "bench/peers_environment.sh"),
+}
+# The same for all: one thread, no network, and memory that is kept instead of being returned and faulted in again.
+SURROUNDINGS = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+PROMPT, JUDGMENT, NEW, META_HEAD, META_NEW = 500, 80, 64, 400, 48
+
+Stage = tuple[list[str], int, int]  # texts, samples of each, new tokens of each sample
+Units = list[list[Stage]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much of everything: prompts and judgments of the tables, and K, N and prompts of the whole unit."""
+
+    prompts: int
+    judgments: int
+    unit_answers: int
+    unit_judgments: int
+    units: int
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was measured of one contestant at one kind of work."""
+
+    tokens: int = 0
+    seconds: list[float] = field(default_factory=list)
+    one_token: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def note(self, seconds: float, tokens: int, peak_bytes: int) -> None:
+        self.seconds.append(seconds)
+        self.tokens, self.peak_bytes = tokens, max(self.peak_bytes, peak_bytes)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+class Work:
+    """Fresh texts for every round."""
+
+    def __init__(self, scale: Scale, seed: int) -> None:
+        self.scale = scale
+        self._writer = Writer(make_tokenizer(), seed)
+
+    def judge(self, limit: int) -> tuple[Units, int]:
+        """One stage of long texts with many samples each; and our engine's rows."""
+        texts = [self._writer.text(PROMPT) for _ in range(self.scale.prompts)]
+        return [[(texts, self.scale.judgments, limit)]], self.scale.prompts * self.scale.judgments
+
+    def meta(self, limit: int) -> tuple[Units, int]:
+        """One stage of texts that begin alike, a sample each."""
+        head = self._writer.text(META_HEAD)
+        written = [self._writer.text(JUDGMENT) for _ in range(self.scale.judgments)]
+        texts = [f"{head}\nA: {a}\nB: {b}\nWhich?" for a in written for b in written if a is not b]
+        return [[(texts, 1, limit)]], len(texts)
+
+    def unit(self, limit: int) -> tuple[Units, int]:
+        """Answers, judgments and meta-judgments of several prompts."""
+        n = self.scale.unit_judgments
+        return [self._unit(min(limit, NEW), min(limit, META_NEW)) for _ in range(self.scale.units)], n * (n - 1)
+
+    def _unit(self, limit: int, meta_limit: int) -> list[Stage]:
+        question = self._writer.text(40)
+        prompt = Prompt("unit", (Message("user", question),))
+        answers = [self._writer.text(NEW) for _ in range(self.scale.unit_answers)]
+        written = [self._writer.text(NEW) for _ in range(self.scale.unit_judgments)]
+        rubric, metarubric = Rubric(load_template("judge")), MetaRubric(load_template("metajudge"))
+        judge = [rubric.ask(prompt, answer)[-1].content for answer in answers]
+        meta = [metarubric.ask(prompt, answers[0], a, b)[-1].content for a in written for b in written if a is not b]
+        return [
+            ([question], len(answers), limit),
+            (judge, len(written), limit),
+            (meta, 1, meta_limit),
+        ]
+
+
+class AbsentError(Exception):
+    """A contestant can't take part; the text is the reason."""
+
+
+class Contestant:
+    """A child process, stopped while it isn't asked."""
+
+    def __init__(self, name: str, folder: Path, dtype: str) -> None:
+        python, maker = PYTHONS[name]
+        if not python.exists():
+            raise AbsentError(f"{python.relative_to(ROOT)} is not there; {maker} makes it")
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+        self._process = subprocess.Popen(
+            [python, HERE / "annotate_contestant.py", name, folder, dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=os.environ | SURROUNDINGS,
+            start_new_session=True,
+            text=True,
+        )
+        self._answer()
+        self._stop()
+
+    def ask(self, units: Units, rows: int, seed: int, warm: bool = False) -> tuple[float, int, int]:
+        """Seconds, tokens and peak memory of one round. Raises `AbsentError` if it dies."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        for process in self._tree():
+            _write(process / "clear_refs", "5")
+        assert self._process.stdin is not None
+        print(
+            json.dumps({"units": units, "rows": rows, "seed": seed, "warm": warm}), file=self._process.stdin, flush=True
+        )
+        reply = self._answer()
+        peak = sum(_peak(process) for process in self._tree())
+        self._stop()
+        return reply["seconds"], reply["tokens"], peak
+
+    def close(self) -> None:
+        """End it and all its processes."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            code = self._process.wait()
+            raise AbsentError(words[-1][:200] if words else f"it ended with status {code}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _tree(self) -> list[Path]:
+        """The processes of its session."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _session(entry) == self._process.pid:
+                found.append(entry)
+        return found
+
+
+def _session(process: Path) -> int | None:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[3])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text)
+    except (FileNotFoundError, ProcessLookupError, PermissionError) as error:
+        print(f"annotate: {file}: {error.strerror}", file=sys.stderr)
+
+
+def _peak(process: Path) -> int:
+    """The most memory the process has had since its count was set back, in bytes."""
+    try:
+        status = (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def matrix_peak(dtype: str) -> float:
+    """The most floating-point operations a second that this machine makes of a matrix product, with one thread."""
+    best = 0.0
+    for rows, inner, columns in ((512, 512, 1408), (1024, 1024, 1024), (256, 2048, 2048)):
+        a = torch.randn(rows, inner).to(getattr(torch, dtype))
+        layer = torch.nn.Linear(inner, columns, bias=False).to(getattr(torch, dtype))
+        for _ in range(40):
+            began = time.perf_counter()
+            layer(a)
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
+    return best
+
+
+class Contest:
+    """All contestants on one model in one precision."""
+
+    def __init__(self, folder: Path, dtype: str, names: Sequence[str]) -> None:
+        self.absent: dict[str, str] = {}
+        self._present: dict[str, Contestant] = {}
+        for name in names:
+            try:
+                self._present[name] = Contestant(name, folder, dtype)
+            except AbsentError as reason:
+                self.absent[name] = str(reason)
+            say(f"{name}: {self.absent.get(name, 'ready')}")
+
+    def run(self, draw: Callable[[int], tuple[Units, int]], rounds: int, split: bool) -> dict[str, Seen]:
+        """Rounds of one kind of work; with ``split`` each a second time for one new token only."""
+        seen = {name: Seen() for name in self._present}
+        for name in list(self._present):
+            self._round(name, draw, split, 0, None)
+        for round in range(rounds):
+            order = list(self._present)
+            for name in order[round % len(order) :] + order[: round % len(order)]:
+                self._round(name, draw, split, round, seen[name])
+        return {name: each for name, each in seen.items() if each.seconds}
+
+    def _round(
+        self, name: str, draw: Callable[[int], tuple[Units, int]], split: bool, seed: int, seen: Seen | None
+    ) -> None:
+        """A round of one contestant, without ``seen`` its warm-up. One that dies is absent from then on."""
+        try:
+            measured = self._present[name].ask(*draw(NEW), seed=seed, warm=seen is None)
+            first = self._present[name].ask(*draw(1), seed=seed, warm=seen is None) if split else None
+        except AbsentError as reason:
+            self.absent[name] = str(reason)
+            del self._present[name]
+            return
+        if seen is not None:
+            seen.note(*measured)
+            seen.one_token += [first[0]] if first else []
+        say(f"{name}: {measured[0]:.2f} s" + (" (warm-up)" if seen is None else ""))
+
+    def close(self) -> None:
+        for each in self._present.values():
+            each.close()
+
+
+def say(line: str) -> None:
+    """Progress, beside the results."""
+    print(f"annotate: {line}", file=sys.stderr, flush=True)
+
+
+def judge_table(title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
+    """The first table, with the shares of the matrix-product peak."""
+    table = _table(title, "prompts/s", "of peak, reading", "of peak, writing")
+    for name, each in seen.items():
+        reading, writing = shares(each, scale, size, peak)
+        _row(table, name, seen, f"{scale.prompts / each.median:.2f}", f"{reading:.0%}", f"{writing:.0%}")
+    return table
+
+
+def shares(seen: Seen, scale: Scale, size: Size, peak: float) -> tuple[float, float]:
+    """What of ``peak`` is useful work, while prompts are read (each once, to its first token) and after that."""
+    samples = scale.prompts * scale.judgments
+    first = statistics.median(seen.one_token)
+    read = size.flops(scale.prompts * PROMPT, PROMPT / 2, scale.prompts)
+    wrote = size.flops(samples * (NEW - 1), PROMPT + NEW / 2, samples * (NEW - 1))
+    return read / first / peak, wrote / max(1e-9, seen.median - first) / peak
+
+
+def plain_table(title: str, seen: dict[str, Seen], what: str, count: int) -> Table:
+    """The other tables."""
+    table = _table(title, what)
+    for name, each in seen.items():
+        _row(table, name, seen, f"{count / each.median:.2f}")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("contestant")
+    for column in ("tokens/s", "range", "x generate", "x vLLM", *columns, "peak memory"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _row(table: Table, name: str, seen: dict[str, Seen], *cells: str) -> None:
+    each = seen[name]
+    rates = sorted(each.tokens / seconds for seconds in each.seconds)
+    ratios = (f"{seen[other].median / each.median:.2f}" if other in seen else "-" for other in ("generate", "vllm"))
+    spread = f"{rates[0]:,.0f} - {rates[-1]:,.0f}"
+    table.add_row(
+        name, f"{each.tokens / each.median:,.0f}", spread, *ratios, *cells, f"{each.peak_bytes / 1e6:,.0f} MB"
+    )
+
+
+def compare(folder: Path, model: str, dtype: str, asked: argparse.Namespace, scale: Scale) -> dict[str, Any]:
+    """All work on one model in one precision, printed and returned."""
+    console, work, size = Console(width=max(140, Console().width)), Work(scale, asked.seed), SIZES[model]
+    title = f"{model}, {dtype}"
+    peak = matrix_peak(dtype)
+    contest = Contest(folder, dtype, asked.contestants)
+    found: dict[str, Any] = {"matrix_product_peak_flops": peak}
+    try:
+        for kind in asked.work:
+            say(f"{title}: {kind}")
+            seen = contest.run(getattr(work, kind), asked.rounds, split=kind == "judge")
+            found[kind] = {name: asdict(each) for name, each in seen.items()}
+            console.print(_shown(kind, title, seen, scale, size, peak))
+    finally:
+        contest.close()
+    for name, reason in contest.absent.items():
+        console.print(f"absent: {name}: {reason}", markup=False)
+    return found | {"absent": contest.absent}
+
+
+def _shown(kind: str, title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
+    if kind == "judge":
+        asked = f"{scale.prompts} prompts of {PROMPT} tokens, {scale.judgments} samples of {NEW} tokens each"
+        title = f"{title}: {asked}; peak {peak / 1e9:.0f} GFLOP/s"
+        return judge_table(title, seen, scale, size, peak)
+    calls = scale.judgments * (scale.judgments - 1)
+    if kind == "meta":
+        return plain_table(f"{title}: {calls} meta-judgments of {META_NEW} tokens", seen, "calls/s", calls)
+    k, n = scale.unit_answers, scale.unit_judgments
+    asked = f"{scale.units} whole units, K {k}, N {n}, {n * (n - 1)} meta-judgments"
+    return plain_table(f"{title}: {asked}", seen, "units/s", scale.units)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+
+    def several(known: Sequence[str]) -> Callable[[str], list[str]]:
+        def parse(text: str) -> list[str]:
+            names = text.split(",")
+            if odd := sorted(set(names) - set(known)):
+                raise argparse.ArgumentTypeError(f"{odd[0]!r} is not one of {', '.join(known)}")
+            return names
+
+        return parse
+
+    for flag, known in (
+        ("--models", list(SIZES)),
+        ("--dtypes", ["float32", "bfloat16"]),
+        ("--contestants", list(PYTHONS)),
+        ("--work", ["judge", "meta", "unit"]),
+    ):
+        parser.add_argument(flag, type=several(known), default=known, help=f"some of {','.join(known)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
+    return parser.parse_args()
+
+
+def versions() -> dict[str, object]:
+    """Of what the contestants in other environments are made of."""
+    program = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+    wanted = {
+        "vllm": ("vllm-cpu", "vllm", "torch", "transformers"),
+        "distilabel": ("distilabel", "transformers", "torch"),
+    }
+    found: dict[str, object] = {}
+    for name, packages in wanted.items():
+        if PYTHONS[name][0].exists():
+            listed = subprocess.run([PYTHONS[name][0], "-c", program], capture_output=True, text=True, check=True)
+            there = json.loads(listed.stdout)
+            found[name] = {package: there[package] for package in packages if package in there}
+    return found
+
+
+def main() -> None:
+    """Run all, print, write."""
+    torch.set_num_threads(1)
+    asked = arguments()
+    scale = Scale(asked.prompts, 11, 7, 11, 2)
+    if asked.quick:
+        scale, asked.rounds, asked.models, asked.dtypes = Scale(2, 4, 2, 3, 2), 1, ["t5"], ["float32"]
+    results: dict[str, Any] = {}
+    began, leash = time.time(), Leash()
+    with tempfile.TemporaryDirectory() as home, torch.inference_mode():
+        for model in asked.models:
+            folder = make(Path(home) / model, model)
+            for dtype in asked.dtypes:
+                results[f"{model}, {dtype}"] = compare(folder, model, dtype, asked, scale)
+    record = {
+        "results": results,
+        "scale": asdict(scale),
+        "rounds": asked.rounds,
+        **environment(),
+        "others": versions(),
+        "load": os.getloadavg(),
+        "seconds": time.time() - began,
+    }
+    leash.let_go()
+    (HERE / "results/annotate.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

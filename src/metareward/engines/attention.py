@@ -1,0 +1,71 @@
+"""Attention over a part of what a query may see, and parts put together.
+
+A part yields its own softmax average and the logarithm of its sum of exponentials; parts of one query are merged by
+the weights that these logarithms give them, which is the softmax over all parts at once.
+
+Letters: B batches of keys, H key heads, M queries to a key head, X keys, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# Outputs (B, H, M, D) and their logarithms of sums of exponentials (B, H, M), which are float32.
+Part = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer turns products of queries and keys into scores."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def attention(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attention of queries (B, H, M, D) over keys and values (B, H, X, D), ``mask`` added to the scores."""
+        if self.softcap is None:
+            return nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=self.scale)
+        return self._plain(query, keys, values, mask)[0]
+
+    def part(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
+        """`attention` as a part. Where the mask hides all keys from a query, the part weighs nothing."""
+        if self.softcap is not None or query.device.type != "cpu" or keys.shape[3] != values.shape[3]:
+            return self._plain(query, keys, values, mask)
+        out, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, keys, values, 0.0, False, attn_mask=mask, scale=self.scale
+        )
+        if mask is not None and self.window is not None:
+            # Of a query that sees nothing the logarithm comes as 0.
+            logs = logs.masked_fill(mask.isneginf().all(dim=-1), -torch.inf)
+        return out, logs
+
+    def _plain(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
+        scores = (query @ keys.transpose(2, 3) * self.scale).float()
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        if mask is not None:
+            scores = scores + mask
+        logs = scores.logsumexp(dim=-1)
+        weights = torch.exp(scores - logs.clamp_min(torch.finfo(torch.float32).min)[..., None])
+        return weights.to(query.dtype) @ values, logs
+
+
+def merge(parts: Sequence[Part]) -> Tensor:
+    """The parts' common softmax average. Every query must see a key in at least one of them."""
+    # A softmax over the last dimension, and products and sums apart: what is left over from whole vectors at the end of
+    # a tensor is computed by other code, which in other ways of writing this rounds differently.
+    weights = torch.softmax(torch.stack([logs for _, logs in parts], dim=-1), dim=-1)
+    merged = parts[0][0] * weights[..., :1]
+    for place, (out, _) in enumerate(parts[1:], 1):
+        merged = merged + out * weights[..., place : place + 1]
+    return merged.to(parts[0][0].dtype)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that is added to scores: 0 where ``seen``, -inf elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 # Outputs (B, H, M, D) and their logarithms of sums of exponentials (B, H, M), which are float32.
 Part = tuple[Tensor, Tensor]
 
+_FEW_KEYS = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -34,7 +36,7 @@ class Scores:
 
     def part(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
         """`attention` as a part. Where the mask hides all keys from a query, the part weighs nothing."""
-        if self.softcap is not None or query.device.type != "cpu" or keys.shape[3] != values.shape[3]:
+        if not self._fused(query, keys, values):
             return self._plain(query, keys, values, mask)
         out, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, 0.0, False, attn_mask=mask, scale=self.scale
@@ -43,6 +45,12 @@ class Scores:
             # Of a query that sees nothing the logarithm comes as 0.
             logs = logs.masked_fill(mask.isneginf().all(dim=-1), -torch.inf)
         return out, logs
+
+    def _fused(self, query: Tensor, keys: Tensor, values: Tensor) -> bool:
+        """Whether there is a fused kernel for this, and it is the faster one."""
+        # In float32 it takes nearly three times as long for one query on few keys.
+        lone = query.dtype == torch.float32 and query.shape[2] == 1 and keys.shape[2] <= _FEW_KEYS
+        return query.device.type == "cpu" and self.softcap is None and keys.shape[3] == values.shape[3] and not lone
 
     def _plain(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
         scores = (query @ keys.transpose(2, 3) * self.scale).float()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from metareward.engines.model_folder import require_model_folder
+from metareward.engines.packed import pack
 from metareward.engines.shared_prefix import AttentionDoor
 from metareward.errors import UserError
 from metareward.types import Messages
@@ -55,6 +56,8 @@ def load(folder: Path, device: str, dtype: str) -> Checkpoint:
     attention = AttentionDoor()
     config = _config(folder)
     model = _model(folder, config, attention, precision).to(place).eval().requires_grad_(False)
+    if place.type == "cpu":
+        pack(model)
     stop_ids = _stop_ids(folder, tokenizer, config)
     return Checkpoint(folder, model, tokenizer, attention, place, precision, stop_ids, _context(folder, config))
 

@@ -9,6 +9,7 @@ copying changes no result.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,15 +35,21 @@ class Reader:
         self._slots = slots
         self._prompts: dict[int, _Prompt] = {}
         self._held: dict[int, list[bytes]] = {}
-        self._holder: dict[bytes, int] = {}
+        # Of each piece the slots that hold it, the latest last: that one will stay longest.
+        self._holders: dict[bytes, dict[int, None]] = {}
 
     def add(self, slot: int, ids: Sequence[int]) -> None:
-        """Begin to fill a slot; what it held is forgotten."""
-        for key in self._held.pop(slot, ()):
-            if self._holder.get(key) == slot:
-                del self._holder[key]
+        """Begin to fill a slot. Of what it held the pieces that this prompt begins with, too, stay."""
         # The last token is always read, for its logits, so a piece that ends with it needs no digest.
-        self._prompts[slot] = _Prompt(ids, _digests(ids[:-1], self._slots.width))
+        keys = _digests(ids[:-1], self._slots.width)
+        held = self._held.pop(slot, [])
+        kept = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(held, keys, strict=False)))
+        for key in held[kept:]:
+            del self._holders[key][slot]
+            if not self._holders[key]:
+                del self._holders[key]
+        self._held[slot] = held[:kept]
+        self._prompts[slot] = _Prompt(ids, keys, kept * self._slots.width)
 
     @property
     def pieces(self) -> int:
@@ -84,17 +91,17 @@ class Reader:
         """Take over from another slot as many further pieces as one holds."""
         width = self._slots.width
         for count in range(len(prompt.keys), prompt.have // width, -1):
-            source = self._holder.get(prompt.keys[count - 1])
-            if source is not None:
-                self._slots.copy_prompt(source, slot, count * width)
+            if holders := self._holders.get(prompt.keys[count - 1]):
+                self._slots.copy_prompt(next(reversed(holders)), slot, count * width)
                 self._hold(slot, prompt.keys[prompt.have // width : count])
                 prompt.have = count * width
                 return
 
     def _hold(self, slot: int, keys: list[bytes]) -> None:
-        """Note that the slot holds these pieces; of several holders the latest will stay longest."""
+        """Note that the slot holds these pieces."""
         self._held.setdefault(slot, []).extend(keys)
-        self._holder.update(dict.fromkeys(keys, slot))
+        for key in keys:
+            self._holders.setdefault(key, {})[slot] = None
 
 
 def _digests(ids: Sequence[int], width: int) -> list[bytes]:

@@ -81,6 +81,20 @@ def test_what_a_refilled_slot_held_is_forgotten(checkpoint: Checkpoint) -> None:
     assert torch.equal(logits[1], alone(checkpoint, HEAD))
 
 
+def test_a_refilled_slot_keeps_the_beginning_it_shares_and_so_do_others_of_it(checkpoint: Checkpoint) -> None:
+    reader = fresh(checkpoint)
+    reader.add(0, [*HEAD, 100])
+    read_all(reader)
+    prompt = [*HEAD, 101, 102]
+    reader.add(0, prompt)
+    # 24 of its 32 tokens are whole pieces that the slot held already.
+    assert reader.pieces == 1
+    reader.add(1, prompt)
+    logits, passes = read_all(reader)
+    assert passes == 1
+    assert all(torch.equal(each, alone(checkpoint, prompt)) for each in logits.values()) and len(logits) == 2
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_history_gives_the_bits_of_a_fresh_start(checkpoint: Checkpoint, seed: int) -> None:
     chance = random.Random(seed)

@@ -114,13 +114,14 @@ def test_when_the_last_worker_dies_requests_fail_and_say_why(
     runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
 ) -> None:
     async def scene() -> None:
-        (victim,) = pool.pids
+        victims = pool.pids
         working = asyncio.create_task(pool.complete(*asks(conversation, 1, 150)[0]))
         await asyncio.sleep(0)
-        os.kill(victim, signal.SIGKILL)
-        with pytest.raises(EngineError, match=f"{victim} ended by signal 9"):
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        with pytest.raises(EngineError, match="ended by signal 9"):
             await working
-        with pytest.raises(EngineError, match=f"{victim} ended by signal 9"):
+        with pytest.raises(EngineError, match="ended by signal 9"):
             await pool.complete(conversation(1, 2), Sampling(1.0, 1.0, 4), 1)
 
     runner.run(scene())

@@ -1,7 +1,7 @@
 """Linear layers whose weights are laid out once, as the CPU's kernels want them.
 
-For a product of some tens of rows PyTorch's `linear` spends about as long on laying the weights out, call after call, as
-on multiplying, above all in bfloat16. oneDNN takes weights that were laid out before.
+For a product of some tens of rows PyTorch's `linear` spends about as long on laying the weights out, call after call,
+as on multiplying, above all in bfloat16. oneDNN takes weights that were laid out before.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0.0)]
+BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -183,6 +184,36 @@ class EvaluationSettings(Section):
     meta_pairs: int = Field(1, ge=0, description="Pairs of judgments compared for each held-out prompt, in both orders")
 
 
+class BenchmarkSettings(Section):
+    """One benchmark in the loop. What a kind doesn't take is left empty."""
+
+    kind: Literal["alpaca", "arena", "mt-bench", "judge"] = Field(
+        "alpaca", description="'alpaca': AlpacaEval's comparison; 'arena': Arena-Hard's; 'judge': how well it judges"
+    )
+    models: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
+        (), description="Measured after these iterations, such as [0, 4]; empty for after each"
+    )
+    judge: Text = Field(
+        "itself", description="'itself': the model; 'oracle': the pocket world's; a model folder, a recipe, URL#MODEL"
+    )
+    against: Text = Field(
+        "m0", description="Of alpaca and arena: 'm0', 'previous', or a file of outputs in the benchmark's format"
+    )
+    questions: Text | None = Field(
+        None, description="File of the questions; empty for the held-out prompts (alpaca) or their answers (judge)"
+    )
+    prompt: Text | None = Field(
+        None, description="The judge's prompt, the benchmark's own file; empty: it scores by judgments.rubric"
+    )
+    references: Text | None = Field(None, description="Of mt-bench: the reference answers")
+    difficulty: Text | None = Field(None, description="Of alpaca, with gamed: the official length control's files")
+    gamed: Text | None = Field(None, description="Of alpaca, with difficulty")
+    form: Literal["rankings", "pairs"] = Field("rankings", description="Of judge: what the file of questions holds")
+    version: Literal["v0.1", "v2"] = Field("v0.1", description="Of arena: how verdicts are read and scored")
+    temperature: Temperature = Field(0.0, description="Sampling temperature of the answers; held-out ones are there")
+    judgments: Count = Field(3, description="Judgments of each answer where the judge scores")
+
+
 class IterationSettings(Section):
     """What differs from iteration to iteration (Meta-Rewarding appendix A.3)."""
 
@@ -223,20 +254,21 @@ class Recipe(Section):
     engine: EngineSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
+    benchmarks: Mapping[BenchmarkName, BenchmarkSettings] = Field(
+        {}, description="Benchmarks after iterations, each under a name of yours; 'drop' takes one of a preset's away"
+    )
     iterations: Mapping[int, IterationSettings] = Field(
         description="One section for each iteration, 1 to T; 'drop' takes one of a preset's away"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _iterations_may_be_dropped(cls, values: Any) -> Any:
-        """An iteration that says 'drop' is none, an empty one means the defaults."""
+    def _iterations_and_benchmarks_may_be_dropped(cls, values: Any) -> Any:
+        """One that says 'drop' is none, an empty one means the defaults."""
         if not isinstance(values, Mapping):
             return values
-        iterations = values.get("iterations", PAPER_ITERATIONS)
-        if not isinstance(iterations, Mapping):
-            return values
-        return {**values, "iterations": {t: each or {} for t, each in iterations.items() if each != "drop"}}
+        given = {"iterations": values.get("iterations", PAPER_ITERATIONS), "benchmarks": values.get("benchmarks") or {}}
+        return {**values, **{name: _without_dropped(each) for name, each in given.items()}}
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Recipe:
@@ -261,6 +293,12 @@ class Recipe(Section):
         return self.iterations[t].keep_epoch or self.epochs(t)
 
 
+def _without_dropped(sections: object) -> object:
+    if not isinstance(sections, Mapping):
+        return sections
+    return {name: each or {} for name, each in sections.items() if each != "drop"}
+
+
 Mismatch = tuple[Key, object, str]
 
 
@@ -270,6 +308,9 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     yield from _judging(recipe)
     yield from _engine(recipe.engine)
     yield from _training(recipe.training)
+    for name, benchmark in recipe.benchmarks.items():
+        for field, value, why in _benchmark(benchmark, recipe):
+            yield ("benchmarks", name, field), value, why
     for t, iteration in recipe.iterations.items():
         if iteration.judge_pairs and recipe.judgments.n < 2:
             why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
@@ -325,6 +366,46 @@ def _training(training: TrainingSettings) -> Iterator[Mismatch]:
     if training.final_learning_rate > training.learning_rate:
         why = f"at most training.learning_rate, which is {training.learning_rate}"
         yield ("training", "final_learning_rate"), training.final_learning_rate, why
+
+
+# What each kind must be given, and what else it may be given; the rest is another kind's.
+_NEEDED = {"alpaca": (), "arena": ("questions", "prompt"), "mt-bench": ("questions", "prompt"), "judge": ()}
+_TAKEN = {
+    "alpaca": ("against", "questions", "prompt", "difficulty", "gamed", "temperature", "judgments"),
+    "arena": ("against", "version", "temperature"),
+    "mt-bench": ("references", "temperature"),
+    "judge": ("questions", "form", "prompt", "judgments"),
+}
+
+
+def _benchmark(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """Settings of one benchmark that don't fit: the field, its value, what it should be."""
+    kind = benchmark.kind
+    allowed = {"kind", "models", "judge", *_NEEDED[kind], *_TAKEN[kind]}
+    for name, field in BenchmarkSettings.model_fields.items():
+        value = getattr(benchmark, name)
+        if name in _NEEDED[kind] and value is None:
+            yield name, None, f"a file, as kind is {kind}"
+        if name not in allowed and value != field.default:
+            yield name, value, f"nothing here, as kind is {kind}"
+    if (benchmark.difficulty is None) != (benchmark.gamed is None):
+        yield "gamed", benchmark.gamed, "both difficulty and gamed, or neither"
+    if any(t > len(recipe.iterations) for t in benchmark.models):
+        yield "models", list(benchmark.models), f"at most {len(recipe.iterations)}, the last iteration"
+    yield from _truth(benchmark, recipe)
+
+
+def _truth(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """The oracle knows the pocket world alone."""
+    known = recipe.prompts.source == "pocket" and benchmark.questions is None
+    if benchmark.judge == "oracle" and (benchmark.kind != "alpaca" or not known):
+        yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
+    if benchmark.judge == "oracle" and benchmark.prompt is not None:
+        yield "prompt", benchmark.prompt, "nothing, as the oracle is asked no question"
+    if benchmark.kind == "judge" and not known and benchmark.questions is None:
+        yield "questions", None, "a file of rankings or pairs: only the pocket world knows what is right"
+    if benchmark.kind == "judge" and benchmark.questions is None and benchmark.judge != "itself":
+        yield "judge", benchmark.judge, "itself: on held-out prompts each model is measured as a judge"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -23,7 +23,7 @@ _LOG_LINES = 5
 class IterationStatus:
     """Iteration ``t`` of a run; iteration 0 only evaluates the model it starts from. None: not there yet.
 
-    ``finished`` and ``failed`` count prompts generated for, ``measured`` counts held-out prompts.
+    ``finished`` and ``failed`` count prompts generated for, ``measured`` held-out prompts, ``benchmarks`` results.
     """
 
     t: int
@@ -35,6 +35,7 @@ class IterationStatus:
     measured: int
     evaluated: bool
     done: bool
+    benchmarks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
         measured=_counts(folder.evaluation / "records.sqlite")[0],
         evaluated=facts.evaluation is not None,
         done=facts.done,
+        benchmarks=len(facts.benchmarks),
     )
 
 
@@ -149,7 +151,8 @@ def _count(pairs: int | None) -> str:
 
 def _evaluated(each: IterationStatus) -> str:
     if each.evaluated:
-        return "yes"
+        benchmarks = f", {each.benchmarks} benchmark{'s' if each.benchmarks > 1 else ''}" if each.benchmarks else ""
+        return f"yes{benchmarks}"
     return f"{each.measured} prompts so far" if each.measured else "owed"
 
 

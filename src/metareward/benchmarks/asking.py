@@ -69,8 +69,10 @@ async def ask(
     questions: Sequence[Prompt],
     work: Callable[[Prompt], Awaitable[Mapping[str, object]]],
     settings: Mapping[str, object],
+    stage: str = "asking the judge",
+    role: str = JUDGMENTS,
 ) -> Asked:
-    """``work`` done on every question that the desk's records lack.
+    """``work`` done on every question that the desk's records lack; ``stage`` and ``role`` are told as progress.
 
     ``settings`` is what decides the documents beside the judge, the seed and the questions. Raises `UserError` when the
     records were made with others, or when the judge refuses everything or 20 in a row.
@@ -79,12 +81,12 @@ async def ask(
 
     async def document(question: Prompt) -> str:
         told = json.dumps(await work(question), ensure_ascii=False)
-        desk.progress.advance(JUDGMENTS, 1)
+        desk.progress.advance(role, 1)
         return told
 
     with RecordStore.open(desk.records, {"judge": desk.judge, "seed": desk.seed, **settings}) as store:
-        owed, most = list(keyed.values()), {JUDGMENTS: 1}
-        await sweep_with(document, owed, store, desk.progress, "asking the judge", most, desk.in_flight)
+        owed, most = list(keyed.values()), {role: 1}
+        await sweep_with(document, owed, store, desk.progress, stage, most, desk.in_flight)
         kept = dict(store.documents())
     found = {name: json.loads(kept[each.id]) for name, each in keyed.items() if each.id in kept}
     return Asked(found, frozenset(keyed.keys() - found.keys()))

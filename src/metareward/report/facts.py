@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from metareward.battles import PositionWeights
 from metareward.duels import Duel
@@ -69,6 +70,18 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """One of the recipe's benchmarks of one model: ``eval/NAME/result.json``. ``results`` are the benchmark's own."""
+
+    benchmark: str
+    kind: Literal["alpaca", "arena", "mt-bench", "judge"]
+    model: str
+    against: str | None
+    judge: str
+    results: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Iteration:
     """Iteration ``number``: it starts from model M(number-1) and makes M(number). Iteration 0 only measures M0.
 
@@ -84,6 +97,7 @@ class Iteration:
     evaluation: Evaluation | None
     done: bool
     seconds: float
+    benchmarks: tuple[BenchmarkResult, ...] = ()
 
     @property
     def model(self) -> str:

@@ -8,23 +8,54 @@ kept at once: after a kill only what is owed is asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from metareward.benchmarking_answers import answer
+from metareward.benchmarking_answers import answer, questions_of
 from metareward.benchmarking_entries import Entry, entries
 from metareward.benchmarking_results import numbers
+from metareward.benchmarks.alpaca_files import read_difficulty, read_gamed, read_outputs
+from metareward.benchmarks.arena_files import read_answers, read_judge_prompt
 from metareward.benchmarks.asking import Door
+from metareward.benchmarks.judge_files import read_pairs, read_rankings
+from metareward.benchmarks.label_judge import load_label_prompt
+from metareward.benchmarks.mt_bench_files import read_prompts, read_references
 from metareward.engines.engine import Engine
 from metareward.engines.thinking import WithoutThinking
 from metareward.experiment import Experiment
 from metareward.opening import open_judge
 from metareward.progress import Progress
+from metareward.recipe import BenchmarkSettings
 from metareward.rundir import write_atomic
 from metareward.runlog import tell, timed
 from metareward.types import Completion, Messages, Sampling
 
 _STAGE = "benchmarks"
+
+
+def check(of: Experiment) -> None:
+    """Read every file that is needed yet, and write nothing. Raises `UserError` for one that can't be read."""
+    every = (each for t in range(of.last + 1) for each in entries(of, t))
+    owed = dict.fromkeys(each.name for each in every if each.owes_answers or each.owes_result)
+    for path, read in (file for name in owed for file in _files(of.recipe.benchmarks[name])):
+        read(path)
+
+
+def _files(asked: BenchmarkSettings) -> Iterator[tuple[Path, Callable[[Path], object]]]:
+    """The files of one benchmark, each with its reader."""
+    arena, pairs = asked.kind == "arena", asked.form == "pairs"
+    if asked.questions and asked.kind != "judge":
+        yield Path(asked.questions), lambda _: questions_of(asked)
+    elif asked.questions:
+        yield Path(asked.questions), read_pairs if pairs else read_rankings
+    if asked.prompt:
+        reader = {"arena": read_judge_prompt, "mt-bench": read_prompts}.get(asked.kind, load_label_prompt)
+        yield Path(asked.prompt), reader
+    if asked.kind in ("alpaca", "arena") and asked.against not in ("m0", "previous"):
+        yield Path(asked.against), read_answers if arena else read_outputs
+    others = ((asked.references, read_references), (asked.difficulty, read_difficulty), (asked.gamed, read_gamed))
+    yield from ((Path(name), reader) for name, reader in others if name)
 
 
 def needs_model(of: Experiment, t: int) -> bool:

@@ -31,7 +31,7 @@ async def answer(entry: Entry, engine: Engine, progress: Progress) -> None:
     """Write the answers, asking for those that aren't kept yet. Raises `UserError` for a file that can't be read."""
     entry.folder.mkdir(parents=True, exist_ok=True)
     desk = Desk(engine, entry.model, entry.folder / "answers.sqlite", entry.seed, progress=progress)
-    questions = _questions(entry.asked)
+    questions = questions_of(entry.asked)
     written = await _written(entry, desk, questions)
     if not written:
         raise UserError(f"benchmarks.{entry.name}: {entry.model} answered none of {entry.asked.questions}")
@@ -40,8 +40,11 @@ async def answer(entry: Entry, engine: Engine, progress: Progress) -> None:
     write_atomic(entry.answers, json.dumps(rows, ensure_ascii=False, indent=1) + "\n" if alpaca else json_lines(rows))
 
 
-def _questions(asked: BenchmarkSettings) -> Sequence[Prompt]:
-    """The questions; those of MT-Bench have one message to a turn of the user."""
+def questions_of(asked: BenchmarkSettings) -> Sequence[Prompt]:
+    """The questions of a file; those of MT-Bench have one message to a turn of the user.
+
+    Raises `UserError` when it can't be read.
+    """
     path = Path(str(asked.questions))
     if asked.kind == "alpaca":
         return load_prompts(path)

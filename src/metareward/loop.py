@@ -25,6 +25,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     run = RunDir(out)
     experiment = Experiment(run, recipe)
     experiment.check()  # before anything is written
+    benchmarking.check(experiment)
     with run.lock():
         experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file():

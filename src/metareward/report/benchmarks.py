@@ -124,7 +124,7 @@ def _alpaca_notes(every: Iterable[Fields]) -> Iterator[str]:
     every = list(every)
     yield f"Preferences: {', '.join(dict.fromkeys(str(each['preferences']) for each in every))}."
     yield f"Lengths: {', '.join(dict.fromkeys(str(each['length_method']) for each in every))}."
-    yield from dict.fromkeys(f"{note}." for each in every for note in each["notes"])
+    yield from (f"{each['model']}: {note}." for each in every for note in each["notes"])
 
 
 def _arena(results: Sequence[BenchmarkResult]) -> BenchmarkTable:

@@ -100,7 +100,7 @@ def test_the_log_and_the_marks_tell_the_whole_story(finished: RunDir) -> None:
     for t in range(1, ITERATIONS + 1):
         mark = read(finished.iteration(t).done)
         assert mark["model"] == f"M{t}"
-        assert set(mark["seconds"]) == {"generating", "training", "evaluating"}
+        assert set(mark["seconds"]) == {"generating", "training", "evaluating", "benchmarks"}
 
 
 def test_the_report_knows_all_models(finished: RunDir) -> None:

@@ -42,9 +42,10 @@ from metareward.training.lineage import fingerprint_model
 from metareward.types import PairKind, Prompt, Sampling
 from metareward.unit import UnitSettings, fingerprint
 
-# What may change between two runs in one folder: where and how fast the work is done, never what it means.
+# What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
+# of 'auto' came to is in the records' own fingerprints, so that it can be set to that on another machine.
 _FREE = frozenset(
-    ["engine.device", "engine.workers", "engine.threads", "engine.serve"]
+    ["engine.device", "engine.dtype", "engine.workers", "engine.threads", "engine.serve"]
     + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
     + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
 )

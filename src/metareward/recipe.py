@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from metareward.engines.precision import resolved_dtype
 from metareward.pairs import PairRules
 from metareward.recipe_errors import explain
 from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
@@ -476,9 +477,9 @@ def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
     """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
     if engine.kind == "endpoint":
         return {"engine.kind": engine.kind, "engine.endpoint.model": engine.endpoint.model}
-    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": engine.dtype}
     if engine.kind == "vllm":
-        return kind
+        return {"engine.kind": engine.kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
+    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": resolved_dtype(engine.dtype, engine.device)}
     shape = {"engine.rows": engine.rows} if engine.deterministic else {}
     return {**kind, "engine.deterministic": engine.deterministic, **shape}
 

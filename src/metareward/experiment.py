@@ -32,6 +32,7 @@ from metareward.recipe import (
     VllmSettings,
     engine_fingerprint,
     generation_fingerprint,
+    load_recipe,
 )
 from metareward.render import load_template
 from metareward.rubric import Rubric, with_system
@@ -121,7 +122,9 @@ class Experiment:
         return self.run.path / "inputs.json"
 
     def _kept_settings(self) -> dict[str, object]:
-        return {**_read_json(self.run.resolved), **_read_json(self._inputs_file)}
+        """A setting that was not known yet when the run began has its default."""
+        _read_json(self.run.resolved)
+        return {**load_recipe(str(self.run.resolved)).resolved(), **_read_json(self._inputs_file)}
 
     # --- prompts ---
 
@@ -134,10 +137,10 @@ class Experiment:
                 raise UserError("prompts.held_out: with prompts.source pocket give a number, not a file")
             held = world.prompts(asked.held_out, derive(seed, "held out"), held_out=True)
             return held, world.prompts(asked.per_iteration * self.last, derive(seed, "prompts"))
-        prompts = load_prompts(Path(asked.source))
+        prompts = load_prompts(asked.source, asked.network, asked.field)
         if isinstance(asked.held_out, int):
             return hold_out(prompts, asked.held_out, seed)
-        held = load_prompts(Path(asked.held_out))
+        held = load_prompts(asked.held_out, asked.network, asked.field)
         return held, _without(prompts, held)
 
     def _choose(self, t: int) -> tuple[Prompt, ...]:

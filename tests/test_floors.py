@@ -20,7 +20,7 @@ FLOORS: tuple[str, ...] = (
     "render rubric metarubric reasoning expected scores battles pairs agreement monitors",
     "engines.* store rundir records",
     "prompts* unit sweep measuring evaluation measures duels summary pairfiles progress environment runlog training.* "
-    "pocket.* benchmarks.* proposing* seeding.*",
+    "spending billing pocket.* benchmarks.* proposing* seeding.*",
     "recipe* opening presets plan rates trial starter rebuild experiment stages benchmarking* loop status report.* "
     "evaluate_tables evaluate_cli data_runs data_cli cli",
 )

@@ -17,10 +17,11 @@ from metareward.benchmarking_entries import Entry, entries
 from metareward.benchmarking_results import numbers
 from metareward.benchmarks.alpaca_files import read_difficulty, read_gamed, read_outputs
 from metareward.benchmarks.arena_files import read_answers, read_judge_prompt
-from metareward.benchmarks.asking import Door
+from metareward.benchmarks.asking import Door, OpenEngine
 from metareward.benchmarks.judge_files import read_pairs, read_rankings
 from metareward.benchmarks.label_judge import load_label_prompt
 from metareward.benchmarks.mt_bench_files import read_prompts, read_references
+from metareward.billing import billed
 from metareward.engines.engine import Engine
 from metareward.engines.thinking import WithoutThinking
 from metareward.experiment import Experiment
@@ -87,7 +88,14 @@ async def ask_others(of: Experiment, t: int, progress: Progress) -> None:
     with timed(of.run, t, _STAGE):
         for each in owed:
             silent = each.graded or each.asked.judge == "oracle"
-            await _finish(each, None if silent else Door(each.asked.judge, open_judge, each.seed, progress))
+            await _finish(each, None if silent else Door(each.asked.judge, _opening(of), each.seed, progress))
+
+
+def _opening(of: Experiment) -> OpenEngine:
+    async def opened(name: str) -> Engine:
+        return billed(of.run, f"judge {name}", await open_judge(name))
+
+    return opened
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 
 from metareward import benchmarking, stages
+from metareward.billing import billed, warnings_told
 from metareward.experiment import Experiment
 from metareward.progress import Progress, terminal_progress
 from metareward.recipe import Recipe
@@ -26,7 +27,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     experiment = Experiment(run, recipe)
     experiment.check()  # before anything is written
     benchmarking.check(experiment)
-    with run.lock():
+    with run.lock(), warnings_told(run):
         experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file():
             return False
@@ -58,7 +59,7 @@ async def _use(experiment: Experiment, t: int, progress: Progress) -> None:
     measuring, generating = stages.owes_evaluation(experiment, t), stages.owes_records(experiment, t + 1)
     if not (measuring or generating or benchmarking.needs_model(experiment, t)):
         return
-    engine = await experiment.engine(t)
+    engine = billed(experiment.run, f"M{t}", await experiment.engine(t))
     try:
         if measuring:
             await stages.measure_model(experiment, t, engine, progress)

@@ -13,6 +13,7 @@ from metareward.report.facts import Iteration
 from metareward.report.gather import gather
 from metareward.report.visible import visible
 from metareward.rundir import RunDir
+from metareward.spending import Spending
 from metareward.store import RecordStore
 
 _HEAD = ("", "prompts", "actor pairs", "judge pairs", "trained", "evaluated")
@@ -47,6 +48,8 @@ class Status:
     iterations: tuple[IterationStatus, ...]
     holder: str | None
     last_lines: tuple[str, ...]
+    spendings: tuple[Spending, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -63,6 +66,8 @@ def status(run: RunDir) -> Status:
         iterations=tuple(_iteration(run, each) for each in facts.iterations),
         holder=run.holder(),
         last_lines=_last_lines(run.log),
+        spendings=facts.spendings,
+        warnings=facts.warnings,
     )
 
 
@@ -73,9 +78,25 @@ def status_text(run: RunDir) -> str:
     width = len(str(recipe.prompts.per_iteration))
     rows = [_HEAD, *(_row(each, recipe, width) for each in found.iterations)]
     lines = [f"{found.path}: {_state(found)}", f"model {recipe.model}, {_owed(found)}", "", *_aligned(rows)]
+    if found.spendings:
+        lines += [
+            "",
+            "asked of servers:",
+            *(f"  {each.who} at {each.server}: {_bill(each)}" for each in found.spendings),
+        ]
+    if found.warnings:
+        lines += ["", f"warnings ({len(found.warnings)}), the last ones:"]
+        lines += [f"  {warning}" for warning in found.warnings[-_LOG_LINES:]]
     if found.last_lines:
         lines += ["", "last lines of the log:", *(f"  {line}" for line in found.last_lines)]
     return visible("\n".join(lines) + "\n")
+
+
+def _bill(each: Spending) -> str:
+    """The counts in words, without those that are usually 0."""
+    seldom = ((each.failed, "failed"), (each.cached, "from the cache"), (each.filtered, "filtered"))
+    told = [f"{each.requests:,} requests", *(f"{count:,} {words}" for count, words in seldom if count)]
+    return ", ".join([*told, f"{each.prompt_tokens:,} tokens read, {each.completion_tokens:,} written"])
 
 
 def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:

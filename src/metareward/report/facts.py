@@ -14,6 +14,7 @@ from metareward.battles import PositionWeights
 from metareward.duels import Duel
 from metareward.monitors import Finding, PositionStatistics
 from metareward.recipe import Recipe
+from metareward.spending import Spending
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,17 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A whole run: the recipe with every default filled in, where it ran, and its iterations 0..T."""
+    """A whole run: the recipe with every default filled in, where it ran, and its iterations 0..T.
+
+    ``spendings`` are what servers were asked for, ``warnings`` what the engines warned of.
+    """
 
     name: str
     recipe: Recipe
     environment: tuple[tuple[str, str], ...]
     iterations: tuple[Iteration, ...]
+    spendings: tuple[Spending, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:

@@ -22,6 +22,7 @@ from metareward.report.metrics import MAIN, PERCENT
 from metareward.report.table import Cell, Row, rows
 from metareward.rundir import RunDir
 from metareward.runlog import seconds
+from metareward.spending import spent, warnings
 from metareward.store import RecordStore
 
 T = TypeVar("T")
@@ -62,6 +63,8 @@ def gather(run: RunDir) -> Run:
         recipe=recipe,
         environment=tuple(_flat(environment)),
         iterations=tuple(_iteration(number, run, recipe) for number in range(len(recipe.iterations) + 1)),
+        spendings=spent(run),
+        warnings=warnings(run),
     )
 
 

@@ -43,7 +43,7 @@ def test_what_was_asked_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> 
         async with RudeServer(rude_once) as server:
             await asked(run, server)
             await asked(run, server, tmp_path / "cache")
-            return server.url
+            return f"{server.url}/v1"
 
     url = asyncio.run(twice())
     (total,) = spent(run)

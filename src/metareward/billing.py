@@ -1,7 +1,7 @@
 """What servers are asked for, and what engines warn of, is told in the run's log (`metareward.spending` adds it up).
 
-An engine's counts are told when it is closed, so a run that is taken up again adds to what it had before; what was asked
-by an engine that was killed is not counted.
+An engine's counts are told when it is closed, so a run that is taken up again adds to what it had before. Those of an
+engine that was killed are lost.
 """
 
 from __future__ import annotations

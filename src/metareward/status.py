@@ -79,11 +79,8 @@ def status_text(run: RunDir) -> str:
     rows = [_HEAD, *(_row(each, recipe, width) for each in found.iterations)]
     lines = [f"{found.path}: {_state(found)}", f"model {recipe.model}, {_owed(found)}", "", *_aligned(rows)]
     if found.spendings:
-        lines += [
-            "",
-            "asked of servers:",
-            *(f"  {each.who} at {each.server}: {_bill(each)}" for each in found.spendings),
-        ]
+        lines += ["", "asked of servers:"]
+        lines += [f"  {each.who} at {each.server}: {_bill(each)}" for each in found.spendings]
     if found.warnings:
         lines += ["", f"warnings ({len(found.warnings)}), the last ones:"]
         lines += [f"  {warning}" for warning in found.warnings[-_LOG_LINES:]]

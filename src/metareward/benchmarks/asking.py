@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,10 @@ OpenEngine = Callable[[str], Awaitable[Engine]]
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where a judge is asked: its engine, its name, and the file that keeps what it answered."""
+    """Where a judge is asked: its engine, its name, and the file that keeps what it answered.
+
+    ``manner`` is what else decides its answers, such as room to think.
+    """
 
     engine: Engine
     judge: str
@@ -36,6 +39,7 @@ class Desk:
     seed: int = 0
     in_flight: int = 64
     progress: Progress = SILENT
+    manner: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,13 @@ class Door:
     open: OpenEngine
     seed: int = 0
     progress: Progress = SILENT
+    manner: Mapping[str, object] = field(default_factory=dict)
 
     async def at_desk(self, records: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
         """``work`` done with the engine, which is closed whatever happens."""
         engine = await self.open(self.judge)
         try:
-            return await work(Desk(engine, self.judge, records, self.seed, progress=self.progress))
+            return await work(Desk(engine, self.judge, records, self.seed, progress=self.progress, manner=self.manner))
         finally:
             await engine.aclose()
 
@@ -84,7 +89,7 @@ async def ask(
         desk.progress.advance(role, 1)
         return told
 
-    with RecordStore.open(desk.records, {"judge": desk.judge, "seed": desk.seed, **settings}) as store:
+    with RecordStore.open(desk.records, {"judge": desk.judge, "seed": desk.seed, **desk.manner, **settings}) as store:
         owed, most = list(keyed.values()), {role: 1}
         await sweep_with(document, owed, store, desk.progress, stage, most, desk.in_flight)
         kept = dict(store.documents())

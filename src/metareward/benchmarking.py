@@ -122,6 +122,7 @@ async def _finish(entry: Entry, door: Door | None) -> None:
         "model": entry.model,
         "against": _against(entry),
         "judge": entry.asked.judge,
+        "by_rubric": entry.asked.judge != "oracle" and entry.asked.prompt is None,
         "results": await numbers(entry, door),
     }
     write_atomic(entry.result, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -98,6 +98,10 @@ def _row(entry: Entry, prompt: Prompt, turns: Sequence[str]) -> dict[str, object
         told = {"instruction": conversation(prompt.messages), "output": turns[0], "generator": entry.model}
         return {"id": prompt.id, **told}
     if entry.asked.kind == "arena":
-        content = [{"content": turn} for turn in turns]
-        return {"question_id": prompt.id, "model_id": entry.model, "choices": [{"turns": content}]}
+        return arena_row(entry.model, prompt.id, turns[0])
     return {"question_id": int(prompt.id), "model_id": entry.model, "choices": [{"index": 0, "turns": turns}]}
+
+
+def arena_row(model: str, question: str, text: str) -> dict[str, object]:
+    """An answer as Arena-Hard's files have it."""
+    return {"question_id": question, "model_id": model, "choices": [{"turns": [{"content": text}]}]}

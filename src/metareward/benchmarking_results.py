@@ -5,29 +5,33 @@ ones are.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from metareward.benchmarking_answers import arena_row
 from metareward.benchmarking_entries import Entry
-from metareward.benchmarks import alpaca, arena_run, judge_run, mt_bench_run
+from metareward.benchmarks import alpaca, arena_run, judge_run, mt_bench_files, mt_bench_run
 from metareward.benchmarks.alpaca_files import Output, read_annotations, read_difficulty, read_gamed, read_outputs
 from metareward.benchmarks.alpaca_judge import Meeting, annotated_by, label_judge, meetings
-from metareward.benchmarks.arena_files import by_model, read_answers
+from metareward.benchmarks.arena_files import Question, by_model, read_answers, read_questions
+from metareward.benchmarks.arena_judge import verdicts_by
 from metareward.benchmarks.asking import Desk, Door
 from metareward.benchmarks.judge_files import Item, Pair, Response, Winner, graded
 from metareward.benchmarks.judge_tables import pairs_table
 from metareward.benchmarks.label_judge import load_label_prompt
+from metareward.benchmarks.mt_bench_judge import grade_by_rubric
 from metareward.benchmarks.pair_judges import GradedJudge, Grading, PairJudge, Scores, ScoringJudge, TrueJudge
 from metareward.errors import UserError
 from metareward.evaluation import HeldOut, Oracle
 from metareward.render import conversation
-from metareward.rundir import write_atomic
+from metareward.rundir import json_lines, write_atomic
 from metareward.scores import TOLERANCE
 from metareward.stages import measured
-from metareward.types import Candidate, Prompt, Sampling, Scored
+from metareward.types import Candidate, Message, Prompt, Sampling, Scored
 
 Numbers = list[dict[str, object]]
+Rows = Sequence[Mapping[str, object]]
 
 
 async def numbers(entry: Entry, door: Door | None) -> Numbers:
@@ -40,9 +44,9 @@ async def numbers(entry: Entry, door: Door | None) -> Numbers:
         return await _alpaca(entry, door)
     if entry.asked.kind == "judge" and entry.asked.questions is None:
         return _agreement(entry)
-    assert door is not None, "the recipe's check lets no other benchmark go without a judge"
     if entry.asked.kind == "arena":
         return await _arena(entry, door)
+    assert door is not None, "the recipe's check lets no other benchmark go without a judge"
     return await (_mt_bench(entry, door) if entry.asked.kind == "mt-bench" else _judge(entry, door))
 
 
@@ -95,20 +99,21 @@ def _output(record: HeldOut, entry: Entry) -> Output:
     return Output(conversation(record.prompt.messages), record.own[0].text, "held out", entry.model)
 
 
-async def _compared(entry: Entry, door: Door | None, met: Sequence[Meeting]) -> Sequence[Mapping[str, object]]:
+async def _compared(entry: Entry, door: Door | None, met: Sequence[Meeting]) -> Rows:
+    prompt = entry.asked.prompt
+    if door is None or prompt is None:
+        return await _by_judge_of_each(entry, door, lambda judge: annotated_by(judge, met))
+    question = load_label_prompt(Path(prompt))
+    kept = entry.folder / "judge.sqlite"
+    return await door.at_desk(kept, lambda desk: annotated_by(label_judge(desk, question), met))
+
+
+async def _by_judge_of_each(entry: Entry, door: Door | None, work: Callable[[PairJudge], Awaitable[Rows]]) -> Rows:
+    """``work`` with a judge that sees one output at a time."""
     if door is None:
-        return await annotated_by(_present_judge(entry), met)
-
-    def work(desk: Desk) -> Awaitable[Sequence[Mapping[str, object]]]:
-        prompt = entry.asked.prompt
-        judge: PairJudge = (
-            ScoringJudge(desk, _grading(entry))
-            if prompt is None
-            else label_judge(desk, load_label_prompt(Path(prompt)))
-        )
-        return annotated_by(judge, met)
-
-    return await door.at_desk(entry.folder / "judge.sqlite", work)
+        return await work(_present_judge(entry))
+    kept = entry.folder / "judge.sqlite"
+    return await door.at_desk(kept, lambda desk: work(ScoringJudge(desk, _grading(entry))))
 
 
 def _present_judge(entry: Entry) -> PairJudge:
@@ -150,16 +155,13 @@ def _grading(entry: Entry) -> Grading:
 # --- Arena-Hard and MT-Bench ---
 
 
-async def _arena(entry: Entry, door: Door) -> Numbers:
-    base = entry.baseline
-    theirs = base.answers if base else Path(entry.asked.against)
+async def _arena(entry: Entry, door: Door | None) -> Numbers:
+    theirs, own = _arena_answers(entry, entry.baseline), _arena_answers(entry, entry)
     names = list(by_model(read_answers(theirs)))
     if len(names) != 1:
         raise UserError(f"{theirs}: holds answers of {len(names)} models; fix: name a file with those of one")
     both = entry.folder / "both.jsonl"
-    write_atomic(
-        both, "".join(path.read_text(encoding="utf-8").rstrip("\n") + "\n" for path in (theirs, entry.answers))
-    )
+    write_atomic(both, "".join(path.read_text(encoding="utf-8").rstrip("\n") + "\n" for path in (theirs, own)))
     files = arena_run.ArenaFiles(
         judgments=entry.folder / "judgments.jsonl",
         version=entry.asked.version,
@@ -168,8 +170,38 @@ async def _arena(entry: Entry, door: Door) -> Numbers:
         questions=_path(entry.asked.questions),
         prompt=_path(entry.asked.prompt),
     )
-    await arena_run.judged(files, door)
+    if door is not None and files.prompt is not None:
+        await arena_run.judged(files, door)
+    else:
+        await _fought(entry, door, files)
     return [each.as_dict() for each in arena_run.results(files, seed=entry.seed % 2**32)]
+
+
+def _arena_answers(entry: Entry, by: Entry | None) -> Path:
+    """The file of the model's answers, or of the baseline's; held-out answers are written into one here."""
+    if entry.asked.questions is not None:
+        return by.answers if by else Path(entry.asked.against)
+    assert by is not None, "the recipe's check lets no file of outputs answer held-out prompts"
+    path = entry.folder / ("answers.jsonl" if by == entry else "baseline.jsonl")
+    rows = (arena_row(by.model, record.prompt.id, record.own[0].text) for record in measured(entry.of, by.t))
+    write_atomic(path, json_lines(rows))
+    return path
+
+
+async def _fought(entry: Entry, door: Door | None, files: arena_run.ArenaFiles) -> None:
+    """Write the verdicts of a judge that sees one answer at a time."""
+    models = by_model(read_answers(entry.folder / "both.jsonl"))
+    base, own = models[str(files.baseline)], models[entry.model]
+    rows = await _by_judge_of_each(entry, door, lambda judge: verdicts_by(judge, _questions(entry), base, own))
+    write_atomic(files.judgments, json_lines(rows))
+
+
+def _questions(entry: Entry) -> list[tuple[Question, Prompt]]:
+    """What was asked, and as the judge sees it."""
+    if entry.asked.questions is None:
+        return [(Question(each.id, "", conversation(each.messages)), each) for each in entry.of.held_out]
+    asked = read_questions(Path(entry.asked.questions))
+    return [(each, Prompt(each.id, (Message("user", each.text),))) for each in asked]
 
 
 async def _mt_bench(entry: Entry, door: Door) -> Numbers:
@@ -180,8 +212,20 @@ async def _mt_bench(entry: Entry, door: Door) -> Numbers:
         references=_path(entry.asked.references),
         prompts=_path(entry.asked.prompt),
     )
-    await mt_bench_run.judged(files, door)
+    await (mt_bench_run.judged(files, door) if files.prompts else _graded_turns(entry, door))
     return [each.as_dict() for each in mt_bench_run.results(files)]
+
+
+async def _graded_turns(entry: Entry, door: Door) -> None:
+    """Write the grades of a judge that knows only the run's rubric."""
+    questions = mt_bench_files.read_questions(Path(str(entry.asked.questions)))
+    models = mt_bench_files.read_answers(entry.answers)
+
+    def work(desk: Desk) -> Awaitable[Rows]:
+        return grade_by_rubric(desk, _grading(entry), questions, models)
+
+    rows = await door.at_desk(entry.folder / "judgments.sqlite", work)
+    write_atomic(entry.folder / "judgments.jsonl", json_lines(rows))
 
 
 def _path(name: str | None) -> Path | None:

@@ -205,7 +205,8 @@ class BenchmarkSettings(Section):
         "m0", description="Of alpaca and arena: 'm0', 'previous', or a file of outputs in the benchmark's format"
     )
     questions: Text | None = Field(
-        None, description="File of the questions; empty for the held-out prompts (alpaca) or their answers (judge)"
+        None,
+        description="File of the questions; empty for the held-out prompts, or with kind judge their answers",
     )
     prompt: Text | None = Field(
         None, description="The judge's prompt, the benchmark's own file; empty: it scores by judgments.rubric"
@@ -374,11 +375,11 @@ def _training(training: TrainingSettings) -> Iterator[Mismatch]:
 
 
 # What each kind must be given, and what else it may be given; the rest is another kind's.
-_NEEDED = {"alpaca": (), "arena": ("questions", "prompt"), "mt-bench": ("questions", "prompt"), "judge": ()}
+_NEEDED = {"alpaca": (), "arena": (), "mt-bench": ("questions",), "judge": ()}
 _TAKEN = {
     "alpaca": ("against", "questions", "prompt", "difficulty", "gamed", "temperature", "judgments"),
-    "arena": ("against", "version", "temperature"),
-    "mt-bench": ("references", "temperature"),
+    "arena": ("against", "questions", "prompt", "version", "temperature", "judgments"),
+    "mt-bench": ("prompt", "references", "temperature", "judgments"),
     "judge": ("questions", "form", "prompt", "judgments"),
 }
 
@@ -397,13 +398,20 @@ def _benchmark(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[s
         yield "gamed", benchmark.gamed, "both difficulty and gamed, or neither"
     if any(t > len(recipe.iterations) for t in benchmark.models):
         yield "models", list(benchmark.models), f"at most {len(recipe.iterations)}, the last iteration"
+    if kind == "arena" and benchmark.questions is None:
+        if benchmark.prompt is not None:
+            yield "questions", None, "a file, as its judge has the benchmark's prompt"
+        if benchmark.against not in ("m0", "previous"):
+            yield "against", benchmark.against, "m0 or previous, as the held-out prompts are this run's own"
+    if benchmark.references is not None and benchmark.prompt is None:
+        yield "references", benchmark.references, "nothing without prompt: the run's rubric has no place for it"
     yield from _truth(benchmark, recipe)
 
 
 def _truth(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
     """The oracle knows the pocket world alone."""
     known = recipe.prompts.source == "pocket" and benchmark.questions is None
-    if benchmark.judge == "oracle" and (benchmark.kind != "alpaca" or not known):
+    if benchmark.judge == "oracle" and (benchmark.kind not in ("alpaca", "arena") or not known):
         yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
     if benchmark.judge == "oracle" and benchmark.prompt is not None:
         yield "prompt", benchmark.prompt, "nothing, as the oracle is asked no question"

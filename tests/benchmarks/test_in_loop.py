@@ -17,10 +17,15 @@ from rich.console import Console
 
 from metareward import benchmarking, stages
 from metareward.benchmarking_entries import Entry, entries
+from metareward.benchmarks import arena_files
+from metareward.benchmarks.arena_judge import verdicts_by
+from metareward.benchmarks.arena_markdown import count_style
+from metareward.benchmarks.pair_judges import TrueJudge
 from metareward.engines.engine import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.experiment import Experiment
+from metareward.pocket.world import PocketOracle, prompts
 from metareward.progress import SILENT
 from metareward.recipe import load_recipe
 from metareward.report.benchmarks import benchmark_tables, benchmarks_text
@@ -214,6 +219,45 @@ def test_what_isn_t_answered_is_counted_and_nothing_becomes_nan(tmp_path: Path) 
         go(of, 2, Refusing(2, "Output m:"))
 
 
+def test_arena_and_mt_bench_by_a_judge_who_knows_only_its_rubric(tmp_path: Path) -> None:
+    held = "benchmarks.held={kind: arena}"
+    hard = EVERY[3].replace(", prompt: DIR/config.yaml", ", judgments: 2")
+    mt = EVERY[4].replace(", prompt: DIR/grader.jsonl", "")
+    of = furnished(tmp_path, held, hard, mt)
+    all_of_it(of)
+    for name, questions in (("held", HELD_OUT), ("hard", QUESTIONS)):
+        rows = [json.loads(line) for line in (Entry(of, 2, name).folder / "judgments.jsonl").read_text().splitlines()]
+        verdicts = [tuple(game["score"] for game in row["games"]) for row in rows]
+        mirrored = {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B"), (None, None)}
+        assert len(rows) == questions and set(verdicts) <= mirrored and len(set(verdicts)) > 1
+        (told,) = result(of, 2, name)["results"]
+        (score,) = told["models"]
+        wins, draws = verdicts.count(("B>A", "A>B")), verdicts.count(("A=B", "A=B"))
+        readable = questions - verdicts.count((None, None))
+        assert score["score"] == pytest.approx(100 * (wins + draws / 2) / readable)
+    (turns,) = result(of, 0, "mt")["results"]
+    assert turns["n_valid"] + turns["n_failed"] == 4 and 0 <= turns["average"] <= 5
+    assert [table.title for table in benchmark_tables(gather(of.run))] == [
+        "held: Arena-Hard v0.1, against M0, judged by each model itself by the run's rubric",
+        "hard: Arena-Hard v0.1, against M0, judged by each model itself by the run's rubric",
+        "mt: MT-Bench, judged by each model itself by the run's rubric",
+    ]
+
+
+def test_the_oracle_judges_arena_too(tmp_path: Path) -> None:
+    questions = [(arena_files.Question(each.id, "", "?"), each) for each in prompts(6, 1, held_out=True)]
+    base = {each.id: answer(each.id, "M0", "no idea") for each, _ in questions}
+    own = base | {questions[0][0].id: answer(questions[0][0].id, "M1", "what is this")}
+    rows = asyncio.run(verdicts_by(TrueJudge(PocketOracle()), questions, base, own))
+    assert [row["games"] for row in rows] == [[{"score": "A=B"}, {"score": "A=B"}]] * 6
+    recipe = load_recipe("pocket", ["benchmarks.x={kind: arena, judge: oracle, against: previous}"])
+    assert recipe.benchmarks["x"].judge == "oracle"
+
+
+def answer(question: str, by: str, text: str) -> arena_files.Answer:
+    return arena_files.Answer(question, by, text, count_style(text, None))
+
+
 def test_a_judge_that_reads_nothing_leaves_dashes(tmp_path: Path) -> None:
     of = furnished(tmp_path, EVERY[1], EVERY[4])
     go(of, 0)
@@ -276,7 +320,14 @@ def test_an_official_length_control_needs_both_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("benchmarks.x.kind=arena", "benchmarks.x.questions: expected a file, as kind is arena"),
+        ("benchmarks.x.kind=mt-bench", "benchmarks.x.questions: expected a file, as kind is mt-bench"),
+        (
+            "benchmarks.x={kind: arena, prompt: p}",
+            "questions: expected a file, as its judge has the benchmark's prompt",
+        ),
+        ("benchmarks.x={kind: arena, against: f}", "expected m0 or previous, as the held-out prompts are this run's"),
+        ("benchmarks.x={kind: mt-bench, questions: q, references: r}", "expected nothing without prompt"),
+        ("benchmarks.x={kind: mt-bench, questions: q, judge: oracle}", "expected another judge: the oracle compares"),
         ("benchmarks.x.version=v2", "benchmarks.x.version=v2: expected nothing here, as kind is alpaca"),
         ("benchmarks.x.models=[9]", "benchmarks.x.models=[9]: expected at most 4"),
         ("benchmarks.x={judge: oracle, questions: q}", 'benchmarks.x.judge: "oracle": expected another judge'),

@@ -27,7 +27,7 @@ from metareward.render import load_template
 from metareward.rubric import Rubric
 from metareward.types import Alternative, Completion, Message, Messages, Prompt, Sampling, Step
 
-ASKED = prompts(16, 3, held_out=True)
+ASKED = prompts(24, 3, held_out=True)
 GRADING = Grading(RUBRIC, 2, Sampling(1.0, 0.95, 48))
 MakeJudge = Callable[[Path], PairJudge]
 
@@ -45,7 +45,7 @@ def answers() -> tuple[list[str], list[str]]:
             return [written[0].text for written in await asyncio.gather(*calls)]
 
         try:
-            return await of(0.0), await of(1.6)
+            return await of(0.0), await of(1.2)
         finally:
             await engine.aclose()
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from metareward.benchmarks.asking import Desk, ask
+from metareward.benchmarks.asking import Asked, Desk, ask
 from metareward.benchmarks.label_judge import SAMPLING, FirstShare, LabelPrompt, read_label
 from metareward.evaluation import Oracle
 from metareward.expected import ALTERNATIVES, expected_reading
@@ -110,6 +110,20 @@ class Grading:
         reading = expected_reading(written, self.rubric) if self.expected else read
         return reading.score if isinstance(reading, Scored) else None
 
+    async def asked(self, desk: Desk, questions: Sequence[Prompt]) -> Asked:
+        """The judge of ``desk`` asked each of the rubric's ``questions``: documents with its ``scores``, N each.
+
+        Raises `UserError` as `ask` does.
+        """
+
+        async def work(question: Prompt) -> dict[str, object]:
+            seed = derive(desk.seed, "scores", question.id)
+            seeded = replace(self.sampling, seed=seed, alternatives=ALTERNATIVES if self.expected else 0)
+            written_N = await desk.engine.complete(question.messages, seeded, self.n)
+            return {"scores": [self.score(written) for written in written_N]}
+
+        return await ask(desk, questions, work, self.settings)
+
     @property
     def settings(self) -> dict[str, object]:
         """What decides the scores."""
@@ -145,15 +159,7 @@ class ScoringJudge:
             for pair in pairs
             for text in (pair.first, pair.second)
         }
-
-        async def work(question: Prompt) -> dict[str, object]:
-            alternatives = ALTERNATIVES if self.grading.expected else 0
-            seed = derive(self.desk.seed, "scores", question.id)
-            seeded = replace(self.grading.sampling, seed=seed, alternatives=alternatives)
-            written_N = await self.desk.engine.complete(question.messages, seeded, self.grading.n)
-            return {"scores": [self.grading.score(written) for written in written_N]}
-
-        asked = await ask(self.desk, list(questions.values()), work, self.grading.settings)
+        asked = await self.grading.asked(self.desk, list(questions.values()))
         scores = {key: tuple(document["scores"]) for key, document in asked.documents.items()}
         return {
             pair.prompt.id: _share(*(scores.get(_place(pair.prompt, text)) for text in (pair.first, pair.second)))

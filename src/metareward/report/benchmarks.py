@@ -6,7 +6,7 @@ A number for which there is nothing to count is a dash. How many were judged sta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -66,7 +66,8 @@ def _title(result: BenchmarkResult, name: str) -> str:
     # 'previous' is another model each time, so the rows name it.
     against = f", against {result.against}" if result.against else ""
     judge = {"itself": "each model itself", "oracle": "the oracle"}.get(result.judge, result.judge)
-    return f"{result.benchmark}: {name}{against}, judged by {judge}"
+    how = " by the run's rubric" if result.by_rubric else ""
+    return f"{result.benchmark}: {name}{against}, judged by {judge}{how}"
 
 
 def _names(results: Sequence[BenchmarkResult]) -> Iterator[tuple[str, BenchmarkResult]]:
@@ -80,7 +81,7 @@ def _against_one(results: Sequence[BenchmarkResult]) -> BenchmarkResult:
     first = results[0]
     if len({each.against for each in results}) == 1:
         return first
-    return BenchmarkResult(first.benchmark, first.kind, first.model, None, first.judge, first.results)
+    return replace(first, against=None)
 
 
 def _left_out(fields: Fields, *names: str) -> str:

@@ -72,13 +72,17 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
-    """One of the recipe's benchmarks of one model: ``eval/NAME/result.json``. ``results`` are the benchmark's own."""
+    """One of the recipe's benchmarks of one model: ``eval/NAME/result.json``.
+
+    ``by_rubric``: the judge graded by the run's rubric, not by the benchmark's prompt. ``results`` are the benchmark's.
+    """
 
     benchmark: str
     kind: Literal["alpaca", "arena", "mt-bench", "judge"]
     model: str
     against: str | None
     judge: str
+    by_rubric: bool
     results: tuple[Mapping[str, Any], ...]
 
 

@@ -225,7 +225,7 @@ BROKEN = [
     (f"seed: {'9' * 5000}\nextends: pocket\n", 'my.yaml:1: seed: "99999'),
     (f"extends: pocket\niterations:\n  {'9' * 50}: {{}}\n", "my.yaml:3: iterations.9999"),
     ("seed: 0\n", "my.yaml: model: must be given: M0: a Hugging Face model folder, or 'pocket'"),
-    ("model: m\n", "my.yaml: prompts.source: must be given: JSONL file"),
+    ("model: m\n", "my.yaml: prompts.source: must be given: Prompts in a file"),
     ("model:\nprompts: {source: p}\n", "my.yaml: model: must be given: "),
     ("", "my.yaml: model: must be given: "),
 ]

@@ -56,7 +56,7 @@ def _text(table: BenchmarkTable) -> Table:
         caption_justify="left",
     )
     for place, name in enumerate(table.columns):
-        shown.add_column(name, justify="right" if place else "left")
+        shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=not place)
     for row in table.rows:
         shown.add_row(*map(visible, row))
     return shown

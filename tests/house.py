@@ -26,6 +26,7 @@ judgments: {{n: 3, max_tokens: 24}}
 meta_judgments: {{max_tokens: 24}}
 engine: {{workers: 1, threads: 1}}
 training: {{learning_rate: 1e-3, epochs: 1, batch_size: 1, micro_batch_size: 1}}
+benchmarks: {{mine: {{questions: questions.jsonl, judgments: 1}}}}
 iterations: {{1: {{}}, 2: {{}}}}
 """
 _SUBJECTS = ("a river", "an old clock", "two cats", "the first snow", "a bridge", "seven lemons")
@@ -80,6 +81,7 @@ def furnish(folder: Path) -> None:
     prompts = [f"Write line {number} about {_SUBJECTS[number % len(_SUBJECTS)]}." for number in range(count)]
     text = "".join(json.dumps({"id": f"p{number:02d}", "prompt": each}) + "\n" for number, each in enumerate(prompts))
     (folder / "prompts.jsonl").write_text(text, encoding="utf-8")
+    (folder / "questions.jsonl").write_text('{"prompt": "Write about rain."}\n{"prompt": "And about wind."}\n')
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
 
 
@@ -119,6 +121,8 @@ def outcome(run: RunDir, iterations: int = ITERATIONS) -> dict[str, object]:
         found |= {f"documents of iter-{t}": documents(folder.records)} if t else {}
         found |= {f"documents of iter-{t}/eval": documents(folder.evaluation / "records.sqlite")}
         measured = json.loads((folder.evaluation / "model.json").read_text(encoding="utf-8"))
+        made = sorted(folder.evaluation.glob("*/*.json"))
+        found |= {f"iter-{t}/{path.parent.name}/{path.name}": digest(path) for path in made}
         found |= {f"measurements of M{t}": {key: value for key, value in measured.items() if key != "seconds"}}
     return found
 

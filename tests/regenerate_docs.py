@@ -127,7 +127,7 @@ def recipes_page() -> str:
             inside = schema["$defs"][section.__name__]["properties"]
             about = field.description or (section.__doc__ or "").splitlines()[0]
             name = dotted(key)
-            title = f"{name}.1, {name}.2, …" if name == "iterations" else name
+            title = {"iterations": "iterations.1, iterations.2, …", "benchmarks": "benchmarks.NAME"}.get(name, name)
             plain = [(name, each) for name, each in section.model_fields.items() if section_of(each) is None]
             parts.append(f"\n## {title}\n\n{about}\n\n{_table(plain, inside)}")
     return "".join([*parts, _paper_iterations(), _changes()])
@@ -189,7 +189,8 @@ def _changes() -> str:
     plain = dict(_flat(load_recipe("meta-rewarding", given)))
     others = {name: dict(_flat(load_recipe(name, [] if name == "pocket" else given))) for name in PRESETS}
     del others["meta-rewarding"]
-    keys = [key for key in {**plain, **dict.fromkeys(k for each in others.values() for k in each)} if key != ("name",)]
+    every = {**plain, **dict.fromkeys(k for each in others.values() for k in each)}
+    keys = [key for key in every if key != ("name",) and key[0] != "benchmarks"]  # the presets' own are in their files
     rows: list[tuple[str, ...]] = [("key", "meta-rewarding", *others)]
     for key in keys:
         cells = [_cell(each, key) for each in (plain, *others.values())]

@@ -109,7 +109,26 @@ def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
 
 def test_where_and_how_fast_it_runs_may_change(tmp_path: Path) -> None:
     begun(tmp_path)
-    begun(tmp_path, "engine.device=cuda:1", "engine.workers=3", "engine.threads=2")
+    begun(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
+
+
+def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    kept = json.loads(of.run.resolved.read_text())
+    del kept["prompts"]["network"], kept["prompts"]["field"], kept["benchmarks"]
+    of.run.resolved.write_text(json.dumps(kept))
+    experiment(tmp_path).check()
+    with pytest.raises(UserError, match=r"prompts\.field \(null -> \"text\"\)"):
+        experiment(tmp_path, "prompts.field=text").check()
+
+
+def test_prompts_may_be_named_by_field_and_on_the_hub_only_if_the_network_is_allowed(tmp_path: Path) -> None:
+    rows = ({"text": f"Ask {number}.", "prompt": "wrong"} for number in range(2 * PROMPTS + 9))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of = begun(tmp_path, f"prompts.source={tmp_path}/rows.jsonl", "prompts.field=text")
+    assert all(prompt.messages[0].content.startswith("Ask ") for t in (0, 1, 2) for prompt in of.prompts(t))
+    with pytest.raises(UserError, match=r"hub:own/set: is on the Hugging Face hub, and the network is off"):
+        experiment(tmp_path, "prompts.source=hub:own/set", out="other").check()
 
 
 def test_files_that_the_recipe_only_names_may_not_change(tmp_path: Path) -> None:

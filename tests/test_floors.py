@@ -20,8 +20,8 @@ FLOORS: tuple[str, ...] = (
     "render rubric metarubric reasoning expected scores battles pairs agreement monitors",
     "engines.* store rundir records",
     "prompts* unit sweep measuring evaluation measures duels summary pairfiles progress environment runlog training.* "
-    "pocket.* benchmarks.* proposing* seeding.*",
-    "recipe* opening presets plan rates trial starter rebuild experiment stages loop status report.* "
+    "spending billing pocket.* benchmarks.* proposing* seeding.*",
+    "recipe* opening presets plan rates trial starter rebuild experiment stages benchmarking* loop status report.* "
     "evaluate_tables evaluate_cli data_runs data_cli cli",
 )
 # Imported inside functions, because they take seconds or aren't needed by everyone.

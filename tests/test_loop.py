@@ -96,11 +96,11 @@ def test_every_model_is_measured_and_nobody_pretends_to_know_the_truth(finished:
 
 def test_the_log_and_the_marks_tell_the_whole_story(finished: RunDir) -> None:
     events = [json.loads(line)["event"] for line in finished.log.read_text(encoding="utf-8").splitlines()]
-    assert events == ["evaluated"] + ["pairs", "trained", "evaluated", "iteration done"] * ITERATIONS
+    assert events == ["evaluated"] + ["pairs", "trained", "evaluated", "benchmark", "iteration done"] * ITERATIONS
     for t in range(1, ITERATIONS + 1):
         mark = read(finished.iteration(t).done)
         assert mark["model"] == f"M{t}"
-        assert set(mark["seconds"]) == {"generating", "training", "evaluating"}
+        assert set(mark["seconds"]) == {"generating", "training", "evaluating", "benchmarks"}
 
 
 def test_the_report_knows_all_models(finished: RunDir) -> None:
@@ -165,7 +165,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def room(house: House, tmp_path: Path) -> Path:
     """A folder with the house's model, prompts and recipe, to be spoilt."""
     shutil.copytree(house.folder / "model", tmp_path / "model")
-    for name in ("prompts.jsonl", "recipe.yaml"):
+    for name in ("prompts.jsonl", "questions.jsonl", "recipe.yaml"):
         shutil.copy(house.folder / name, tmp_path)
     return tmp_path
 

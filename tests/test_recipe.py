@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from metareward.engines.precision import resolved_dtype
 from metareward.errors import UserError
 from metareward.recipe import Recipe, generation_fingerprint, load_recipe, pairs_rules, recipe_text
 
@@ -224,7 +225,7 @@ BROKEN = [
     (f"seed: {'9' * 5000}\nextends: pocket\n", 'my.yaml:1: seed: "99999'),
     (f"extends: pocket\niterations:\n  {'9' * 50}: {{}}\n", "my.yaml:3: iterations.9999"),
     ("seed: 0\n", "my.yaml: model: must be given: M0: a Hugging Face model folder, or 'pocket'"),
-    ("model: m\n", "my.yaml: prompts.source: must be given: JSONL file"),
+    ("model: m\n", "my.yaml: prompts.source: must be given: Prompts in a file"),
     ("model:\nprompts: {source: p}\n", "my.yaml: model: must be given: "),
     ("", "my.yaml: model: must be given: "),
 ]
@@ -300,7 +301,6 @@ def fingerprint(*overrides: str, t: int = 1) -> dict[str, object]:
 @pytest.mark.parametrize(
     "override",
     [
-        "engine.device=cuda",
         "engine.workers=3",
         "engine.threads=2",
         "training.beta=0.3",
@@ -328,13 +328,20 @@ def test_what_does_not_bear_on_records_is_not_in_their_fingerprint(override: str
         "judgments.min_valid=2",
         "meta_judgments.hide_scores=true",
         "meta_judgments.top_p=0.5",
-        "engine.dtype=float32",
     ],
 )
 def test_what_bears_on_records_is_in_their_fingerprint_by_name(override: str) -> None:
     key = override.partition("=")[0]
     assert fingerprint(override)[key] != fingerprint()[key]
     assert {**fingerprint(override), key: None} == {**fingerprint(), key: None}
+
+
+def test_the_number_format_bears_on_records_and_auto_is_what_it_comes_to() -> None:
+    told = {dtype: fingerprint(f"engine.dtype={dtype}")["engine.dtype"] for dtype in ("float32", "bfloat16", "auto")}
+    assert told == {"float32": "float32", "bfloat16": "bfloat16", "auto": resolved_dtype("auto", "auto")}
+    assert fingerprint("engine.device=cuda:1")["engine.dtype"] == "bfloat16"
+    same = ("engine.device=cpu", "engine.device=cuda")
+    assert len({str(fingerprint("engine.dtype=float32", device)) for device in same}) == 1
 
 
 def test_the_meta_judge_bears_only_on_iterations_that_ask_it() -> None:

@@ -117,6 +117,7 @@ def run_command(
     loaded = load_recipe(recipe, changes or ())
 
     from metareward.loop import run_recipe  # after the recipe's mistakes: it takes seconds to import
+    from metareward.report.benchmarks import benchmarks_text
     from metareward.report.contests import contests_text
     from metareward.report.gather import gather, table_text
     from metareward.rundir import RunDir
@@ -125,9 +126,10 @@ def run_command(
     worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
     run = RunDir(folder)
     _print(table_text(run))
-    against = contests_text(gather(run).evaluations)
-    if against is not None:
-        _print(against)
+    facts = gather(run)
+    for shown in (contests_text(facts.evaluations), benchmarks_text(facts)):
+        if shown is not None:
+            _print(shown)
     _print(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
 
 

@@ -18,12 +18,19 @@ import typer
 from metareward.errors import UserError
 
 if TYPE_CHECKING:
-    from metareward.benchmarks.asking import Door
+    from metareward.benchmarks.asking import Door, OpenEngine
+    from metareward.engines.engine import Engine
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Benchmarks of the papers, and the quality of judges.")
 
 JudgeEngine = Annotated[
     str | None, typer.Option("--judge-engine", metavar="ENGINE", help="Ask this judge what isn't stored yet.")
+]
+Thinking = Annotated[
+    int | None,
+    typer.Option(
+        "--thinking", metavar="TOKENS", min=1, help="The judge thinks first, in so many tokens: leave it out."
+    ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there, too.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the judge's sampling and of the intervals.")]
@@ -50,6 +57,7 @@ def alpaca_command(
         bool, typer.Option("--by-instruction", help="Number rows by the reference's order, not by place.")
     ] = False,
     judge_engine: JudgeEngine = None,
+    thinking: Thinking = None,
     seed: Seed = 0,
     out: Json = None,
 ) -> None:
@@ -70,7 +78,7 @@ def alpaca_command(
         prompt=_optional(prompt),
         by_instruction=by_instruction,
     )
-    if door := _door(context, judge_engine, seed):
+    if door := _door(context, judge_engine, seed, thinking):
         asyncio.run(alpaca_run.annotated(files, door))
     elif not files.annotations:
         raise UserError("give --annotations, the judge's annotations.json, or --judge-engine to ask a judge")
@@ -90,6 +98,7 @@ def arena_command(
     questions: Annotated[str | None, option("--questions", "question.jsonl, to ask a judge.")] = None,
     prompt: Annotated[str | None, option("--prompt", "judge_config.yaml, to ask a judge.")] = None,
     judge_engine: JudgeEngine = None,
+    thinking: Thinking = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of the bootstrap.")] = 1000,
     style_rounds: Annotated[
         int, typer.Option("--style-rounds", min=0, help="Rounds for intervals of style-controlled scores.")
@@ -110,7 +119,7 @@ def arena_command(
         questions=_optional(questions),
         prompt=_optional(prompt),
     )
-    if door := _door(context, judge_engine, seed):
+    if door := _door(context, judge_engine, seed, thinking):
         asyncio.run(arena_run.judged(files, door))
     results = arena_run.results(files, rounds, style_rounds, seed)
     _tell(arena_tables(results), {"benchmark": "arena", "categories": [each.as_dict() for each in results]}, out)
@@ -125,6 +134,7 @@ def mt_bench_command(
     references: Annotated[str | None, option("--references", "reference_answer/gpt-4.jsonl, to ask a judge.")] = None,
     prompts: Annotated[str | None, option("--prompts", "judge_prompts.jsonl, to ask a judge.")] = None,
     judge_engine: JudgeEngine = None,
+    thinking: Thinking = None,
     seed: Seed = 0,
     out: Json = None,
 ) -> None:
@@ -139,7 +149,7 @@ def mt_bench_command(
         references=_optional(references),
         prompts=_optional(prompts),
     )
-    if door := _door(context, judge_engine, seed):
+    if door := _door(context, judge_engine, seed, thinking):
         asyncio.run(mt_bench_run.judged(files, door))
     scores = mt_bench_run.results(files)
     _tell(mt_bench_tables(scores), {"benchmark": "mt-bench", "models": [each.as_dict() for each in scores]}, out)
@@ -161,6 +171,7 @@ def judge_command(
         str | None, typer.Option("--own", metavar="NAME", help="The generator whose outputs are the judge's own.")
     ] = None,
     judge_engine: JudgeEngine = None,
+    thinking: Thinking = None,
     reference_engine: Annotated[
         str | None, typer.Option("--reference-engine", metavar="ENGINE", help="The judge that says what is right.")
     ] = None,
@@ -187,8 +198,8 @@ def judge_command(
     judges = judge_run.Judges(
         name=name if judge_engine is None else judge_engine,
         grading=judge_run.grading(rubric, count),
-        door=_door(context, judge_engine, seed),
-        reference=_door(context, reference_engine, seed),
+        door=_door(context, judge_engine, seed, thinking),
+        reference=_door(context, reference_engine, seed, thinking),
         own=own,
     )
     table = asyncio.run(judge_run.table(files, judges, judge_run.protocol_named(protocol)))
@@ -211,7 +222,7 @@ def _given(name: str | None, needing: str, needed: str) -> str:
     return name
 
 
-def _door(context: typer.Context, engine: str | None, seed: int) -> Door | None:
+def _door(context: typer.Context, engine: str | None, seed: int, thinking: int | None) -> Door | None:
     from metareward.benchmarks.asking import Door
     from metareward.progress import terminal_progress
 
@@ -219,7 +230,20 @@ def _door(context: typer.Context, engine: str | None, seed: int) -> Door | None:
         return None
     if context.obj is None:
         raise UserError(f"engine {engine}: no engine can be opened here; fix: use stored annotations")
-    return Door(engine, context.obj, seed, terminal_progress())
+    if thinking is None:
+        return Door(engine, context.obj, seed, terminal_progress())
+    return Door(engine, _thoughtless(context.obj, thinking), seed, terminal_progress(), {"thinking": thinking})
+
+
+def _thoughtless(opening: OpenEngine, room: int) -> OpenEngine:
+    """Engines without what they think between <think> and </think>."""
+    from metareward.engines.thinking import WithoutThinking
+    from metareward.reasoning import Reasoning
+
+    async def opened(name: str) -> Engine:
+        return WithoutThinking(await opening(name), Reasoning(), room)
+
+    return opened
 
 
 def _tell(shown: Any, numbers: Mapping[str, object], out: Path | None) -> None:

@@ -179,13 +179,18 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 
 
-def judge_table(results: JudgeTable) -> Table:
-    """The judges of a table, the length-only judge and chance; measures that none of them has are left out."""
+def judge_columns(results: JudgeTable) -> list[Column]:
+    """What is printed of a table of judges: heading, place in the measures, and how; not what none of them has."""
     columns = _section_columns(results) if results.kind == "sections" else _COLUMNS.get(results.kind, _AGREEMENT)
-    told = [column for column in columns if any(_inside(each, column[1]) is not None for _, each in results.rows)]
+    return [column for column in columns if any(inside(each, column[1]) is not None for _, each in results.rows)]
+
+
+def judge_table(results: JudgeTable) -> Table:
+    """The judges of a table, the length-only judge and chance."""
+    told = judge_columns(results)
     table = _table(f"Judges: {results.kind}", "judge", *(heading for heading, _, _ in told))
     for name, measures in results.rows:
-        table.add_row(visible(name), *(show(_inside(measures, path)) for _, path, show in told))
+        table.add_row(visible(name), *(show(inside(measures, path)) for _, path, show in told))
     return table
 
 
@@ -195,7 +200,7 @@ def _section_columns(results: JudgeTable) -> tuple[Column, ...]:
     return (("overall %", "overall", percent), *named, ("unparsable", "n_unparsable", number))
 
 
-def _inside(measures: Mapping[str, object], path: str) -> object:
+def inside(measures: Mapping[str, object], path: str) -> object:
     """The value at a dotted path, None where there is none."""
     found: object = measures
     for part in path.split("."):

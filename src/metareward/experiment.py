@@ -32,6 +32,7 @@ from metareward.recipe import (
     VllmSettings,
     engine_fingerprint,
     generation_fingerprint,
+    load_recipe,
 )
 from metareward.render import load_template
 from metareward.rubric import Rubric, with_system
@@ -42,9 +43,10 @@ from metareward.training.lineage import fingerprint_model
 from metareward.types import PairKind, Prompt, Sampling
 from metareward.unit import UnitSettings, fingerprint
 
-# What may change between two runs in one folder: where and how fast the work is done, never what it means.
+# What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
+# of 'auto' came to is in the records' own fingerprints, so that it can be set to that on another machine.
 _FREE = frozenset(
-    ["engine.device", "engine.workers", "engine.threads", "engine.serve"]
+    ["engine.device", "engine.dtype", "engine.workers", "engine.threads", "engine.serve"]
     + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
     + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
 )
@@ -120,7 +122,9 @@ class Experiment:
         return self.run.path / "inputs.json"
 
     def _kept_settings(self) -> dict[str, object]:
-        return {**_read_json(self.run.resolved), **_read_json(self._inputs_file)}
+        """A setting that was not known yet when the run began has its default."""
+        _read_json(self.run.resolved)
+        return {**load_recipe(str(self.run.resolved)).resolved(), **_read_json(self._inputs_file)}
 
     # --- prompts ---
 
@@ -133,10 +137,10 @@ class Experiment:
                 raise UserError("prompts.held_out: with prompts.source pocket give a number, not a file")
             held = world.prompts(asked.held_out, derive(seed, "held out"), held_out=True)
             return held, world.prompts(asked.per_iteration * self.last, derive(seed, "prompts"))
-        prompts = load_prompts(Path(asked.source))
+        prompts = load_prompts(asked.source, asked.network, asked.field)
         if isinstance(asked.held_out, int):
             return hold_out(prompts, asked.held_out, seed)
-        held = load_prompts(Path(asked.held_out))
+        held = load_prompts(asked.held_out, asked.network, asked.field)
         return held, _without(prompts, held)
 
     def _choose(self, t: int) -> tuple[Prompt, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from metareward import stages
+from metareward import benchmarking, stages
+from metareward.billing import billed, warnings_told
 from metareward.experiment import Experiment
 from metareward.progress import Progress, terminal_progress
 from metareward.recipe import Recipe
@@ -25,7 +26,8 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     run = RunDir(out)
     experiment = Experiment(run, recipe)
     experiment.check()  # before anything is written
-    with run.lock():
+    benchmarking.check(experiment)
+    with run.lock(), warnings_told(run):
         experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file():
             return False
@@ -44,6 +46,7 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
         stages.make_pairs(experiment, t)
         stages.train(experiment, t, progress)
     asyncio.run(_use(experiment, t, progress))
+    asyncio.run(benchmarking.ask_others(experiment, t, progress))
     if t and not done.is_file():
         experiment.run.report.unlink(missing_ok=True)  # it would outlive a kill, and know nothing of this iteration
         mark_done(done, {"model": f"M{t}", "seconds": seconds(experiment.run, t)})
@@ -54,12 +57,13 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
 async def _use(experiment: Experiment, t: int, progress: Progress) -> None:
     """One engine for all that M_t is asked, and none if nothing is owed. It is closed before any training."""
     measuring, generating = stages.owes_evaluation(experiment, t), stages.owes_records(experiment, t + 1)
-    if not (measuring or generating):
+    if not (measuring or generating or benchmarking.needs_model(experiment, t)):
         return
-    engine = await experiment.engine(t)
+    engine = billed(experiment.run, f"M{t}", await experiment.engine(t))
     try:
         if measuring:
             await stages.measure_model(experiment, t, engine, progress)
+        await benchmarking.ask_model(experiment, t, engine, progress)
         if generating:
             await stages.generate(experiment, t + 1, engine, progress)
     finally:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from metareward.engines import endpoint, vllm, vllm_server
 from metareward.engines.engine import Engine
+from metareward.engines.thinking import WithoutThinking
 from metareward.engines.workers import open_local
 from metareward.errors import UserError
 from metareward.pocket import world
+from metareward.reasoning import Reasoning
 from metareward.recipe import EngineSettings, load_recipe
 from metareward.training.lineage import fingerprint_model
 
@@ -39,7 +41,8 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
 
 async def open_judge(name: str) -> Engine:
     """The engine of a judge that is no run's own: ``pocket``, a model folder, a recipe file (its model and engine), or
-    a server as ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set.
+    a server as ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set. Where the recipe says that its model
+    thinks (``reasoning.remove``), it gets ``judgments.max_tokens`` more to think in, and what it thinks is left out.
 
     Raises `UserError` for a name that is none of these.
     """
@@ -47,7 +50,10 @@ async def open_judge(name: str) -> Engine:
         return await _judge_server(*name.partition("#")[::2])
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
-        return await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
+        thinking = recipe.reasoning
+        engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
+        marks = Reasoning(thinking.opening, thinking.closing)
+        return WithoutThinking(engine, marks, recipe.judgments.max_tokens) if thinking.remove else engine
     return await open_engine(EngineSettings.model_validate({}), model_folder(name), 0, Path(tempfile.gettempdir()))
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from metareward.engines.precision import resolved_dtype
 from metareward.pairs import PairRules
 from metareward.recipe_errors import explain
 from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
@@ -20,6 +21,7 @@ from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0.0)]
+BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -42,7 +44,11 @@ class Section(BaseModel):
 class PromptSettings(Section):
     """Where prompts come from."""
 
-    source: Text = Field(description="JSONL file with one prompt a line, or 'pocket' for the pocket world's own")
+    source: Text = Field(
+        description="Prompts in a file or folder, or on the hub as hub:OWNER/NAME; 'pocket': the pocket world's own"
+    )
+    field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
+    network: bool = Field(False, description="Whether source and held_out may be fetched from the Hugging Face hub")
     per_iteration: Count = Field(5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000)")
     held_out: Text | Count = Field(
         256, description="What every model is evaluated on: so many prompts kept out of training, or a JSONL file"
@@ -183,6 +189,37 @@ class EvaluationSettings(Section):
     meta_pairs: int = Field(1, ge=0, description="Pairs of judgments compared for each held-out prompt, in both orders")
 
 
+class BenchmarkSettings(Section):
+    """One benchmark in the loop. What a kind doesn't take is left empty."""
+
+    kind: Literal["alpaca", "arena", "mt-bench", "judge"] = Field(
+        "alpaca", description="'alpaca': AlpacaEval's comparison; 'arena': Arena-Hard's; 'judge': how well it judges"
+    )
+    models: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
+        (), description="Measured after these iterations, such as [0, 4]; empty for after each"
+    )
+    judge: Text = Field(
+        "itself", description="'itself': the model; 'oracle': the pocket world's; a model folder, a recipe, URL#MODEL"
+    )
+    against: Text = Field(
+        "m0", description="Of alpaca and arena: 'm0', 'previous', or a file of outputs in the benchmark's format"
+    )
+    questions: Text | None = Field(
+        None,
+        description="File of the questions; empty for the held-out prompts, or with kind judge their answers",
+    )
+    prompt: Text | None = Field(
+        None, description="The judge's prompt, the benchmark's own file; empty: it scores by judgments.rubric"
+    )
+    references: Text | None = Field(None, description="Of mt-bench: the reference answers")
+    difficulty: Text | None = Field(None, description="Of alpaca, with gamed: the official length control's files")
+    gamed: Text | None = Field(None, description="Of alpaca, with difficulty")
+    form: Literal["rankings", "pairs"] = Field("rankings", description="Of judge: what the file of questions holds")
+    version: Literal["v0.1", "v2"] = Field("v0.1", description="Of arena: how verdicts are read and scored")
+    temperature: Temperature = Field(0.0, description="Sampling temperature of the answers; held-out ones are there")
+    judgments: Count = Field(3, description="Judgments of each answer where the judge scores")
+
+
 class IterationSettings(Section):
     """What differs from iteration to iteration (Meta-Rewarding appendix A.3)."""
 
@@ -223,20 +260,21 @@ class Recipe(Section):
     engine: EngineSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
+    benchmarks: Mapping[BenchmarkName, BenchmarkSettings] = Field(
+        {}, description="Benchmarks after iterations, each under a name of yours; 'drop' takes one of a preset's away"
+    )
     iterations: Mapping[int, IterationSettings] = Field(
         description="One section for each iteration, 1 to T; 'drop' takes one of a preset's away"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _iterations_may_be_dropped(cls, values: Any) -> Any:
-        """An iteration that says 'drop' is none, an empty one means the defaults."""
+    def _iterations_and_benchmarks_may_be_dropped(cls, values: Any) -> Any:
+        """One that says 'drop' is none, an empty one means the defaults."""
         if not isinstance(values, Mapping):
             return values
-        iterations = values.get("iterations", PAPER_ITERATIONS)
-        if not isinstance(iterations, Mapping):
-            return values
-        return {**values, "iterations": {t: each or {} for t, each in iterations.items() if each != "drop"}}
+        given = {"iterations": values.get("iterations", PAPER_ITERATIONS), "benchmarks": values.get("benchmarks") or {}}
+        return {**values, **{name: _without_dropped(each) for name, each in given.items()}}
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Recipe:
@@ -261,6 +299,12 @@ class Recipe(Section):
         return self.iterations[t].keep_epoch or self.epochs(t)
 
 
+def _without_dropped(sections: object) -> object:
+    if not isinstance(sections, Mapping):
+        return sections
+    return {name: each or {} for name, each in sections.items() if each != "drop"}
+
+
 Mismatch = tuple[Key, object, str]
 
 
@@ -270,6 +314,9 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     yield from _judging(recipe)
     yield from _engine(recipe.engine)
     yield from _training(recipe.training)
+    for name, benchmark in recipe.benchmarks.items():
+        for field, value, why in _benchmark(benchmark, recipe):
+            yield ("benchmarks", name, field), value, why
     for t, iteration in recipe.iterations.items():
         if iteration.judge_pairs and recipe.judgments.n < 2:
             why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
@@ -325,6 +372,53 @@ def _training(training: TrainingSettings) -> Iterator[Mismatch]:
     if training.final_learning_rate > training.learning_rate:
         why = f"at most training.learning_rate, which is {training.learning_rate}"
         yield ("training", "final_learning_rate"), training.final_learning_rate, why
+
+
+# What each kind must be given, and what else it may be given; the rest is another kind's.
+_NEEDED = {"alpaca": (), "arena": (), "mt-bench": ("questions",), "judge": ()}
+_TAKEN = {
+    "alpaca": ("against", "questions", "prompt", "difficulty", "gamed", "temperature", "judgments"),
+    "arena": ("against", "questions", "prompt", "version", "temperature", "judgments"),
+    "mt-bench": ("prompt", "references", "temperature", "judgments"),
+    "judge": ("questions", "form", "prompt", "judgments"),
+}
+
+
+def _benchmark(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """Settings of one benchmark that don't fit: the field, its value, what it should be."""
+    kind = benchmark.kind
+    allowed = {"kind", "models", "judge", *_NEEDED[kind], *_TAKEN[kind]}
+    for name, field in BenchmarkSettings.model_fields.items():
+        value = getattr(benchmark, name)
+        if name in _NEEDED[kind] and value is None:
+            yield name, None, f"a file, as kind is {kind}"
+        if name not in allowed and value != field.default:
+            yield name, value, f"nothing here, as kind is {kind}"
+    if (benchmark.difficulty is None) != (benchmark.gamed is None):
+        yield "gamed", benchmark.gamed, "both difficulty and gamed, or neither"
+    if any(t > len(recipe.iterations) for t in benchmark.models):
+        yield "models", list(benchmark.models), f"at most {len(recipe.iterations)}, the last iteration"
+    if kind == "arena" and benchmark.questions is None:
+        if benchmark.prompt is not None:
+            yield "questions", None, "a file, as its judge has the benchmark's prompt"
+        if benchmark.against not in ("m0", "previous"):
+            yield "against", benchmark.against, "m0 or previous, as the held-out prompts are this run's own"
+    if benchmark.references is not None and benchmark.prompt is None:
+        yield "references", benchmark.references, "nothing without prompt: the run's rubric has no place for it"
+    yield from _truth(benchmark, recipe)
+
+
+def _truth(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """The oracle knows the pocket world alone."""
+    known = recipe.prompts.source == "pocket" and benchmark.questions is None
+    if benchmark.judge == "oracle" and (benchmark.kind not in ("alpaca", "arena") or not known):
+        yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
+    if benchmark.judge == "oracle" and benchmark.prompt is not None:
+        yield "prompt", benchmark.prompt, "nothing, as the oracle is asked no question"
+    if benchmark.kind == "judge" and not known and benchmark.questions is None:
+        yield "questions", None, "a file of rankings or pairs: only the pocket world knows what is right"
+    if benchmark.kind == "judge" and benchmark.questions is None and benchmark.judge != "itself":
+        yield "judge", benchmark.judge, "itself: on held-out prompts each model is measured as a judge"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -395,9 +489,9 @@ def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
     """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
     if engine.kind == "endpoint":
         return {"engine.kind": engine.kind, "engine.endpoint.model": engine.endpoint.model}
-    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": engine.dtype}
     if engine.kind == "vllm":
-        return kind
+        return {"engine.kind": engine.kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
+    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": resolved_dtype(engine.dtype, engine.device)}
     shape = {"engine.rows": engine.rows} if engine.deterministic else {}
     return {**kind, "engine.deterministic": engine.deterministic, **shape}
 

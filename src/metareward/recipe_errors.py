@@ -84,6 +84,8 @@ def _value(detail: ErrorDetails) -> str:
 
 def _expected(detail: ErrorDetails) -> str:
     if detail["loc"][-1:] == ("[key]",):
+        if detail["loc"][:1] == ("benchmarks",):
+            return "a name of letters, digits, '_' and '-' that begins with a letter"
         return "iterations numbered 1, 2, 3 and so on"
     return _EXPECTED.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
 
@@ -110,17 +112,18 @@ def _nearest(key: Key, schema: type[BaseModel]) -> str:
     elsewhere = difflib.get_close_matches(str(key[-1]), [str(place[-1]) for place in known], n=1)
     if elsewhere:
         place = next(each for each in known if each[-1] == elsewhere[0])
-        return f"the nearest known one is {dotted(place).replace('*', '1')}"
+        return f"the nearest known one is {dotted(place).replace('*', 'NAME' if place[0] == 'benchmarks' else '1')}"
     return f"known here: {', '.join(siblings)}"
 
 
 def _general(key: Key) -> Key:
-    """A key of any iteration as a key of all: ``iterations.*.rho``."""
-    return tuple("*" if isinstance(part, int) else part for part in key)
+    """A key of any iteration or benchmark as a key of all: ``iterations.*.rho``."""
+    named = key[:1] == ("benchmarks",)
+    return tuple("*" if isinstance(part, int) or (named and at == 1) else part for at, part in enumerate(key))
 
 
 def fields(schema: type[BaseModel], above: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
-    """Every key of a recipe, sections before what is in them, iterations once under ``iterations.*``."""
+    """Every key of a recipe, sections before what is in them, iterations and benchmarks once under ``iterations.*``."""
     for name, field in schema.model_fields.items():
         yield (*above, name), field
         section = section_of(field)

@@ -187,17 +187,18 @@ def _evaluation_records(of: Experiment, t: int) -> Path:
 
 
 def _anchors(of: Experiment) -> dict[str, HeldOut]:
-    return {record.prompt.id: record for record in _measured(of, 0)}
+    return {record.prompt.id: record for record in measured(of, 0)}
 
 
-def _measured(of: Experiment, t: int) -> tuple[HeldOut, ...]:
+def measured(of: Experiment, t: int) -> tuple[HeldOut, ...]:
+    """What M_t did on the held-out prompts."""
     with RecordStore.read(_evaluation_records(of, t)) as store:
         return held_out_records(store)
 
 
 def _earlier(of: Experiment, t: int) -> dict[str, tuple[HeldOut, ...]]:
     """The records of M_0 and of M_{t-1}."""
-    return {f"M{each}": _measured(of, each) for each in sorted({0, t - 1})}
+    return {f"M{each}": measured(of, each) for each in sorted({0, t - 1})}
 
 
 def _records(of: Experiment, t: int) -> RecordStore:

@@ -62,17 +62,17 @@ def _lines(section: Section, above: Key, unset: list[Key]) -> Iterator[str]:
             yield from _lines(value, key, unset)
         elif isinstance(value, Mapping):
             yield f"{indent}{name}:"
-            yield from _iterations(value)
+            yield from _repeated(name, value)
         else:
             yield f"{indent}{name}:" if key in unset else f"{indent}#{name}: {_written(value)}".rstrip()
 
 
-def _iterations(iterations: Mapping[int, Section]) -> Iterator[str]:
-    """The first iteration explains its keys, the others repeat them bare."""
-    for t, iteration in iterations.items():
-        yield f"  {t}:"
-        for line in _lines(iteration, ("iterations", t), []):
-            if t == 1 or not line.lstrip().startswith("# "):
+def _repeated(name: str, sections: Mapping[int | str, Section]) -> Iterator[str]:
+    """The first of iterations or benchmarks explains its keys, the others repeat them bare."""
+    for place, (key, section) in enumerate(sections.items()):
+        yield f"  {key}:"
+        for line in _lines(section, (name, key), []):
+            if not place or not line.lstrip().startswith("# "):
                 yield line
 
 

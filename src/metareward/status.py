@@ -13,6 +13,7 @@ from metareward.report.facts import Iteration
 from metareward.report.gather import gather
 from metareward.report.visible import visible
 from metareward.rundir import RunDir
+from metareward.spending import Spending
 from metareward.store import RecordStore
 
 _HEAD = ("", "prompts", "actor pairs", "judge pairs", "trained", "evaluated")
@@ -23,7 +24,7 @@ _LOG_LINES = 5
 class IterationStatus:
     """Iteration ``t`` of a run; iteration 0 only evaluates the model it starts from. None: not there yet.
 
-    ``finished`` and ``failed`` count prompts generated for, ``measured`` counts held-out prompts.
+    ``finished`` and ``failed`` count prompts generated for, ``measured`` held-out prompts, ``benchmarks`` results.
     """
 
     t: int
@@ -35,6 +36,7 @@ class IterationStatus:
     measured: int
     evaluated: bool
     done: bool
+    benchmarks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Status:
     iterations: tuple[IterationStatus, ...]
     holder: str | None
     last_lines: tuple[str, ...]
+    spendings: tuple[Spending, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -62,6 +66,8 @@ def status(run: RunDir) -> Status:
         iterations=tuple(_iteration(run, each) for each in facts.iterations),
         holder=run.holder(),
         last_lines=_last_lines(run.log),
+        spendings=facts.spendings,
+        warnings=facts.warnings,
     )
 
 
@@ -72,9 +78,22 @@ def status_text(run: RunDir) -> str:
     width = len(str(recipe.prompts.per_iteration))
     rows = [_HEAD, *(_row(each, recipe, width) for each in found.iterations)]
     lines = [f"{found.path}: {_state(found)}", f"model {recipe.model}, {_owed(found)}", "", *_aligned(rows)]
+    if found.spendings:
+        lines += ["", "asked of servers:"]
+        lines += [f"  {each.who} at {each.server}: {_bill(each)}" for each in found.spendings]
+    if found.warnings:
+        lines += ["", f"warnings ({len(found.warnings)}), the last ones:"]
+        lines += [f"  {warning}" for warning in found.warnings[-_LOG_LINES:]]
     if found.last_lines:
         lines += ["", "last lines of the log:", *(f"  {line}" for line in found.last_lines)]
     return visible("\n".join(lines) + "\n")
+
+
+def _bill(each: Spending) -> str:
+    """The counts in words, without those that are usually 0."""
+    seldom = ((each.failed, "failed"), (each.cached, "from the cache"), (each.filtered, "filtered"))
+    told = [f"{each.requests:,} requests", *(f"{count:,} {words}" for count, words in seldom if count)]
+    return ", ".join([*told, f"{each.prompt_tokens:,} tokens read, {each.completion_tokens:,} written"])
 
 
 def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
@@ -91,6 +110,7 @@ def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
         measured=_counts(folder.evaluation / "records.sqlite")[0],
         evaluated=facts.evaluation is not None,
         done=facts.done,
+        benchmarks=len(facts.benchmarks),
     )
 
 
@@ -149,7 +169,8 @@ def _count(pairs: int | None) -> str:
 
 def _evaluated(each: IterationStatus) -> str:
     if each.evaluated:
-        return "yes"
+        benchmarks = f", {each.benchmarks} benchmark{'s' if each.benchmarks > 1 else ''}" if each.benchmarks else ""
+        return f"yes{benchmarks}"
     return f"{each.measured} prompts so far" if each.measured else "owed"
 
 

@@ -96,6 +96,34 @@ def test_alpaca_by_an_engine(tmp_path: Path) -> None:
     assert "100.00" in again.output  # what was made is an annotation file like any other
 
 
+def test_a_judge_may_think_first(tmp_path: Path) -> None:
+    room: set[int] = set()
+
+    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
+        room.add(sampling.max_tokens)
+        return "<think>m or M? The one by the model.</think>\n" + (
+            "m" if "Output m: own" in messages[-1].content else "M"
+        )
+
+    async def opened(name: str) -> Engine:
+        return ScriptedEngine(reply)
+
+    (tmp_path / "clf.txt").write_text(LABEL_PROMPT, encoding="utf-8")
+    for who in ("base", "own"):
+        rows = [{"instruction": f"Do {i}.", "output": f"{who} {i}", "generator": who} for i in range(5)]
+        json_file(tmp_path / f"{who}.json", rows)
+    words = ["alpaca", "--outputs", tmp_path / "own.json", "--reference", tmp_path / "base.json"]
+    words += ["--prompt", tmp_path / "clf.txt", "--judge-engine", "mine", "--json", tmp_path / "out.json"]
+    aloud, silent = tmp_path / "aloud.json", tmp_path / "silent.json"
+    assert run(*words, "--annotations", aloud, engine=opened).exit_code == 0
+    assert numbers(tmp_path / "out.json")["models"][0]["n_unparsable"] == 5
+    assert run(*words, "--annotations", silent, "--thinking", "200", engine=opened).exit_code == 0
+    assert numbers(tmp_path / "out.json")["models"][0]["win_rate"] == 100
+    assert room == {1, 201}
+    again = run(*words, "--annotations", aloud, "--thinking", "200", engine=opened)
+    assert again.exit_code and "thinking (absent) -> 200" in str(again.exception)
+
+
 def test_arena(arena_data: Path, tmp_path: Path) -> None:
     words = ("--judgments", arena_data / "ko_judgments.csv", "--answers", arena_data / "ko_answer_style.csv")
     told = run("arena", *words, "--baseline", "claude-3.7-sonnet", "--rounds", 50, "--json", tmp_path / "out.json")

@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from metareward.benchmarks.arena_files import Answer, JudgePrompt, Question
 from metareward.benchmarks.arena_verdicts import Version, asks_again, read_verdict
 from metareward.benchmarks.asking import Asked, Desk, ask, kept_text
+from metareward.benchmarks.label_judge import FirstShare
+from metareward.benchmarks.pair_judges import PairJudge, Shown, Unjudged
 from metareward.benchmarks.slots import fill
 from metareward.errors import UserError
+from metareward.scores import TOLERANCE
 from metareward.seeds import derive
 from metareward.types import Message, Messages, Prompt, Sampling
 
@@ -74,6 +77,39 @@ class _Meeting:
         ]
 
 
+async def verdicts_by(
+    judge: PairJudge,
+    questions: Sequence[tuple[Question, Prompt]],
+    baseline: Mapping[str, Answer],
+    answers: Mapping[str, Answer],
+) -> tuple[dict[str, object], ...]:
+    """A row for every question that both have answered, by a judge to whom places mean nothing: game 2 mirrors game 1.
+
+    Each question stands beside what the judge sees of it. More than half of the preference is A>B or B>A; no verdict
+    is a strong one. Raises `UserError` as the judge does.
+    """
+    both = [(each, prompt) for each, prompt in questions if each.id in baseline and each.id in answers]
+    pairs = [Shown(prompt, written(baseline[each.id]), written(answers[each.id])) for each, prompt in both]
+    shares = await judge.shares([pair for pair in pairs if pair.first != pair.second])
+    told = [_Meeting(each, baseline[each.id], answers[each.id]) for each, _ in both]
+    documents = [_mirrored(shares.get(prompt.id)) for _, prompt in both]
+    return tuple(_judged(meeting, judge.name, games) for meeting, games in zip(told, documents, strict=True))
+
+
+Games = list[Mapping[str, object] | None]
+
+
+def _mirrored(share: FirstShare | Unjudged | None) -> Games:
+    """Both games, the baseline as A in the first; identical answers draw."""
+    if share == "refused":
+        return [None, None]
+    if share == "unparsable":
+        return [{"score": None}, {"score": None}]
+    lead = share.share - 0.5 if isinstance(share, FirstShare) else 0.0
+    scores = ("A=B", "A=B") if abs(lead) <= TOLERANCE else ("A>B", "B>A") if lead > 0 else ("B>A", "A>B")
+    return [{"score": score} for score in scores]
+
+
 def written(answer: Answer) -> str:
     """The answer's text. Raises `UserError` when its file holds only its style."""
     if answer.text is None:
@@ -98,7 +134,10 @@ async def _play(desk: Desk, game: Prompt, version: Version) -> dict[str, object]
 
 
 def _row(meeting: _Meeting, judge: str, asked: Asked) -> dict[str, object]:
-    games = [asked.documents.get(meeting.id(number)) for number in (1, 2)]
+    return _judged(meeting, judge, [asked.documents.get(meeting.id(number)) for number in (1, 2)])
+
+
+def _judged(meeting: _Meeting, judge: str, games: Games) -> dict[str, object]:
     return {
         "question_id": meeting.question.id,
         "category": meeting.question.category,

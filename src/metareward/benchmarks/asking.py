@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,10 @@ OpenEngine = Callable[[str], Awaitable[Engine]]
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where a judge is asked: its engine, its name, and the file that keeps what it answered."""
+    """Where a judge is asked: its engine, its name, and the file that keeps what it answered.
+
+    ``manner`` is what else decides its answers, such as room to think.
+    """
 
     engine: Engine
     judge: str
@@ -36,6 +39,7 @@ class Desk:
     seed: int = 0
     in_flight: int = 64
     progress: Progress = SILENT
+    manner: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,13 @@ class Door:
     open: OpenEngine
     seed: int = 0
     progress: Progress = SILENT
+    manner: Mapping[str, object] = field(default_factory=dict)
 
     async def at_desk(self, records: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
         """``work`` done with the engine, which is closed whatever happens."""
         engine = await self.open(self.judge)
         try:
-            return await work(Desk(engine, self.judge, records, self.seed, progress=self.progress))
+            return await work(Desk(engine, self.judge, records, self.seed, progress=self.progress, manner=self.manner))
         finally:
             await engine.aclose()
 
@@ -69,8 +74,10 @@ async def ask(
     questions: Sequence[Prompt],
     work: Callable[[Prompt], Awaitable[Mapping[str, object]]],
     settings: Mapping[str, object],
+    stage: str = "asking the judge",
+    role: str = JUDGMENTS,
 ) -> Asked:
-    """``work`` done on every question that the desk's records lack.
+    """``work`` done on every question that the desk's records lack; ``stage`` and ``role`` are told as progress.
 
     ``settings`` is what decides the documents beside the judge, the seed and the questions. Raises `UserError` when the
     records were made with others, or when the judge refuses everything or 20 in a row.
@@ -79,12 +86,12 @@ async def ask(
 
     async def document(question: Prompt) -> str:
         told = json.dumps(await work(question), ensure_ascii=False)
-        desk.progress.advance(JUDGMENTS, 1)
+        desk.progress.advance(role, 1)
         return told
 
-    with RecordStore.open(desk.records, {"judge": desk.judge, "seed": desk.seed, **settings}) as store:
-        owed, most = list(keyed.values()), {JUDGMENTS: 1}
-        await sweep_with(document, owed, store, desk.progress, "asking the judge", most, desk.in_flight)
+    with RecordStore.open(desk.records, {"judge": desk.judge, "seed": desk.seed, **desk.manner, **settings}) as store:
+        owed, most = list(keyed.values()), {role: 1}
+        await sweep_with(document, owed, store, desk.progress, stage, most, desk.in_flight)
         kept = dict(store.documents())
     found = {name: json.loads(kept[each.id]) for name, each in keyed.items() if each.id in kept}
     return Asked(found, frozenset(keyed.keys() - found.keys()))

@@ -30,6 +30,7 @@ from metareward.benchmarks.judge_tables import (
     sections_table,
 )
 from metareward.benchmarks.label_judge import LabelPrompt, load_label_prompt
+from metareward.benchmarks.pair_judges import Grading
 from metareward.benchmarks.protocols import Name, chosen_by_judge, gpt4_chosen, human, self_chosen
 from metareward.errors import UserError
 from metareward.records import from_json
@@ -57,15 +58,6 @@ class JudgeFiles:
     verdicts: Path | None = None
     prompt: Path | None = None
     kept: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Grading:
-    """How an engine grades: rubric, judgments of each answer, sampling."""
-
-    rubric: Rubric
-    n: int
-    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)

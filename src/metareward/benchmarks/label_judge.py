@@ -27,7 +27,7 @@ FIRST, SECOND = "m", "M"
 # One token, at temperature 1, with the five most probable ones: the setting of weighted_alpaca_eval_gpt4_turbo.
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, alternatives=5)
 
-Mode = Literal["token probabilities", "sampled label"]
+Mode = Literal["token probabilities", "sampled label", "scores of each alone", "truth"]
 
 _MESSAGE = re.compile(r"<\|im_start\|>[ \t]*(\w+)[^\n]*\n(.*?)<\|im_end\|>", re.DOTALL)
 

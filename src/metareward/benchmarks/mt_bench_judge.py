@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from metareward.benchmarks.asking import Asked, Desk, ask, kept_text
 from metareward.benchmarks.mt_bench_files import GradingPrompts, Question, Turns
 from metareward.benchmarks.mt_bench_prompts import prompt_name, question_about, read_score
+from metareward.benchmarks.pair_judges import Grading
 from metareward.seeds import derive
-from metareward.types import Prompt, Sampling
+from metareward.types import Message, Messages, Prompt, Sampling
 
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=2048)
 
@@ -28,13 +30,7 @@ async def grade(
 
     Raises `UserError` as `ask` does, or when a reference answer is missing.
     """
-    turns = [
-        _Turn(model, questions[number], turn)
-        for model, answers in models.items()
-        for number in answers
-        if number in questions
-        for turn in (1, 2)
-    ]
+    turns = _turns(questions, models)
     asked_about = [
         Prompt(
             each.id,
@@ -58,6 +54,44 @@ async def grade(
     return tuple(_row(each, prompt, desk.judge, asked) for each, prompt in zip(turns, asked_about, strict=True))
 
 
+async def grade_by_rubric(
+    desk: Desk,
+    grading: Grading,
+    questions: Mapping[int, Question],
+    models: Mapping[str, Mapping[int, Turns]],
+) -> tuple[dict[str, object], ...]:
+    """The same rows by a judge who knows only its rubric: a turn's score is the mean of N judgments, on their scale.
+
+    It sees the conversation up to the turn, and no reference answer. Raises `UserError` as `ask` does.
+    """
+    turns = _turns(questions, models)
+    asked_about = [_rubric_question(grading, each, models[each.model][each.question.id]) for each in turns]
+    asked = await grading.asked(desk, asked_about)
+    return tuple(_graded_row(each, prompt, desk.judge, asked) for each, prompt in zip(turns, asked_about, strict=True))
+
+
+def _rubric_question(grading: Grading, each: _Turn, answers: Turns) -> Prompt:
+    said: Messages = (Message("user", each.question.turns[0]),)
+    if each.turn == 2:
+        said = (*said, Message("assistant", answers[0]), Message("user", each.question.turns[1]))
+    return Prompt(each.id, grading.rubric.ask(Prompt(each.id, said), answers[each.turn - 1]))
+
+
+def _graded_row(each: _Turn, prompt: Prompt, judge: str, asked: Asked) -> dict[str, object]:
+    document = asked.documents.get(each.id)
+    scores = [score for score in document["scores"] if score is not None] if document else []
+    return {
+        "question_id": each.question.id,
+        "model": each.model,
+        "judge": [judge, "rubric"],
+        "user_prompt": prompt.messages[-1].content,
+        "scores": document and document["scores"],
+        "score": fmean(scores) if scores else -1,
+        "turn": each.turn,
+        "outcome": "refused" if document is None else "judged" if scores else "unparsable",
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """One turn of one model's answer to a question."""
@@ -69,6 +103,16 @@ class _Turn:
     @property
     def id(self) -> str:
         return f"{self.model} on {self.question.id}, turn {self.turn}"
+
+
+def _turns(questions: Mapping[int, Question], models: Mapping[str, Mapping[int, Turns]]) -> list[_Turn]:
+    return [
+        _Turn(model, questions[number], turn)
+        for model, answers in models.items()
+        for number in answers
+        if number in questions
+        for turn in (1, 2)
+    ]
 
 
 def _row(each: _Turn, prompt: Prompt, judge: str, asked: Asked) -> dict[str, object]:

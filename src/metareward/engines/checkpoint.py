@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from metareward.engines.model_folder import require_model_folder
 from metareward.engines.packed import pack
+from metareward.engines.precision import format_for
 from metareward.engines.shared_prefix import AttentionDoor
 from metareward.errors import UserError
 from metareward.types import Messages
@@ -96,17 +97,11 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype meant by ``auto``, ``float32`` or ``bfloat16``: bfloat16 where the device multiplies it quickly."""
     if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16()) else "float32"
+        dtype = format_for(device.type)
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UserError(f"engine.dtype {dtype!r} is not known; take auto, float32 or bfloat16")
     return known[dtype]
-
-
-def _cpu_has_bfloat16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _config(folder: Path) -> Any:

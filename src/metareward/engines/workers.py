@@ -19,6 +19,7 @@ from typing import IO, Any, Literal
 
 from metareward.engines.engine import Engine, EngineError
 from metareward.engines.model_folder import require_model_folder
+from metareward.engines.precision import accelerators, surely_cpu
 from metareward.engines.wire import unpack
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, Sampling
@@ -261,13 +262,9 @@ async def _devices(device: str) -> list[str]:
     """The single devices that ``device`` stands for. Asks torch, in a child, only where there may be a GPU."""
     if device not in ("auto", "cuda"):
         return [device]
-    if device == "auto" and sys.platform == "linux" and not Path("/dev/nvidiactl").exists():
+    if surely_cpu(device):
         return ["cpu"]
-    program = "import torch; print(torch.cuda.device_count(), int(torch.backends.mps.is_available()))"
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    gpus, mps = (int(word) for word in (await child.communicate())[0].split())
+    gpus, mps = await asyncio.to_thread(accelerators)
     if gpus:
         return [f"cuda:{index}" for index in range(gpus)]
     return [device] if device == "cuda" else ["mps" if mps else "cpu"]

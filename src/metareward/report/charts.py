@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metareward.monitors import PositionStatistics
-from metareward.report.drawing import AMBER, BLUE, INK, SOFT, drawing
+from metareward.report.drawing import AMBER, BLUE, INK, SOFT, drawing, ticks
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary
 from metareward.report.metrics import BY_KEY, Form, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def _trend_chart(trend: Trend, series: Sequence[tuple[str, str]], evaluations: S
             _draw_points(chart.axes, points, colour)
         _limit(chart.axes, measures, trend.reference, BY_KEY[main].form)
         _models(chart.axes, [evaluation.model for evaluation in evaluations])
-        chart.axes.yaxis.set_major_formatter(_ticks(BY_KEY[main].form))
+        chart.axes.yaxis.set_major_formatter(_labels(BY_KEY[main].form))
     keys = tuple((name, label) for (_, label), name in zip(series, _NAMES, strict=False) if label)
     return Chart(trend.title, leads, trend.note, keys, chart.svg)
 
@@ -135,16 +137,16 @@ def _limit(axes: Axes, measures: Sequence[Measure], reference: float | None, for
 def _models(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), list(names))
     axes.set_xlim(-0.35, len(names) - 0.65)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(ticks(5, steps=[1, 2, 5, 10]))
 
 
-def _ticks(form: Form) -> FuncFormatter:
-    def label(value: float, _: int | None) -> str:
+def _labels(form: Form) -> Callable[[float, float], str]:
+    def label(value: float, _: float) -> str:
         if form == "share":
             return f"{100 * value:.3g}\u202f%"
         return (f"{value:,g}" if form == "chars" else f"{value:.2g}").replace("-", "−")
 
-    return FuncFormatter(label)
+    return label
 
 
 def histogram_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
@@ -175,9 +177,9 @@ def _histogram(evaluation: Evaluation, kinds: Mapping[str, Mapping[float, float]
             list(anchor), list(anchor.values()), "_", color=AMBER, markersize=13, markeredgewidth=2, zorder=3
         )
         chart.axes.set(ylim=(0, top * 1.06), xlim=(-0.4, max(5.4, *own, *anchor)))
-        chart.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        chart.axes.yaxis.set_major_locator(MaxNLocator(3))
-        chart.axes.yaxis.set_major_formatter(_ticks("share"))
+        chart.axes.xaxis.set_major_locator(ticks(6, integer=True))
+        chart.axes.yaxis.set_major_locator(ticks(3))
+        chart.axes.yaxis.set_major_formatter(_labels("share"))
     return Chart(evaluation.model, (("blue", f"mean {mean:.2f}"),), "", (), chart.svg)
 
 
@@ -223,7 +225,7 @@ def _shares_chart(
             chart.axes.axhline(reference, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
         _models(chart.axes, [f"iteration {number}" if len(told) < 4 else str(number) for number in told])
         chart.axes.set_ylim(-0.02, 1.02)
-        chart.axes.yaxis.set_major_formatter(_ticks("share"))
+        chart.axes.yaxis.set_major_formatter(_labels("share"))
     keys = tuple((name, share.label) for share, name in zip(shares, _NAMES, strict=False) if share.label)
     return Chart(title, leads, note, keys, chart.svg)
 
@@ -264,10 +266,10 @@ def _curves_chart(
             chart.axes.plot(curve.steps, curve.values, marker=marker, color=BLUE, alpha=strength, markersize=5)
         _widen(chart.axes, least)
         _name_ends(chart.axes, curves)
-        chart.axes.yaxis.set_major_locator(MaxNLocator(4))
-        chart.axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        chart.axes.yaxis.set_major_locator(ticks(4))
+        chart.axes.xaxis.set_major_locator(ticks(5, integer=True, min_n_ticks=1))
         if key == "accuracy":
-            chart.axes.yaxis.set_major_formatter(_ticks("share"))
+            chart.axes.yaxis.set_major_formatter(_labels("share"))
     return Chart(title, (), f"{note}{_runaway(curves)}", (), chart.svg)
 
 

@@ -11,13 +11,14 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, and most of a run draws nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 INK, SOFT, GRID, CARD = "#010101", "#020202", "#030303", "#040404"
 BLUE, AMBER, GREEN, RED = "#050505", "#060606", "#070707", "#080808"
@@ -69,6 +70,13 @@ class Drawing:
         self.svg = Markup()
 
 
+def ticks(most: int, **how: Any) -> MaxNLocator:
+    """At most so many intervals between ticks, at round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(most, **how)
+
+
 @contextmanager
 def drawing(
     name: str,
@@ -81,6 +89,10 @@ def drawing(
 
     ``name`` makes its ids unique on the page; ``caption`` is what a screen reader says.
     """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     left, right, top, bottom = margins
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the report

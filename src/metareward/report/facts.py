@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from metareward.battles import PositionWeights
 from metareward.duels import Duel
 from metareward.monitors import Finding, PositionStatistics
 from metareward.recipe import Recipe
+from metareward.spending import Spending
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,22 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """One of the recipe's benchmarks of one model: ``eval/NAME/result.json``.
+
+    ``by_rubric``: the judge graded by the run's rubric, not by the benchmark's prompt. ``results`` are the benchmark's.
+    """
+
+    benchmark: str
+    kind: Literal["alpaca", "arena", "mt-bench", "judge"]
+    model: str
+    against: str | None
+    judge: str
+    by_rubric: bool
+    results: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Iteration:
     """Iteration ``number``: it starts from model M(number-1) and makes M(number). Iteration 0 only measures M0.
 
@@ -84,6 +102,7 @@ class Iteration:
     evaluation: Evaluation | None
     done: bool
     seconds: float
+    benchmarks: tuple[BenchmarkResult, ...] = ()
 
     @property
     def model(self) -> str:
@@ -93,12 +112,17 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A whole run: the recipe with every default filled in, where it ran, and its iterations 0..T."""
+    """A whole run: the recipe with every default filled in, where it ran, and its iterations 0..T.
+
+    ``spendings`` are what servers were asked for, ``warnings`` what the engines warned of.
+    """
 
     name: str
     recipe: Recipe
     environment: tuple[tuple[str, str], ...]
     iterations: tuple[Iteration, ...]
+    spendings: tuple[Spending, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:

@@ -16,12 +16,13 @@ from rich.text import Text
 
 from metareward.duels import Duel
 from metareward.errors import UserError
-from metareward.recipe import load_recipe
-from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary, Run
+from metareward.recipe import Recipe, load_recipe
+from metareward.report.facts import BenchmarkResult, Curve, Evaluation, Iteration, Measure, PairSummary, Run
 from metareward.report.metrics import MAIN, PERCENT
 from metareward.report.table import Cell, Row, rows
 from metareward.rundir import RunDir
 from metareward.runlog import seconds
+from metareward.spending import spent, warnings
 from metareward.store import RecordStore
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class _EvaluationFile:
 
 
 _EVALUATION = TypeAdapter(_EvaluationFile)
+_BENCHMARK = TypeAdapter(BenchmarkResult)
 _SUMMARY = TypeAdapter(PairSummary)
 _OBJECT = TypeAdapter(dict[str, object])
 _CURVES = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
@@ -60,7 +62,9 @@ def gather(run: RunDir) -> Run:
         name=recipe.name,
         recipe=recipe,
         environment=tuple(_flat(environment)),
-        iterations=tuple(_iteration(number, run) for number in range(len(recipe.iterations) + 1)),
+        iterations=tuple(_iteration(number, run, recipe) for number in range(len(recipe.iterations) + 1)),
+        spendings=spent(run),
+        warnings=warnings(run),
     )
 
 
@@ -102,8 +106,9 @@ def read_json(path: Path, adapter: TypeAdapter[T]) -> T | None:
         ) from error
 
 
-def _iteration(number: int, run: RunDir) -> Iteration:
+def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:
     folder = run.iteration(number)
+    results = (read_json(folder.evaluation / name / "result.json", _BENCHMARK) for name in recipe.benchmarks)
     return Iteration(
         number=number,
         generated=folder.records.is_file(),
@@ -113,6 +118,7 @@ def _iteration(number: int, run: RunDir) -> Iteration:
         evaluation=_evaluation(folder.evaluation / "model.json"),
         done=folder.done.is_file(),
         seconds=sum(seconds(run, number).values()),
+        benchmarks=tuple(result for result in results if result is not None),
     )
 
 

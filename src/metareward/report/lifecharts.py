@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from metareward.report.drawing import AMBER, BLUE, CARD, INK, SOFT, drawing
+from metareward.report.drawing import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
 from metareward.report.lifefacts import AnswerLife, DisputeLife, Life, Side, Tiers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLOURS: dict[Side | None, str] = {"chosen": BLUE, "rejected": AMBER, None: SOFT}
 
@@ -28,8 +30,8 @@ def answers_chart(life: Life, name: str) -> Markup | None:
         chart.axes.set_xlabel("mean score")
         chart.axes.set_ylabel("characters")
         chart.axes.margins(0.14, 0.2)
-        chart.axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        chart.axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        chart.axes.yaxis.set_major_locator(ticks(4, integer=True))
+        chart.axes.xaxis.set_major_locator(ticks(6, steps=[1, 2, 5, 10]))
     return chart.svg
 
 

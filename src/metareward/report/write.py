@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from metareward.report.benchmarks import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.contests import COLUMNS as CONTEST_COLUMNS
 from metareward.report.contests import contests
@@ -80,6 +81,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "groups": [(group, tuple(members)) for group, members in groupby(table, key=_group)],
         "contests": contests(measured),
         "contest_columns": CONTEST_COLUMNS,
+        "benchmarks": benchmark_tables(facts),
         "any_good_side": any(row.metric.better != "neither" for row in table),
         "bars": bars(facts.summaries),
         "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),
@@ -106,6 +108,7 @@ _SECTIONS = (
     ("trends", "change", "Model by model"),
     ("trends", "table", "All measurements"),
     ("contests", "contests", "Model against model"),
+    ("benchmarks", "benchmarks", "Benchmarks"),
     ("bars", "yield", "Prompts"),
     ("histograms", "scores", "Scores"),
     ("positions", "position", "Meta-judge"),

@@ -28,7 +28,7 @@ def settle(environment: MutableMapping[str, str], job: DpoJob, scratch: Path) ->
     """Set ``environment`` (the process's own) for training ``job`` with its caches in ``scratch``, which exists."""
     environment.update(_QUIET)
     environment.setdefault("GOMP_SPINCOUNT", _SPIN)
-    environment["OMP_NUM_THREADS"] = str(job.threads)
+    environment["OMP_NUM_THREADS"] = str(job.threads_each)
     for name in ("HF_HOME", "HF_DATASETS_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR"):
         environment[name] = str(scratch.resolve())
     if "LOCAL_RANK" not in environment:  # not under a launcher: one process, so one GPU

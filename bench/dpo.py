@@ -10,8 +10,8 @@ memory is its own. The reference is live for one epoch, or precomputed for two; 
 
     python bench/dpo.py [--quick] [--rounds 3] [--kinds 0,1,2,3]
 
-Prints a table and writes bench/results/dpo.json (not with --quick, which takes a small model and one round, nor for
-some kinds alone).
+Prints a table and writes bench/results/dpo.json (not with --quick, which takes a small model and one round); kinds
+measured earlier stay in it, so they can be run one at a time.
 """
 
 from __future__ import annotations
@@ -309,22 +309,24 @@ def main() -> None:
         arm, kind, model = asked.serve
         return serve(arm, KINDS[int(kind)], Path(model))
     size, rounds = ("4M", 1) if asked.quick else ("28M", asked.rounds)
-    kinds, results = [KINDS[int(number)] for number in asked.kinds.split(",")], {}
+    kinds = [KINDS[int(number)] for number in asked.kinds.split(",")]
+    results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(size, make_tokenizer(), Path(folder) / "model")
         for kind in kinds:
             results[kind.name] = measure(kind, model, rounds, ARMS)
     show(results)
-    if not asked.quick and len(kinds) == len(KINDS):
+    if not asked.quick:
         write(results, size, rounds)
     return None
 
 
 def write(results: dict[str, dict[str, dict[str, float]]], size: str, rounds: int) -> None:
     path = Path(__file__).parent / "results" / "dpo.json"
-    setting = {"model": size, "rounds": rounds, "pairs": PAIRS, "batch": BATCH, "micro_batch": MICRO}
-    everything = setting | {"results": results, **environment(), "load": os.getloadavg()}
-    path.write_text(json.dumps(everything, indent=2) + "\n")
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
+    now = {name: {"rounds": rounds, "load": os.getloadavg(), **found} for name, found in results.items()}
+    setting = {"model": size, "pairs": PAIRS, "batch": BATCH, "micro_batch": MICRO, "machine": environment()}
+    path.write_text(json.dumps(setting | {"results": before | now}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from metareward import stages
+from metareward import choosing, stages
 from metareward.experiment import Experiment
 from metareward.progress import Progress, terminal_progress
 from metareward.recipe import Recipe
@@ -43,6 +43,7 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
     if t and not done.is_file():
         stages.make_pairs(experiment, t)
         stages.train(experiment, t, progress)
+        asyncio.run(choosing.choose(experiment, t, progress))
     asyncio.run(_use(experiment, t, progress))
     if t and not done.is_file():
         experiment.run.report.unlink(missing_ok=True)  # it would outlive a kill, and know nothing of this iteration

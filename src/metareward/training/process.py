@@ -83,12 +83,18 @@ def _follow(child: subprocess.Popen[str], on_step: Callable[[Step], None]) -> tu
     return child.returncode, refused
 
 
+def last_line(told: str) -> str:
+    """The line of a child's standard error that says what went wrong."""
+    lines = [line for line in told.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if _ERROR_LINE.match(line)), lines[-1] if lines else "no message")
+
+
 def explain(status: int, errors: Path, job: DpoJob) -> str:
     """One line on why the child ended with ``status`` (negative: by that signal), from what it wrote to ``errors``."""
     lines = [line for line in errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if status == _WRONG and lines:
         return lines[-1]
-    last = next((line for line in reversed(lines) if _ERROR_LINE.match(line)), lines[-1] if lines else "no message")
+    last = last_line("\n".join(lines))
     if _FULL.search(last):
         return f"{job.output.parent}: the disk is full; fix: free space, then run again"
     if status == -signal.SIGKILL or _MEMORY.search(last):

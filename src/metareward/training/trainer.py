@@ -26,6 +26,7 @@ from metareward.seeds import derive
 from metareward.training.batches import LengthSortedBatches
 from metareward.training.job import DpoJob
 from metareward.training.lengths import FittingPairs
+from metareward.training.trackers import tracking
 
 _SEEDS = 2**31  # transformers hands the seed to NumPy, which takes 32 bits
 
@@ -101,11 +102,11 @@ def arguments(job: DpoJob, pairs: int, scratch: Path) -> dict[str, Any]:
         "seed": derive(job.seed, "training") % _SEEDS,
         **_schedule(job, pairs),
         **_LOCAL,
+        **tracking(job),
     }
 
 
 _LOCAL: dict[str, Any] = {
-    "report_to": "none",
     "push_to_hub": False,
     "save_strategy": "no",
     "logging_steps": 1,

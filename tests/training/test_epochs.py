@@ -73,6 +73,7 @@ def no_step(step: Mapping[str, float]) -> None:
     raise AssertionError("nothing was to be trained")
 
 
+@pytest.mark.slow
 def test_every_epoch_is_kept_and_one_becomes_the_model(job: DpoJob, tmp_path: Path) -> None:
     job = replace(job, output=tmp_path / "model", log=tmp_path / "training.jsonl", checkpoint_steps=3)
 

@@ -99,6 +99,7 @@ def test_so_do_other_settings(job: DpoJob, tmp_path: Path, changes: dict[str, An
     assert apart(single, double) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_mistake_arrives_as_one_line(job: DpoJob, tmp_path: Path) -> None:
     wrong = replace(moved(job, tmp_path), processes=2, max_length=5)
     with pytest.raises(UserError, match=r"^training job: no pair fits in max_length 5, the shortest has \d+ tokens"):

@@ -21,7 +21,7 @@ from metareward.training.kept import KEPT, newest
 from metareward.training.newfolder import workshop
 from metareward.training.process import run_in_process
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]
 
 
 @pytest.fixture(scope="module")

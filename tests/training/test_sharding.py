@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="gloo")]
 SCRIPT = Path(__file__).with_name("sharded_process.py")
 
 

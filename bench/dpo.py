@@ -8,10 +8,10 @@ and nothing else of ours: no packing, no sparing head, its own random order, its
 Every way of training has a process of its own that waits for its turn, so rounds are interleaved and each one's peak
 memory is its own. The reference is live for one epoch, or precomputed for two; its computation counts. Loading doesn't.
 
-    python bench/dpo.py [--quick] [--rounds 3] [--kinds 0,1,2,3]
+    python bench/dpo.py [--quick] [--rounds 3] [--kinds 0,1,2,3] [--arms 'TRL live;ours live']
 
 Prints a table and writes bench/results/dpo.json (not with --quick, which takes a small model and one round); kinds
-measured earlier stay in it, so they can be run one at a time.
+measured earlier stay in it, so they can be run one at a time, and so can arms that are compared with each other.
 """
 
 from __future__ import annotations
@@ -281,8 +281,9 @@ def ratios(found: dict[str, dict[str, float]], figure: str) -> Iterator[tuple[st
     for arm in found:
         other = arm.replace("ours", "TRL")
         if arm != other and other in found:
-            yield arm, found[arm][figure] / found[other][figure]
-    yield "bf16 over fp32, ours", found["ours live, bf16"][figure] / found["ours live"][figure]
+            yield f"{arm} / TRL", found[arm][figure] / found[other][figure]
+    if "ours live" in found and "ours live, bf16" in found:
+        yield "ours live, bf16 / fp32", found["ours live, bf16"][figure] / found["ours live"][figure]
 
 
 def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -293,7 +294,7 @@ def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
     for title, figure in (("by the clock", "pairs_per_second"), ("by processor time", "per_cpu_second")):
         table.add_section()
         for row in zip(*(ratios(found, figure) for found in results.values()), strict=True):
-            table.add_row(f"{row[0][0]} / TRL, {title}", *(f"{ratio:.2f} x" for _, ratio in row))
+            table.add_row(f"{row[0][0]}, {title}", *(f"{ratio:.2f} x" for _, ratio in row))
     Console(width=160).print(table)
 
 
@@ -303,6 +304,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", default=",".join(map(str, range(len(KINDS)))))
+    parser.add_argument("--arms", default=";".join(ARMS))
     parser.add_argument("--serve", nargs=3)
     asked = parser.parse_args()
     if asked.serve:
@@ -314,7 +316,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(size, make_tokenizer(), Path(folder) / "model")
         for kind in kinds:
-            results[kind.name] = measure(kind, model, rounds, ARMS)
+            results[kind.name] = measure(kind, model, rounds, asked.arms.split(";"))
     show(results)
     if not asked.quick:
         write(results, size, rounds)
@@ -324,7 +326,10 @@ def main() -> None:
 def write(results: dict[str, dict[str, dict[str, float]]], size: str, rounds: int) -> None:
     path = Path(__file__).parent / "results" / "dpo.json"
     before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
-    now = {name: {"rounds": rounds, "load": os.getloadavg(), **found} for name, found in results.items()}
+    now = {
+        name: before.get(name, {}) | {arm: each | {"rounds": rounds} for arm, each in found.items()}
+        for name, found in results.items()
+    }
     setting = {"model": size, "pairs": PAIRS, "batch": BATCH, "micro_batch": MICRO, "machine": environment()}
     path.write_text(json.dumps(setting | {"results": before | now}, indent=2) + "\n")
 

@@ -42,7 +42,7 @@ from metareward.training.job import DpoJob
 from metareward.training.pairset import TrainingPair
 from metareward.types import Message, Prompt
 
-PAIRS, BATCH, MICRO = 8, 8, 4
+BATCH, MICRO = 8, 4
 ARMS = ("TRL live", "ours live", "TRL precomputed", "ours precomputed", "ours live, bf16", "TRL live, bf16")
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
@@ -95,7 +95,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_pairs(kind: Kind, tokenizer: Any, count: int = PAIRS) -> list[TrainingPair]:
+def make_pairs(kind: Kind, tokenizer: Any, count: int) -> list[TrainingPair]:
     """Pairs of random words, the same ones every time."""
     rng = random.Random(kind.name)
     words = [word for word in load_template("judge").text.split() if word.isalpha()]
@@ -212,7 +212,7 @@ def run_trl(job: DpoJob, pairs: Sequence[TrainingPair], folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def serve(arm: str, kind: Kind, model: Path) -> None:
+def serve(arm: str, kind: Kind, model: Path, pairs: int) -> None:
     """Train once on as many pairs as each line on standard input says; answer with the pairs a second."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -221,15 +221,15 @@ def serve(arm: str, kind: Kind, model: Path) -> None:
     torch.set_num_threads(1)
     from metareward.training.models import load_tokenizer
 
-    everything = make_pairs(kind, load_tokenizer(model))
+    everything = make_pairs(kind, load_tokenizer(model), pairs)
     run = run_ours if arm.startswith("ours") else run_trl
     for line in sys.stdin:
-        pairs = everything[: int(line)]
+        asked = everything[: int(line)]
         with tempfile.TemporaryDirectory() as folder:
             job, busy = make_job(arm, model, Path(folder)), time.process_time()
-            seconds = run(job, pairs, Path(folder))
+            seconds = run(job, asked, Path(folder))
             busy = time.process_time() - busy
-        seen = {"pairs_per_second": len(pairs) * job.epochs / seconds, "per_cpu_second": len(pairs) * job.epochs / busy}
+        seen = {"pairs_per_second": len(asked) * job.epochs / seconds, "per_cpu_second": len(asked) * job.epochs / busy}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(seen | {"peak_mib": peak}), file=out, flush=True)
 
@@ -240,10 +240,10 @@ def serve(arm: str, kind: Kind, model: Path) -> None:
 class Arm:
     """A way of training under way in a process of its own."""
 
-    def __init__(self, name: str, kind: Kind, model: Path) -> None:
+    def __init__(self, name: str, kind: Kind, model: Path, pairs: int) -> None:
         place = str(KINDS.index(kind))
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name, place, str(model)],
+            [sys.executable, __file__, "--serve", name, place, str(model), str(pairs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -264,13 +264,13 @@ class Arm:
         return dict(json.loads(self._process.stdout.readline()))
 
 
-def measure(kind: Kind, model: Path, rounds: int, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+def measure(kind: Kind, model: Path, rounds: int, arms: Sequence[str], pairs: int) -> dict[str, dict[str, float]]:
     """The median of the rounds, arm by arm, after a short one to warm up."""
     with ExitStack() as stack:
-        under_way = {name: stack.enter_context(Arm(name, kind, model)) for name in arms}
+        under_way = {name: stack.enter_context(Arm(name, kind, model, pairs)) for name in arms}
         for arm in under_way.values():
             arm.turn(MICRO)
-        turns = [{name: arm.turn(PAIRS) for name, arm in under_way.items()} for _ in range(rounds)]
+        turns = [{name: arm.turn(pairs) for name, arm in under_way.items()} for _ in range(rounds)]
     figures = ("pairs_per_second", "per_cpu_second", "peak_mib")
     return {
         name: {figure: statistics.median(turn[name][figure] for turn in turns) for figure in figures} for name in arms
@@ -303,34 +303,35 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=24, help="a run checks its first micro-batch, whatever its length")
     parser.add_argument("--kinds", default=",".join(map(str, range(len(KINDS)))))
     parser.add_argument("--arms", default=";".join(ARMS))
-    parser.add_argument("--serve", nargs=3)
+    parser.add_argument("--serve", nargs=4)
     asked = parser.parse_args()
     if asked.serve:
-        arm, kind, model = asked.serve
-        return serve(arm, KINDS[int(kind)], Path(model))
+        arm, kind, model, pairs = asked.serve
+        return serve(arm, KINDS[int(kind)], Path(model), int(pairs))
     size, rounds = ("4M", 1) if asked.quick else ("28M", asked.rounds)
     kinds = [KINDS[int(number)] for number in asked.kinds.split(",")]
     results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(size, make_tokenizer(), Path(folder) / "model")
         for kind in kinds:
-            results[kind.name] = measure(kind, model, rounds, asked.arms.split(";"))
+            results[kind.name] = measure(kind, model, rounds, asked.arms.split(";"), asked.pairs)
     show(results)
     if not asked.quick:
-        write(results, size, rounds)
+        write(results, size, {"rounds": rounds, "pairs": asked.pairs})
     return None
 
 
-def write(results: dict[str, dict[str, dict[str, float]]], size: str, rounds: int) -> None:
+def write(results: dict[str, dict[str, dict[str, float]]], size: str, taken: dict[str, int]) -> None:
     path = Path(__file__).parent / "results" / "dpo.json"
     before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
     now = {
-        name: before.get(name, {}) | {arm: each | {"rounds": rounds} for arm, each in found.items()}
+        name: before.get(name, {}) | {arm: each | taken for arm, each in found.items()}
         for name, found in results.items()
     }
-    setting = {"model": size, "pairs": PAIRS, "batch": BATCH, "micro_batch": MICRO, "machine": environment()}
+    setting = {"model": size, "batch": BATCH, "micro_batch": MICRO, "machine": environment()}
     path.write_text(json.dumps(setting | {"results": before | now}, indent=2) + "\n")
 
 

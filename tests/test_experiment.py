@@ -220,3 +220,35 @@ def test_only_the_pocket_world_has_an_oracle(tmp_path: Path) -> None:
 def test_an_experiment_is_a_value(tmp_path: Path) -> None:
     assert experiment(tmp_path) == experiment(tmp_path)
     assert isinstance(experiment(tmp_path), Experiment)
+
+
+def test_where_training_starts_and_what_it_is_held_to(tmp_path: Path) -> None:
+    def folders(*changes: str) -> list[tuple[Path, Path]]:
+        jobs = (experiment(tmp_path, *changes).job(t, ("actor",)) for t in (1, 2))
+        return [(job.start, job.reference) for job in jobs]
+
+    zero, run = tmp_path / "model", tmp_path / "run"
+    one = run / "iter-1/model"
+    given = model(tmp_path / "given", "others")
+    assert folders() == [(zero, zero), (one, one)]
+    assert folders("training.start=m0", "training.reference=previous") == [(zero, zero), (zero, one)]
+    assert folders("training.reference=ema") == [(zero, zero), (one, run / "iter-2/reference")]
+    assert folders(f"training.start={given}", "training.reference=m0") == [(given, zero), (given, zero)]
+
+
+def test_how_training_is_done_reaches_the_job(tmp_path: Path) -> None:
+    changes = ("method=lora", "lora.rank=8", "lora.between=stacked", "loss=[sigmoid, sft]", "loss_weights=[1.0, 0.2]")
+    more = ("processes=2", "sharding=zero2", "checkpoint_steps=5", "trackers=[wandb]", "choice.figure=answer_chars")
+    job = experiment(tmp_path, *(f"training.{change}" for change in (*changes, *more))).job(1, ("actor",))
+    assert job.lora is not None and (job.lora.rank, job.lora.stacked, job.lora.four_bit) == (8, True, False)
+    assert (job.loss, job.loss_weights) == (("sigmoid", "sft"), (1.0, 0.2))
+    assert (job.processes, job.sharding, job.checkpoint_steps) == (2, "zero2", 5)
+    assert (job.trackers, job.run_name, job.keep_epochs) == (("wandb",), "recipe-M1", True)
+
+
+def test_a_start_of_its_own_may_not_change_later(tmp_path: Path) -> None:
+    given = model(tmp_path / "given", "others")
+    begun(tmp_path, f"training.start={given}")
+    model(given, "changed")
+    with pytest.raises(UserError, match=r"changed since this run began: training\.start's files"):
+        begun(tmp_path, f"training.start={given}")

@@ -21,11 +21,22 @@ FLOORS: tuple[str, ...] = (
     "engines.* store rundir records",
     "prompts* unit sweep measuring evaluation measures duels summary pairfiles progress environment runlog training.* "
     "spending billing pocket.* benchmarks.* proposing* seeding.*",
-    "recipe* opening presets plan rates trial starter rebuild experiment stages benchmarking* loop status report.* "
-    "evaluate_tables evaluate_cli data_runs data_cli cli",
+    "recipe* opening presets plan rates choosing trial starter rebuild experiment stages benchmarking* loop status "
+    "report.* evaluate_tables evaluate_cli data_runs data_cli cli",
 )
 # Imported inside functions, because they take seconds or aren't needed by everyone.
-HEAVY = ("torch", "transformers", "trl", "datasets", "matplotlib", "vllm", "sklearn", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "matplotlib",
+    "vllm",
+    "sklearn",
+    "huggingface_hub",
+)
 # It brings all of these, and must find the environment settled.
 HEAVY_OURS = (
     "metareward.training.fit",

@@ -88,3 +88,13 @@ def test_the_table_shows_every_iteration_and_the_sum() -> None:
     assert text.count("550,000") == 2
     assert all(f"iteration {t}" in text for t in (1, 2, 3, 4))
     assert "evaluating M0..M4" in text and "20,256 are needed" in text
+
+
+def test_memory_of_training_follows_how_it_is_trained() -> None:
+    full, lora, spread = (
+        plan(load_recipe("pocket", changes)).training_bytes
+        for changes in ([], ["training.method=lora"], ["training.processes=2", "training.sharding=fsdp2"])
+    )
+    assert full is not None and lora is not None and spread is not None
+    assert spread < full and lora < full
+    assert plan(load_recipe("pocket", ["model=nowhere"])).training_bytes is None

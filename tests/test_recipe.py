@@ -131,7 +131,7 @@ WRONG = [
     ("iterations.1.rho=1.5", "iterations.1.rho: 1.5: expected a number that is at most 1.0"),
     ("iterations.1.max_answer_chars=0", "iterations.1.max_answer_chars: 0: expected a number that is at least 1"),
     ("pairs.elo_prior=0", "pairs.elo_prior: 0: expected a number above 0.0"),
-    ("training.reference=ema", "training.reference: \"ema\": expected 'start' or 'm0'"),
+    ("training.reference=last", "training.reference: \"last\": expected 'start', 'previous', 'm0' or 'ema'"),
 ]
 
 
@@ -364,3 +364,24 @@ def test_hashes_stand_for_the_texts() -> None:
         "r",
         "mr",
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("training.processes=3", "training.processes"),
+        ("training.loss_weights=[1.0, 2.0]", "one for each of training.loss, or none"),
+        ("training.loss=[exo_pair]", "training.label_smoothing"),
+        ("training.loss=[nonsense]", "training.loss"),
+        ("training.choice.figure=judge_win_rate", "training.choice.judge"),
+    ],
+)
+def test_training_settings_that_do_not_agree(change: str, why: str) -> None:
+    assert why in refusal("pocket", change)
+
+
+def test_epochs_are_not_chosen_on_servers_that_lack_them() -> None:
+    told = refusal(
+        "pocket", "engine.kind=endpoint", "engine.endpoint.urls=[http://127.0.0.1:1]", "training.choice.figure=win_rate"
+    )
+    assert "training.choice.figure" in told

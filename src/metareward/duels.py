@@ -53,12 +53,17 @@ def duels(
     """A model's duels: by the oracle, if there is one, against each of ``earlier`` (records by the model's name), and
     by the model itself against M0, whose answers it judged too.
     """
-    judged_again = [replace(record, own=record.anchors_K) for record in records]
-    found = [_duel("M0", "itself", _graded(records, judged_again, _own_mean), seed)]
+    found = [duel_by("itself", records, seed)]
     if oracle is not None:
         grade = partial(_true_score, oracle)
         found += [_duel(name, "oracle", _graded(records, others, grade), seed) for name, others in earlier.items()]
     return tuple(duel for duel in found if duel is not None)
+
+
+def duel_by(judge: str, records: Sequence[HeldOut], seed: int) -> Duel | None:
+    """A model's answers against M0's, by the judgments that ``records`` hold of both; None where none can be read."""
+    others = [replace(record, own=record.anchors_K) for record in records]
+    return _duel("M0", judge, _graded(records, others, _own_mean), seed)
 
 
 def _true_score(oracle: Oracle, prompt: Prompt, answer: Candidate) -> float:

@@ -95,7 +95,7 @@ async def _measure(
         given = anchors = own
     else:
         given = anchor.own
-        anchors = await _judged_again(engine, prompt, given, judging, progress)
+        anchors = await judged_again(engine, prompt, given, judging, progress)
     pairs = _pairs_to_compare(given, meta_pairs, derive(judging.seed, prompt.id, "pairs"))
     comparisons = await together(
         _compare(engine, prompt, candidate, first, second, judging, progress) for candidate, first, second in pairs
@@ -110,9 +110,10 @@ def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:
     return tuple(sorted((*record.candidates_K, *repeats), key=lambda candidate: candidate.index))
 
 
-async def _judged_again(
+async def judged_again(
     engine: Engine, prompt: Prompt, given: Sequence[Candidate], settings: UnitSettings, progress: Progress
 ) -> tuple[Candidate, ...]:
+    """The ``given`` answers to a prompt with judgments by ``engine`` in the place of theirs."""
     judged = await together(
         judge_answer(engine, prompt, answer.index, answer.text, settings, progress) for answer in given
     )

@@ -29,6 +29,7 @@ from metareward.recipe import (
     JudgmentSettings,
     MetaJudgmentSettings,
     Recipe,
+    TrainingSettings,
     VllmSettings,
     engine_fingerprint,
     generation_fingerprint,
@@ -38,7 +39,8 @@ from metareward.render import load_template
 from metareward.rubric import Rubric, with_system
 from metareward.rundir import RunDir, write_atomic
 from metareward.seeds import derive
-from metareward.training.job import Device, DpoJob
+from metareward.training.average import make_average
+from metareward.training.job import Device, DpoJob, LoraSettings
 from metareward.training.lineage import fingerprint_model
 from metareward.types import PairKind, Prompt, Sampling
 from metareward.unit import UnitSettings, fingerprint
@@ -49,6 +51,7 @@ _FREE = frozenset(
     ["engine.device", "engine.dtype", "engine.workers", "engine.threads", "engine.serve"]
     + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
     + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
+    + [f"training.{name}" for name in ("processes", "sharding", "checkpoint_steps", "trackers", "choice.keep_rest")]
 )
 _RUBRIC = "the rubric's text"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -110,9 +113,10 @@ class Experiment:
     @cached_property
     def _inputs(self) -> dict[str, object]:
         """What the recipe only names: the files of M_0 and the texts of the rubrics, by their SHA-256."""
-        settings = self.settings(1)
+        settings, given = self.settings(1), self._given_start
         return {
             "the model's files": fingerprint_model(self.model(0)),
+            **({} if given is None else {"training.start's files": fingerprint_model(given)}),
             _RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
         }
@@ -244,10 +248,9 @@ class Experiment:
     def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
         """The training of M_t, on the pairs of ``kinds``."""
         asked, folder = self.recipe.training, self.run.iteration(t)
-        start = self.model(t - 1 if asked.start == "previous" else 0)
         return DpoJob(
-            start=start,
-            reference=start if asked.reference == "start" else self.model(0),
+            start=self.start(t),
+            reference=self.reference(t),
             pairs=tuple(folder.pairs(kind) for kind in kinds),
             output=folder.model,
             log=folder.path / "training.jsonl",
@@ -269,7 +272,41 @@ class Experiment:
             gradient_checkpointing=asked.gradient_checkpointing,
             threads=_cores(),
             seed=derive(self.recipe.seed, "training", t) % 2**31,
+            loss=asked.loss,
+            loss_weights=asked.loss_weights,
+            label_smoothing=asked.label_smoothing,
+            ld_alpha=asked.ld_alpha,
+            lora=None if asked.method == "full" else _adapter(asked),
+            processes=asked.processes,
+            sharding=asked.sharding,
+            checkpoint_steps=asked.checkpoint_steps,
+            keep_epochs=asked.choice.figure is not None,
+            trackers=asked.trackers,
+            run_name=f"{self.recipe.name}-M{t}",
         )
+
+    @property
+    def _given_start(self) -> Path | None:
+        """The folder that every iteration starts from, if the recipe names one."""
+        start = self.recipe.training.start
+        return None if start in ("previous", "m0") else Path(start)
+
+    def start(self, t: int) -> Path:
+        """The model that iteration ``t`` trains."""
+        return self._given_start or self.model(t - 1 if self.recipe.training.start == "previous" else 0)
+
+    def reference(self, t: int) -> Path:
+        """DPO's reference in iteration ``t``; a moving average is to be made first, by `average`."""
+        asked = self.recipe.training.reference
+        if asked == "ema":
+            return self.run.iteration(t).path / "reference" if t > 1 else self.model(0)
+        return {"start": self.start(t), "previous": self.model(t - 1), "m0": self.model(0)}[asked]
+
+    def average(self, t: int) -> None:
+        """Make iteration ``t``'s reference where it is a moving average; where it isn't, or is there, do nothing."""
+        if self.recipe.training.reference == "ema" and t > 1:
+            earlier, newer = self.reference(t - 1), self.model(t - 1)
+            make_average(earlier, newer, self.recipe.training.ema_decay, self.reference(t))
 
 
 def _refuse_changes(folder: Path, kept: Mapping[str, object], given: Mapping[str, object]) -> None:
@@ -321,6 +358,18 @@ def _without(prompts: tuple[Prompt, ...], held: tuple[Prompt, ...]) -> tuple[Pro
     """``prompts`` less those that are held out, whatever their ids."""
     asked = {prompt.messages for prompt in held}
     return tuple(prompt for prompt in prompts if prompt.messages not in asked)
+
+
+def _adapter(asked: TrainingSettings) -> LoraSettings:
+    lora = asked.lora
+    return LoraSettings(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        stacked=lora.between == "stacked",
+        four_bit=asked.method == "qlora",
+    )
 
 
 def _training_device(device: str) -> Device:

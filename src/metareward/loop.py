@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from metareward import benchmarking, stages
+from metareward import benchmarking, choosing, stages
 from metareward.billing import billed, warnings_told
 from metareward.experiment import Experiment
 from metareward.progress import Progress, terminal_progress
@@ -45,6 +45,7 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
     if t and not done.is_file():
         stages.make_pairs(experiment, t)
         stages.train(experiment, t, progress)
+        asyncio.run(choosing.choose(experiment, t, progress))
     asyncio.run(_use(experiment, t, progress))
     asyncio.run(benchmarking.ask_others(experiment, t, progress))
     if t and not done.is_file():

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from metareward.measuring import UNKNOWN, Rates
-from metareward.pocket import world
+from metareward.opening import model_folder
 from metareward.progress import ANSWERS, JUDGMENTS, META
 from metareward.recipe import Recipe
+from metareward.training.memory import Load, model_size, training_bytes
 
 # Rough sizes for the disk estimate, in bytes.
 _BYTES_A_TOKEN = 5
@@ -59,7 +60,8 @@ class EvaluationPlan:
 class Plan:
     """The whole run. ``seconds`` cover generation and evaluation, not training; None when no rate is known.
 
-    ``held_out`` and ``model_bytes`` are None when the file or folder they come from isn't there.
+    ``training_bytes`` is the memory that training takes at most on each device. It, ``held_out`` and ``model_bytes``
+    are None when the file or folder they come from isn't there.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Plan:
     evaluations: tuple[EvaluationPlan, ...]
     record_bytes: int
     model_bytes: int | None
+    training_bytes: int | None
     seconds: float | None
 
     @property
@@ -109,6 +112,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         evaluations=evaluations,
         record_bytes=sum(role.tokens * _BYTES_A_TOKEN + role.calls * _BYTES_A_CALL for role in roles),
         model_bytes=None if one_model is None else one_model * len(iterations),
+        training_bytes=_training_bytes(recipe),
         seconds=_seconds(roles),
     )
 
@@ -149,8 +153,28 @@ def _held_out(recipe: Recipe) -> int | None:
 
 
 def _model_bytes(model: str) -> int | None:
-    folder = world.MODEL if model == "pocket" else Path(model)
+    folder = model_folder(model)
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder.is_dir() else None
+
+
+def _training_bytes(recipe: Recipe) -> int | None:
+    size, asked = model_size(model_folder(recipe.model)), recipe.training
+    if size is None:
+        return None
+    rows = 2 * asked.micro_batch_size
+    completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
+    load = Load(
+        tokens=rows * asked.max_length,
+        completion_tokens=rows * min(asked.max_length, completion),
+        adapter=0 if asked.method == "full" else asked.lora.rank,
+        four_bit=asked.method == "qlora",
+        two_bytes=asked.dtype == "bfloat16" or (asked.dtype == "auto" and recipe.engine.device != "cpu"),
+        checkpointing=asked.gradient_checkpointing,
+        separate_reference=asked.method == "full" or asked.reference in ("m0", "ema"),
+        processes=asked.processes,
+        sharding=asked.sharding,
+    )
+    return training_bytes(size, load)
 
 
 def plan_table(made: Plan) -> Group:
@@ -191,6 +215,8 @@ def _notes(made: Plan) -> Iterator[str]:
     yield f"tokens: those written, {measured}; prompts are read on top"
     models = "not known until the model's folder is there" if made.model_bytes is None else _size(made.model_bytes)
     yield f"disk: records {_size(made.record_bytes)}, models {models}"
+    if made.training_bytes is not None:
+        yield f"memory: training takes at most about {_size(made.training_bytes)} on each device, besides the libraries"
     if made.seconds is None:
         yield "time: give --measure, --rate TOKENS_PER_SECOND, or --like RUN with a run that has finished an iteration"
     else:

@@ -17,7 +17,9 @@ from metareward.engines.precision import resolved_dtype
 from metareward.pairs import PairRules
 from metareward.recipe_errors import explain
 from metareward.recipe_file import Key, Tree, label, read_layers, recipe_path
+from metareward.training.job import Loss
 
+JUDGED = ("judge_win_rate", "judge_agreement")  # what training.choice.judge finds out of an epoch
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0.0)]
@@ -156,6 +158,39 @@ class EngineSettings(Section):
     vllm: VllmSettings
 
 
+class AdapterSettings(Section):
+    """Low-rank adapters (arXiv 2106.09685), for training.method 'lora' and 'qlora'."""
+
+    rank: Count = Field(16, description="Rank of the adapter")
+    alpha: float = Field(32.0, gt=0.0, description="Its scale is alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before the adapter")
+    targets: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
+        ("all-linear",), description="Linear layers that get one, by name; all-linear is every one but the head"
+    )
+    between: Literal["merged", "stacked"] = Field(
+        "merged", description="Next iteration: a fresh adapter on the merged model, or the same one trained on"
+    )
+
+
+class ChoiceSettings(Section):
+    """Which epoch becomes the model, where it isn't always the last one trained."""
+
+    figure: Text | None = Field(
+        None, description="Measure every epoch on the held-out prompts and take the best by this; empty: the last epoch"
+    )
+    lowest: bool = Field(False, description="Less is better")
+    margin: float = Field(
+        0.0, ge=0.0, description="Take the earliest epoch that is at most so much worse than the best"
+    )
+    longest: float | None = Field(
+        None, gt=0.0, description="Leave out epochs whose answers are longer than so many times the earlier model's"
+    )
+    judge: Text | None = Field(
+        None, description="A judge for the figures judge_win_rate and judge_agreement: model folder, recipe, URL#MODEL"
+    )
+    keep_rest: bool = Field(False, description="Keep the models of the other epochs")
+
+
 class TrainingSettings(Section):
     """DPO (Meta-Rewarding appendix A.3)."""
 
@@ -177,8 +212,41 @@ class TrainingSettings(Section):
         "auto", description="Number format of the computation; weights being trained are float32"
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
-    start: Literal["previous", "m0"] = Field("previous", description="What each iteration trains (paper: previous)")
-    reference: Literal["start", "m0"] = Field("start", description="DPO's reference: what it starts from, or M0")
+    start: Text = Field(
+        "previous", description="What each iteration trains: the previous model (paper), 'm0', or a model folder"
+    )
+    reference: Literal["start", "previous", "m0", "ema"] = Field(
+        "start", description="DPO's reference: what it starts from, the previous model, M0, or a moving average of all"
+    )
+    ema_decay: float = Field(0.9, ge=0.0, lt=1.0, description="With reference 'ema': the share of the average kept")
+    loss: Annotated[tuple[Loss, ...], Field(strict=False, min_length=1)] = Field(
+        ("sigmoid",), description="TRL's losses, added up (paper: sigmoid); [sigmoid, sft] adds the NLL of the chosen"
+    )
+    loss_weights: Annotated[tuple[float, ...], Field(strict=False)] = Field(
+        (), description="The weight of each loss; none: 1 each"
+    )
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="Share of pairs taken to be labelled wrongly")
+    ld_alpha: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Weight of what a side has over the other's length (LD-DPO); empty: like the rest",
+    )
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="All weights, an adapter, or an adapter on a base of 4 bits (needs a GPU and bitsandbytes)"
+    )
+    lora: AdapterSettings
+    processes: Count = Field(1, description="Processes that train together: one for each GPU")
+    sharding: Literal["ddp", "fsdp2", "zero2", "zero3"] = Field(
+        "ddp", description="What each process holds: the whole model (ddp), or a part of it"
+    )
+    checkpoint_steps: Count | None = Field(
+        None, description="Keep a state to go on from after a kill every so many steps; empty: train again"
+    )
+    choice: ChoiceSettings
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Field(strict=False)] = Field(
+        (), description="Also told of each step, if installed; iter-*/training.jsonl always is"
+    )
 
 
 class EvaluationSettings(Section):
@@ -317,6 +385,9 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     for name, benchmark in recipe.benchmarks.items():
         for field, value, why in _benchmark(benchmark, recipe):
             yield ("benchmarks", name, field), value, why
+    if recipe.training.choice.figure is not None and recipe.engine.kind == "endpoint":
+        why = "empty, as engine.kind is endpoint: your servers don't have the epochs' models"
+        yield ("training", "choice", "figure"), recipe.training.choice.figure, why
     for t, iteration in recipe.iterations.items():
         if iteration.judge_pairs and recipe.judgments.n < 2:
             why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
@@ -369,6 +440,16 @@ def _training(training: TrainingSettings) -> Iterator[Mismatch]:
         yield ("training", "micro_batch_size"), training.micro_batch_size, why
     if training.schedule == "constant" and training.final_learning_rate > 0:
         yield ("training", "final_learning_rate"), training.final_learning_rate, "0 with the constant schedule"
+    together = training.micro_batch_size * training.processes
+    if training.batch_size % training.micro_batch_size == 0 and training.batch_size % together:
+        why = f"such that {training.micro_batch_size} pairs in each divide training.batch_size"
+        yield ("training", "processes"), training.processes, why
+    if training.loss_weights and len(training.loss_weights) != len(training.loss):
+        yield ("training", "loss_weights"), list(training.loss_weights), "one for each of training.loss, or none"
+    if "exo_pair" in training.loss and training.label_smoothing == 0:
+        yield ("training", "label_smoothing"), 0.0, "a number above 0 with the loss exo_pair, such as 0.001"
+    if training.choice.figure in JUDGED and training.choice.judge is None:
+        yield ("training", "choice", "judge"), None, f"a judge, as training.choice.figure is {training.choice.figure}"
     if training.final_learning_rate > training.learning_rate:
         why = f"at most training.learning_rate, which is {training.learning_rate}"
         yield ("training", "final_learning_rate"), training.final_learning_rate, why

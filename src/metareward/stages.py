@@ -31,6 +31,7 @@ from metareward.seeds import derive
 from metareward.store import RecordStore
 from metareward.summary import summarize
 from metareward.sweep import SweepOutcome, sweep
+from metareward.training.job import DpoJob
 from metareward.training.process import Step, run_in_process
 from metareward.types import PairKind, PromptRecord
 
@@ -44,7 +45,7 @@ async def generate(of: Experiment, t: int, engine: Engine, progress: Progress) -
     """Make the records of iteration ``t`` with M_{t-1}."""
     with timed(of.run, t, "generating"), _records(of, t) as store:
         outcome = await sweep(engine, of.prompts(t), of.settings(t), store, progress, _GENERATING)
-    _accept(of, f"iteration {t}", outcome)
+    accept(of, f"iteration {t}", outcome)
 
 
 def owes_records(of: Experiment, t: int) -> bool:
@@ -80,8 +81,9 @@ def _has_pairs(of: Experiment, t: int) -> bool:
 
 
 def train(of: Experiment, t: int, progress: Progress) -> None:
-    """Make M_t."""
-    job = of.job(t, _kinds(of, t))
+    """Make M_t; where its epoch is still to be chosen (`metareward.choosing`), the models of all epochs."""
+    of.average(t)
+    job = training_job(of, t)
     if of.model(t).is_dir():
         run_in_process(job, lambda _: None)  # only checks that this job made it
         return
@@ -102,6 +104,11 @@ def train(of: Experiment, t: int, progress: Progress) -> None:
                 progress.finish()
     pairs, steps = sum(result.lineage.pairs.values()), result.lineage.steps
     tell(of.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds)
+
+
+def training_job(of: Experiment, t: int) -> DpoJob:
+    """The training of M_t. Raises `UserError` when there are no pairs."""
+    return of.job(t, _kinds(of, t))
 
 
 def _kinds(of: Experiment, t: int) -> tuple[PairKind, ...]:
@@ -131,14 +138,14 @@ def _no_pairs(of: Experiment, t: int, summary: Mapping[str, Any]) -> str:
 
 async def measure_model(of: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Measure M_t on the held-out prompts."""
-    anchors = _anchors(of) if t else None
+    anchors = anchors_of(of) if t else None
     # Without M_0's answer to it a prompt has nothing that models could be compared on.
     prompts = tuple(prompt for prompt in of.held_out if anchors is None or prompt.id in anchors)
     meta_pairs, settings = of.recipe.evaluation.meta_pairs, of.evaluation_settings()
     with timed(of.run, t, "evaluating"):
         with RecordStore.open(_evaluation_records(of, t), of.evaluation_fingerprint(t)) as store:
             outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress, _EVALUATING)
-            _accept(of, f"evaluating M{t}", outcome)
+            accept(of, f"evaluating M{t}", outcome)
             records = held_out_records(store)
         known = anchors or {record.prompt.id: record for record in records}
         seed = derive(of.recipe.seed, "intervals")
@@ -152,7 +159,7 @@ async def measure_model(of: Experiment, t: int, engine: Engine, progress: Progre
         "score_histogram": score_histogram(records),
         "duels": [asdict(duel) for duel in fought],
     }
-    write_atomic(_result(of, t), json.dumps(found, indent=2) + "\n")
+    write_atomic(evaluation_result(of, t), json.dumps(found, indent=2) + "\n")
     tell(of.run, "evaluated", model=f"M{t}", **{name: metrics[name]["mean"] for name in _TOLD if name in metrics})
 
 
@@ -168,10 +175,11 @@ _TOLD = (
 
 def owes_evaluation(of: Experiment, t: int) -> bool:
     """Whether M_t has not been measured."""
-    return not _result(of, t).is_file()
+    return not evaluation_result(of, t).is_file()
 
 
-def _result(of: Experiment, t: int) -> Path:
+def evaluation_result(of: Experiment, t: int) -> Path:
+    """Where the figures of M_t are, once it has been measured."""
     return of.run.iteration(t).evaluation / "model.json"
 
 
@@ -186,7 +194,8 @@ def _evaluation_records(of: Experiment, t: int) -> Path:
     return folder / "records.sqlite"
 
 
-def _anchors(of: Experiment) -> dict[str, HeldOut]:
+def anchors_of(of: Experiment) -> dict[str, HeldOut]:
+    """What M_0 did on each held-out prompt, by the prompt's id."""
     return {record.prompt.id: record for record in measured(of, 0)}
 
 
@@ -205,7 +214,7 @@ def _records(of: Experiment, t: int) -> RecordStore:
     return RecordStore.open(of.run.iteration(t).records, of.generation_fingerprint(t))
 
 
-def _accept(of: Experiment, what: str, outcome: SweepOutcome) -> None:
+def accept(of: Experiment, what: str, outcome: SweepOutcome) -> None:
     """Go on without the prompts that failed if they are few. Raises `UserError` if they are many."""
     if not outcome.failed:
         return

@@ -5,10 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from metareward.pairfiles import write_pairs
 from metareward.training.job import DpoJob
@@ -21,13 +29,24 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 CONTEXT = 256
+_PARTICULAR: dict[type[PretrainedConfig], dict[str, Any]] = {
+    Qwen3Config: {"head_dim": 8},
+    Gemma3TextConfig: {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
 
 
-def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """A Hugging Face folder with a random Llama of two layers; its tokenizer is BPE with a chat template."""
+def save_model(
+    folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, kind: type[PretrainedConfig] = LlamaConfig
+) -> Path:
+    """A Hugging Face folder with a random model of two layers; its tokenizer is BPE with a chat template."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
-    config = LlamaConfig(
+    config = kind(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -39,8 +58,9 @@ def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) 
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **_PARTICULAR.get(kind, {}),
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -13,13 +13,16 @@ from dpo_world import CONTEXT, make_job, save_model, save_pairs
 from safetensors.torch import load_file, save_file
 
 from metareward.errors import UserError
-from metareward.training.first_batch import look
+from metareward.training.beginning import Beginning
+from metareward.training.first_batch import NOT_ASKED, first_batch, look
 from metareward.training.job import DpoJob
+from metareward.training.kept import Findings
 from metareward.training.lengths import FittingPairs, fitting
-from metareward.training.lineage import check_log_ratio, origins
+from metareward.training.lineage import origins
 from metareward.training.models import load_model, load_tokenizer
 from metareward.training.models import save_model as save_trained
 from metareward.training.pairset import read_training_pairs
+from metareward.training.prefix_sharing import RowSharing
 from metareward.training.trainer import PairTrainer, arguments, make_trainer
 
 
@@ -40,27 +43,67 @@ def trainer_of(job: DpoJob, reference: Path, folder: Path) -> tuple[PairTrainer,
     return make_trainer(job, fit_pairs(job), policy, frozen, load_tokenizer(job.start), folder, []), frozen
 
 
+def begin(job: DpoJob, reference: Path, folder: Path) -> tuple[PairTrainer, Findings]:
+    """What is found out before the first step; the step itself is not made."""
+    found: list[Findings] = []
+    trainer, _ = trainer_of(job, reference, folder)
+    beginning = Beginning(job, *origins(job), None, found.append)
+    beginning.prepare(trainer, fit_pairs(job).lengths)
+    beginning.on_train_begin(trainer.args, trainer.state, trainer.control)
+    return trainer, found[0]
+
+
 def test_start_and_reference_agree_to_the_bit(job: DpoJob, tmp_path: Path) -> None:
-    first = look(*trainer_of(job, job.start, tmp_path), job)
-    assert set(first.log_ratios) == {0.0}
-    assert len(first.log_ratios) == 2 * job.micro_batch_size
-    assert first.shared
+    trainer, found = begin(job, job.start, tmp_path)
+    assert found == Findings(log_ratio=0.0, not_packed="", reference=None)
+    assert trainer.ref_model is not None
 
 
 def test_another_model_in_the_place_of_the_reference_stops_the_run(job: DpoJob, tmp_path: Path) -> None:
-    first = look(*trainer_of(job, save_model(tmp_path / "stranger", seed=1), tmp_path), job)
     with pytest.raises(UserError, match="should be one model, but the log-ratio on the first batch is"):
-        check_log_ratio(first.log_ratios, *origins(job))
+        begin(job, save_model(tmp_path / "stranger", seed=1), tmp_path)
+
+
+def test_another_reference_is_another_model(job: DpoJob, tmp_path: Path) -> None:
+    other = replace(job, reference=save_model(tmp_path / "other", seed=1))
+    assert begin(other, other.reference, tmp_path)[1].log_ratio > 1
+
+
+def test_sharing_is_not_forced_on_anyone(job: DpoJob, tmp_path: Path) -> None:
+    apart = replace(job, prefix_sharing=False)
+    assert begin(apart, job.start, tmp_path)[1].not_packed == NOT_ASKED
+
+
+def test_a_model_that_shares_wrongly_is_run_apart(job: DpoJob, tmp_path: Path) -> None:
+    """Layers that look at neighbours in the row, whoever they are, see the wrong ones in a packed row."""
+    trainer, frozen = trainer_of(job, job.start, tmp_path)
+    norm = frozen.base_model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda _, __, output: output + output.roll(1, dims=1))
+    sharing = RowSharing(frozen)
+    seen = look(trainer, frozen, sharing, first_batch(trainer))
+    assert "nats a token apart" in seen.not_packed
+    assert not sharing.packed
 
 
 def test_dropout_is_off_for_the_reference_and_for_the_look(job: DpoJob, tmp_path: Path) -> None:
-    dropping = replace(job, dropout=0.5, prefix_sharing=False)
-    trainer, frozen = trainer_of(dropping, job.start, tmp_path)
+    trainer, found = begin(replace(job, dropout=0.5), job.start, tmp_path)
     assert trainer.model.config.attention_dropout == 0.5
-    assert frozen.config.attention_dropout == 0.0
-    first = look(trainer, frozen, dropping)
-    assert set(first.log_ratios) == {0.0}
-    assert not first.shared
+    assert trainer.ref_model.config.attention_dropout == 0.0
+    assert found.log_ratio == 0.0
+
+
+def test_a_frozen_reference_is_run_once(job: DpoJob, tmp_path: Path) -> None:
+    trainer, found = begin(replace(job, epochs=2, keep_epoch=2), job.start, tmp_path)
+    assert trainer.ref_model is None
+    assert trainer.precompute_ref_logps
+    trainer_alone, frozen = trainer_of(job, job.start, tmp_path)
+    rows = trainer_alone.train_dataset
+    for place in (0, 7, len(rows) - 1):
+        alone = trainer_alone.compute_ref_log_probs(frozen, trainer_alone.data_collator([rows[place]]))
+        assert found.reference is not None
+        assert [side[place] for side in found.reference] == pytest.approx([float(each) for each in alone], rel=1e-5)
+        noted = trainer.train_dataset[place]
+        assert [noted["ref_chosen_logps"], noted["ref_rejected_logps"]] == [side[place] for side in found.reference]
 
 
 def test_the_longest_pairs_are_left_out_and_counted(job: DpoJob) -> None:
@@ -144,5 +187,3 @@ def test_trl_may_not_cut_anything(job: DpoJob, tmp_path: Path) -> None:
     assert told["max_length"] is None
     assert told["gradient_accumulation_steps"] * told["per_device_train_batch_size"] == job.batch_size
     assert not told["bf16"]
-    assert not told["precompute_ref_log_probs"]
-    assert arguments(replace(job, epochs=2, keep_epoch=2), 16, tmp_path)["precompute_ref_log_probs"]

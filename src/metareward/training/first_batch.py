@@ -1,7 +1,7 @@
-"""The first micro-batch, looked at before the first step: what it says of the lineage, and of sharing prompts.
+"""The first micro-batch, looked at before the first step: what it says of the lineage, and of packing rows.
 
-The same rows go through the start model and through the reference, and, where a pair's prompt is to be run once,
-through the start model that way too. The rows are the very ones that training begins with.
+The same rows go through the start model and through the reference, and, where what they have in common is to be run
+once, through each that way too. The rows are the very ones that training begins with.
 """
 
 from __future__ import annotations
@@ -10,55 +10,76 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from metareward.training.job import DpoJob
-from metareward.training.prefix_sharing import can_share, share_prefixes, unshare_prefixes
+from metareward.training.prefix_sharing import RowSharing
 from metareward.training.trainer import PairTrainer
 
-# Nats a token. Prompts run once give the same log-probabilities as prompts run twice, to rounding; a model for which
-# they don't (a kind of attention that the packing doesn't fit) is off by far more.
+# Nats a token. Rows packed give the same log-probabilities as rows apart, to rounding; a model for which they don't
+# (a kind of attention that the packing doesn't fit) is off by far more.
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+_SHOWN = 200  # characters of a foreign message
+NOT_ASKED = "not asked for"
 
 
 @dataclass(frozen=True, slots=True)
-class FirstBatch:
-    """The log-ratios (nats) of the first micro-batch's completions, and whether prompts are run once from now on."""
+class Look:
+    """One model's log-probabilities of the first batch's completions, in nats (2B), chosen above rejected.
 
-    log_ratios: tuple[float, ...]
-    shared: bool
-
-
-def look(trainer: PairTrainer, reference: Any, job: DpoJob) -> FirstBatch:
-    """Compare the trainer's model with ``reference``, and turn prefix sharing on in both when it is asked and works.
-
-    When the reference's figures are in the training set already, the trainer lets go of the reference.
+    ``not_packed`` says why its rows are run apart from now on; empty: they are packed.
     """
-    batch = next(iter(trainer.get_train_dataloader()))
-    policy = trainer.model
-    plain = _log_probs(trainer, policy, batch)
-    ratios = tuple((plain - _log_probs(trainer, reference, batch)).tolist())
-    shared = job.prefix_sharing and can_share(policy.config) and _try_sharing(trainer, batch, plain)
-    if shared:
-        share_prefixes(reference)
-    if trainer.precompute_ref_logps:
-        trainer.ref_model = None
-    return FirstBatch(ratios, shared)
+
+    log_probs: Tensor
+    not_packed: str
 
 
-def _try_sharing(trainer: PairTrainer, batch: Any, plain: torch.Tensor) -> bool:
-    """Turn sharing on in the policy, and off again when its log-probabilities are not the ``plain`` ones."""
-    share_prefixes(trainer.model)
-    apart = (_log_probs(trainer, trainer.model, batch) - plain).abs().max()
-    works = bool(apart / batch["completion_mask"].sum(dim=1).max() <= _tolerance(trainer))
-    if not works:
-        unshare_prefixes(trainer.model)
-    return works
+def first_batch(trainer: PairTrainer) -> Any:
+    """This process's first micro-batch."""
+    return next(iter(trainer.get_train_dataloader()))
 
 
-def _tolerance(trainer: PairTrainer) -> float:
-    return _TOLERANCE["bfloat16" if trainer.args.bf16 else "float32"]
+def look(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: Any, wanted: bool = True) -> Look:
+    """Run ``model`` over ``batch``, and pack its rows from now on if that is ``wanted`` and gives the same figures."""
+    sharing.packed = False
+    plain = _log_probs(trainer, model, batch)
+    not_packed = _try_packing(trainer, model, sharing, batch, plain) if wanted else NOT_ASKED
+    sharing.packed = not not_packed
+    return Look(plain, not_packed)
 
 
-def _log_probs(trainer: PairTrainer, model: Any, batch: Any) -> torch.Tensor:
-    """Summed over each completion: (2B), chosen before rejected, without gradient."""
-    return torch.cat(trainer.compute_ref_log_probs(model, batch)).float()
+def _try_packing(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: Any, plain: Tensor) -> str:
+    """Why rows can't be packed; empty when they can."""
+    reason = sharing.why_not()
+    if reason is not None:
+        return reason
+    sharing.packed, sharing.flex = True, batch["input_ids"].is_cuda
+    if sharing.flex:
+        sharing.flex = not _differing(trainer, model, batch, plain)
+    return "" if sharing.flex else _differing(trainer, model, batch, plain)
+
+
+def _differing(trainer: PairTrainer, model: Any, batch: Any, plain: Tensor) -> str:
+    """By how much packed rows come out otherwise; empty when it is no more than rounding."""
+    try:
+        packed = _log_probs(trainer, model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # a kernel that can't be compiled for this GPU, or for this model's heads
+        return " ".join(str(error).split())[:_SHOWN]
+    apart = (packed - plain).abs() / batch["completion_mask"].sum(dim=1)
+    worst = float(trainer.accelerator.gather(apart.max()).max())  # all processes decide alike
+    tolerance = _TOLERANCE["bfloat16" if trainer.args.bf16 else "float32"]
+    return "" if worst <= tolerance else f"packed rows came out {worst:.2g} nats a token apart"
+
+
+def _log_probs(trainer: PairTrainer, model: Any, batch: Any) -> Tensor:
+    """Summed over each completion, without gradient and dropout."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        output = model(**rows, labels=labels, use_cache=False, fused_lm_head=True)
+    model.train(training)
+    summed: Tensor = output.log_probs.sum(dim=1)
+    return summed.float()

@@ -12,10 +12,11 @@ of every completion must be 0 (and the first loss, therefore, ln 2).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +25,8 @@ from metareward.errors import UserError
 from metareward.training.job import DpoJob
 
 LINEAGE = "lineage.json"
+ADAPTER = "adapter"  # the folder of a low-rank adapter in that of the model it has made
+Setting = str | int | float | None
 # In nats, for a whole completion. Equal models on an equal batch differ by 0 in float32 and in bfloat16 alike; the
 # room is for kernels that add up in another order each time.
 TOLERANCE = 1e-3
@@ -32,6 +35,10 @@ _MEANING = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})
 _PLACES = frozenset({"start", "reference", "pairs", "output", "log"})
 # Settings that change how fast, not what: a run taken up again elsewhere may differ in them.
 _MACHINE = frozenset({"device", "threads", "micro_batch_size", "gradient_checkpointing", "prefix_sharing"})
+_AROUND = frozenset({"processes", "sharding", "checkpoint_steps", "keep_epochs", "trackers", "run_name"})
+_LATER_NAMES = frozenset({"loss", "loss_weights", "label_smoothing", "ld_alpha", "lora"})
+# Fields that the first release's models don't tell of, with what they meant then.
+_LATER = {field.name: field.default for field in fields(DpoJob) if field.name in _LATER_NAMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,9 @@ class Lineage:
 
     ``pairs`` and ``too_long`` count the pairs trained on, and those left out for their length, by kind;
     ``longest`` and ``limit`` are in tokens. ``log_ratio`` is the largest one of the first batch, in nats.
-    ``prefix_sharing`` says whether prompts were in fact run once. ``sources`` are digests of the pair files.
+    ``prefix_sharing`` says whether what pairs have in common was in fact run once, ``not_shared`` why not.
+    ``sources`` are digests of the pair files. ``base`` is what a low-rank adapter was trained on top of. ``epoch`` is
+    the one at whose end the model was taken, where every epoch was kept.
     """
 
     start: Origin
@@ -62,8 +71,11 @@ class Lineage:
     prefix_sharing: bool
     steps: int
     seed: int
-    settings: Mapping[str, str | int | float | None]
+    settings: Mapping[str, Setting]
     versions: Mapping[str, str]
+    not_shared: str = ""
+    base: Origin | None = None
+    epoch: int | None = None
 
     def to_json(self) -> str:
         """The text of ``lineage.json``: equal for equal runs."""
@@ -98,8 +110,24 @@ def digest(path: Path) -> str:
 
 def origins(job: DpoJob) -> tuple[Origin, Origin]:
     """Start and reference of a job, with their digests."""
-    start = _origin(job.start, job)
-    return start, start if job.start == job.reference else _origin(job.reference, job)
+    start = origin(job.start, job)
+    return start, start if job.start == job.reference else origin(job.reference, job)
+
+
+def base_of(job: DpoJob) -> Path:
+    """The folder that a low-rank adapter is trained on top of: the start model's, or the one its adapter was made for.
+
+    Raises `UserError` when that one isn't where it was, or isn't what it was.
+    """
+    if job.lora is None or not job.lora.stacked or not (job.start / ADAPTER).is_dir():
+        return job.start
+    noted = read_lineage(job.start).base
+    if noted is None:
+        raise UserError(f"{job.start}: its lineage names no base for its adapter; fix: set lora.stacked to false")
+    folder = Path(os.path.normpath(job.start / noted.folder))
+    if not folder.is_dir() or fingerprint_model(folder) != noted.sha256:
+        raise UserError(f"{folder}: not the base that the adapter in {job.start} was made for; fix: put it back")
+    return folder
 
 
 def check_log_ratio(log_ratios: Sequence[float], start: Origin, reference: Origin) -> float:
@@ -118,26 +146,37 @@ def check_log_ratio(log_ratios: Sequence[float], start: Origin, reference: Origi
     return worst
 
 
-def settings_of(job: DpoJob) -> dict[str, str | int | float | None]:
-    """The settings of a job that bear on the weights it makes."""
-    return {name: value for name, value in asdict(job).items() if name not in _PLACES | _MACHINE}
+def settings_of(job: DpoJob) -> dict[str, Setting]:
+    """The settings of a job that bear on the weights it makes; those of later releases only where they are in use."""
+    kept = {name: value for name, value in asdict(job).items() if name not in _PLACES | _MACHINE | _AROUND}
+    return {
+        name: value if isinstance(value, Setting) else json.dumps(value)
+        for name, value in kept.items()
+        if name not in _LATER or value != _LATER[name]
+    }
 
 
 def already_made(job: DpoJob) -> Lineage | None:
-    """The lineage of ``job.output`` when this very job made it, None when nothing is there.
+    """The lineage of what this very job has made before, None when nothing is there.
 
     Raises `UserError` naming what differs when something else is there: a model is never written over.
     """
-    if not job.output.exists():
+    folder = next((folder for folder in (job.output, job.product) if folder.exists()), None)
+    if folder is None:
         return None
-    lineage = read_lineage(job.output)
-    wanted = _identity(*origins(job), tuple(map(digest, job.pairs)), settings_of(job))
+    lineage = read_lineage(folder)
+    wanted = identity(job)
     there = _identity(lineage.start, lineage.reference, lineage.sources, lineage.settings)
     differing = sorted(name for name in wanted | there if wanted.get(name) != there.get(name))
     if differing:
         which = ", ".join(differing)
-        raise UserError(f"{job.output}: a model made with other values of {which} is here; fix: move or delete it")
+        raise UserError(f"{folder}: a model made with other values of {which} is here; fix: move or delete it")
     return lineage
+
+
+def identity(job: DpoJob) -> dict[str, object]:
+    """All that decides which weights ``job`` makes: digests of what it reads, and its settings."""
+    return _identity(*origins(job), tuple(map(digest, job.pairs)), settings_of(job))
 
 
 def _identity(
@@ -154,6 +193,9 @@ def read_lineage(folder: Path) -> Lineage:
         raise UserError(f"{folder}: already there, without a readable {LINEAGE}; fix: move or delete it") from None
 
 
-def _origin(folder: Path, job: DpoJob) -> Origin:
-    """The path is from the new model, so that a run folder can be moved whole and tells nothing of the machine."""
+def origin(folder: Path, job: DpoJob) -> Origin:
+    """``folder`` as a job's lineage notes it: the path is from the new model, so that a run folder can be moved whole.
+
+    It tells nothing of the machine.
+    """
     return Origin(Path(os.path.relpath(folder, job.output)).as_posix(), fingerprint_model(folder))

@@ -1,6 +1,6 @@
 """A folder that appears whole or not at all: filled under another name beside its place, then renamed.
 
-What a killed run left under the other name is thrown away by the next one.
+What a killed run left under the other name is thrown away by the next one, unless that one takes it up again.
 """
 
 from __future__ import annotations
@@ -17,41 +17,53 @@ from metareward.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class NewFolder:
-    """``content`` becomes the folder; ``scratch`` is thrown away. Both are there and empty."""
+    """``content`` becomes the folder, ``scratch`` is thrown away; both are there.
+
+    What lies in ``kept`` outlives a failure, with the ``content`` so far; success throws it away.
+    """
 
     content: Path
     scratch: Path
+    kept: Path
+
+
+def workshop(place: Path) -> NewFolder:
+    """Where the folder for ``place`` is made."""
+    folder = place.with_name(f".{place.name}.unfinished")
+    return NewFolder(folder / "content", folder / "scratch", folder / "kept")
 
 
 @contextmanager
-def new_folder(place: Path) -> Iterator[NewFolder]:
+def new_folder(place: Path, resume: bool = False) -> Iterator[NewFolder]:
     """Give a folder to fill; when the block ends well it is at ``place``, where nothing may be yet.
 
-    Raises `UserError` when it can't be made there.
+    It is empty, unless what an earlier one has left is to be ``resume``d. Raises `UserError` when it can't be made.
     """
-    workshop = place.with_name(f".{place.name}.unfinished")
-    shutil.rmtree(workshop, ignore_errors=True)
-    new = NewFolder(workshop / "content", workshop / "scratch")
+    new = workshop(place)
+    whole = new.content.parent
+    shutil.rmtree(new.scratch if resume else whole, ignore_errors=True)
     try:
         _make(new, place)
         yield new
-        _flush(new.content)
+        flush_folder(new.content)
         new.content.rename(place)
         _flush_one(place.parent)
+        shutil.rmtree(whole, ignore_errors=True)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        left = new.kept.is_dir() and any(new.kept.iterdir())
+        shutil.rmtree(new.scratch if left else whole, ignore_errors=True)
 
 
 def _make(new: NewFolder, place: Path) -> None:
     try:
-        new.content.mkdir(parents=True)
-        new.scratch.mkdir()
+        for folder in (new.content, new.scratch, new.kept):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{place.parent}: can't be written: {error.strerror}; fix: free space or rights") from None
 
 
-def _flush(folder: Path) -> None:
-    """Make the content last through a power cut before the rename says that it is complete."""
+def flush_folder(folder: Path) -> None:
+    """Make what lies in ``folder`` last through a power cut, before something says that it is complete."""
     for path in folder.rglob("*"):
         if path.is_file():
             _flush_one(path)

@@ -1,111 +1,151 @@
-"""Run the prompt of a preference pair once instead of twice.
+"""Run what the rows of a batch have in common once, and the language-model head on completion tokens only.
 
-TRL runs 2B rows, chosen above rejected, and both rows of a pair begin with the same P tokens. Here the two become
-one row of P + C + R tokens,
+TRL runs 2B rows, chosen above rejected, padded to the longest; both rows of a pair begin with the same prompt, judges'
+prompts begin with the same rubric, and on a CPU the head scores every position, prompts and padding included. Here
+the rows become one (`packing`), and of its hidden states only those go through the head from which a completion token
+is predicted. The figures are then laid out again as 2B rows, so TRL's losses and metrics stay as they are. The same
+numbers come out (to rounding).
 
-    [ prompt | rest of chosen | rest of rejected ]
-
-where the rejected part does not see the chosen part and counts its positions on from the prompt. The hidden states
-are then laid out again as 2B rows, so that TRL's loss and all its figures stay as they are. The same numbers come
-out (to rounding); only tokens are saved.
-
-Assumes full attention in every layer that takes a mask as it is given, and positions that only enter through
-``position_ids``. `can_share` says which models promise that; the trainer tries it on the first batch before it counts
-on it.
+Three hooks do it, and no method of the trainer or the model is replaced: one rewrites what the model is called with,
+one picks hidden states behind its backbone, one lays out what comes back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from metareward.training.packing import PackedRow, pack
+from metareward.training.row_attention import NAME
+from metareward.training.row_blocks import RowBlocks
+
+_KINDS = frozenset({"full_attention", "sliding_attention"})
+_IGNORED = -100  # a label that nothing is to be predicted for
 
 
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """Rows of pairs folded together. B pairs; L is the length of a row before, S after.
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why rows of this model can't be packed, in a few words; None when they can.
 
-    ``input_ids`` and ``positions`` are (B, S); ``mask`` is (B, 1, S, S), True where a query sees a key;
-    ``places`` is (2B, L): where in row i mod B the hidden state of token j of row i is found.
+    It must take its attention from transformers' interface (by default PyTorch's own) in every layer, and know
+    positions from ``position_ids`` alone, as rotary ones do.
+    """
+    config = model.config.get_text_config()
+    plain = config.to_dict()
+    odd = sorted(set(plain.get("layer_types") or ()) - _KINDS)
+    if config._attn_implementation not in ("sdpa", NAME):
+        return f"its attention is {config._attn_implementation}, not sdpa"
+    if odd:
+        return f"it has layers of kind {', '.join(odd)}"
+    if not plain.get("rope_parameters"):
+        return "its positions are not rotary"
+    if plain.get("router_aux_loss_coef") and "output_router_logits" in plain:
+        return "its experts are balanced over the rows as they were (router_aux_loss_coef)"
+    return None
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of the model under way: which labels count, and where in the hidden states they are predicted."""
+
+    counted: Tensor  # (2B, L - 1)
+    places: Tensor  # of as many as are counted, in the rows that the backbone runs, laid end to end
+
+
+class RowSharing:
+    """The hooks of one model. ``packed`` says whether rows are packed; the head is sparing either way.
+
+    With ``flex`` packed rows go through FlexAttention.
     """
 
-    input_ids: Tensor
-    positions: Tensor
-    mask: Tensor
-    places: Tensor
+    flex = False
 
-
-def can_share(config: Any) -> bool:
-    """Whether a model of this configuration attends fully, from PyTorch's own attention, in every layer."""
-    plain = config.to_dict()
-    kinds = plain.get("layer_types") or ()
-    windowed = plain.get("sliding_window") and plain.get("use_sliding_window", True)
-    full = all(kind == "full_attention" for kind in kinds) if kinds else not windowed
-    return bool(config._attn_implementation == "sdpa" and full and plain.get("rope_parameters"))
-
-
-def share_prefixes(model: Any) -> None:
-    """Change ``model`` (a causal language model) to run the common beginning of rows i and i + B once."""
-    backbone = model.base_model
-    plain = backbone.forward
-
-    @wraps(plain)
-    def shared(*, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        packing = pack(input_ids, attention_mask.sum(dim=1))
-        output = plain(
-            input_ids=packing.input_ids, attention_mask=packing.mask, position_ids=packing.positions, **options
+    def __init__(self, model: Any, packed: bool = False) -> None:
+        """Hook ``model``, a causal language model with TRL's fused head, or what PEFT made of one."""
+        self._model: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+        self._call: _Call | None = None
+        self._packed = False
+        self._handles: tuple[RemovableHandle, ...] = (
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._model.base_model.register_forward_hook(self._behind_backbone),
+            model.register_forward_hook(self._after),
         )
-        output.last_hidden_state = unpack(output.last_hidden_state, packing.places)
+        self.packed = packed
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows are packed."""
+        return self._packed
+
+    @packed.setter
+    def packed(self, wanted: bool) -> None:
+        self._packed = wanted
+        if wanted:
+            self._model.set_attn_implementation(NAME)
+        elif self._model.config._attn_implementation == NAME:
+            self._model.set_attn_implementation("sdpa")
+
+    def why_not(self) -> str | None:
+        """Why rows of this model can't be packed, as far as its configuration tells."""
+        return why_not(self._model)
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self.packed = False
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
+        self._call = None
+        if not given.get("fused_lm_head") or given.get("labels") is None:
+            return None
+        labels = given["labels"][:, 1:]
+        counted = labels != _IGNORED
+        row = pack(given["input_ids"], given["attention_mask"].sum(dim=1)) if self._packed else None
+        places = _end_to_end(labels.shape, labels.device) if row is None else row.places[:, :-1]
+        self._call = _Call(counted, places[counted])
+        changed = {"labels": None, "shift_labels": labels[counted][None]}
+        return args, {**given, **changed, **({} if row is None else _inputs(row, self.flex))}
+
+    def _behind_backbone(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if self._call is not None:
+            hidden = output.last_hidden_state
+            output.last_hidden_state = hidden.flatten(0, 1).index_select(0, self._call.places)[None]
         return output
 
-    backbone.forward = shared
+    def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if self._call is None:
+            return output
+        call, self._call = self._call, None
+        figures = {name: value for name, value in output.items() if isinstance(value, Tensor) and value.dim() == 2}
+        for name, value in _laid_out(figures, call.counted).items():
+            output[name] = value
+        return output
 
 
-def unshare_prefixes(model: Any) -> None:
-    """Undo `share_prefixes`."""
-    del model.base_model.forward
+def _inputs(row: PackedRow, flex: bool) -> dict[str, Any]:
+    """What the backbone gets. The mask has four dimensions, so that transformers makes none; the row says it all."""
+    return {
+        "input_ids": row.input_ids,
+        "position_ids": row.positions,
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row.input_ids.device),
+        "packed_row": row,
+        "row_blocks": RowBlocks(row) if flex else None,
+    }
 
 
-def pack(input_ids: Tensor, lengths: Tensor) -> Packing:
-    """Fold (2B, L) right-padded rows with ``lengths`` (2B) into B rows, one for each pair."""
-    chosen, rejected = input_ids.chunk(2)
-    chosen_len, rejected_len = lengths.chunk(2)
-    prefix = _common(chosen, rejected, torch.minimum(chosen_len, rejected_len))
-    total = chosen_len + rejected_len - prefix
-    column = torch.arange(int(total.max()), device=input_ids.device).expand(len(chosen), -1)
-    in_rejected = column >= chosen_len[:, None]
-    positions = torch.where(in_rejected, column - (chosen_len - prefix)[:, None], column)
-    positions = positions.clamp(max=input_ids.shape[1] - 1)
-    packed = torch.where(in_rejected, rejected.gather(1, positions), chosen.gather(1, positions))
-    return Packing(packed, positions, _mask(column, prefix, chosen_len), _places(input_ids, prefix, chosen_len))
+def _end_to_end(shape: torch.Size, device: torch.device) -> Tensor:
+    """(N, L - 1): where the tokens of N rows of L stand when the rows are laid end to end, the last one left out."""
+    rows, width = shape
+    return torch.arange(rows * (width + 1), device=device).view(rows, width + 1)[:, :-1]
 
 
-def unpack(hidden: Tensor, places: Tensor) -> Tensor:
-    """Lay (B, S, H) hidden states out as (2B, L, H) again."""
-    pairs, width, size = hidden.shape
-    row = torch.arange(pairs, device=hidden.device).repeat(2)[:, None]
-    flat = row * width + places.clamp(max=width - 1)
-    return hidden.reshape(-1, size).index_select(0, flat.flatten()).view(*places.shape, size)
-
-
-def _common(chosen: Tensor, rejected: Tensor, shorter: Tensor) -> Tensor:
-    """How many tokens each pair of rows has in common at its beginning, (B)."""
-    same = (chosen == rejected).cumprod(dim=1).sum(dim=1)
-    return torch.minimum(same, shorter)
-
-
-def _mask(column: Tensor, prefix: Tensor, chosen_len: Tensor) -> Tensor:
-    """Causal, except that what comes after the chosen part doesn't see it. (B, 1, S, S)."""
-    causal = column[:, :, None] >= column[:, None, :]
-    query_after = (column >= chosen_len[:, None])[:, :, None]
-    key_inside = ((column >= prefix[:, None]) & (column < chosen_len[:, None]))[:, None, :]
-    return (causal & ~(query_after & key_inside))[:, None]
-
-
-def _places(input_ids: Tensor, prefix: Tensor, chosen_len: Tensor) -> Tensor:
-    column = torch.arange(input_ids.shape[1], device=input_ids.device).expand(len(prefix), -1)
-    shift = (chosen_len - prefix)[:, None]
-    return torch.cat([column, torch.where(column < prefix[:, None], column, column + shift)])
+def _laid_out(figures: Mapping[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
+    """Each (1, n) figure as (2B, L - 1), 0 where nothing is counted; also of n = 0 it stays tied to the model."""
+    return {name: value.new_zeros(counted.shape).masked_scatter(counted, value) for name, value in figures.items()}

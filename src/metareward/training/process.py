@@ -9,7 +9,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,18 +17,19 @@ from typing import IO
 
 from metareward.errors import UserError
 from metareward.training.job import DpoJob
+from metareward.training.launch import command
 from metareward.training.lineage import Lineage, already_made, read_lineage
 
 Step = Mapping[str, float]
 _WRONG = 2  # the child's exit status for a mistake of the user's, told in one line
-_ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
+_ERROR_LINE = re.compile(r"^(?:\[rank\d+\]: )?(?!\S*ChildFailedError)[\w.]*(Error|Exception|Interrupt)\b")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 _MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A finished training run. ``seconds`` is 0 when the model had been made before by the same job."""
+    """A finished training run; ``output`` is the job's product. ``seconds`` is 0 when it had made that before."""
 
     output: Path
     lineage: Lineage
@@ -39,42 +39,54 @@ class TrainingResult:
 def run_in_process(job: DpoJob, on_step: Callable[[Step], None]) -> TrainingResult:
     """Train ``job`` in a process of its own; ``on_step`` gets each step's figures (the names in the log) as it ends.
 
-    The same job again gives the model that is there. What the child wrote to standard error is kept beside the log.
+    The same job again gives the model that is there. A job that was killed goes on from its last checkpoint, and tells
+    the steps before it once more. What the child wrote to standard error is kept beside the log.
     Raises `UserError` with the one line that says why it failed; whatever ends this call ends the child too.
     """
     made = already_made(job)
     if made is not None:
-        return TrainingResult(job.output, made, 0.0)
+        return TrainingResult(job.product, made, 0.0)
     started = time.monotonic()
     job.write(job.log.with_suffix(".job.json"))
     errors = job.log.with_suffix(".stderr.txt")
     with errors.open("wb") as stderr:
-        status = _follow(_start(job, stderr), on_step)
+        status, refused = _follow(_start(job, stderr), on_step)
     if status:
-        raise UserError(explain(status, errors, job))
-    return TrainingResult(job.output, read_lineage(job.output), time.monotonic() - started)
+        raise UserError(refused or explain(status, errors, job))
+    return TrainingResult(job.product, read_lineage(job.product), time.monotonic() - started)
 
 
 def _start(job: DpoJob, stderr: IO[bytes]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "metareward.training.dpo", str(job.log.with_suffix(".job.json")), "--with-parent"]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8", bufsize=1
-    )
+    started, pipe = command(job, job.log.with_suffix(".job.json")), subprocess.PIPE
+    return subprocess.Popen(started, stdin=pipe, stdout=pipe, stderr=stderr, encoding="utf-8", bufsize=1)
 
 
-def _follow(child: subprocess.Popen[str], on_step: Callable[[Step], None]) -> int:
-    """Pass the child's steps on until it ends, and give its exit status. It is ended first if this can't go on."""
+def _follow(child: subprocess.Popen[str], on_step: Callable[[Step], None]) -> tuple[int, str]:
+    """Pass the child's steps on until it ends, and give its exit status and why it refused, if it said so.
+
+    It is ended first if this can't go on.
+    """
+    refused = ""
     with child:
         try:
             for line in child.stdout or ():
                 event = json.loads(line)
-                if event.pop("event") == "step":
+                kind = event.pop("event")
+                if kind == "step":
                     on_step(event)
+                elif kind == "refused":
+                    refused = event["why"]
             child.wait()  # before its standard input is closed, which would end it
         except BaseException:
             child.kill()
             raise
-    return child.returncode
+    return child.returncode, refused
+
+
+def last_line(told: str) -> str:
+    """The line of a child's standard error that says what went wrong."""
+    lines = [line for line in told.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if _ERROR_LINE.match(line)), lines[-1] if lines else "no message")
 
 
 def explain(status: int, errors: Path, job: DpoJob) -> str:
@@ -82,7 +94,7 @@ def explain(status: int, errors: Path, job: DpoJob) -> str:
     lines = [line for line in errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if status == _WRONG and lines:
         return lines[-1]
-    last = next((line for line in reversed(lines) if _ERROR_LINE.match(line)), lines[-1] if lines else "no message")
+    last = last_line("\n".join(lines))
     if _FULL.search(last):
         return f"{job.output.parent}: the disk is full; fix: free space, then run again"
     if status == -signal.SIGKILL or _MEMORY.search(last):

@@ -29,18 +29,22 @@ FIGURES = (
 
 
 class StepLog(TrainerCallback):  # type: ignore[misc]
-    """Reports each step of a run over ``pairs`` pairs whose schedule of ``epochs`` is cut at ``last_epoch``."""
+    """Reports each step of a run over ``pairs`` pairs whose schedule of ``epochs`` is cut at ``last_epoch``.
 
-    def __init__(self, report: Report, pairs: int, epochs: int, last_epoch: int) -> None:
+    A run that is taken up again counts on from the ``seconds`` it had taken.
+    """
+
+    def __init__(self, report: Report, pairs: int, epochs: int, last_epoch: int, seconds: float = 0.0) -> None:
         self._report = report
         self._pairs = pairs
         self._kept = last_epoch / epochs
         self._last_epoch = last_epoch
+        self._before = seconds
         self._began = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() - self._before
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
         """Report one step. Raises `UserError` when its loss or gradient is no number any more."""

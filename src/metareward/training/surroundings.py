@@ -1,6 +1,7 @@
 """What a training process must set before any of its heavy libraries is imported: they read it only then.
 
-No network, no trackers, no progress bars, and every cache inside the folder of this run instead of the user's home.
+No network, no progress bars, no trackers but those asked for, and every cache inside the folder of this run instead of
+the user's home.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from metareward.training.job import DpoJob
+from metareward.training.trackers import places
 
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -28,7 +30,9 @@ def settle(environment: MutableMapping[str, str], job: DpoJob, scratch: Path) ->
     """Set ``environment`` (the process's own) for training ``job`` with its caches in ``scratch``, which exists."""
     environment.update(_QUIET)
     environment.setdefault("GOMP_SPINCOUNT", _SPIN)
-    environment["OMP_NUM_THREADS"] = str(job.threads)
+    for name, value in places(job).items() if job.trackers else ():
+        environment.setdefault(name, value)
+    environment["OMP_NUM_THREADS"] = str(job.threads_each)
     for name in ("HF_HOME", "HF_DATASETS_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR"):
         environment[name] = str(scratch.resolve())
     if "LOCAL_RANK" not in environment:  # not under a launcher: one process, so one GPU

@@ -1,10 +1,12 @@
 """TRL's `DPOTrainer`, set up from a job: every default that matters is said here, none is left to TRL.
 
-The loss is standard DPO on completion tokens (arXiv 2305.18290 equation 7; Meta-Rewarding appendix A.3):
+The loss is, unless the job names others, standard DPO on completion tokens (arXiv 2305.18290 equation 7;
+Meta-Rewarding appendix A.3):
 
     L = -log sigmoid( beta [ log pi(c|x)/ref(c|x) - log pi(r|x)/ref(r|x) ] )
 
-with log-probabilities summed over the completion.
+with log-probabilities summed over the completion. The papers have no other term; a likelihood term on what is chosen
+(``loss`` sigmoid and sft) is Iterative RPO's (arXiv 2404.19733 equation 2).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from metareward.seeds import derive
 from metareward.training.batches import LengthSortedBatches
 from metareward.training.job import DpoJob
 from metareward.training.lengths import FittingPairs
+from metareward.training.trackers import tracking
 
 _SEEDS = 2**31  # transformers hands the seed to NumPy, which takes 32 bits
 
@@ -39,6 +42,16 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         return self._order
 
 
+class _EpochOfOrder(TrainerCallback):  # type: ignore[misc]
+    """Tells the order of pairs which epoch it is: accelerate doesn't, in a run of several processes taken up again."""
+
+    def __init__(self, order: LengthSortedBatches) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self._order.set_epoch(int(state.epoch))
+
+
 def make_trainer(
     job: DpoJob,
     fitted: FittingPairs,
@@ -47,17 +60,24 @@ def make_trainer(
     tokenizer: Any,
     scratch: Path,
     callbacks: Sequence[TrainerCallback],
+    adapter: Any = None,
 ) -> PairTrainer:
-    """A trainer ready to `train`. Both models are in memory already, so TRL loads nothing by itself."""
+    """A trainer ready to `train`. The models are in memory already, so TRL loads nothing by itself.
+
+    With an ``adapter`` (PEFT's configuration) TRL puts one on the policy. Without a ``reference`` that is the policy
+    less its adapter, or with the adapter as it was.
+    """
     rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in fitted.pairs]
+    order = LengthSortedBatches(fitted.lengths, job.batch_size, job.seed)
     trainer = PairTrainer(
-        order=LengthSortedBatches(fitted.lengths, job.batch_size, job.seed),
+        order=order,
         model=policy,
         ref_model=reference,
-        args=DPOConfig(**arguments(job, len(rows), scratch)),
+        args=DPOConfig(**arguments(job, len(rows), scratch), **_loss(job)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, _EpochOfOrder(order)],
+        peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -70,10 +90,9 @@ def arguments(job: DpoJob, pairs: int, scratch: Path) -> dict[str, Any]:
         "beta": job.beta,
         "max_length": None,  # what is too long was left out; nothing may be cut
         "disable_dropout": job.dropout == 0,
-        "precompute_ref_log_probs": job.last_epoch > 1,  # the reference is frozen: once a pair, not once an epoch
         "num_train_epochs": job.epochs,
         "per_device_train_batch_size": job.micro_batch_size,
-        "gradient_accumulation_steps": job.batch_size // job.micro_batch_size,
+        "gradient_accumulation_steps": job.accumulation,
         "optim": "adamw_torch_fused",
         "weight_decay": job.weight_decay,
         "max_grad_norm": job.max_grad_norm,
@@ -83,11 +102,11 @@ def arguments(job: DpoJob, pairs: int, scratch: Path) -> dict[str, Any]:
         "seed": derive(job.seed, "training") % _SEEDS,
         **_schedule(job, pairs),
         **_LOCAL,
+        **tracking(job),
     }
 
 
 _LOCAL: dict[str, Any] = {
-    "report_to": "none",
     "push_to_hub": False,
     "save_strategy": "no",
     "logging_steps": 1,
@@ -95,6 +114,15 @@ _LOCAL: dict[str, Any] = {
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
+
+
+def _loss(job: DpoJob) -> dict[str, Any]:
+    return {
+        "loss_type": list(job.loss),
+        "loss_weights": list(job.loss_weights) or None,
+        "label_smoothing": job.label_smoothing,
+        "ld_alpha": job.ld_alpha,
+    }
 
 
 def _schedule(job: DpoJob, pairs: int) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""Two processes train one model on a CPU: gradients averaged (DDP), started by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from dpo_world import make_job, moved, save_model, save_pairs
+from safetensors.torch import load_file
+
+from metareward.errors import UserError
+from metareward.training.job import DpoJob, LoraSettings
+from metareward.training.kept import newest
+from metareward.training.launch import CONFIGURATIONS, command
+from metareward.training.process import run_in_process
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, gloo")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> DpoJob:
+    """Eight steps in two epochs of whole batches."""
+    folder = tmp_path_factory.mktemp("world")
+    pairs = (save_pairs(folder / "actor.parquet", "actor", 20), save_pairs(folder / "judge.parquet", "judge", 12, 30))
+    job = make_job(folder, save_model(folder / "M0"), pairs)
+    return replace(job, micro_batch_size=2, learning_rate=1e-3)
+
+
+def weights(job: DpoJob) -> dict[str, torch.Tensor]:
+    return dict(load_file(job.output / "model.safetensors"))
+
+
+def apart(one: DpoJob, other: DpoJob) -> float:
+    left, right = weights(one), weights(other)
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def events(job: DpoJob) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in job.log.read_text().splitlines()]
+
+
+def pids(job: DpoJob) -> list[int]:
+    return [event["pid"] for event in events(job) if "pid" in event]
+
+
+def test_two_processes_make_what_one_makes_also_after_a_kill(job: DpoJob, tmp_path: Path) -> None:
+    single, double = moved(job, tmp_path / "single"), replace(moved(job, tmp_path / "double"), processes=2)
+    alone: list[Mapping[str, float]] = []
+    run_in_process(single, alone.append)
+    together: list[Mapping[str, float]] = []
+    result = run_in_process(double, together.append)
+    assert apart(single, double) < 1e-5
+    assert apart(single, replace(single, output=job.start)) > 1e-3  # something was learned
+    for name in ("loss", "rewards/margins", "grad_norm"):
+        assert [step[name] for step in together] == pytest.approx([step[name] for step in alone], rel=1e-3, abs=1e-5)
+    assert result.lineage.prefix_sharing
+    assert result.lineage.log_ratio == 0.0
+    assert not list(double.output.parent.glob(".*"))
+
+    again = replace(moved(double, tmp_path / "again"), checkpoint_steps=3)
+
+    def kill(step: Mapping[str, float]) -> None:
+        if step["step"] == 7:
+            os.kill(pids(again)[-1], signal.SIGKILL)
+
+    with pytest.raises(UserError):
+        run_in_process(again, kill)
+    assert (kept := newest(again)) is not None and kept.step == 6
+    run_in_process(again, lambda _: None)
+    assert apart(double, again) == 0.0  # in the second epoch, whose order is another than the first's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": LoraSettings(rank=4)},
+        {"epochs": 1, "keep_epoch": 1},
+        {"gradient_checkpointing": True},
+        {"keep_epochs": True, "prefix_sharing": False},
+    ],
+    ids=str,
+)
+def test_so_do_other_settings(job: DpoJob, tmp_path: Path, changes: dict[str, Any]) -> None:
+    job = replace(job, **changes)
+    single, double = moved(job, tmp_path / "single"), replace(moved(job, tmp_path / "double"), processes=2)
+    for each in (single, double):
+        run_in_process(each, lambda _: None)
+    if job.keep_epochs:
+        single, double = (replace(each, output=each.product / "epoch-2") for each in (single, double))
+    assert apart(single, double) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_mistake_arrives_as_one_line(job: DpoJob, tmp_path: Path) -> None:
+    wrong = replace(moved(job, tmp_path), processes=2, max_length=5)
+    with pytest.raises(UserError, match=r"^training job: no pair fits in max_length 5, the shortest has \d+ tokens"):
+        run_in_process(wrong, lambda _: None)
+    assert not list(tmp_path.glob(".*"))
+    sharded = replace(moved(job, tmp_path), sharding="fsdp2", device="cpu")
+    with pytest.raises(UserError, match="sharding fsdp2 needs GPUs"):
+        run_in_process(sharded, lambda _: None)
+
+
+def test_batches_are_shared_out_evenly(job: DpoJob) -> None:
+    assert replace(job, processes=2).accumulation == 2
+    with pytest.raises(UserError, match=r"a divisor of batch_size \(8\) over processes \(3\)"):
+        replace(job, processes=3)
+
+
+def test_how_a_job_is_started(job: DpoJob) -> None:
+    assert command(job, Path("j.json"))[2] == "metareward.training.dpo"
+    assert command(replace(job, processes=2), Path("j.json"))[2] == "metareward.training.launch"
+    assert command(replace(job, sharding="zero3"), Path("j.json"))[2] == "metareward.training.launch"
+
+
+@pytest.mark.parametrize(
+    ("sharding", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("zero2", "DEEPSPEED"), ("zero3", "DEEPSPEED")]
+)
+def test_the_shipped_configurations(sharding: str, kind: str) -> None:
+    """`accelerate launch` reads them; what they do needs GPUs."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = CONFIGURATIONS / f"{sharding}.yaml"
+    assert load_config_from_file(str(path)).distributed_type == kind
+    assert yaml.safe_load(path.read_text())["use_cpu"] is False

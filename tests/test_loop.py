@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -219,7 +220,8 @@ def test_a_model_that_never_writes_a_score_ends_the_run_and_says_why(
     assert (code, told) == (2, "")
     assert "Traceback" not in errors
     why = errors.splitlines()[-1]
-    assert "iteration 1 gave no pairs: of " in why and " judgments 0 have a readable score (6 actor too few" in why
+    # Random letters are a score by chance now and then, never two of one answer's judgments.
+    assert re.search(r"iteration 1 gave no pairs: of \d+ judgments [0-3] have a readable score \(6 actor too few", why)
     assert not RunDir(room / "run").iteration(1).model.exists()
     assert why in refused_again(room)
 

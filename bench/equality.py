@@ -1,0 +1,301 @@
+"""Greedy texts of the engine against plain `generate`, token for token, on four architectures with random weights.
+
+    python bench/equality.py [--prompts N] [--tokens N] [--device DEVICE]
+
+The prompts have 1 to 700 tokens; 3 in 5 begin as others do; each is asked for 1, 2, 3 or 7 samples, all at once, of the
+engine that a recipe gives by default. Words are tokens, so texts that are equal have equal tokens. Both sides round, in
+other orders, so a text may go another way where the two best logits are nearly the same. What counts as that:
+
+* rounding, of a model in a number format: the most by which a logit differs between transformers' own two ways to the
+  same text, step by step with its cache (`generate`) and in one pass, over all tokens of all texts;
+* a text that differs is a near tie if, at its first difference and in one plain pass, the tokens of both sides lie
+  within that of the best. Anything else is an error and fails.
+
+Also every token that the engine wrote, after a difference too, must lie within rounding of the best one of a plain pass.
+Prints a table, writes bench/results/equality.json, and ends with status 1 where there is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from metareward.engines.engine import Engine
+from metareward.environment import environment
+from metareward.opening import open_engine
+from metareward.recipe import EngineSettings
+from metareward.types import Completion, Message, Sampling
+
+WORDS, LONGEST = 1000, 700
+# One word in fifty ends a text, so that some end early.
+STOPS = list(range(0, WORDS, 50))
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    # Wide enough for logits that follow from the text, and don't end in one word for ever.
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+# Windows far shorter than most prompts.
+GEMMA = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 48}
+KINDS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
+    "gemma2": lambda: Gemma2Config(**GEMMA),
+    "gemma3": lambda: Gemma3TextConfig(
+        **GEMMA, layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    ),
+}
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A prompt's tokens, and how many samples are asked for."""
+
+    ids: tuple[int, ...]
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One prompt's text: where both sides differ first, and how far below the best each one's token is there.
+
+    ``spreads_T``: by how much transformers' own two ways differ at each token of its text; ``gaps_T``: how far the second
+    best is below the best; ``below_T``: how far each token that the engine wrote is below the best of a plain pass.
+    """
+
+    place: int | None
+    ours: float
+    plain: float
+    spreads_T: list[float]
+    gaps_T: list[float]
+    below_T: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All texts of one model in one number format. Logits' distances are in the logits' own unit."""
+
+    texts: int
+    equal: int
+    near_ties: int
+    errors: int
+    tokens: int
+    tokens_not_best: int
+    tokens_in_error: int
+    ended_early: int
+    different_words: int
+    rounding: float
+    median_gap: float
+    largest_below_best: float
+
+    @property
+    def holds(self) -> bool:
+        """No text and no token differs by more than rounding."""
+        return not self.errors and not self.tokens_in_error
+
+
+def save_model(folder: Path, kind: str) -> Path:
+    """A model with random weights and a tokenizer of one token to a word; a conversation is its first turn's words."""
+    torch.manual_seed(7)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, chat_template="{{ messages[0].content }}")
+    model = AutoModelForCausalLM.from_config(KINDS[kind]())
+    model.generation_config = GenerationConfig(eos_token_id=STOPS, pad_token_id=STOPS[0], do_sample=False)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def draw_asks(count: int, seed: int = 0) -> list[Ask]:
+    """Prompts of 1 to 700 tokens, lengths spread by their logarithm; three in five come in groups that begin alike."""
+    rng = random.Random(seed)
+    asks = [Ask((1,), 1), Ask(_words(rng, LONGEST), 1)]
+    while len(asks) < count:
+        if rng.random() < 1 / 4:
+            beginning = _words(rng, rng.randint(100, 500))
+            asks += [Ask(beginning + _words(rng, rng.randint(1, 100)), rng.choice((1, 1, 3))) for _ in range(5)]
+        else:
+            asks.append(Ask(_words(rng, round(LONGEST ** rng.random())), rng.choice((1, 2, 3, 7))))
+    return asks[:count]
+
+
+def _words(rng: random.Random, count: int) -> tuple[int, ...]:
+    return tuple(rng.choices(range(WORDS), k=count))
+
+
+def ask_engine(folder: Path, dtype: str, device: str, asks: Sequence[Ask], most: int) -> list[Sequence[Completion]]:
+    """All completions, all asked for at once, of the engine that a recipe gives by default."""
+
+    async def asked() -> list[Sequence[Completion]]:
+        settings = EngineSettings.model_validate({"dtype": dtype, "device": device})
+        engine: Engine = await open_engine(settings, folder, 0, folder)
+        sampling = Sampling(0.0, 1.0, most)
+        told = (engine.complete((Message("user", _text(ask.ids)),), sampling, ask.n) for ask in asks)
+        written = await asyncio.gather(*told)
+        await engine.aclose()
+        return written
+
+    return asyncio.run(asked())
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def _ids(completion: Completion, most: int) -> list[int]:
+    """The tokens of a text. A text that ended early lacks the token that ended it."""
+    ids = [int(word[1:]) for word in completion.text.split()]
+    expected = most if completion.finish == "length" else completion.tokens
+    assert len(ids) == completion.tokens == expected, completion
+    return ids
+
+
+@torch.inference_mode()
+def compare(model: Any, ask: Ask, many: Sequence[Completion], most: int) -> Compared:
+    """The engine's samples of one prompt, which must be one text, against `generate` and a plain pass."""
+    assert len(many) == ask.n and len(set(many)) == 1, "greedy samples of one request differ"
+    prompt = torch.tensor([ask.ids], device=model.device)
+    told = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=most,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    plain = told.sequences[0, prompt.shape[1] :].tolist()
+    ours = _ids(many[0], most)
+    whole = _whole(model, ask.ids, plain)
+    stepwise = torch.cat(told.logits).float()
+    best = whole.topk(2).values
+    # What ended our text isn't told, so `generate`'s end is left out as well.
+    ended = plain[:-1] if plain[-1] in STOPS else plain
+    place = _first_difference(ended, ours)
+    below = [0.0, 0.0]
+    if place is not None:
+        below = [_below(whole[place], side, place) for side in (ours, ended)]
+    written = _whole(model, ask.ids, ours)
+    return Compared(
+        place,
+        below[0],
+        below[1],
+        (whole[:-1] - stepwise).abs().amax(dim=-1).tolist(),
+        (best[:, 0] - best[:, 1]).tolist(),
+        [_below(row, ours, step) for step, row in enumerate(written[: len(ours) + (len(ours) < most)])],
+    )
+
+
+def _whole(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """The logits from which each of these tokens, and one more, are chosen, of one plain pass: (tokens + 1, words)."""
+    told = model(input_ids=torch.tensor([[*prompt, *ids]], device=model.device), use_cache=False)
+    logits: Tensor = told.logits[0, len(prompt) - 1 :].float()
+    return logits
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    if one == other:
+        return None
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _below(logits_V: Tensor, ids: Sequence[int], place: int) -> float:
+    """How far the token at this place is below the best; of a text that ended here, the best token that ends one."""
+    chosen = logits_V[ids[place]] if place < len(ids) else logits_V[STOPS].max()
+    return float(logits_V.max() - chosen)
+
+
+def check(folder: Path, dtype: str, asks: Sequence[Ask], most: int, device: str = "cpu") -> Outcome:
+    """Both sides' texts of all prompts, and what they come to."""
+    told = ask_engine(folder, dtype, device, asks, most)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    compared = [compare(model, ask, many, most) for ask, many in zip(asks, told, strict=True)]
+    rounding = max(spread for each in compared for spread in each.spreads_T)
+    differ = [each for each in compared if each.place is not None]
+    errors = sum(max(each.ours, each.plain) > rounding for each in differ)
+    below = [value for each in compared for value in each.below_T]
+    return Outcome(
+        texts=len(compared),
+        equal=len(compared) - len(differ),
+        near_ties=len(differ) - errors,
+        errors=errors,
+        tokens=len(below),
+        tokens_not_best=sum(value > 0 for value in below),
+        tokens_in_error=sum(value > rounding for value in below),
+        ended_early=sum(many[0].finish == "stop" for many in told),
+        different_words=len({word for many in told for word in many[0].text.split()}),
+        rounding=rounding,
+        median_gap=median(gap for each in compared for gap in each.gaps_T),
+        largest_below_best=max(below),
+    )
+
+
+def run(kinds: Sequence[str], prompts: int, most: int, device: str = "cpu") -> dict[str, Outcome]:
+    """The outcome of each of these kinds of model in both number formats, by name."""
+    asks, outcomes = draw_asks(prompts), {}
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as made:
+            folder = save_model(Path(made), kind)
+            for dtype in DTYPES:
+                outcomes[f"{kind}, {dtype}"] = check(folder, dtype, asks, most, device)
+    return outcomes
+
+
+def show(outcomes: dict[str, Outcome]) -> None:
+    """The table."""
+    table = Table("", "equal texts", "near ties", "errors", "tokens", "not the best", "rounding", "median gap")
+    for name, seen in outcomes.items():
+        counts = (f"{seen.equal} of {seen.texts}", seen.near_ties, seen.errors, seen.tokens, seen.tokens_not_best)
+        table.add_row(name, *map(str, counts), f"{seen.rounding:.2g}", f"{seen.median_gap:.2g}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run all, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=32, help="most new tokens of a text")
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    outcomes = run(list(KINDS), asked.prompts, asked.tokens, asked.device)
+    show(outcomes)
+    told = {name: asdict(seen) for name, seen in outcomes.items()}
+    path = Path(__file__).parent / "results" / "equality.json"
+    path.write_text(json.dumps({"outcomes": told, "device": asked.device, **environment()}, indent=2) + "\n")
+    sys.exit(not all(seen.holds for seen in outcomes.values()))
+
+
+if __name__ == "__main__":
+    main()

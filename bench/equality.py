@@ -6,12 +6,13 @@ The prompts have 1 to 700 tokens; 3 in 5 begin as others do; each is asked for 1
 engine that a recipe gives by default. Words are tokens, so texts that are equal have equal tokens. Both sides round, in
 other orders, so a text may go another way where the two best logits are nearly the same. What counts as that:
 
-* rounding, of a model in a number format: the most by which a logit differs between transformers' own two ways to the
-  same text, step by step with its cache (`generate`) and in one pass, over all tokens of all texts;
-* a text that differs is a near tie if, at its first difference and in one plain pass, the tokens of both sides lie
-  within that of the best. Anything else is an error and fails.
+* exact logits are those of one plain pass with the same weights in float64;
+* rounding, of a model in a number format, is the most by which a logit of transformers' own two ways in that format,
+  step by step with a cache (`generate`) and in one pass, is off the exact one, over all tokens of all texts;
+* a text that differs is a near tie if, at its first difference, the exact logits of both sides' tokens lie within
+  rounding of the best one. Anything else is an error and fails.
 
-Also every token that the engine wrote, after a difference too, must lie within rounding of the best one of a plain pass.
+Also every token that the engine wrote, after a difference too, must lie within rounding of the exact best.
 Prints a table, writes bench/results/equality.json, and ends with status 1 where there is an error.
 """
 
@@ -61,8 +62,9 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
-    # Wide enough for logits that follow from the text, and don't end in one word for ever.
-    "initializer_range": 0.3,
+    # Wide enough for texts that don't repeat a word for ever; much wider, and bfloat16 is mostly noise.
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": 0,
     "pad_token_id": 0,
@@ -90,16 +92,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One prompt's text: where both sides differ first, and how far below the best each one's token is there.
+    """One prompt's text. ``apart``: how far below the best the tokens of both sides are where they differ first.
 
-    ``spreads_T``: by how much transformers' own two ways differ at each token of its text; ``gaps_T``: how far the second
-    best is below the best; ``below_T``: how far each token that the engine wrote is below the best of a plain pass.
+    ``errors_T``: how far transformers' logits are off at each token of its text; ``gaps_T``: how far the second best is
+    below the best there; ``below_T``: how far each token that the engine wrote is below the best.
     """
 
-    place: int | None
-    ours: float
-    plain: float
-    spreads_T: list[float]
+    apart: tuple[float, float] | None
+    errors_T: list[float]
     gaps_T: list[float]
     below_T: list[float]
 
@@ -112,6 +112,7 @@ class Outcome:
     equal: int
     near_ties: int
     errors: int
+    largest_apart: float
     tokens: int
     tokens_not_best: int
     tokens_in_error: int
@@ -184,44 +185,56 @@ def _ids(completion: Completion, most: int) -> list[int]:
     return ids
 
 
-@torch.inference_mode()
-def compare(model: Any, ask: Ask, many: Sequence[Completion], most: int) -> Compared:
-    """The engine's samples of one prompt, which must be one text, against `generate` and a plain pass."""
-    assert len(many) == ask.n and len(set(many)) == 1, "greedy samples of one request differ"
-    prompt = torch.tensor([ask.ids], device=model.device)
-    told = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=most,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    plain = told.sequences[0, prompt.shape[1] :].tolist()
-    ours = _ids(many[0], most)
-    whole = _whole(model, ask.ids, plain)
-    stepwise = torch.cat(told.logits).float()
-    best = whole.topk(2).values
-    # What ended our text isn't told, so `generate`'s end is left out as well.
-    ended = plain[:-1] if plain[-1] in STOPS else plain
-    place = _first_difference(ended, ours)
-    below = [0.0, 0.0]
-    if place is not None:
-        below = [_below(whole[place], side, place) for side in (ours, ended)]
-    written = _whole(model, ask.ids, ours)
-    return Compared(
-        place,
-        below[0],
-        below[1],
-        (whole[:-1] - stepwise).abs().amax(dim=-1).tolist(),
-        (best[:, 0] - best[:, 1]).tolist(),
-        [_below(row, ours, step) for step, row in enumerate(written[: len(ours) + (len(ours) < most)])],
-    )
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The same weights in transformers, in a number format and in float64."""
+
+    model: Any
+    exact: Any
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str, device: str) -> Plain:
+        """Both, on ``device``."""
+        model, exact = (AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)) for _ in range(2))
+        return cls(model.to(device).eval(), exact.double().to(device).eval())
+
+    @torch.inference_mode()
+    def compare(self, ask: Ask, many: Sequence[Completion], most: int) -> Compared:
+        """The engine's samples of one prompt, which must all be the same text, against `generate`."""
+        assert len(many) == ask.n and len(set(many)) == 1, "greedy samples of one request differ"
+        plain, stepwise_TV = self._generate(ask, most)
+        exact_TV = _one_pass(self.exact, ask.ids, plain)[:-1]
+        ways = (stepwise_TV, _one_pass(self.model, ask.ids, plain)[:-1])
+        ours, best_T2 = _ids(many[0], most), exact_TV.topk(2).values
+        # What ended our text isn't told, so what ended the other one is left out as well.
+        ended = plain[:-1] if plain[-1] in STOPS else plain
+        place = _first_difference(ended, ours)
+        written_TV = _one_pass(self.exact, ask.ids, ours)[: len(ours) + (len(ours) < most)]
+        return Compared(
+            None if place is None else (_below(exact_TV[place], ours, place), _below(exact_TV[place], ended, place)),
+            torch.stack([(way - exact_TV).abs().amax(dim=-1) for way in ways]).amax(dim=0).tolist(),
+            (best_T2[:, 0] - best_T2[:, 1]).tolist(),
+            [_below(row_V, ours, step) for step, row_V in enumerate(written_TV)],
+        )
+
+    def _generate(self, ask: Ask, most: int) -> tuple[list[int], Tensor]:
+        """Its tokens, with the one that ended the text, and the logits that each was chosen from."""
+        prompt = torch.tensor([ask.ids], device=self.model.device)
+        told = self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=most,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return told.sequences[0, prompt.shape[1] :].tolist(), torch.cat(told.logits).double()
 
 
-def _whole(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """The logits from which each of these tokens, and one more, are chosen, of one plain pass: (tokens + 1, words)."""
+def _one_pass(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """The logits from which each of these tokens, and one more, are chosen: float64 (tokens + 1, words)."""
     told = model(input_ids=torch.tensor([[*prompt, *ids]], device=model.device), use_cache=False)
-    logits: Tensor = told.logits[0, len(prompt) - 1 :].float()
+    logits: Tensor = told.logits[0, len(prompt) - 1 :].double()
     return logits
 
 
@@ -239,18 +252,18 @@ def _below(logits_V: Tensor, ids: Sequence[int], place: int) -> float:
 
 def check(folder: Path, dtype: str, asks: Sequence[Ask], most: int, device: str = "cpu") -> Outcome:
     """Both sides' texts of all prompts, and what they come to."""
-    told = ask_engine(folder, dtype, device, asks, most)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-    compared = [compare(model, ask, many, most) for ask, many in zip(asks, told, strict=True)]
-    rounding = max(spread for each in compared for spread in each.spreads_T)
-    differ = [each for each in compared if each.place is not None]
-    errors = sum(max(each.ours, each.plain) > rounding for each in differ)
+    told, plain = ask_engine(folder, dtype, device, asks, most), Plain.load(folder, dtype, device)
+    compared = [plain.compare(ask, many, most) for ask, many in zip(asks, told, strict=True)]
+    rounding = max(error for each in compared for error in each.errors_T)
+    differ = [each.apart for each in compared if each.apart is not None]
+    errors = sum(max(apart) > rounding for apart in differ)
     below = [value for each in compared for value in each.below_T]
     return Outcome(
         texts=len(compared),
         equal=len(compared) - len(differ),
         near_ties=len(differ) - errors,
         errors=errors,
+        largest_apart=max((max(apart) for apart in differ), default=0.0),
         tokens=len(below),
         tokens_not_best=sum(value > 0 for value in below),
         tokens_in_error=sum(value > rounding for value in below),

@@ -61,7 +61,7 @@ def test_the_worked_tiers() -> None:
 
 @pytest.mark.parametrize(("rho", "chosen", "rejected"), [(0.32, (1, 4.2), (3, 2.5)), (0.0, (0, 5.0), (4, 2.0))])
 def test_the_worked_pair(rho: float, chosen: tuple[int, float], rejected: tuple[int, float]) -> None:
-    pair = made(actor_pair(WORKED, PairRules(rho=rho), 0))
+    pair = made(actor_pair(WORKED, PairRules(rho=rho)))
     assert ((pair.chosen_index, pair.chosen_score), (pair.rejected_index, pair.rejected_score)) == (chosen, rejected)
     assert pair.chosen == WORKED.candidates_K[chosen[0]].text
     assert pair.prompt == WORKED.prompt.messages
@@ -70,7 +70,7 @@ def test_the_worked_pair(rho: float, chosen: tuple[int, float], rejected: tuple[
 
 def test_rho_zero_takes_the_shortest_best_and_the_longest_worst() -> None:
     tied = scored([(5, 30), (5, 10), (5, 10), (1, 20), (1, 40), (1, 40), (3, 1), (3, 99)])
-    pair = made(actor_pair(tied, PairRules(), 0))
+    pair = made(actor_pair(tied, PairRules()))
     assert (pair.chosen_index, pair.rejected_index) == (1, 4)
 
 
@@ -78,47 +78,45 @@ def test_rounding_moves_nobody_out_of_their_own_tier() -> None:
     thirds = record(
         [candidate(0, [4.1, 4.2, 4.3], "aaa"), candidate(1, [4.2, 4.2, 4.2], "b"), candidate(2, [1, 1, 1], "c")]
     )
-    assert made(actor_pair(thirds, PairRules(), 0)).chosen_index == 1
-    assert (
-        reason(actor_pair(replace(thirds, candidates_K=thirds.candidates_K[:2]), PairRules(), 0)) == "all_scores_equal"
-    )
+    assert made(actor_pair(thirds, PairRules())).chosen_index == 1
+    assert reason(actor_pair(replace(thirds, candidates_K=thirds.candidates_K[:2]), PairRules())) == "all_scores_equal"
 
 
 def test_too_few_valid_answers() -> None:
-    assert reason(actor_pair(record([candidate(0, [5, 5])]), PairRules(), 0)) == "too_few_valid_answers"
+    assert reason(actor_pair(record([candidate(0, [5, 5])]), PairRules())) == "too_few_valid_answers"
     one_each = record([candidate(0, [5, None]), candidate(1, [1, Truncated()])])
-    assert reason(actor_pair(one_each, PairRules(), 0)) == "too_few_valid_answers"
-    assert made(actor_pair(one_each, PairRules(min_valid=1), 0)).chosen_index == 0
+    assert reason(actor_pair(one_each, PairRules())) == "too_few_valid_answers"
+    assert made(actor_pair(one_each, PairRules(min_valid=1))).chosen_index == 0
 
 
 def test_an_unreadable_answer_is_never_the_rejected_one() -> None:
     pair = made(
-        actor_pair(record([candidate(0, [5, 5]), candidate(1, [None, None]), candidate(2, [3, 3])]), PairRules(), 0)
+        actor_pair(record([candidate(0, [5, 5]), candidate(1, [None, None]), candidate(2, [3, 3])]), PairRules())
     )
     assert (pair.chosen_index, pair.rejected_index) == (0, 2)
 
 
 def test_the_length_filter_drops_the_pair_without_a_substitute() -> None:
-    assert reason(actor_pair(WORKED, PairRules(max_answer_chars=1899), 0)) == "chosen_answer_too_long"
-    assert made(actor_pair(WORKED, PairRules(max_answer_chars=1900), 0)).chosen_index == 0
-    assert made(actor_pair(WORKED, PairRules(rho=0.32, max_answer_chars=1500), 0)).rejected_index == 3
+    assert reason(actor_pair(WORKED, PairRules(max_answer_chars=1899))) == "chosen_answer_too_long"
+    assert made(actor_pair(WORKED, PairRules(max_answer_chars=1900))).chosen_index == 0
+    assert made(actor_pair(WORKED, PairRules(rho=0.32, max_answer_chars=1500))).rejected_index == 3
 
 
 def test_where_tiers_overlap_an_answer_may_be_on_both_sides() -> None:
-    assert reason(actor_pair(scored([(5, 20), (3, 10), (1, 5)]), PairRules(rho=0.5), 0)) == "same_answer"
-    middle = made(actor_pair(scored([(5, 20), (3, 10), (1, 12)]), PairRules(rho=0.6), 0))
+    assert reason(actor_pair(scored([(5, 20), (3, 10), (1, 5)]), PairRules(rho=0.5))) == "tiers_overlap"
+    middle = made(actor_pair(scored([(5, 20), (3, 10), (1, 12)]), PairRules(rho=0.6)))
     assert (middle.chosen_index, middle.rejected_index) == (1, 2)
 
 
 def test_a_worse_answer_is_never_chosen_over_a_better_one() -> None:
     # With rho 1 the tiers are everything: the shortest answer scores 2, the longest 4.
-    outcome = actor_pair(scored([(5, 20), (2, 5), (1, 10), (4, 30)]), PairRules(rho=1.0), 0)
-    assert reason(outcome) == "same_answer"
+    outcome = actor_pair(scored([(5, 20), (2, 5), (1, 10), (4, 30)]), PairRules(rho=1.0))
+    assert reason(outcome) == "tiers_overlap"
 
 
 @given(records(), rules_drawn)
 def test_an_actor_pair_keeps_the_promises(of: PromptRecord, rules: PairRules) -> None:
-    outcome = actor_pair(of, rules, 0)
+    outcome = actor_pair(of, rules)
     if isinstance(outcome, Dropped):
         assert outcome.reason and outcome.detail and "\n" not in outcome.detail
         return
@@ -139,7 +137,7 @@ def test_an_actor_pair_keeps_the_promises(of: PromptRecord, rules: PairRules) ->
 
 @given(records())
 def test_rho_zero_is_best_against_worst(of: PromptRecord) -> None:
-    outcome = actor_pair(of, PairRules(), 0)
+    outcome = actor_pair(of, PairRules())
     if isinstance(outcome, PreferencePair):
         means = [score.mean for score in answer_scores(of, 2)]
         assert outcome.chosen_score == pytest.approx(max(means))

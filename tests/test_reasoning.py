@@ -67,5 +67,5 @@ def test_roles_see_answers_only_and_pairs_hold_all() -> None:
     assert pair.chosen.startswith("<think>is it") and pair.chosen != pair.rejected
     assert "I guess" not in pair.prompt[-1].content
     differing = replace(first, judgments_N=first.judgments_N[:1])
-    told = actor_pair(replace(record, candidates_K=(differing, *record.candidates_K[1:])), PairRules(min_valid=1), 0)
+    told = actor_pair(replace(record, candidates_K=(differing, *record.candidates_K[1:])), PairRules(min_valid=1))
     assert isinstance(told, PreferencePair) and told.chosen.startswith("<think>Score: 0, I guess</think>answer")

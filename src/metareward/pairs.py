@@ -67,7 +67,7 @@ def build_pairs(records: Iterable[PromptRecord], rules: PairRules, rubric: Rubri
     kept = tuple(records)
     disputes = [record.dispute for record in kept if record.dispute is not None]
     weights = position_weights(meta for dispute in disputes for meta in dispute.meta)
-    actor = [actor_pair(record, rules, seed) for record in kept]
+    actor = [actor_pair(record, rules) for record in kept]
     judge = [judge_pair(record, rules, weights, rubric, seed) for record in kept] if rules.judge_pairs else []
     dropped = tuple(outcome for outcome in (*actor, *judge) if isinstance(outcome, Dropped))
     return PairSet(_pairs(actor), _pairs(judge), dropped, weights)
@@ -78,18 +78,18 @@ def _pairs(outcomes: Sequence[PreferencePair | Dropped]) -> tuple[PreferencePair
 
 
 def tiers(scores: Sequence[AnswerScore], rho: float) -> tuple[list[AnswerScore], list[AnswerScore]]:
-    """The top and the bottom quality tier of ``scores`` (not empty); they overlap when ``rho`` is above 1/2."""
+    """The top and the bottom quality tier of ``scores`` (not empty); they can overlap when ``rho`` is 1/2 or more."""
     best, worst = max(score.mean for score in scores), min(score.mean for score in scores)
     floor = (1 - rho) * best + rho * worst - TOLERANCE
     ceiling = (1 - rho) * worst + rho * best + TOLERANCE
     return [score for score in scores if score.mean >= floor], [score for score in scores if score.mean <= ceiling]
 
 
-def actor_pair(record: PromptRecord, rules: PairRules, seed: int) -> PreferencePair | Dropped:  # noqa: ARG001
+def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropped:
     """The shortest answer of the top tier against the longest of the bottom tier.
 
-    Among equally long ones the lowest sample number is taken, so ``seed`` decides nothing here. With ``rho`` above 1/2
-    the tiers overlap; a pair whose chosen answer would be the rejected one, or score lower, is dropped.
+    Among equally long ones the lowest sample number is taken, so there is no seed. With ``rho`` of 1/2 or more the
+    tiers can overlap; a pair whose chosen answer would be the rejected one, or score lower, is dropped.
     """
     scores = answer_scores(record, rules.min_valid)
     reason = _no_choice(scores, rules.min_valid)
@@ -113,10 +113,10 @@ def _no_choice(scores: Sequence[AnswerScore], min_valid: int) -> tuple[DropReaso
 
 def _bad_choice(chosen: AnswerScore, rejected: AnswerScore, rules: PairRules) -> tuple[DropReason, str] | None:
     if chosen.index == rejected.index:
-        return "same_answer", f"answer {chosen.index} is chosen and rejected: the tiers overlap at rho {rules.rho:g}"
+        return "tiers_overlap", f"answer {chosen.index} would be chosen and rejected at rho {rules.rho:g}"
     if chosen.mean < rejected.mean - TOLERANCE:
         worse = f"answer {chosen.index} ({chosen.mean:g}) would be chosen over answer {rejected.index}"
-        return "same_answer", f"{worse} ({rejected.mean:g}): the tiers overlap at rho {rules.rho:g}"
+        return "tiers_overlap", f"{worse} ({rejected.mean:g}) at rho {rules.rho:g}"
     if rules.max_answer_chars is not None and chosen.chars > rules.max_answer_chars:
         return "chosen_answer_too_long", f"{chosen.chars} characters, at most {rules.max_answer_chars} are allowed"
     return None

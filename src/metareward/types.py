@@ -217,7 +217,7 @@ class PreferencePair:
 DropReason = Literal[
     "too_few_valid_answers",
     "all_scores_equal",
-    "same_answer",
+    "tiers_overlap",
     "chosen_answer_too_long",
     "no_dispute",
     "no_variance",

@@ -100,7 +100,7 @@ def test_a_reason_keeps_its_shade_through_all_bars() -> None:
     found = bars(
         [
             summary(1, 8, 0, actor={"all_scores_equal": 2}),
-            summary(2, 5, 0, actor={"same_answer": 1, "all_scores_equal": 4}),
+            summary(2, 5, 0, actor={"tiers_overlap": 1, "all_scores_equal": 4}),
         ]
     )
     shades = [{s.words: s.shade for s in bar.segments} for bar in found]

@@ -7,7 +7,7 @@ from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict
 _DROPS = {
     "too_few_valid_answers": "too few answers with enough readable judgments",
     "all_scores_equal": "all answers scored the same",
-    "same_answer": "chosen and rejected would be the same answer",
+    "tiers_overlap": "the best and the worst tier overlap, as rho is 1/2 or more",
     "chosen_answer_too_long": "chosen answer over the length limit",
     "no_dispute": "no answer in dispute",
     "no_variance": "the judge agreed with itself on every answer",

@@ -90,6 +90,43 @@ def test_the_table_shows_every_iteration_and_the_sum() -> None:
     assert "evaluating M0..M4" in text and "20,256 are needed" in text
 
 
+def test_benchmarks_are_counted_where_they_ask(tmp_path: Path) -> None:
+    turns = '{"question_id": 1, "category": "math", "turns": ["a", "b"]}\n'
+    (tmp_path / "questions.jsonl").write_text(turns)
+    (tmp_path / "recipe.yaml").write_text(
+        f"""extends: pocket
+benchmarks:
+  scored: {{judge: other-model, models: [2]}}
+  games: {{kind: arena, judge: itself, against: previous, models: [1], judgments: 2}}
+  turns: {{kind: mt-bench, questions: {tmp_path}/questions.jsonl, prompt: prompts.jsonl}}
+"""
+    )
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), ["prompts.held_out=10", "judgments.max_tokens=7"])
+    made = plan(recipe, Rates(tokens_per_second=10))
+    assert made.benchmarks is not None and made.uncounted is None and made.other_judges
+    told = [[(role.role, role.calls, role.tokens) for role in each.roles] for each in made.benchmarks]
+    # The preset's own three count what is there. Each model answers two turns, and both are judged.
+    turn_by_turn = [(ANSWERS, 2, 2 * recipe.answers.max_tokens), (JUDGMENTS, 2, 2 * 2048)]
+    assert told[0] == told[3] == told[4] == turn_by_turn
+    assert told[1] == [(JUDGMENTS, 40, 280), *turn_by_turn]
+    assert told[2] == [(JUDGMENTS, 60, 420), *turn_by_turn]
+    assert made.benchmarks[2].roles[0].seconds == 0
+    assert "and judges that are other models" in shown(made)
+
+
+def test_questions_that_aren_t_there_are_told() -> None:
+    asked = 'benchmarks={"alpaca": {"questions": "nowhere.json"}}'
+    made = plan(load_recipe("pocket", [asked]))
+    assert made.benchmarks is None and "nowhere.json" in str(made.uncounted)
+    assert "what they ask isn't counted" in shown(made)
+
+
+def test_the_preset_s_own_benchmarks_ask_nothing() -> None:
+    made = plan(load_recipe("pocket"))
+    assert made.benchmarks is not None and all(not each.roles for each in made.benchmarks)
+    assert "benchmarks" not in shown(made)
+
+
 def test_memory_of_training_follows_how_it_is_trained() -> None:
     full, lora, spread = (
         plan(load_recipe("pocket", changes)).training_bytes

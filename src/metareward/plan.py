@@ -16,6 +16,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from metareward.benchmarking_plan import Asking, askings
+from metareward.errors import UserError
 from metareward.measuring import UNKNOWN, Rates
 from metareward.opening import model_folder
 from metareward.progress import ANSWERS, JUDGMENTS, META
@@ -50,7 +52,7 @@ class IterationPlan:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What measuring one model takes."""
+    """What measuring one model takes, on the held-out prompts or by the recipe's benchmarks."""
 
     model: str
     roles: tuple[RolePlan, ...]
@@ -61,7 +63,8 @@ class Plan:
     """The whole run. ``seconds`` cover generation and evaluation, not training; None when no rate is known.
 
     ``training_bytes`` is the memory that training takes at most on each device. It, ``held_out`` and ``model_bytes``
-    are None when the file or folder they come from isn't there.
+    are None when the file or folder they come from isn't there, and so are ``benchmarks`` when one's questions can't be
+    read: ``uncounted`` says why. ``other_judges`` are asked too, whose time isn't in ``seconds``.
     """
 
     name: str
@@ -70,6 +73,9 @@ class Plan:
     measured: bool
     iterations: tuple[IterationPlan, ...]
     evaluations: tuple[EvaluationPlan, ...]
+    benchmarks: tuple[EvaluationPlan, ...] | None
+    uncounted: str | None
+    other_judges: bool
     record_bytes: int
     model_bytes: int | None
     training_bytes: int | None
@@ -78,7 +84,12 @@ class Plan:
     @property
     def tokens(self) -> int:
         """All tokens written."""
-        return sum(role.tokens for role in (*_all_roles(self.iterations), *_all_roles(self.evaluations)))
+        return sum(role.tokens for role in self.roles)
+
+    @property
+    def roles(self) -> tuple[RolePlan, ...]:
+        """All that is asked."""
+        return tuple(_all_roles((*self.iterations, *self.evaluations, *(self.benchmarks or ()))))
 
 
 def _seconds(roles: Iterable[RolePlan]) -> float | None:
@@ -100,7 +111,9 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     held_out = _held_out(recipe)
     iterations = tuple(_iteration(recipe, t, rates) for t in sorted(recipe.iterations))
     evaluations = tuple(_evaluation(recipe, t, held_out or 0, rates) for t in range(len(iterations) + 1))
-    roles = [*_all_roles(iterations), *_all_roles(evaluations)]
+    asked, uncounted = _asked(recipe, held_out or 0)
+    benchmarks = None if asked is None else tuple(_benchmarked(t, found, rates) for t, found in enumerate(asked))
+    roles = _all_roles((*iterations, *evaluations, *(benchmarks or ())))
     kept_apart = recipe.prompts.held_out if isinstance(recipe.prompts.held_out, int) else 0
     one_model = _model_bytes(recipe.model)
     return Plan(
@@ -110,6 +123,9 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         measured=bool(rates.tokens_each),
         iterations=iterations,
         evaluations=evaluations,
+        benchmarks=benchmarks,
+        uncounted=uncounted,
+        other_judges=any(not each.itself for found in asked or () for each in found),
         record_bytes=sum(role.tokens * _BYTES_A_TOKEN + role.calls * _BYTES_A_CALL for role in roles),
         model_bytes=None if one_model is None else one_model * len(iterations),
         training_bytes=_training_bytes(recipe),
@@ -132,6 +148,25 @@ def _evaluation(recipe: Recipe, t: int, held_out: int, rates: Rates) -> Evaluati
     answers = held_out * asked.answers
     judgments = answers * asked.judgments * (1 if t == 0 else 2)
     return EvaluationPlan(f"M{t}", _roles(recipe, answers, judgments, held_out * asked.meta_pairs * 2, rates))
+
+
+def _asked(recipe: Recipe, held_out: int) -> tuple[list[tuple[Asking, ...]] | None, str | None]:
+    """What the benchmarks ask after each iteration from 0 on; or None, and why it can't be counted."""
+    try:
+        return [askings(recipe, t, held_out) for t in range(len(recipe.iterations) + 1)], None
+    except UserError as error:
+        return None, str(error)
+
+
+def _benchmarked(t: int, found: Sequence[Asking], rates: Rates) -> EvaluationPlan:
+    return EvaluationPlan(f"M{t}", tuple(_asking(each, rates) for each in found))
+
+
+def _asking(asked: Asking, rates: Rates) -> RolePlan:
+    known = rates.tokens_each if asked.itself and asked.like_the_run else {}
+    tokens = round(asked.calls * known.get(asked.role, asked.limit))
+    spent = rates.seconds(asked.role, asked.calls, tokens) if asked.itself else 0.0
+    return RolePlan(asked.role, asked.calls, tokens, spent)
 
 
 def _roles(recipe: Recipe, answers: int, judgments: int, battles: int, rates: Rates) -> tuple[RolePlan, ...]:
@@ -188,8 +223,10 @@ def plan_table(made: Plan) -> Group:
     table.add_section()
     measuring = _all_roles(made.evaluations)
     table.add_row(f"evaluating M0..M{len(made.iterations)}", *_called(measuring), "", "", "")
+    if tested := _all_roles(made.benchmarks or ()):
+        table.add_row("benchmarks", *_called(tested), "", "", "")
     table.add_section()
-    table.add_row("all", *_called([*measuring, *_all_roles(made.iterations)]), *_trained(made.iterations))
+    table.add_row("all", *_called(made.roles), *_trained(made.iterations))
     return Group(table, *(Text(note) for note in _notes(made)))
 
 
@@ -220,7 +257,10 @@ def _notes(made: Plan) -> Iterator[str]:
     if made.seconds is None:
         yield "time: give --measure, --rate TOKENS_PER_SECOND, or --like RUN with a run that has finished an iteration"
     else:
-        yield f"time: {_span(made.seconds)} to generate and evaluate; training comes on top"
+        others = ", and judges that are other models" if made.other_judges else ""
+        yield f"time: {_span(made.seconds)} to generate and evaluate; training comes on top{others}"
+    if made.uncounted is not None:
+        yield f"benchmarks: what they ask isn't counted: {made.uncounted}"
 
 
 def _or_unknown(count: int | None) -> str:

@@ -1,11 +1,12 @@
 """How long the metrics take: AlpacaEval on 805 rows, Arena-Hard's bootstrap over 30 models, MT-Bench, judges.
 
-    python bench/evaluation.py [--alpaca FOLDER] [--upstream PYTHON]
+    python bench/evaluation.py [--alpaca FOLDER] [--upstream PYTHON [--arena FOLDER]]
 
 Made-up rows by default. ``--alpaca`` names a folder with annotations.json, instruction_difficulty.csv and df_gamed.csv
 (AlpacaEval's own files); ``--upstream`` the Python of an environment that has the package alpaca_eval, whose official
-function is then timed on the same files, beside ours. Times are of one core, CPU seconds, without imports; the imports
-are a row of their own. Prints a table and writes bench/results/evaluation.json.
+function is then timed on the same files, beside ours; ``--arena`` a folder with utils_math.py of lm-sys/arena-hard-auto
+(v0.1), whose bootstrap is timed on the same battles: a few rounds, counted up to ours. Times are of one core, CPU
+seconds, without imports; the imports are a row of their own. Prints a table and writes bench/results/evaluation.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from metareward.benchmarks import arena, mt_bench_scores
 from metareward.benchmarks.alpaca_run import AlpacaFiles, results
 from metareward.benchmarks.arena_files import Answer, Match
 from metareward.benchmarks.arena_markdown import Style
+from metareward.benchmarks.arena_verdicts import for_first, strong
 from metareward.benchmarks.judge_biases import biases
 from metareward.benchmarks.judge_files import Item, Response
 from metareward.benchmarks.judge_pairs import JudgedPair, pair_quality
@@ -52,6 +54,16 @@ for _ in range(int(sys.argv[2])):
     frame = pandas.read_json(folder + "/annotations.json")
     told = glm_winrate.get_length_controlled_winrate(frame, save_weights_dir=None)
     print(time.process_time() - began, told["length_controlled_winrate"])
+"""
+# One bootstrap, of rows; ours draws both rows and questions.
+UPSTREAM_ARENA = """
+import sys, time, pandas
+sys.path.insert(0, sys.argv[1])
+from utils_math import compute_mle_elo, get_bootstrap_result
+battles, rounds = pandas.read_csv(sys.argv[2]), int(sys.argv[3])
+began = time.process_time()
+get_bootstrap_result(battles, lambda rows: compute_mle_elo(rows, baseline_model="baseline"), rounds)
+print((time.process_time() - began) / rounds)
 """
 
 
@@ -167,11 +179,32 @@ def upstream(python: str, folder: Path) -> float:
     return statistics.median(float(line.split()[0]) for line in told[1:])
 
 
+def upstream_arena(python: str, folder: Path, played: Sequence[Match]) -> float:
+    """The CPU time of as many rounds of upstream's bootstrap as ours has, estimated from a few."""
+    rows = [row for each in played for row in _battles(each)]
+    with tempfile.TemporaryDirectory() as made:
+        table = Path(made) / "battles.csv"
+        table.write_text("model_a,model_b,winner\n" + "\n".join(rows) + "\n")
+        command = [python, "-c", UPSTREAM_ARENA, str(folder), str(table), str(ROUNDS)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(told) * arena.ROUNDS
+
+
+def _battles(played: Match) -> Iterator[str]:
+    """The rows of both games as upstream has them: the model is B in the first, and a strong verdict is three rows."""
+    for game, verdict in enumerate(played.games):
+        assert verdict is not None
+        share = for_first(verdict) if game == 0 else 1 - for_first(verdict)
+        winner = {1.0: "model_a", 0.5: "tie", 0.0: "model_b"}[share]
+        yield from [f"baseline,{played.model},{winner}"] * (3 if strong(verdict) else 1)
+
+
 def main() -> None:
     """Run all, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alpaca", type=Path, help="folder with AlpacaEval's files")
     parser.add_argument("--upstream", help="Python that has alpaca_eval")
+    parser.add_argument("--arena", type=Path, help="folder with Arena-Hard's utils_math.py")
     asked = parser.parse_args()
     played, answers = matches()
     with tempfile.TemporaryDirectory() as made:
@@ -184,7 +217,7 @@ def main() -> None:
             ),
             f"Arena-Hard, {MODELS} models, both bootstraps, 1000 rounds": (
                 seconds(lambda: arena.evaluate(played, {}, "v0.1")),
-                None,
+                upstream_arena(asked.upstream, asked.arena, played) if asked.upstream and asked.arena else None,
             ),
             "Arena-Hard, style control": (seconds(lambda: arena.evaluate(played, answers, "v0.1", rounds=1)), None),
             "MT-Bench, 30 models": (seconds(mt_bench), None),

@@ -52,8 +52,8 @@ from metareward.recipe import EngineSettings
 from metareward.types import Completion, Message, Sampling
 
 WORDS, LONGEST = 1000, 700
-# One word in fifty ends a text, so that some end early.
-STOPS = list(range(0, WORDS, 50))
+# One word in a hundred ends a text, so that some end early.
+STOPS = list(range(0, WORDS, 100))
 SIZES = {
     "vocab_size": WORDS,
     "hidden_size": 64,

@@ -38,8 +38,8 @@ _STAGE = "benchmarks"
 def check(of: Experiment) -> None:
     """Read every file that is needed yet, and write nothing. Raises `UserError` for one that can't be read."""
     every = (each for t in range(of.last + 1) for each in entries(of, t))
-    owed = dict.fromkeys(each.name for each in every if each.owes_answers or each.owes_result)
-    for path, read in (file for name in owed for file in _files(of.recipe.benchmarks[name])):
+    owed = {each.name: each for each in every if each.owes_answers or each.owes_result}
+    for path, read in (file for each in owed.values() for file in _files(each.local)):
         read(path)
 
 

@@ -31,7 +31,7 @@ async def answer(entry: Entry, engine: Engine, progress: Progress) -> None:
     """Write the answers, asking for those that aren't kept yet. Raises `UserError` for a file that can't be read."""
     entry.folder.mkdir(parents=True, exist_ok=True)
     desk = Desk(engine, entry.model, entry.folder / "answers.sqlite", entry.seed, progress=progress)
-    questions = questions_of(entry.asked)
+    questions = questions_of(entry.local)
     written = await _written(entry, desk, questions)
     if not written:
         raise UserError(f"benchmarks.{entry.name}: {entry.model} answered none of {entry.asked.questions}")

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metareward.benchmarks.hub import HUB, located
 from metareward.experiment import Experiment
 from metareward.recipe import BenchmarkSettings
 from metareward.seeds import derive
+
+_FILES = {"questions", "prompt", "references", "difficulty", "gamed", "against"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Entry:
     def asked(self) -> BenchmarkSettings:
         """Its settings."""
         return self.of.recipe.benchmarks[self.name]
+
+    @property
+    def local(self) -> BenchmarkSettings:
+        """Its settings with paths for names of files on the hub, which are fetched.
+
+        Raises `UserError` when the recipe doesn't allow that, or it fails.
+        """
+        named = self.asked.model_dump(include=_FILES)
+        network = self.of.recipe.prompts.network
+        paths = {key: str(located(name, network)) for key, name in named.items() if name and name.startswith(HUB)}
+        return self.asked.model_copy(update=paths)
 
     @property
     def model(self) -> str:

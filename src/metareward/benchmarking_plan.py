@@ -50,7 +50,7 @@ def _of(entry: Entry, held_out: int) -> list[Asking]:
     asked, recipe = entry.asked, entry.of.recipe
     if not entry.due and not entry.answering:
         return []
-    outputs = _outputs(asked, held_out)
+    outputs = _outputs(entry.local, held_out)
     found = [Asking(ANSWERS, outputs, recipe.answers.max_tokens)] if entry.answering else []
     if entry.due and not entry.graded and asked.judge != "oracle":
         found.append(_judging(entry, outputs))

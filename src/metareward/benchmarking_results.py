@@ -54,9 +54,11 @@ async def numbers(entry: Entry, door: Door | None) -> Numbers:
 
 
 async def _alpaca(entry: Entry, door: Door | None) -> Numbers:
-    asked, met, total = entry.asked, *_meetings(entry)
+    asked, met, total = entry.local, *_meetings(entry)
     if not met:
-        raise UserError(f"benchmarks.{entry.name}: {asked.against} answers none of the instructions; name another")
+        raise UserError(
+            f"benchmarks.{entry.name}: {entry.asked.against} answers none of the instructions; name another"
+        )
     rows = await _compared(entry, door, met)
     path = entry.folder / "annotations.json"
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
@@ -74,7 +76,7 @@ def _meetings(entry: Entry) -> tuple[Sequence[Meeting], int]:
     base = entry.baseline
     if entry.asked.questions is None and base is not None:
         return _held_out_meetings(entry, base)
-    baseline = read_outputs(base.answers if base else Path(entry.asked.against))
+    baseline = read_outputs(base.answers if base else Path(entry.local.against))
     own = _held_out_outputs(entry) if entry.asked.questions is None else read_outputs(entry.answers)
     return meetings(baseline, own), len(baseline)
 
@@ -100,7 +102,7 @@ def _output(record: HeldOut, entry: Entry) -> Output:
 
 
 async def _compared(entry: Entry, door: Door | None, met: Sequence[Meeting]) -> Rows:
-    prompt = entry.asked.prompt
+    prompt = entry.local.prompt
     if door is None or prompt is None:
         return await _by_judge_of_each(entry, door, lambda judge: annotated_by(judge, met))
     question = load_label_prompt(Path(prompt))
@@ -167,8 +169,8 @@ async def _arena(entry: Entry, door: Door | None) -> Numbers:
         version=entry.asked.version,
         baseline=names[0],
         answers=both,
-        questions=_path(entry.asked.questions),
-        prompt=_path(entry.asked.prompt),
+        questions=_path(entry.local.questions),
+        prompt=_path(entry.local.prompt),
     )
     if door is not None and files.prompt is not None:
         await arena_run.judged(files, door)
@@ -180,7 +182,7 @@ async def _arena(entry: Entry, door: Door | None) -> Numbers:
 def _arena_answers(entry: Entry, by: Entry | None) -> Path:
     """The file of the model's answers, or of the baseline's; held-out answers are written into one here."""
     if entry.asked.questions is not None:
-        return by.answers if by else Path(entry.asked.against)
+        return by.answers if by else Path(entry.local.against)
     assert by is not None, "the recipe's check lets no file of outputs answer held-out prompts"
     path = entry.folder / ("answers.jsonl" if by == entry else "baseline.jsonl")
     rows = (arena_row(by.model, record.prompt.id, record.own[0].text) for record in measured(entry.of, by.t))
@@ -200,17 +202,17 @@ def _questions(entry: Entry) -> list[tuple[Question, Prompt]]:
     """What was asked, and as the judge sees it."""
     if entry.asked.questions is None:
         return [(Question(each.id, "", conversation(each.messages)), each) for each in entry.of.held_out]
-    asked = read_questions(Path(entry.asked.questions))
+    asked = read_questions(Path(str(entry.local.questions)))
     return [(each, Prompt(each.id, (Message("user", each.text),))) for each in asked]
 
 
 async def _mt_bench(entry: Entry, door: Door) -> Numbers:
     files = mt_bench_run.MtBenchFiles(
         judgments=entry.folder / "judgments.jsonl",
-        questions=_path(entry.asked.questions),
+        questions=_path(entry.local.questions),
         answers=entry.answers,
-        references=_path(entry.asked.references),
-        prompts=_path(entry.asked.prompt),
+        references=_path(entry.local.references),
+        prompts=_path(entry.local.prompt),
     )
     await (mt_bench_run.judged(files, door) if files.prompts else _graded_turns(entry, door))
     return [each.as_dict() for each in mt_bench_run.results(files)]
@@ -218,7 +220,7 @@ async def _mt_bench(entry: Entry, door: Door) -> Numbers:
 
 async def _graded_turns(entry: Entry, door: Door) -> None:
     """Write the grades of a judge that knows only the run's rubric."""
-    questions = mt_bench_files.read_questions(Path(str(entry.asked.questions)))
+    questions = mt_bench_files.read_questions(Path(str(entry.local.questions)))
     models = mt_bench_files.read_answers(entry.answers)
 
     def work(desk: Desk) -> Awaitable[Rows]:
@@ -236,11 +238,11 @@ def _path(name: str | None) -> Path | None:
 
 
 async def _judge(entry: Entry, door: Door) -> Numbers:
-    kinds = {entry.asked.form: _path(entry.asked.questions)}
+    kinds = {entry.asked.form: _path(entry.local.questions)}
     files = judge_run.JudgeFiles(
         rankings=kinds.get("rankings"),
         pairs=kinds.get("pairs"),
-        prompt=_path(entry.asked.prompt),
+        prompt=_path(entry.local.prompt),
         kept=entry.folder / "judge.sqlite",
     )
     table = await judge_run.table(files, judge_run.Judges(door.judge, _grading(entry), door, own=entry.model))

@@ -50,7 +50,9 @@ class PromptSettings(Section):
         description="Prompts in a file or folder, or on the hub as hub:OWNER/NAME; 'pocket': the pocket world's own"
     )
     field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
-    network: bool = Field(False, description="Whether source and held_out may be fetched from the Hugging Face hub")
+    network: bool = Field(
+        False, description="Whether source, held_out and benchmarks' files may be fetched from the Hugging Face hub"
+    )
     per_iteration: Count = Field(5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000)")
     held_out: Text | Count = Field(
         256, description="What every model is evaluated on: so many prompts kept out of training, or a JSONL file"

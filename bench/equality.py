@@ -299,7 +299,7 @@ def main() -> None:
     """Run all, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=32, help="most new tokens of a text")
+    parser.add_argument("--tokens", type=int, default=24, help="most new tokens of a text")
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     outcomes = run(list(KINDS), asked.prompts, asked.tokens, asked.device)

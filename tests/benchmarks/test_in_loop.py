@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -357,6 +358,19 @@ def test_a_baseline_may_be_a_file(tmp_path: Path) -> None:
     (own_0,), (hard_0,) = result(of, 0, "own")["results"], result(of, 0, "hard")["results"]
     assert (own_0["model"], own_0["baseline"], own_0["n_judged"] + own_0["n_unparsable"]) == ("M0", "far", 5)
     assert hard_0["baseline"] == "far" and hard_0["models"][0]["model"] == "M0"
+
+
+def test_the_demo_evaluates_every_model_by_the_oracle_and_by_itself(tmp_path: Path) -> None:
+    asked = {name: each for name, each in load_recipe("pocket").benchmarks.items() if each.kind == "alpaca"}
+    assert {name: each.judge for name, each in asked.items()} == {"by-oracle": "oracle", "by-itself": "itself"}
+    chosen = (f"benchmarks.{name}={{judge: {each.judge}}}" for name, each in asked.items())
+    of = furnished(tmp_path, "prompts.source=pocket", *chosen)
+    all_of_it(of)
+    for name, t in itertools.product(asked, (1, 2)):
+        assert asked[name] == of.recipe.benchmarks[name]
+        (told,) = result(of, t, name)["results"]
+        assert told["n_judged"] + told["n_unparsable"] == HELD_OUT and 0 <= told["win_rate"] <= 100
+        assert told["length_adjusted_winrate"] is not None and told["baseline"] == "M0"
 
 
 def test_a_preset_s_benchmark_can_be_dropped() -> None:

@@ -28,6 +28,7 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/equality.py
 	$(BIN)/python bench/evaluation.py
 	$(BIN)/python bench/expected_score.py
 

@@ -26,7 +26,10 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Rivals take part in `annotate` if bench/vllm_environment.sh and bench/peers_environment.sh have made their environments.
 bench: .venv/ready
+	$(BIN)/python bench/annotate.py
+	$(BIN)/python bench/dpo.py
 	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/equality.py
 	$(BIN)/python bench/evaluation.py

@@ -40,6 +40,7 @@ from metareward.types import Message, Prompt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+RESULTS = HERE / "results/annotate.json"
 # Which Python runs a contestant, and what makes its environment.
 PYTHONS = {
     "ours": (Path(sys.executable), ""),
@@ -346,13 +347,14 @@ def compare(folder: Path, model: str, dtype: str, asked: argparse.Namespace, sca
         for kind in asked.work:
             say(f"{title}: {kind}")
             seen = contest.run(getattr(work, kind), asked.rounds, split=kind == "judge")
-            found[kind] = {name: asdict(each) for name, each in seen.items()}
+            measured = {name: asdict(each) for name, each in seen.items()}
+            found[kind] = {"contestants": measured, "absent": contest.absent, "load": os.getloadavg()[0]}
             console.print(_shown(kind, title, seen, scale, size, peak))
     finally:
         contest.close()
     for name, reason in contest.absent.items():
         console.print(f"absent: {name}: {reason}", markup=False)
-    return found | {"absent": contest.absent}
+    return found
 
 
 def _shown(kind: str, title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
@@ -391,6 +393,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
+    parser.add_argument("--add", action="store_true", help="keep what the results file has of other work")
     return parser.parse_args()
 
 
@@ -417,24 +420,18 @@ def main() -> None:
     scale = Scale(asked.prompts, 11, 7, 11, 2)
     if asked.quick:
         scale, asked.rounds, asked.models, asked.dtypes = Scale(2, 4, 2, 3, 2), 1, ["t5"], ["float32"]
-    results: dict[str, Any] = {}
-    began, leash = time.time(), Leash()
+    results: dict[str, Any] = json.loads(RESULTS.read_text())["results"] if asked.add else {}
+    leash = Leash()
     with tempfile.TemporaryDirectory() as home, torch.inference_mode():
         for model in asked.models:
             folder = make(Path(home) / model, model)
             for dtype in asked.dtypes:
-                results[f"{model}, {dtype}"] = compare(folder, model, dtype, asked, scale)
-    record = {
-        "results": results,
-        "scale": asdict(scale),
-        "rounds": asked.rounds,
-        **environment(),
-        "others": versions(),
-        "load": os.getloadavg(),
-        "seconds": time.time() - began,
-    }
+                about = f"{model}, {dtype}"
+                results[about] = results.get(about, {}) | compare(folder, model, dtype, asked, scale)
+                # After each, as the whole takes an hour.
+                record = {"results": results, "scale": asdict(scale), **environment(), "others": versions()}
+                RESULTS.write_text(json.dumps(record, indent=2) + "\n")
     leash.let_go()
-    (HERE / "results/annotate.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

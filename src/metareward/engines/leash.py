@@ -71,8 +71,9 @@ def main(owner: int) -> None:
 
 
 def _listen(tight: threading.Event, over: threading.Event) -> None:
-    # The end of the stream says nothing: what the owner forked may hold the other end.
-    for line in sys.stdin.buffer:
+    # Without a buffer, whose lock a thread that still waits here would keep from the interpreter when it ends. The end
+    # of the stream says nothing: what the owner forked may hold the other end.
+    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115 - it lives as long as the process
         (tight if line.startswith(b"tighten") else over).set()
 
 

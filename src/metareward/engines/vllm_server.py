@@ -66,7 +66,11 @@ async def open_vllm_server(folder: Path, settings: VllmServerSettings) -> Engine
         attempts=_ATTEMPTS,
         cache=None,
     )
-    return VllmServer(server, await open_endpoint(asked))
+    try:
+        return VllmServer(server, await open_endpoint(asked))
+    except (UserError, asyncio.CancelledError):
+        await server.stop()
+        raise
 
 
 class VllmServer:
@@ -75,20 +79,29 @@ class VllmServer:
     def __init__(self, server: Server, endpoint: Engine) -> None:
         self._server = server
         self._endpoint = endpoint
+        self._closed = False
+        self._watch = asyncio.create_task(self._outlive())
 
     async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
-        """``n`` completions; see `Engine`."""
+        """``n`` completions; see `Engine`. Raises `EngineError` with the server's last words when it has died."""
         try:
             return await self._endpoint.complete(messages, sampling, n)
         except EngineError as error:
-            if self._server.running:
+            if self._closed or self._server.running:
                 raise
             raise EngineError(self._server.obituary()) from error
 
     async def aclose(self) -> None:
-        """End the server and all its processes."""
+        """End the server and all its processes; requests under way fail with `EngineError`."""
+        self._closed = True
         await self._endpoint.aclose()
         await self._server.stop()
+        await self._watch
+
+    async def _outlive(self) -> None:
+        """An endpoint waits for a server that is away to come back, but this one won't: close it with the server."""
+        await self._server.end()
+        await self._endpoint.aclose()
 
 
 class Server:
@@ -132,6 +145,10 @@ class Server:
     def running(self) -> bool:
         """Whether the process has not ended."""
         return self._process.returncode is None
+
+    async def end(self) -> None:
+        """Wait until the process has ended."""
+        await self._process.wait()
 
     async def stop(self) -> None:
         """Ask the server to end, then make it and all its processes end."""

@@ -41,7 +41,7 @@ TIE = 1e-3
 
 pytestmark = [
     pytest.mark.servers,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not PYTHON.exists(), reason=f"{PYTHON.name} of .venv-vllm is not there; see setup.sh"),
 ]
 
@@ -189,7 +189,7 @@ def test_it_writes_what_is_asked_for_and_leaves_nothing_behind(
 
 
 def settings(folder: Path) -> VllmServerSettings:
-    return VllmServerSettings(SETTINGS, PYTHON, 8, 400.0, folder / "vllm.log")
+    return VllmServerSettings(SETTINGS, PYTHON, 8, 800.0, folder / "vllm.log")
 
 
 def named(pids: set[int], name: str) -> int:

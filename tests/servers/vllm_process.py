@@ -39,7 +39,7 @@ async def opened(kind: str, folder: Path, log: Path) -> Engine:
     from metareward.engines.vllm_server import VllmServerSettings, open_vllm_server
 
     python = Path(".venv-vllm/bin/python").absolute()
-    return await open_vllm_server(folder, VllmServerSettings(SETTINGS, python, 8, 400.0, log))
+    return await open_vllm_server(folder, VllmServerSettings(SETTINGS, python, 8, 800.0, log))
 
 
 async def asked(engine: Engine, questions: list[str]) -> dict[str, list[Completion]]:

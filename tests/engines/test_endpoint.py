@@ -212,12 +212,15 @@ def test_the_line_says_what_the_server_said() -> None:
     assert "Bad? gateway" in str(asked_of(lambda *_: TROUBLES["503 in HTML"])[0])
 
 
-def test_a_server_that_hangs_is_given_up() -> None:
-    failure, server = asked_of(lambda *_: HANG, timeout=0.05, attempts=2)
-    assert "gave no whole reply within 0.05 s" in str(failure)
+@pytest.mark.parametrize("hang", [HANG, Answer(WHOLE, cut=60, stalls=True)], ids=["at once", "in mid-reply"])
+def test_a_server_that_hangs_is_given_up(hang: Answer) -> None:
+    failure, server = asked_of(lambda *_: hang, timeout=0.05, attempts=2)
     assert len(server.bodies) == 2
-    written, _ = asked_of(spoiled(1, HANG), timeout=0.2)
-    assert len(written) == 1
+    line = str(failure)
+    assert line.startswith(f"{server.url}/v1 gave no whole reply within 0.05 s; request ")
+    assert line.endswith(f'("What is two and two?") failed after 2 tries at {server.url}/v1')
+    written, server = asked_of(spoiled(1, hang), timeout=0.3)
+    assert len(written) == 1 and len(server.bodies) == 2
 
 
 def test_a_reply_without_end_is_cut_off() -> None:

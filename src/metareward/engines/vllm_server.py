@@ -6,6 +6,7 @@ vLLM may live in another Python environment than ours. The server and whatever i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.engines.endpoint import EndpointSettings, open_endpoint
+from metareward.engines.endpoint_place import Pauses
 from metareward.engines.engine import Engine, EngineError
 from metareward.engines.leash import Leash
 from metareward.engines.model_folder import require_model_folder
@@ -32,6 +34,11 @@ _SECONDS_TO_STOP = 20.0
 # A request may wait for others in the server, so only one that is lost takes this long.
 _REQUEST_TIMEOUT = 3600.0
 _ATTEMPTS = 3
+# Nobody starts this server again, so a minute without a connection is no pause.
+_PAUSES = Pauses(patience=60.0)
+# What vLLM puts before a line: the process, then the level, date and place in its source.
+_MARKS = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ async def open_vllm_server(folder: Path, settings: VllmServerSettings) -> Engine
         timeout=_REQUEST_TIMEOUT,
         attempts=_ATTEMPTS,
         cache=None,
+        pauses=_PAUSES,
     )
     try:
         return VllmServer(server, await open_endpoint(asked))
@@ -154,11 +162,12 @@ class Server:
         """Ask the server to end, then make it and all its processes end."""
         if self.running:
             self._process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), _SECONDS_TO_STOP)
-            except TimeoutError:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                await self._process.wait()
+        # Its children are in its group. The leash is for the others, and for when this process is killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
         await asyncio.to_thread(self._leash.let_go)
 
     def obituary(self) -> str:
@@ -178,12 +187,17 @@ class Server:
             await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _last_words(self) -> str:
-        """The line that names the first error, if one does, else the last line."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"(?:Error|Exception): ", line)]
-        return (errors[0] if errors else lines[-1] if lines else "it printed nothing")[:300]
+            return last_words(log.read().decode(errors="replace"))[:300]
+
+
+def last_words(log: str) -> str:
+    """Of what a server printed, the line that names the first error, if one does, else the last line; without marks."""
+    parted = [(_MARKS.match(line), line) for line in map(str.strip, log.splitlines())]
+    lines = [(marks["level"], line[marks.end() :]) for marks, line in parted if marks and line[marks.end() :]]
+    errors = [text for level, text in lines if level not in _HARMLESS and re.search(r"(?:Error|Exception): ", text)]
+    return errors[0] if errors else lines[-1][1] if lines else "it printed nothing"
 
 
 def _command(python: Path, folder: Path, settings: VllmSettings, port: int) -> list[str]:

@@ -1,0 +1,201 @@
+"""A server of our own that dies, doesn't start or is closed; `tests/servers/test_vllm.py` has the real vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import vllm_stand_in
+
+from metareward.engines.engine import Engine, EngineError
+from metareward.engines.vllm import VllmSettings
+from metareward.engines.vllm_server import VllmServerSettings, last_words, open_vllm_server
+from metareward.errors import UserError
+from metareward.pocket.world import MODEL
+from metareward.types import Message, Messages, Sampling
+
+HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=8, seed=3)
+SOON = 5.0  # seconds
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmServerSettings:
+    """Of the stand-in, which this Python finds as vLLM."""
+    place = tmp_path / "vllm/entrypoints/openai/api_server.py"
+    place.parent.mkdir(parents=True)
+    shutil.copy(vllm_stand_in.__file__, place)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return VllmServerSettings(VllmSettings("auto", 1, 0.9, None), None, 8, 60.0, tmp_path / "vllm.log")
+
+
+def ask(text: str) -> Messages:
+    return (Message("user", text),)
+
+
+def processes(settings: VllmServerSettings) -> list[int]:
+    """The server and its child."""
+    said = re.search(r"processes (\d+) (\d+)", settings.log.read_text())
+    assert said is not None
+    return [int(pid) for pid in said.groups()]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def check_gone(settings: VllmServerSettings) -> None:
+    """Nothing of it is left; elsewhere there is no /proc to look at."""
+    if sys.platform == "linux":
+        assert not [pid for pid in processes(settings) if running(pid)]
+
+
+def played(settings: VllmServerSettings, scene: Callable[[Engine], Awaitable[None]]) -> None:
+    async def play() -> None:
+        engine = await open_vllm_server(MODEL, settings)
+        try:
+            await scene(engine)
+        finally:
+            await engine.aclose()
+
+    asyncio.run(play())
+    check_gone(settings)
+
+
+def refusal(settings: VllmServerSettings, folder: Path = MODEL) -> str:
+    with pytest.raises(UserError) as caught:
+        asyncio.run(open_vllm_server(folder, settings))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_it_answers_until_it_is_closed(settings: VllmServerSettings) -> None:
+    async def scene(engine: Engine) -> None:
+        written = await engine.complete(ask("well"), HOT, 3)
+        assert [each.text for each in written] == ["well 0", "well 1", "well 2"]
+        if sys.platform == "linux":
+            assert all(running(pid) for pid in processes(settings))
+        await engine.aclose()
+        with pytest.raises(EngineError, match="the engine was closed before"):
+            await engine.complete(ask("late"), HOT, 1)
+
+    played(settings, scene)
+
+
+def test_closing_ends_what_is_under_way(settings: VllmServerSettings) -> None:
+    async def scene(engine: Engine) -> None:
+        waiting = asyncio.create_task(engine.complete(ask("hang"), HOT, 1))
+        await asyncio.sleep(0.3)
+        await engine.aclose()
+        with pytest.raises(EngineError, match="the engine was closed before"):
+            await waiting
+
+    played(settings, scene)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ("die", r"ended with exit status 3 \(RuntimeError: out of luck; all of it in .*vllm\.log\)"),
+        ("hang", r"ended by signal 9 \(.*; all of it in .*vllm\.log\)"),
+    ],
+)
+def test_when_it_ends_all_requests_fail_at_once_with_its_last_words(
+    settings: VllmServerSettings, last: str, told: str
+) -> None:
+    async def scene(engine: Engine) -> None:
+        # More than may be under way, so some wait for their turn.
+        texts = [last, *["hang"] * 11]
+        waiting = [asyncio.create_task(engine.complete(ask(text), HOT, 2)) for text in texts]
+        await asyncio.sleep(0.5)
+        if last == "hang":
+            os.kill(processes(settings)[0], signal.SIGKILL)
+        began = time.monotonic()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        with pytest.raises(EngineError) as caught:
+            await engine.complete(ask("late"), HOT, 1)
+        assert time.monotonic() - began < SOON
+        for each in (*outcomes, caught.value):
+            assert isinstance(each, EngineError)
+            assert re.fullmatch(f"{MODEL}: the vLLM server {told}", str(each))
+
+    played(settings, scene)
+
+
+def test_a_cancelled_request_leaves_the_others(settings: VllmServerSettings) -> None:
+    async def scene(engine: Engine) -> None:
+        waiting = asyncio.create_task(engine.complete(ask("hang"), HOT, 1))
+        await asyncio.sleep(0.3)
+        waiting.cancel()
+        assert len(await engine.complete(ask("well"), HOT, 2)) == 2
+
+    played(settings, scene)
+
+
+def test_what_it_says_when_it_does_not_start_is_said(
+    settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.log.write_text("KeyError: of an earlier start\n")
+    monkeypatch.setenv("STAND_IN", "refuse")
+    told = refusal(settings)
+    assert told.startswith(f"{MODEL}: vLLM does not start: ValueError: no room for so long a context (all of it in ")
+    check_gone(settings)
+
+
+def test_one_that_never_answers_is_given_up(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN", "silent")
+    told = refusal(replace(settings, start_timeout=1.5))
+    assert "no answer within 1.5 s (processes " in told and "engine.vllm.start_timeout" in told
+    check_gone(settings)
+
+
+def test_one_that_serves_something_else_is_ended(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN", "stranger")
+    assert "serves somebody else, not model" in refusal(settings)
+    check_gone(settings)
+
+
+def test_a_python_that_is_none_or_has_no_vllm(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = refusal(replace(settings, python=Path("no/such/python")))
+    assert told == "engine.vllm.python 'no/such/python' can't be run: No such file or directory"
+    monkeypatch.delenv("PYTHONPATH")
+    if importlib.util.find_spec("vllm") is None:
+        told = refusal(replace(settings, python=Path(sys.executable)))
+        assert f"which is not in {sys.executable}; " in told and "engine.vllm.python" in told
+
+
+def test_a_folder_without_a_model(settings: VllmServerSettings, tmp_path: Path) -> None:
+    assert refusal(settings, tmp_path).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", "it printed nothing"),
+        ("one\n\n(Worker pid=3) INFO 11-21 07:35:14 [a.py:1] two\n", "two"),
+        ("(Worker pid=3) WARNING 11-21 07:35:14 [a.py:1] like `OSError: too many`\nlast", "last"),
+        (
+            "(EngineCore pid=3) ERROR 11-21 07:35:14 [a.py:1] \nValueError: first\nRuntimeError: then\n",
+            "ValueError: first",
+        ),
+        (
+            "(EngineCore pid=3) ERROR 11-21 07:35:14 [a.py:1] torch.OutOfMemoryError: 3 GiB\n",
+            "torch.OutOfMemoryError: 3 GiB",
+        ),
+    ],
+)
+def test_last_words(log: str, words: str) -> None:
+    assert last_words(log) == words

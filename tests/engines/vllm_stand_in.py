@@ -1,0 +1,65 @@
+"""Stands in for vLLM's server where it has to misbehave; a test puts it where ``python -m`` looks for vLLM's.
+
+``STAND_IN`` says how it starts: "refuse", "silent", "stranger" (serves another model) or well. Prompts say what it does
+then: "die" and "hang" are done, others answered. Like vLLM it has a child that goes on when its parent has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MANNER = os.environ.get("STAND_IN", "")
+
+
+def option(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+class Desk(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = "somebody else" if MANNER == "stranger" else option("--served-model-name")
+        self.reply({"data": [{"id": name}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = body["messages"][-1]["content"]
+        if said == "die":
+            time.sleep(0.5)
+            print("(APIServer pid=7) ERROR 11-21 07:36:27 [core.py:1] RuntimeError: out of luck", flush=True)
+            os._exit(3)
+        if said == "hang":
+            time.sleep(3600)
+        choices = [
+            {"index": i, "message": {"content": f"{said} {i}"}, "finish_reason": "stop"} for i in range(body["n"])
+        ]
+        self.reply({"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": len(choices)}})
+
+    def reply(self, body: dict[str, Any]) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+def main() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    print("processes", os.getpid(), child.pid, flush=True)
+    if MANNER == "refuse":
+        print("(APIServer pid=7) WARNING 11-21 07:36:27 [core.py:1] OSError: of no importance", flush=True)
+        raise ValueError("no room for so long a context")
+    if MANNER == "silent":
+        time.sleep(3600)
+    ThreadingHTTPServer(("127.0.0.1", int(option("--port"))), Desk).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

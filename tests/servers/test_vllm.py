@@ -1,0 +1,295 @@
+"""The two vLLM doors before the real vLLM, on the pocket model: in process, and as a server of our own.
+
+vLLM has an environment of its own, which `tests/servers/setup.sh` makes; without it these tests are skipped. What a
+server does when it misbehaves is tested with a stand-in (`tests/engines/test_vllm_server.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_process import COLD, HOT, MARK, SETTINGS
+
+from house import documents
+from metareward.engines.engine import Engine, EngineError
+from metareward.engines.vllm_server import VllmServerSettings, open_vllm_server
+from metareward.engines.workers import open_local
+from metareward.errors import UserError
+from metareward.pocket.world import MODEL, prompts
+from metareward.rundir import RunDir
+from metareward.types import Alternative, Completion, Message, Step
+
+ROOT = Path(__file__).parent.parent.parent
+PYTHON = ROOT / ".venv-vllm/bin/python"
+SCRIPT = Path(__file__).with_name("vllm_process.py")
+QUESTIONS = [prompt.messages[-1].content for prompt in prompts(24, seed=1)]
+# Two programs round differently: log-probabilities as close as this are a tie.
+TIE = 1e-3
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"{PYTHON.name} of .venv-vllm is not there; see setup.sh"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(ROOT)
+
+
+def family(pid: int) -> set[int]:
+    """All processes that come from this one, which is not among them."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has just ended
+            continue
+        if state not in "ZX":
+            parents[int(stat.parent.name)] = int(parent)
+    found = {child for child, parent in parents.items() if parent == pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def running(pids: set[int]) -> set[int]:
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    return set(filter(runs, pids))
+
+
+def check_gone(pids: set[int], seconds: float = 15.0) -> None:
+    until = time.monotonic() + seconds
+    while left := running(pids):
+        assert time.monotonic() < until, f"still there: {left}"
+        time.sleep(0.1)
+
+
+# --- what the model writes ---
+
+
+@contextmanager
+def vllm_in_a_process(kind: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, list[Completion]]]]:
+    """A process in which vLLM runs, and what it said."""
+    python = str(PYTHON) if kind == "inside" else sys.executable
+    with (folder / "errors").open("w") as errors:
+        child = subprocess.Popen(
+            [python, str(SCRIPT), kind, str(MODEL), str(folder / "vllm.log")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        )
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(QUESTIONS) + "\n")
+        child.stdin.flush()
+        # vLLM prints, too.
+        said = next((line for line in child.stdout if line.startswith(MARK)), None)
+        assert said is not None, (folder / "errors").read_text()[-3000:]
+        written = json.loads(said.removeprefix(MARK))
+        yield child, {name: [completion(each) for each in many] for name, many in written.items()}
+    finally:
+        child.kill()
+        with child:  # which closes its pipes and waits
+            pass
+
+
+def completion(said: dict[str, Any]) -> Completion:
+    steps = (Step(step["text"], tuple(Alternative(**each) for each in step["alternatives"])) for step in said["steps"])
+    return Completion(said["text"], said["finish"], said["tokens"], tuple(steps))
+
+
+def check_what_it_said(said: dict[str, list[Completion]], local: Sequence[Completion]) -> None:
+    hot = said["hot"]
+    assert len(hot) == 7 and len({each.text for each in hot}) > 3
+    assert said["hot again"] == hot, "the seed decides"
+    assert len(said["another seed"]) == 7 and said["another seed"] != hot
+    assert {each.finish for each in (*hot, *said["another seed"])} >= {"stop"}
+    assert all(0 < each.tokens < 40 and "<" not in each.text for each in hot if each.finish == "stop")
+    # A server counts the tokens of all samples together.
+    assert [each.finish for each in said["cut off"]] == ["length"] * 3
+    assert sum(each.tokens for each in said["cut off"]) == 6
+    ties = [places for each, ours in zip(said["greedy"], local, strict=True) if (places := differing(each, ours))]
+    print(f"greedy: {len(local) - len(ties)} of {len(local)} equal, {len(ties)} parted at a near tie")
+    assert len(ties) <= 2
+
+
+def differing(theirs: Completion, ours: Completion) -> bool:
+    """Whether they part, which they may only at a near tie; up to there the probabilities are equal, too."""
+    for mine, other in zip(ours.steps, theirs.steps, strict=False):
+        best, second = (each.logprob for each in mine.alternatives[:2])
+        if mine.text != other.text:
+            assert best - second < TIE, (mine, other)
+            return True
+        expected = [each.logprob for each in mine.alternatives]
+        assert [each.logprob for each in other.alternatives] == pytest.approx(expected, abs=TIE)
+    assert (theirs.text, theirs.finish, len(theirs.steps)) == (ours.text, ours.finish, len(ours.steps))
+    return False
+
+
+@pytest.fixture(scope="module")
+def local() -> Sequence[Completion]:
+    """What our own engine says to the questions."""
+
+    async def asked() -> list[Completion]:
+        engine = await open_local(
+            MODEL, device="cpu", dtype="float32", workers=1, threads=1, rows=16, deterministic=True
+        )
+        try:
+            written = (engine.complete((Message("user", question),), COLD, 1) for question in QUESTIONS)
+            return [each[0] for each in await asyncio.gather(*written)]
+        finally:
+            await engine.aclose()
+
+    return asyncio.run(asked())
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"), [("inside", "closed"), ("inside", "killed"), ("served", "closed"), ("served", "killed")]
+)
+def test_it_writes_what_is_asked_for_and_leaves_nothing_behind(
+    kind: str, end: str, tmp_path: Path, local: Sequence[Completion]
+) -> None:
+    with vllm_in_a_process(kind, tmp_path) as (child, said):
+        check_what_it_said(said, local)
+        started = family(child.pid)
+        assert len(started) > 2
+        if end == "killed":
+            child.kill()
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(60) == (-signal.SIGKILL if end == "killed" else 0)
+        check_gone(started)
+
+
+# --- what goes wrong ---
+
+
+def settings(folder: Path) -> VllmServerSettings:
+    return VllmServerSettings(SETTINGS, PYTHON, 8, 800.0, folder / "vllm.log")
+
+
+def named(pids: set[int], name: str) -> int:
+    """The process of vLLM's with this in its title."""
+    (found,) = (pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("who", "told"), [("api_server", "by signal 9"), ("EngineCore", r"with exit status \d+ \(.*EngineDeadError: .*")]
+)
+def test_a_killed_server_is_one_clear_line_soon(who: str, told: str, tmp_path: Path) -> None:
+    async def scene(engine: Engine) -> None:
+        started = family(os.getpid())
+        long = replace(HOT, max_tokens=400)
+        asked = [asyncio.create_task(engine.complete((Message("user", each),), long, 7)) for each in QUESTIONS * 4]
+        await asyncio.sleep(0.5)
+        os.kill(named(started, who), signal.SIGKILL)
+        began = time.monotonic()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - began < 15
+        lines = {str(each) for each in outcomes if isinstance(each, EngineError)}
+        assert len(lines) == 1 and re.match(f"{MODEL}: the vLLM server ended {told}", lines.pop())
+        assert all(isinstance(each, (EngineError, tuple)) for each in outcomes)
+        await engine.aclose()
+        check_gone(started)
+
+    async def play() -> None:
+        engine = await open_vllm_server(MODEL, settings(tmp_path))
+        try:
+            await scene(engine)
+        finally:
+            await engine.aclose()
+
+    asyncio.run(play())
+
+
+def test_what_vllm_has_against_a_setting_is_one_clear_line(tmp_path: Path) -> None:
+    asked = replace(settings(tmp_path), model=replace(SETTINGS, context=100_000))
+    with pytest.raises(UserError, match=r"vLLM does not start: .*max_model_len.*100000") as caught:
+        asyncio.run(open_vllm_server(MODEL, asked))
+    assert "\n" not in str(caught.value)
+    print(caught.value)
+
+
+# --- a whole run ---
+
+CHANGES = (
+    *("prompts.held_out=4", "answers.k=4", "judgments.n=3", "judgments.min_valid=2"),
+    *("iterations.2=drop", "iterations.3=drop", "iterations.4=drop", "training.epochs=1"),
+    *("engine.kind=vllm", "engine.dtype=float32", "engine.vllm.memory_share=0.1"),
+)
+# In process all prompts are under way at once, so it takes more of them to have some finished and others not.
+SERVED = ("prompts.per_iteration=12", "engine.serve=true", f"engine.vllm.python={PYTHON}", "engine.vllm.in_flight=2")
+INSIDE = ("prompts.per_iteration=72",)
+
+
+def run(folder: Path, python: str, changes: Sequence[str]) -> subprocess.Popen[str]:
+    command = [python, "-c", "from metareward.cli import main; main()", "run", "pocket", "--out", "run"]
+    return subprocess.Popen(
+        [*command, *(word for change in (*CHANGES, *changes) for word in ("--set", change))],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(records: Path) -> dict[str, str]:
+    try:
+        return documents(records)
+    except UserError:  # not quite there
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("python", "changes", "count"),
+    [pytest.param(sys.executable, SERVED, 12, id="served"), pytest.param(str(PYTHON), INSIDE, 72, id="inside")],
+)
+def test_a_run_that_is_killed_goes_on_and_leaves_nothing_behind(
+    python: str, changes: Sequence[str], count: int, tmp_path: Path
+) -> None:
+    folder = RunDir(tmp_path / "run").iteration(1)
+    process = run(tmp_path, python, changes)
+    try:
+        while len(finished(folder.records)) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        started = family(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(started) > 2
+    check_gone(started)
+    before = finished(folder.records)
+    assert 3 <= len(before) < count
+    process = run(tmp_path, python, changes)
+    told, _ = process.communicate()
+    assert process.returncode == 0, told
+    after = finished(folder.records)
+    assert len(after) == count and before.items() <= after.items(), "nothing lost, nothing made again"
+    assert folder.done.is_file() and (folder.model / "model.safetensors").is_file()

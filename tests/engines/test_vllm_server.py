@@ -185,6 +185,11 @@ def test_a_folder_without_a_model(settings: VllmServerSettings, tmp_path: Path) 
     ("log", "words"),
     [
         ("", "it printed nothing"),
+        (
+            "Traceback (most recent call last):\n    except KeyError: pass\nx.ValidationError: 1 error for Model\n"
+            "  Value error, context too long\n    see there\n\nlast",
+            "x.ValidationError: 1 error for Model Value error, context too long see there",
+        ),
         ("one\n\n(Worker pid=3) INFO 11-21 07:35:14 [a.py:1] two\n", "two"),
         ("(Worker pid=3) WARNING 11-21 07:35:14 [a.py:1] like `OSError: too many`\nlast", "last"),
         (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -38,6 +39,7 @@ _ATTEMPTS = 3
 _PAUSES = Pauses(patience=60.0)
 # What vLLM puts before a line: the process, then the level, date and place in its source.
 _MARKS = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_ERROR = re.compile(r"\S.*?(?:Error|Exception): ")
 _HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
@@ -193,11 +195,14 @@ class Server:
 
 
 def last_words(log: str) -> str:
-    """Of what a server printed, the line that names the first error, if one does, else the last line; without marks."""
-    parted = [(_MARKS.match(line), line) for line in map(str.strip, log.splitlines())]
-    lines = [(marks["level"], line[marks.end() :]) for marks, line in parted if marks and line[marks.end() :]]
-    errors = [text for level, text in lines if level not in _HARMLESS and re.search(r"(?:Error|Exception): ", text)]
-    return errors[0] if errors else lines[-1][1] if lines else "it printed nothing"
+    """Of what a server printed, the first error with what is said below it, else the last line; without marks."""
+    parted = [(_MARKS.match(line), line) for line in log.splitlines()]
+    lines = [(marks["level"], line[marks.end() :]) for marks, line in parted if marks and line[marks.end() :].strip()]
+    for place, (level, text) in enumerate(lines):
+        if level not in _HARMLESS and _ERROR.match(text):
+            below = itertools.takewhile(lambda line: line[1].startswith(" "), lines[place + 1 :])
+            return " ".join(" ".join([text, *(line for _, line in below)]).split())
+    return lines[-1][1].strip() if lines else "it printed nothing"
 
 
 def _command(python: Path, folder: Path, settings: VllmSettings, port: int) -> list[str]:

@@ -34,6 +34,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmServerSetti
     place = tmp_path / "vllm/entrypoints/openai/api_server.py"
     place.parent.mkdir(parents=True)
     shutil.copy(vllm_stand_in.__file__, place)
+    (tmp_path / "vllm/platforms.py").write_text("class current_platform:\n    is_cpu = lambda: True\n")
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     return VllmServerSettings(VllmSettings("auto", 1, 0.9, None), None, 8, 60.0, tmp_path / "vllm.log")
@@ -93,6 +94,27 @@ def test_it_answers_until_it_is_closed(settings: VllmServerSettings) -> None:
             await engine.complete(ask("late"), HOT, 1)
 
     played(settings, scene)
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_prompts_are_read_whole_where_vllm_runs_on_a_cpu(
+    settings: VllmServerSettings, tmp_path: Path, is_cpu: bool
+) -> None:
+    (tmp_path / "vllm/platforms.py").write_text(f"class current_platform:\n    is_cpu = lambda: {is_cpu}\n")
+
+    async def scene(_: Engine) -> None:
+        (words,) = re.findall(r"^words (.*)$", settings.log.read_text(), re.MULTILINE)
+        assert ("--no-enable-chunked-prefill" in words.split()) is is_cpu
+        assert "--enable-prefix-caching --" in words and "None" not in words
+
+    played(settings, scene)
+
+
+def test_a_vllm_that_cannot_be_imported(settings: VllmServerSettings, tmp_path: Path) -> None:
+    (tmp_path / "vllm/platforms.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    told = refusal(settings)
+    assert told.endswith(": its vLLM can't be imported: RuntimeError: operator nms does not exist")
+    assert told.startswith(f"engine.vllm.python {sys.executable!r}: ")
 
 
 def test_closing_ends_what_is_under_way(settings: VllmServerSettings) -> None:
@@ -185,6 +207,11 @@ def test_a_folder_without_a_model(settings: VllmServerSettings, tmp_path: Path) 
     ("log", "words"),
     [
         ("", "it printed nothing"),
+        (
+            "Traceback (most recent call last):\n    except KeyError: pass\nx.ValidationError: 1 error for Model\n"
+            "  Value error, context too long\n    see there\n\nlast",
+            "x.ValidationError: 1 error for Model Value error, context too long see there",
+        ),
         ("one\n\n(Worker pid=3) INFO 11-21 07:35:14 [a.py:1] two\n", "two"),
         ("(Worker pid=3) WARNING 11-21 07:35:14 [a.py:1] like `OSError: too many`\nlast", "last"),
         (

@@ -52,6 +52,7 @@ class Desk(BaseHTTPRequestHandler):
 
 def main() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    print("words", *sys.argv[1:], flush=True)
     print("processes", os.getpid(), child.pid, flush=True)
     if MANNER == "refuse":
         print("(APIServer pid=7) WARNING 11-21 07:36:27 [core.py:1] OSError: of no importance", flush=True)

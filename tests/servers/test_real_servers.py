@@ -256,6 +256,8 @@ def test_one_of_two_servers_killed_in_mid_run_costs_nothing(
 ) -> None:
     async def scene(steady: Served, mortal: Served, store: RecordStore) -> None:
         async with engine_for(steady.url, mortal.url, **ENDPOINT) as engine:
+            # Each answers before one is killed: the first requests take some servers much longer.
+            await asyncio.gather(*(engine.complete(QUESTION, HOT, 1) for _ in range(4)))
             await swept(engine, store, KillAt(mortal, 4))
             used = {each.url: each for each in engine.usage.servers}
         print(used)

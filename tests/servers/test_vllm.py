@@ -129,6 +129,7 @@ def check_what_it_said(said: dict[str, list[Completion]], local: Sequence[Comple
     assert len(said["another seed"]) == 7 and said["another seed"] != hot
     assert {each.finish for each in (*hot, *said["another seed"])} >= {"stop"}
     assert all(0 < each.tokens < 40 and "<" not in each.text for each in hot if each.finish == "stop")
+    assert len(said["crowd"]) == 160
     # A server counts the tokens of all samples together.
     assert [each.finish for each in said["cut off"]] == ["length"] * 3
     assert sum(each.tokens for each in said["cut off"]) == 6

@@ -47,12 +47,15 @@ async def asked(engine: Engine, questions: list[str]) -> dict[str, list[Completi
         return list(await engine.complete((Message("user", question),), sampling, n))
 
     first = questions[0]
+    # More tokens than vLLM reads in one pass.
+    crowd = await asyncio.gather(*(ask(f"{i} {first} " * 8, replace(HOT, max_tokens=4), 2) for i in range(80)))
     greedy = await asyncio.gather(*(ask(question, COLD, 1) for question in questions))
     return {
         "greedy": [each for written in greedy for each in written],
         "hot": await ask(first, HOT, 7),
         "hot again": await ask(first, HOT, 7),
         "another seed": await ask(first, replace(HOT, seed=4), 7),
+        "crowd": [each for written in crowd for each in written],
         "cut off": await ask(first, replace(HOT, max_tokens=2), 3),
     }
 

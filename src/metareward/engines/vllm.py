@@ -59,14 +59,16 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
         os.environ.setdefault(name, value)
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise UserError(missing(f"this Python environment ({error})")) from error
     from metareward.engines.checkpoint import load_tokenizer
 
     tokenizer, leash = load_tokenizer(folder), Leash()
+    asked = arguments(folder, settings, on_cpu=current_platform.is_cpu())
     try:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(folder, settings), disable_log_stats=True))
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked, disable_log_stats=True))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         leash.let_go()
         raise UserError(unstarted(folder, " ".join(str(error).split())[:300])) from error
@@ -74,8 +76,11 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
     return VllmEngine(folder, engine, tokenizer, leash)
 
 
-def arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
+def arguments(folder: Path, settings: VllmSettings, on_cpu: bool) -> dict[str, Any]:
     """vLLM's names for these settings. The folder's own defaults for sampling are left aside: a request says all."""
+    # A prompt that is read in two passes has its generator set back between them, which one of a CPU can't be: vLLM
+    # (0.32) dies of the first request with a seed that comes when a pass is full.
+    in_passes = False if on_cpu else None
     return {
         "model": str(folder),
         "dtype": settings.dtype,
@@ -83,6 +88,7 @@ def arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
         "gpu_memory_utilization": settings.memory_share,
         "max_model_len": settings.context,
         "enable_prefix_caching": True,
+        "enable_chunked_prefill": in_passes,
         "generation_config": "vllm",
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -15,9 +16,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metareward.engines.endpoint import EndpointSettings, open_endpoint
 from metareward.engines.endpoint_place import Pauses
@@ -38,7 +41,19 @@ _ATTEMPTS = 3
 _PAUSES = Pauses(patience=60.0)
 # What vLLM puts before a line: the process, then the level, date and place in its source.
 _MARKS = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_ERROR = re.compile(r"\S.*?(?:Error|Exception): ")
 _HARMLESS = ("DEBUG", "INFO", "WARNING")
+
+
+# Which vLLM another Python has, told by exit status: vLLM prints this and that.
+_MISSING, _ON_CPU = 3, 4
+_PROGRAM = f"""\
+import importlib.util, sys
+if importlib.util.find_spec("vllm") is None:
+    sys.exit({_MISSING})
+from vllm.platforms import current_platform
+sys.exit({_ON_CPU} if current_platform.is_cpu() else 0)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +144,12 @@ class Server:
     async def start(cls, folder: Path, settings: VllmServerSettings) -> Server:
         """Start a server and wait until it answers. Raises `UserError`."""
         python = settings.python or Path(sys.executable)
-        await _require_vllm(python)
+        on_cpu = await _runs_on_cpu(python)
         port, begin, leash = _free_port(), _size(settings.log), Leash()
         with settings.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *_command(python, folder, settings.model, port),
-                stdin=asyncio.subprocess.DEVNULL,
+                *_command(python, arguments(folder, settings.model, on_cpu), port),
+                stdin=DEVNULL,
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
                 env=_environment(),
@@ -193,19 +208,25 @@ class Server:
 
 
 def last_words(log: str) -> str:
-    """Of what a server printed, the line that names the first error, if one does, else the last line; without marks."""
-    parted = [(_MARKS.match(line), line) for line in map(str.strip, log.splitlines())]
-    lines = [(marks["level"], line[marks.end() :]) for marks, line in parted if marks and line[marks.end() :]]
-    errors = [text for level, text in lines if level not in _HARMLESS and re.search(r"(?:Error|Exception): ", text)]
-    return errors[0] if errors else lines[-1][1] if lines else "it printed nothing"
+    """Of what a server printed, the first error with what is said below it, else the last line; without marks."""
+    parted = [(_MARKS.match(line), line) for line in log.splitlines()]
+    lines = [(marks["level"], line[marks.end() :]) for marks, line in parted if marks and line[marks.end() :].strip()]
+    for place, (level, text) in enumerate(lines):
+        if level not in _HARMLESS and _ERROR.match(text):
+            below = itertools.takewhile(lambda line: line[1].startswith(" "), lines[place + 1 :])
+            return " ".join(" ".join([text, *(line for _, line in below)]).split())
+    return lines[-1][1].strip() if lines else "it printed nothing"
 
 
-def _command(python: Path, folder: Path, settings: VllmSettings, port: int) -> list[str]:
-    options = {**arguments(folder, settings), "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
+def _command(python: Path, asked: Mapping[str, Any], port: int) -> list[str]:
+    options = {**asked, "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--uvicorn-log-level", "warning"]
     for name, value in options.items():
-        if value is not None:
-            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{dashed}" if value else f"--no-{dashed}")
+        elif value is not None:
+            command += [f"--{dashed}", str(value)]
     return command
 
 
@@ -215,14 +236,20 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in (quiet | os.environ).items() if name != "VLLM_API_KEY"}
 
 
-async def _require_vllm(python: Path) -> None:
-    program = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+async def _runs_on_cpu(python: Path) -> bool:
+    """Whether the vLLM of this Python is for CPUs. Raises `UserError` when there is none."""
     try:
-        child = await asyncio.create_subprocess_exec(str(python), "-P", "-c", program)
+        child = await asyncio.create_subprocess_exec(
+            str(python), "-P", "-c", _PROGRAM, env=_environment(), stdout=DEVNULL, stderr=PIPE
+        )
     except OSError as error:
         raise UserError(f"engine.vllm.python {str(python)!r} can't be run: {error.strerror}") from error
-    if await child.wait():
+    said = (await child.communicate())[1].decode(errors="replace")
+    if child.returncode == _MISSING:
         raise UserError(missing(str(python)))
+    if child.returncode not in (0, _ON_CPU):
+        raise UserError(f"engine.vllm.python {str(python)!r}: its vLLM can't be imported: {last_words(said)[:300]}")
+    return child.returncode == _ON_CPU
 
 
 def _free_port() -> int:

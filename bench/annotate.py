@@ -420,7 +420,7 @@ def main() -> None:
     scale = Scale(asked.prompts, 11, 7, 11, 2)
     if asked.quick:
         scale, asked.rounds, asked.models, asked.dtypes = Scale(2, 4, 2, 3, 2), 1, ["t5"], ["float32"]
-    results: dict[str, Any] = json.loads(RESULTS.read_text())["results"] if asked.add else {}
+    results: dict[str, Any] = json.loads(RESULTS.read_text())["results"] if asked.add and RESULTS.exists() else {}
     leash = Leash()
     with tempfile.TemporaryDirectory() as home, torch.inference_mode():
         for model in asked.models:

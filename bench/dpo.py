@@ -303,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=24, help="a run checks its first micro-batch, whatever its length")
+    parser.add_argument("--pairs", type=int, default=24, help="a run checks its first two pairs, however long it is")
     parser.add_argument("--kinds", default=",".join(map(str, range(len(KINDS)))))
     parser.add_argument("--arms", default=";".join(ARMS))
     parser.add_argument("--serve", nargs=4)

@@ -1,4 +1,4 @@
-"""Inside the training process: which pairs fit, what the first batch says, what TRL is told."""
+"""Inside the training process: which pairs fit, what the first pairs say, what TRL is told."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_start_and_reference_agree_to_the_bit(job: DpoJob, tmp_path: Path) -> No
 
 
 def test_another_model_in_the_place_of_the_reference_stops_the_run(job: DpoJob, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="should be one model, but the log-ratio on the first batch is"):
+    with pytest.raises(UserError, match="should be one model, but the log-ratio on the first pairs is"):
         begin(job, save_model(tmp_path / "stranger", seed=1), tmp_path)
 
 

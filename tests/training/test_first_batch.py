@@ -85,6 +85,14 @@ def test_a_model_that_shares_wrongly_is_run_apart(job: DpoJob, tmp_path: Path) -
     assert not sharing.packed
 
 
+def test_the_first_pairs_are_those_that_training_begins_with(job: DpoJob, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(replace(job, micro_batch_size=4), job.start, tmp_path)
+    seen, whole = first_batch(trainer), next(iter(trainer.get_train_dataloader()))
+    assert len(whole["input_ids"]) == 8
+    for name, rows in seen.items():
+        assert torch.equal(rows, whole[name][[0, 1, 4, 5]])  # chosen 0 and 1, rejected 0 and 1
+
+
 def test_dropout_is_off_for_the_reference_and_for_the_look(job: DpoJob, tmp_path: Path) -> None:
     trainer, found = begin(replace(job, dropout=0.5), job.start, tmp_path)
     assert trainer.model.config.attention_dropout == 0.5

@@ -8,10 +8,11 @@ and nothing else of ours: no packing, no sparing head, its own random order, its
 Every way of training has a process of its own that waits for its turn, so rounds are interleaved and each one's peak
 memory is its own. The reference is live for one epoch, or precomputed for two; its computation counts. Loading doesn't.
 
-    python bench/dpo.py [--quick] [--rounds 3] [--kinds 0,1,2,3] [--arms 'TRL live;ours live']
+    python bench/dpo.py [--quick] [--rounds 3] [--kinds 0,1,2,3] [--arms 'TRL live;ours live'] [--again]
 
 Prints a table and writes bench/results/dpo.json (not with --quick, which takes a small model and one round); kinds
-measured earlier stay in it, so they can be run one at a time, and so can arms that are compared with each other.
+measured earlier stay in it, so they can be run one at a time, and so can arms that are compared with each other. With
+--again the rounds are added to those of before; the figures are medians of all.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from metareward.training.pairset import TrainingPair
 from metareward.types import Message, Prompt
 
 BATCH, MICRO = 8, 4
+FIGURES = ("pairs_per_second", "per_cpu_second", "peak_mib")
+Turn = dict[str, float]  # FIGURES, and the number of pairs
 ARMS = ("TRL live", "ours live", "TRL precomputed", "ours precomputed", "ours live, bf16", "TRL live, bf16")
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
@@ -231,7 +234,7 @@ def serve(arm: str, kind: Kind, model: Path, pairs: int) -> None:
             busy = time.process_time() - busy
         seen = {"pairs_per_second": len(asked) * job.epochs / seconds, "per_cpu_second": len(asked) * job.epochs / busy}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(seen | {"peak_mib": peak}), file=out, flush=True)
+        print(json.dumps(seen | {"peak_mib": peak, "pairs": len(asked)}), file=out, flush=True)
 
 
 # --- all of them, turn by turn ---
@@ -258,39 +261,42 @@ class Arm:
         self._process.kill()
         self._process.wait()
 
-    def turn(self, pairs: int) -> dict[str, float]:
+    def turn(self, pairs: int) -> Turn:
         assert self._process.stdin is not None and self._process.stdout is not None
         print(pairs, file=self._process.stdin, flush=True)
         return dict(json.loads(self._process.stdout.readline()))
 
 
-def measure(kind: Kind, model: Path, rounds: int, arms: Sequence[str], pairs: int) -> dict[str, dict[str, float]]:
-    """The median of the rounds, arm by arm, after a short one to warm up."""
+def measure(kind: Kind, model: Path, rounds: int, arms: Sequence[str], pairs: int) -> dict[str, list[Turn]]:
+    """All rounds, arm by arm, after a short one to warm up."""
     with ExitStack() as stack:
         under_way = {name: stack.enter_context(Arm(name, kind, model, pairs)) for name in arms}
         for arm in under_way.values():
             arm.turn(MICRO)
         turns = [{name: arm.turn(pairs) for name, arm in under_way.items()} for _ in range(rounds)]
-    figures = ("pairs_per_second", "per_cpu_second", "peak_mib")
-    return {
-        name: {figure: statistics.median(turn[name][figure] for turn in turns) for figure in figures} for name in arms
-    }
+    return {name: [turn[name] for turn in turns] for name in arms}
 
 
-def ratios(found: dict[str, dict[str, float]], figure: str) -> Iterator[tuple[str, float]]:
+def median(turns: Sequence[Turn], figure: str) -> float:
+    return statistics.median(turn[figure] for turn in turns)
+
+
+def ratios(found: dict[str, list[Turn]], figure: str) -> Iterator[tuple[str, float]]:
     for arm in found:
         other = arm.replace("ours", "TRL")
         if arm != other and other in found:
-            yield f"{arm} / TRL", found[arm][figure] / found[other][figure]
+            yield f"{arm} / TRL", median(found[arm], figure) / median(found[other], figure)
     if "ours live" in found and "ours live, bf16" in found:
-        yield "ours live, bf16 / fp32", found["ours live, bf16"][figure] / found["ours live"][figure]
+        yield "ours live, bf16 / fp32", median(found["ours live, bf16"], figure) / median(found["ours live"], figure)
 
 
-def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
+def show(results: dict[str, dict[str, list[Turn]]]) -> None:
     table = Table("pairs/s (peak MiB)", *results)
     for arm in next(iter(results.values())):
         cells = [found[arm] for found in results.values()]
-        table.add_row(arm, *(f"{cell['pairs_per_second']:.2f} ({cell['peak_mib']:.0f})" for cell in cells))
+        table.add_row(
+            arm, *(f"{median(cell, 'pairs_per_second'):.2f} ({median(cell, 'peak_mib'):.0f})" for cell in cells)
+        )
     for title, figure in (("by the clock", "pairs_per_second"), ("by processor time", "per_cpu_second")):
         table.add_section()
         for row in zip(*(ratios(found, figure) for found in results.values()), strict=True):
@@ -303,9 +309,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=24, help="a run checks its first micro-batch, whatever its length")
+    parser.add_argument("--pairs", type=int, default=24, help="a run checks its first two pairs, however long it is")
     parser.add_argument("--kinds", default=",".join(map(str, range(len(KINDS)))))
     parser.add_argument("--arms", default=";".join(ARMS))
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--serve", nargs=4)
     asked = parser.parse_args()
     if asked.serve:
@@ -313,26 +320,31 @@ def main() -> None:
         return serve(arm, KINDS[int(kind)], Path(model), int(pairs))
     size, rounds = ("4M", 1) if asked.quick else ("28M", asked.rounds)
     kinds = [KINDS[int(number)] for number in asked.kinds.split(",")]
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, list[Turn]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(size, make_tokenizer(), Path(folder) / "model")
         for kind in kinds:
             results[kind.name] = measure(kind, model, rounds, asked.arms.split(";"), asked.pairs)
-    show(results)
-    if not asked.quick:
-        write(results, size, {"rounds": rounds, "pairs": asked.pairs})
+    if asked.quick:
+        show(results)
+    else:
+        write(size, results, asked.again)
     return None
 
 
-def write(results: dict[str, dict[str, dict[str, float]]], size: str, taken: dict[str, int]) -> None:
+def write(size: str, results: dict[str, dict[str, list[Turn]]], again: bool) -> None:
+    """Add what was measured to the file, and show it as it then stands."""
     path = Path(__file__).parent / "results" / "dpo.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
-    now = {
-        name: before.get(name, {}) | {arm: each | taken for arm, each in found.items()}
-        for name, found in results.items()
-    }
+    everything = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else {}
+    for kind, found in results.items():
+        arms = everything.setdefault(kind, {})
+        for arm, turns in found.items():
+            before = arms[arm]["turns"] if again and arm in arms else []
+            results[kind][arm] = all_turns = [*before, *turns]
+            arms[arm] = {figure: median(all_turns, figure) for figure in FIGURES} | {"turns": all_turns}
     setting = {"model": size, "batch": BATCH, "micro_batch": MICRO, "machine": environment()}
-    path.write_text(json.dumps(setting | {"results": before | now}, indent=2) + "\n")
+    path.write_text(json.dumps(setting | {"results": everything}, indent=2) + "\n")
+    show(results)
 
 
 if __name__ == "__main__":

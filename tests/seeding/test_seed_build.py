@@ -182,9 +182,13 @@ def test_real_rankings_judged_by_length(tmp_path: Path) -> None:
         answer = messages[-1].content.split("<answer>\n")[1].split("\n</answer>")[0]
         return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 400 + sampling.seed % 3 * 0.2):.2f}"
 
-    how = replace(settings(), ift_share=0.3)
+    how = replace(settings(), ift_share=0.3, most_share=0.3)
     sets = build(tmp_path, read_ranked(DATA, first_turns=False), ScriptedEngine(by_length), how)
-    assert sets.summary["read"] == {"prompts": 93, "answers": 283}
-    assert 0 < len({each.prompt_id for each in sets.eft}) < len(parts_of(read_ranked(DATA, first_turns=False), how).eft)
+    told: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
+    assert told["read"] == {"prompts": 93, "answers": 283}
+    assert told["ift"] + told["held_out"] + told["judged"] + told["passed_over"]["nothing to compare"] == 93
+    assert told["judged"] == told["agreeing"] + sum(told["refused"].values())
+    assert told["refused"].keys() == {"disagrees"} and told["agreeing"] > 0
+    assert told["eft"] == len(sets.eft) == sum(told["scores_kept"].values()) < sum(told["scores_agreeing"].values())
     found = read_examples((tmp_path / "ift.jsonl", tmp_path / "eft.jsonl"))
     assert count_kinds(found) == {"eft": len(sets.eft), "ift": len(sets.ift)}

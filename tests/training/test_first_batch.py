@@ -1,4 +1,4 @@
-"""Inside the training process: which pairs fit, what the first batch says, what TRL is told."""
+"""Inside the training process: which pairs fit, what the first pairs say, what TRL is told."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_start_and_reference_agree_to_the_bit(job: DpoJob, tmp_path: Path) -> No
 
 
 def test_another_model_in_the_place_of_the_reference_stops_the_run(job: DpoJob, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="should be one model, but the log-ratio on the first batch is"):
+    with pytest.raises(UserError, match="should be one model, but the log-ratio on the first pairs is"):
         begin(job, save_model(tmp_path / "stranger", seed=1), tmp_path)
 
 
@@ -83,6 +83,14 @@ def test_a_model_that_shares_wrongly_is_run_apart(job: DpoJob, tmp_path: Path) -
     seen = look(trainer, frozen, sharing, first_batch(trainer))
     assert "nats a token apart" in seen.not_packed
     assert not sharing.packed
+
+
+def test_the_first_pairs_are_those_that_training_begins_with(job: DpoJob, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(replace(job, micro_batch_size=4), job.start, tmp_path)
+    seen, whole = first_batch(trainer), next(iter(trainer.get_train_dataloader()))
+    assert len(whole["input_ids"]) == 8
+    for name, rows in seen.items():
+        assert torch.equal(rows, whole[name][[0, 1, 4, 5]])  # chosen 0 and 1, rejected 0 and 1
 
 
 def test_dropout_is_off_for_the_reference_and_for_the_look(job: DpoJob, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The first micro-batch, looked at before the first step: what it says of the lineage, and of packing rows.
+"""The first pairs, looked at before the first step: what they say of the lineage, and of packing rows.
 
 The same rows go through the start model and through the reference, and, where what they have in common is to be run
-once, through each that way too. The rows are the very ones that training begins with.
+once, through each that way too. The rows are the very ones that training begins with: two pairs, because that is all it
+takes for rows to share a prompt and prompts to share a beginning.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from metareward.training.trainer import PairTrainer
 # Nats a token. Rows packed give the same log-probabilities as rows apart, to rounding; a model for which they don't
 # (a kind of attention that the packing doesn't fit) is off by far more.
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+_PAIRS = 2
+_ROWS = ("input_ids", "attention_mask", "completion_mask")
 _SHOWN = 200  # characters of a foreign message
 NOT_ASKED = "not asked for"
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One model's log-probabilities of the first batch's completions, in nats (2B), chosen above rejected.
+    """One model's log-probabilities of the first pairs' completions, in nats (2 each), chosen above rejected.
 
     ``not_packed`` says why its rows are run apart from now on; empty: they are packed.
     """
@@ -33,12 +36,15 @@ class Look:
     not_packed: str
 
 
-def first_batch(trainer: PairTrainer) -> Any:
-    """This process's first micro-batch."""
-    return next(iter(trainer.get_train_dataloader()))
+def first_batch(trainer: PairTrainer) -> dict[str, Tensor]:
+    """This process's first pairs: of its first micro-batch the longest ones, chosen above rejected."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    pairs = len(batch["input_ids"]) // 2
+    rows = [side + pair for side in (0, pairs) for pair in range(min(pairs, _PAIRS))]
+    return {name: batch[name][rows] for name in _ROWS}
 
 
-def look(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: Any, wanted: bool = True) -> Look:
+def look(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: dict[str, Tensor], wanted: bool = True) -> Look:
     """Run ``model`` over ``batch``, and pack its rows from now on if that is ``wanted`` and gives the same figures."""
     sharing.packed = False
     plain = _log_probs(trainer, model, batch)
@@ -47,7 +53,7 @@ def look(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: Any, want
     return Look(plain, not_packed)
 
 
-def _try_packing(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: Any, plain: Tensor) -> str:
+def _try_packing(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: dict[str, Tensor], plain: Tensor) -> str:
     """Why rows can't be packed; empty when they can."""
     reason = sharing.why_not()
     if reason is not None:
@@ -58,7 +64,7 @@ def _try_packing(trainer: PairTrainer, model: Any, sharing: RowSharing, batch: A
     return "" if sharing.flex else _differing(trainer, model, batch, plain)
 
 
-def _differing(trainer: PairTrainer, model: Any, batch: Any, plain: Tensor) -> str:
+def _differing(trainer: PairTrainer, model: Any, batch: dict[str, Tensor], plain: Tensor) -> str:
     """By how much packed rows come out otherwise; empty when it is no more than rounding."""
     try:
         packed = _log_probs(trainer, model, batch)
@@ -72,7 +78,7 @@ def _differing(trainer: PairTrainer, model: Any, batch: Any, plain: Tensor) -> s
     return "" if worst <= tolerance else f"packed rows came out {worst:.2g} nats a token apart"
 
 
-def _log_probs(trainer: PairTrainer, model: Any, batch: Any) -> Tensor:
+def _log_probs(trainer: PairTrainer, model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Summed over each completion, without gradient and dropout."""
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}

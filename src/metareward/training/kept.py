@@ -26,7 +26,7 @@ Figures = tuple[tuple[float, ...], tuple[float, ...]]
 class Findings:
     """What is found out before the first step, and not again when a run is taken up.
 
-    ``log_ratio`` is the first batch's largest, in nats. ``not_packed`` says why rows are run apart; empty: they aren't.
+    ``log_ratio`` is the first pairs' largest, in nats. ``not_packed`` says why rows are run apart; empty: they aren't.
     ``reference`` holds the reference's log-probabilities of all pairs, chosen and rejected, where they were computed.
     """
 

@@ -2,7 +2,7 @@
 
 Losing track of which model is the reference is the commonest silent fault of iterated DPO. So every model folder
 carries a ``lineage.json`` with the digests of its start and its reference, and before the first step the two are
-run on the first batch: when they are meant to be one model, the log-ratio
+run on the first pairs: when they are meant to be one model, the log-ratio
 
     log pi_start(y|x) - log pi_reference(y|x)
 
@@ -54,7 +54,7 @@ class Lineage:
     """What ``lineage.json`` holds.
 
     ``pairs`` and ``too_long`` count the pairs trained on, and those left out for their length, by kind;
-    ``longest`` and ``limit`` are in tokens. ``log_ratio`` is the largest one of the first batch, in nats.
+    ``longest`` and ``limit`` are in tokens. ``log_ratio`` is the largest one of the first pairs, in nats.
     ``prefix_sharing`` says whether what pairs have in common was in fact run once, ``not_shared`` why not.
     ``sources`` are digests of the pair files. ``base`` is what a low-rank adapter was trained on top of. ``epoch`` is
     the one at whose end the model was taken, where every epoch was kept.
@@ -131,7 +131,7 @@ def base_of(job: DpoJob) -> Path:
 
 
 def check_log_ratio(log_ratios: Sequence[float], start: Origin, reference: Origin) -> float:
-    """The largest of the first batch's ``log_ratios`` (nats), by size.
+    """The largest of the first pairs' ``log_ratios`` (nats), by size.
 
     Raises `UserError` when it isn't a number, or isn't 0 although start and reference are the same model.
     """
@@ -141,7 +141,7 @@ def check_log_ratio(log_ratios: Sequence[float], start: Origin, reference: Origi
     if start.sha256 == reference.sha256 and worst > TOLERANCE:
         raise UserError(
             f"lineage: start {start.folder} and reference {reference.folder} should be one model, but the log-ratio "
-            f"on the first batch is {worst:.3g} instead of 0; fix: check that both folders load completely"
+            f"on the first pairs is {worst:.3g} instead of 0; fix: check that both folders load completely"
         )
     return worst
 

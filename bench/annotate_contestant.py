@@ -99,15 +99,15 @@ class Generate:
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self._best: dict[int, int] = {}
+        self._best: dict[tuple[int, int], int] = {}
 
     def __call__(self, round: Round) -> int:
         self._torch.manual_seed(round.seed)
         if round.warm:
             for stage in round.merged():
-                self._best[stage.n] = self._fastest(stage)
+                self._best[stage.n, stage.limit] = self._fastest(stage)
             return 0
-        return sum(self._stage(stage, self._best[stage.n]) for stage in round.merged())
+        return sum(self._stage(stage, self._best[stage.n, stage.limit]) for stage in round.merged())
 
     def _fastest(self, stage: Stage) -> int:
         """Of 1, 2, 4 and 8 prompts at a time the one that continues a prompt soonest, with a few tokens tried."""

@@ -370,6 +370,15 @@ def _shown(kind: str, title: str, seen: dict[str, Seen], scale: Scale, size: Siz
     return plain_table(f"{title}: {asked}", seen, "units/s", scale.units)
 
 
+def added(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What is found now, and beside it the contestants of earlier runs that didn't take part in this one."""
+    merged = known | found
+    for kind in known.keys() & found.keys():
+        if isinstance(known[kind], dict):
+            merged[kind] = found[kind] | {"contestants": known[kind]["contestants"] | found[kind]["contestants"]}
+    return merged
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
 
@@ -427,7 +436,7 @@ def main() -> None:
             folder = make(Path(home) / model, model)
             for dtype in asked.dtypes:
                 about = f"{model}, {dtype}"
-                results[about] = results.get(about, {}) | compare(folder, model, dtype, asked, scale)
+                results[about] = added(results.get(about, {}), compare(folder, model, dtype, asked, scale))
                 # After each, as the whole takes an hour.
                 record = {"results": results, "scale": asdict(scale), **environment(), "others": versions()}
                 RESULTS.write_text(json.dumps(record, indent=2) + "\n")

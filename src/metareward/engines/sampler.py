@@ -69,7 +69,9 @@ def sample(logits_RV: Tensor, temperature_R: Floats, top_p_R: Floats, draws: Dra
         torch.from_numpy(np.where(greedy_R, np.float32(1), array)).to(logits_RV.device)
         for array in (temperature_R, top_p_R)
     )
-    tokens_R = _nucleus_draw(torch.softmax(logits_RV / temperature[:, None], dim=-1), top_p, draws)
+    # Dividing by 1 changes nothing, and takes as long as the softmax.
+    scaled_RV = logits_RV if bool((temperature == 1).all()) else logits_RV / temperature[:, None]
+    tokens_R = _nucleus_draw(torch.softmax(scaled_RV, dim=-1), top_p, draws)
     if not greedy_R.any():
         return tokens_R
     return torch.where(torch.from_numpy(greedy_R).to(tokens_R.device), logits_RV.argmax(dim=-1), tokens_R)
@@ -82,7 +84,9 @@ def _nucleus_draw(probs_RV: Tensor, top_p_R: Tensor, draws: Draws) -> Tensor:
     rows = _steady((drawn_R <= 1 - top_p_R).nonzero()[:, 0], len(probs_RV))
     pivots, candidates, attempt = drawn_R[rows], probs_RV[rows], 1
     while len(rows):
-        candidates = candidates * (candidates > pivots[:, None])
+        # As numbers, not as truth values, which are slow to multiply.
+        above = torch.gt(candidates, pivots[:, None], out=torch.empty_like(candidates))
+        candidates = above.mul_(candidates)
         running = candidates.cumsum(dim=-1)
         outside = _steady((running[:, -1] >= top_p_R[rows]).nonzero()[:, 0], len(probs_RV))
         rows, candidates = rows[outside], candidates[outside]

@@ -1,13 +1,14 @@
 """How fast models annotate: our engine, plain `generate` and its rivals on the same models, texts and samplings.
 
-Three kinds of work. Judge: N samples each of prompts of about 500 tokens that have nothing in common. Meta-judge: every
-ordered pair of N judgments of one answer. Whole unit: K answers to a prompt, N judgments of each, every ordered pair of
-one answer's judgments, with the packaged rubrics; several prompts are under way at once.
+Four kinds of work. Judge: N judgments each of K answers to two questions, with the packaged rubric, which makes prompts
+of about 500 tokens. Unlike: as many prompts of that length that have nothing in common. Meta-judge: every ordered pair
+of N judgments of one answer. Whole unit: K answers to a prompt, N judgments of each, every ordered pair of one answer's
+judgments, with the packaged rubrics; two prompts are under way at once.
 
 Every contestant is a process of its own with one thread. Rounds are interleaved; who isn't working is stopped. Medians
-and ranges over the rounds. No two rounds share a text. Prints tables and writes bench/results/annotate.json. `generate`
-works off as many prompts at a time as was fastest in its warm-up; our engine has a row for every sample of the judge
-work, and of the others for every meta-judgment of one answer.
+and ranges over the rounds. No two rounds share more than the rubric. Prints tables and writes
+bench/results/annotate.json. `generate` works off as many prompts at a time as was fastest in its warm-up; ours has
+a row for every sample of the first two kinds of work, and of the others for every meta-judgment of one answer.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ SURROUNDINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-PROMPT, JUDGMENT, NEW, META_HEAD, META_NEW = 500, 80, 64, 400, 48
+PROMPT, QUESTION, JUDGMENT, NEW, META_HEAD, META_NEW = 500, 40, 80, 64, 400, 48
 
 Stage = tuple[list[str], int, int]  # texts, samples of each, new tokens of each sample
 Units = list[list[Stage]]
@@ -73,13 +74,16 @@ Units = list[list[Stage]]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything: prompts and judgments of the tables, and K, N and prompts of the whole unit."""
+    """How much of everything: questions, K and N."""
 
-    prompts: int
+    questions: int
+    answers: int
     judgments: int
-    unit_answers: int
-    unit_judgments: int
-    units: int
+
+    @property
+    def prompts(self) -> int:
+        """Of the first two kinds of work."""
+        return self.questions * self.answers
 
 
 @dataclass(slots=True)
@@ -108,9 +112,20 @@ class Work:
         self._writer = Writer(make_tokenizer(), seed)
 
     def judge(self, limit: int) -> tuple[Units, int]:
-        """One stage of long texts with many samples each; and our engine's rows."""
-        texts = [self._writer.text(PROMPT) for _ in range(self.scale.prompts)]
-        return [[(texts, self.scale.judgments, limit)]], self.scale.prompts * self.scale.judgments
+        """One stage of the packaged rubric's prompts, with many samples each; and our engine's rows."""
+        rubric, texts = Rubric(load_template("judge")), []
+        for _ in range(self.scale.questions):
+            question = Prompt("judge", (Message("user", self._writer.text(QUESTION)),))
+            room = PROMPT - self._writer.count(rubric.ask(question, "")[-1].content)
+            texts += [rubric.ask(question, self._writer.text(room))[-1].content for _ in range(self.scale.answers)]
+        return self._sampled(texts, limit)
+
+    def unlike(self, limit: int) -> tuple[Units, int]:
+        """The same of texts without a common beginning."""
+        return self._sampled([self._writer.text(PROMPT) for _ in range(self.scale.prompts)], limit)
+
+    def _sampled(self, texts: list[str], limit: int) -> tuple[Units, int]:
+        return [[(texts, self.scale.judgments, limit)]], len(texts) * self.scale.judgments
 
     def meta(self, limit: int) -> tuple[Units, int]:
         """One stage of texts that begin alike, a sample each."""
@@ -121,14 +136,14 @@ class Work:
 
     def unit(self, limit: int) -> tuple[Units, int]:
         """Answers, judgments and meta-judgments of several prompts."""
-        n = self.scale.unit_judgments
-        return [self._unit(min(limit, NEW), min(limit, META_NEW)) for _ in range(self.scale.units)], n * (n - 1)
+        n = self.scale.judgments
+        return [self._unit(min(limit, NEW), min(limit, META_NEW)) for _ in range(self.scale.questions)], n * (n - 1)
 
     def _unit(self, limit: int, meta_limit: int) -> list[Stage]:
-        question = self._writer.text(40)
+        question = self._writer.text(QUESTION)
         prompt = Prompt("unit", (Message("user", question),))
-        answers = [self._writer.text(NEW) for _ in range(self.scale.unit_answers)]
-        written = [self._writer.text(NEW) for _ in range(self.scale.unit_judgments)]
+        answers = [self._writer.text(NEW) for _ in range(self.scale.answers)]
+        written = [self._writer.text(NEW) for _ in range(self.scale.judgments)]
         rubric, metarubric = Rubric(load_template("judge")), MetaRubric(load_template("metajudge"))
         judge = [rubric.ask(prompt, answer)[-1].content for answer in answers]
         meta = [metarubric.ask(prompt, answers[0], a, b)[-1].content for a in written for b in written if a is not b]
@@ -292,8 +307,8 @@ def say(line: str) -> None:
     print(f"annotate: {line}", file=sys.stderr, flush=True)
 
 
-def judge_table(title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
-    """The first table, with the shares of the matrix-product peak."""
+def unlike_table(title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
+    """The table of prompts with nothing in common, with the shares of the matrix-product peak."""
     table = _table(title, "prompts/s", "of peak, reading", "of peak, writing")
     for name, each in seen.items():
         reading, writing = shares(each, scale, size, peak)
@@ -346,7 +361,7 @@ def compare(folder: Path, model: str, dtype: str, asked: argparse.Namespace, sca
     try:
         for kind in asked.work:
             say(f"{title}: {kind}")
-            seen = contest.run(getattr(work, kind), asked.rounds, split=kind == "judge")
+            seen = contest.run(getattr(work, kind), asked.rounds, split=kind == "unlike")
             measured = {name: asdict(each) for name, each in seen.items()}
             found[kind] = {"contestants": measured, "absent": contest.absent, "load": os.getloadavg()[0]}
             console.print(_shown(kind, title, seen, scale, size, peak))
@@ -358,16 +373,18 @@ def compare(folder: Path, model: str, dtype: str, asked: argparse.Namespace, sca
 
 
 def _shown(kind: str, title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
+    k, n = scale.answers, scale.judgments
+    calls, prompts = n * (n - 1), f"prompts of {PROMPT} tokens, {n} samples of {NEW} tokens each"
     if kind == "judge":
-        asked = f"{scale.prompts} prompts of {PROMPT} tokens, {scale.judgments} samples of {NEW} tokens each"
-        title = f"{title}: {asked}; peak {peak / 1e9:.0f} GFLOP/s"
-        return judge_table(title, seen, scale, size, peak)
-    calls = scale.judgments * (scale.judgments - 1)
+        title = f"{title}: {scale.prompts} judge {prompts}, the rubric in common"
+        return plain_table(title, seen, "prompts/s", scale.prompts)
+    if kind == "unlike":
+        title = f"{title}: {scale.prompts} {prompts}, nothing in common; peak {peak / 1e9:.0f} GFLOP/s"
+        return unlike_table(title, seen, scale, size, peak)
     if kind == "meta":
         return plain_table(f"{title}: {calls} meta-judgments of {META_NEW} tokens", seen, "calls/s", calls)
-    k, n = scale.unit_answers, scale.unit_judgments
-    asked = f"{scale.units} whole units, K {k}, N {n}, {n * (n - 1)} meta-judgments"
-    return plain_table(f"{title}: {asked}", seen, "units/s", scale.units)
+    asked = f"{scale.questions} whole units, K {k}, N {n}, {calls} meta-judgments"
+    return plain_table(f"{title}: {asked}", seen, "units/s", scale.questions)
 
 
 def added(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -395,11 +412,10 @@ def arguments() -> argparse.Namespace:
         ("--models", list(SIZES)),
         ("--dtypes", ["float32", "bfloat16"]),
         ("--contestants", list(PYTHONS)),
-        ("--work", ["judge", "meta", "unit"]),
+        ("--work", ["judge", "unlike", "meta", "unit"]),
     ):
         parser.add_argument(flag, type=several(known), default=known, help=f"some of {','.join(known)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
     parser.add_argument("--add", action="store_true", help="keep what the results file has of other work")
@@ -426,9 +442,9 @@ def main() -> None:
     """Run all, print, write."""
     torch.set_num_threads(1)
     asked = arguments()
-    scale = Scale(asked.prompts, 11, 7, 11, 2)
+    scale = Scale(questions=2, answers=7, judgments=11)
     if asked.quick:
-        scale, asked.rounds, asked.models, asked.dtypes = Scale(2, 4, 2, 3, 2), 1, ["t5"], ["float32"]
+        scale, asked.rounds, asked.models, asked.dtypes = Scale(1, 2, 3), 1, ["t5"], ["float32"]
     results: dict[str, Any] = json.loads(RESULTS.read_text())["results"] if asked.add and RESULTS.exists() else {}
     leash = Leash()
     with tempfile.TemporaryDirectory() as home, torch.inference_mode():

@@ -183,7 +183,7 @@ class Continuous:
 
 
 class Vllm:
-    """vLLM's offline engine, as its documents have it. It forgets a round's prompts, as no two rounds share any."""
+    """vLLM's offline engine, as its documents have it."""
 
     def __init__(self, folder: str, dtype: str) -> None:
         from vllm import LLM
@@ -194,7 +194,6 @@ class Vllm:
         from vllm import SamplingParams
 
         tokens = 0
-        self._engine.reset_prefix_cache()
         for stage in round.merged():
             wanted = SamplingParams(n=stage.n, temperature=1.0, top_p=TOP_P, max_tokens=stage.limit, ignore_eos=True)
             asked = [[{"role": "user", "content": text}] for text in stage.texts]

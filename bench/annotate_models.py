@@ -105,6 +105,10 @@ class Writer:
         self._words = lexicon()
         self._chance = random.Random(seed)
 
+    def count(self, text: str) -> int:
+        """Its tokens."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     def text(self, tokens: int) -> str:
         """Words that make ``tokens`` tokens, give or take the last word."""
         words = " ".join(self._chance.choice(self._words) for _ in range(tokens))

@@ -101,13 +101,13 @@ class Decoder:
         n, prompt, suffix = request.n, _grid(len(request.ids)), request.sampling.max_tokens
         slot_bytes = self._bytes * (prompt + n * suffix)
         slots = min(self._rows // n, self._budget // _LANES_AT_ONCE // slot_bytes)
-        shape = SlotShape(max(1, slots), n, prompt, suffix, self._trunk(n, prompt))
+        shape = SlotShape(max(1, slots), n, prompt, suffix, self._trunk(prompt))
         return replace(shape, trunk=0) if shape in self._uneven else shape
 
-    def _trunk(self, n: int, prompt: int) -> int:
-        """Half a prompt of a lone sample: such requests begin alike, and have nobody else to share a prompt with."""
+    def _trunk(self, prompt: int) -> int:
+        """Half a prompt: long prompts are those of judges and meta-judges, which begin alike."""
         # Elsewhere launching a product for every family costs more than it saves.
-        if n > 1 or prompt < _LEAST_WITH_TRUNK or self._checkpoint.device.type != "cpu":
+        if prompt < _LEAST_WITH_TRUNK or self._checkpoint.device.type != "cpu":
             return 0
         return prompt // 2 // _TRUNK_STEP * _TRUNK_STEP
 

@@ -19,6 +19,7 @@ from metareward.engines.reader import Reader
 from metareward.engines.seats import Request, Seats
 from metareward.engines.shared_prefix import Ints, SlotShape
 from metareward.engines.slots import Slots
+from metareward.engines.trunk import Trunks
 
 _TRIM = 16
 # A pass that reads only what there is still has a cost that doesn't depend on how much: about this part of a step.
@@ -91,17 +92,19 @@ class Lane:
 
     def _step(self, running: Ints) -> None:
         """Give every request whose prompt is read one more token per sample."""
-        seats, used = self._seats, self.shape if self._fixed else self._in_use(running)
+        seats, trunks = self._seats, {slot: self._trunks[slot] for slot in running.tolist()}
         steps_G = np.maximum(seats.counts_G - 1, 0)
-        trunks = {slot: self._trunks[slot] for slot in running.tolist()}
+        used = self.shape if self._fixed else self._in_use(running, trunks)
         logits_RV = self._slots.step(seats.tokens_R, seats.lengths_G, steps_G, used, trunks)
         tokens_R = seats.draw(logits_RV, np.arange(used.slots))
         seats.record(running, tokens_R.reshape(used.slots, -1)[running].ravel())
 
-    def _in_use(self, running: Ints) -> SlotShape:
+    def _in_use(self, running: Ints, trunks: Trunks) -> SlotShape:
         prompt = _trimmed(int(self._seats.lengths_G[running].max()), self.shape.prompt)
         suffix = _trimmed(int(self._seats.counts_G[running].max()), self.shape.suffix)
-        return replace(self.shape, slots=int(running[-1]) + 1, prompt=prompt, suffix=suffix)
+        # What hardly anybody shares is read sooner with the rest.
+        trunk = self.shape.trunk if 2 * len(set(trunks.values())) <= len(trunks) else 0
+        return replace(self.shape, slots=int(running[-1]) + 1, prompt=prompt, suffix=suffix, trunk=trunk)
 
 
 def _trimmed(length: int, limit: int) -> int:

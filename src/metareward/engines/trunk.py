@@ -1,9 +1,9 @@
 """Attention to the beginning that several slots have in common, for all of them at once.
 
-Judgments share the rubric; meta-judgments of one answer also the question, the answer and often the first judgment. Each
-slot holds that trunk, but its keys and values are read once for a whole family of slots, from one of them. A family's
-queries make one matrix product, never of fewer than 8 rows: below that kernels sum in another order, so that a result
-would depend on how large the family is.
+Judgments share the rubric; meta-judgments of one answer also the question, the answer and often the first judgment.
+Each slot holds that trunk, but its keys and values are read once for a whole family of slots, from one of them. A
+family's queries make one matrix product, never of fewer than 8 rows: below that kernels sum in another order, so that a
+result would depend on how large the family is.
 
 Letters as in `attention` and `shared_prefix`; m slots in a family.
 """

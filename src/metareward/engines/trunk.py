@@ -48,8 +48,11 @@ def trunk_part(
 
     Slots in no family get a part that weighs nothing.
     """
-    look = _apart if all(len(family.slots) == 1 for family in among) else _together
-    return look(query, keys, values, mask, scores, among)
+    if all(len(family.slots) == 1 for family in among):
+        return _apart(query, keys, values, mask, scores, among)
+    if len(among) == 1 and len(among[0].slots) == len(query):
+        return _family(query, keys, values, mask, scores, among[0].source)
+    return _families(query, keys, values, mask, scores, among)
 
 
 def _apart(
@@ -64,22 +67,27 @@ def _apart(
     return out[:, :, :samples], logs
 
 
-def _together(
+def _families(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores, among: Sequence[Family]
 ) -> Part:
     """A call for every family."""
-    slots, heads, samples, depth = query.shape
-    out = query.new_zeros(slots, heads, samples, values.shape[3])
-    logs = torch.full((slots, heads, samples), -torch.inf, device=query.device)
+    out = query.new_zeros(*query.shape[:3], values.shape[3])
+    logs = torch.full(query.shape[:3], -torch.inf, device=query.device)
     for family in among:
-        rows = query[family.slots].transpose(0, 1).reshape(1, heads, -1, depth)
-        count, source = rows.shape[2], slice(family.source, family.source + 1)
-        rows = _at_least(rows, _FEWEST_ROWS)
-        seen = None if mask is None else _by_row(mask[family.slots], samples, rows.shape[2])
-        found, found_logs = scores.part(rows, keys[source], values[source], seen)
-        out[family.slots] = found[0, :, :count].reshape(heads, -1, samples, out.shape[3]).transpose(0, 1)
-        logs[family.slots] = found_logs[0, :, :count].reshape(heads, -1, samples).transpose(0, 1)
+        seen = None if mask is None else mask[family.slots]
+        found, found_logs = _family(query[family.slots], keys, values, seen, scores, family.source)
+        out[family.slots], logs[family.slots] = found, found_logs
     return out, logs
+
+
+def _family(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores, source: int) -> Part:
+    """All queries (m, H, M, D) of a family over the keys and values of the slot ``source``."""
+    slots, heads, samples, depth = query.shape
+    rows = _at_least(query.transpose(0, 1).reshape(1, heads, -1, depth), _FEWEST_ROWS)
+    seen = None if mask is None else _by_row(mask, samples, rows.shape[2])
+    out, logs = scores.part(rows, keys[source : source + 1], values[source : source + 1], seen)
+    out, logs = out[0, :, : slots * samples], logs[0, :, : slots * samples]
+    return out.unflatten(1, (slots, samples)).transpose(0, 1), logs.unflatten(1, (slots, samples)).transpose(0, 1)
 
 
 def _at_least(rows: Tensor, count: int) -> Tensor:

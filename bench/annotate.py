@@ -132,7 +132,7 @@ class Work:
         head = self._writer.text(META_HEAD)
         written = [self._writer.text(JUDGMENT) for _ in range(self.scale.judgments)]
         texts = [f"{head}\nA: {a}\nB: {b}\nWhich?" for a in written for b in written if a is not b]
-        return [[(texts, 1, limit)]], len(texts)
+        return [[(texts, 1, min(limit, META_NEW))]], len(texts)
 
     def unit(self, limit: int) -> tuple[Units, int]:
         """Answers, judgments and meta-judgments of several prompts."""

@@ -87,7 +87,8 @@ def _family(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sc
     seen = None if mask is None else _by_row(mask, samples, rows.shape[2])
     out, logs = scores.part(rows, keys[source : source + 1], values[source : source + 1], seen)
     out, logs = out[0, :, : slots * samples], logs[0, :, : slots * samples]
-    return out.unflatten(1, (slots, samples)).transpose(0, 1), logs.unflatten(1, (slots, samples)).transpose(0, 1)
+    split = (heads, slots, samples)
+    return out.view(*split, -1).transpose(0, 1), logs.view(split).transpose(0, 1)
 
 
 def _at_least(rows: Tensor, count: int) -> Tensor:

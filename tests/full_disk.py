@@ -1,7 +1,8 @@
 """A run on a small disk of its own that fills up: ``unshare -rm python full_disk.py HOUSE DISK RUN STEPS...``.
 
 Mounts a disk at DISK and copies RUN there, if it is there; then for each step makes the disk so many 4 KiB pages
-larger than what is on it and starts the run again. Prints one JSON line for each start, and the outcome at the end.
+larger than what is on it and starts the run again. An empty disk needs a page at least: of none it would have no limit.
+Prints one JSON line for each start, and the outcome at the end.
 """
 
 from __future__ import annotations

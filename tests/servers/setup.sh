@@ -5,28 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-folder=.venv-serve
-transformers="transformers[serving]==$(sed -n 's/^transformers==//p' constraints.txt)"
-torch="torch==$(sed -n 's/^torch==//p' constraints.txt)"
-ready="$folder/ready"
-
-say() { echo "tests/servers/setup: $*"; }
-install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
-
-if [ -f "$ready" ] && [ "$(cat "$ready")" = "$transformers $torch" ]; then
-    say "$folder is ready ($transformers, $torch)"
-else
-    rm -f "$ready"
-    [ -x "$folder/bin/python" ] || python3 -m venv "$folder"
-    say "installing $torch, then $transformers (minutes)"
-    # Torch first, so that nothing that needs it asks for a build with gigabytes of CUDA packages.
-    install "$torch"
-    install "$torch" "$transformers"
-    echo "$transformers $torch" > "$ready"
-    say "$folder is ready"
-fi
+bash bench/environment.sh .venv-serve "transformers[serving]"
 if [ "$(uname -s) $(uname -m)" = "Linux x86_64" ]; then
     bash bench/vllm_environment.sh
 else
-    say "no .venv-vllm: vLLM's CPU build is for Linux on x86-64"
+    echo "no .venv-vllm: vLLM's CPU build is for Linux on x86-64"
 fi

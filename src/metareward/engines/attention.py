@@ -17,8 +17,6 @@ from torch import Tensor, nn
 # Outputs (B, H, M, D) and their logarithms of sums of exponentials (B, H, M), which are float32.
 Part = tuple[Tensor, Tensor]
 
-_FEW_KEYS = 128
-
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -34,23 +32,24 @@ class Scores:
             return nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=self.scale)
         return self._plain(query, keys, values, mask)[0]
 
-    def part(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
-        """`attention` as a part. Where the mask hides all keys from a query, the part weighs nothing."""
+    def part(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, blind: Tensor | None = None
+    ) -> Part:
+        """`attention` as a part, which weighs nothing where a query sees no key; ``blind`` says where (`sees_nothing`).
+
+        Without ``blind`` every query sees a key.
+        """
         if not self._fused(query, keys, values):
             return self._plain(query, keys, values, mask)
         out, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, 0.0, False, attn_mask=mask, scale=self.scale
         )
-        if mask is not None and self.window is not None:
-            # Of a query that sees nothing the logarithm comes as 0.
-            logs = logs.masked_fill(mask.isneginf().all(dim=-1), -torch.inf)
-        return out, logs
+        # Of a query that sees nothing the logarithm comes as 0.
+        return out, logs if blind is None else logs.masked_fill_(blind, -torch.inf)
 
     def _fused(self, query: Tensor, keys: Tensor, values: Tensor) -> bool:
-        """Whether there is a fused kernel for this, and it is the faster one."""
-        # In float32 it takes nearly three times as long for one query on few keys.
-        lone = query.dtype == torch.float32 and query.shape[2] == 1 and keys.shape[2] <= _FEW_KEYS
-        return query.device.type == "cpu" and self.softcap is None and keys.shape[3] == values.shape[3] and not lone
+        """Whether there is a fused kernel for this."""
+        return query.device.type == "cpu" and self.softcap is None and keys.shape[3] == values.shape[3]
 
     def _plain(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Part:
         scores = (query @ keys.transpose(2, 3) * self.scale).float()
@@ -72,6 +71,11 @@ def merge(parts: Sequence[Part]) -> Tensor:
     for place, (out, _) in enumerate(parts[1:], 1):
         merged = merged + out * weights[..., place : place + 1]
     return merged.to(parts[0][0].dtype)
+
+
+def sees_nothing(mask: Tensor) -> Tensor:
+    """Where an additive mask (..., X) hides all keys."""
+    return mask.isneginf().all(dim=-1)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

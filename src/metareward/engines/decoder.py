@@ -24,9 +24,11 @@ from metareward.types import Completion, Messages, Sampling
 
 # Tokens to a piece of a prompt, and pieces read in one pass.
 _READ_SIZE = {"cpu": (32, 24), "mps": (64, 32), "cuda": (64, 64)}
-_LANES_AT_ONCE = 4
-# In tokens: a trunk is a multiple of the one, and prompts in classes below the other have none.
-_TRUNK_STEP, _LEAST_WITH_TRUNK = 64, 256
+_LANES_AT_ONCE = 2
+# In columns: those a step looks at are a multiple of it.
+_TRIM = 32
+# In tokens: cuts are multiples of the one, and prompts in classes below the other have none.
+_CUT_STEP, _LEAST_WITH_CUTS = 32, 256
 
 
 class Decoder:
@@ -43,6 +45,9 @@ class Decoder:
         self._parked: deque[Request] = deque()
         self._bytes = bytes_per_position(checkpoint)
         self._read_size = _READ_SIZE[checkpoint.device.type]
+        # Elsewhere how a sum is rounded may depend on how many columns there are.
+        even = checkpoint.device.type == "cpu" or not deterministic
+        self._trim = _TRIM if even else 0
         self._budget = memory
 
     def submit(
@@ -101,15 +106,19 @@ class Decoder:
         n, prompt, suffix = request.n, _grid(len(request.ids)), request.sampling.max_tokens
         slot_bytes = self._bytes * (prompt + n * suffix)
         slots = min(self._rows // n, self._budget // _LANES_AT_ONCE // slot_bytes)
-        shape = SlotShape(max(1, slots), n, prompt, suffix, self._trunk(prompt))
-        return replace(shape, trunk=0) if shape in self._uneven else shape
+        shape = SlotShape(max(1, slots), n, prompt, suffix, self._cuts(n, prompt), self._trim)
+        return _simple(shape) if shape in self._uneven else shape
 
-    def _trunk(self, prompt: int) -> int:
-        """Half a prompt: long prompts are those of judges and meta-judges, which begin alike."""
-        # Elsewhere launching a product for every family costs more than it saves.
-        if prompt < _LEAST_WITH_TRUNK or self._checkpoint.device.type != "cpu":
-            return 0
-        return prompt // 2 // _TRUNK_STEP * _TRUNK_STEP
+    def _cuts(self, n: int, prompt: int) -> tuple[int, ...]:
+        """Half a prompt, as long ones are judges' and meta-judges', which begin alike; of lone samples more.
+
+        Lone samples are meta-judgments, of which some have the first judgment in common as well.
+        """
+        # Elsewhere launching products for every family costs more than it saves.
+        if prompt < _LEAST_WITH_CUTS or self._checkpoint.device.type != "cpu":
+            return ()
+        eighths = (4, 5, 6) if n == 1 else (4,)
+        return tuple(prompt * eighth // 8 // _CUT_STEP * _CUT_STEP for eighth in eighths)
 
     def _room(self, shape: SlotShape) -> bool:
         """Make room for a lane of this shape, by closing idle ones if need be; alone, a lane always has room."""
@@ -124,18 +133,18 @@ class Decoder:
             width, most = self._read_size
             batch = min(most, shape.slots * -(-shape.prompt // width))
             if self._deterministic and shape not in self._checked and not self._even(shape, width, batch):
-                return self._lane(replace(shape, trunk=0))
+                return self._lane(_simple(shape))
             self._lanes[shape] = Lane(
                 self._checkpoint, shape, width=width, batch=batch, deterministic=self._deterministic
             )
         return self._lanes[shape]
 
     def _even(self, shape: SlotShape, width: int, batch: int) -> bool:
-        """Whether results don't depend on the company. Raises `EngineError` if it isn't for a trunk that they do."""
+        """Whether results don't depend on the company. Raises `EngineError` if they do though the shape is simple."""
         try:
             check_rows(self._checkpoint, shape, width, batch)
         except EngineError:
-            if not shape.trunk:
+            if shape == _simple(shape):
                 raise
             self._uneven.add(shape)
             return False
@@ -146,9 +155,15 @@ class Decoder:
         return sum(shape.positions for shape in self._lanes) * self._bytes
 
 
+def _simple(shape: SlotShape) -> SlotShape:
+    """Without what makes arithmetic depend on the company where kernels are not as even as they mostly are."""
+    return replace(shape, cuts=(), trim=0)
+
+
 def _grid(length: int) -> int:
-    """``length`` rounded up: to a multiple of 32, and to one of two sizes between powers of two."""
-    step = max(32, (1 << (length - 1).bit_length()) // 4)
+    """``length`` rounded up: to a multiple of 32, above 128 of 64, above 512 to one of four sizes to a power of two."""
+    power = 1 << (length - 1).bit_length()
+    step = max(32, min(64, power // 4), power // 8)
     return -(-length // step) * step
 
 

@@ -1,7 +1,8 @@
 """One class of requests and its slots: as a request finishes, the next one takes its slot.
 
 In deterministic mode every pass has the class's full shape, absent pieces and empty slots included, so a row's
-arithmetic does not depend on its neighbours, and neither do its tokens. Otherwise a pass covers only what is in use.
+arithmetic does not depend on its neighbours, and neither do its tokens. Only columns that nobody has come to are left
+out, as a sum with zeros at its end stays the same. Otherwise a pass covers only what is in use.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from metareward.engines.shared_prefix import Ints, SlotShape
 from metareward.engines.slots import Slots
 from metareward.engines.trunk import Trunks
 
-_TRIM = 16
 # A pass that reads only what there is still has a cost that doesn't depend on how much: about this part of a step.
 _SMALL_PASS = 8
 
@@ -39,7 +39,7 @@ class Lane:
         self._batch = batch
         self._fixed = deterministic
         self._waiting: deque[Request] = deque()
-        self._trunks: dict[int, bytes] = {}
+        self._trunks: dict[int, Sequence[bytes]] = {}
         self._missed = 0
 
     def add(self, request: Request) -> None:
@@ -62,7 +62,7 @@ class Lane:
             request = self._waiting.popleft()
             self._seats.seat(slot, request)
             self._reader.add(slot, request.ids)
-            self._trunks[slot] = _digest(request.ids[: self.shape.trunk])
+            self._trunks[slot] = [_digest(request.ids[:cut]) for cut in self.shape.cuts]
         pieces, running = self._reader.pieces, self._seats.running
         if pieces and (not len(running) or self._missed >= self._waste(pieces)):
             self._missed = 0
@@ -75,7 +75,8 @@ class Lane:
 
     def _waste(self, pieces: int) -> int:
         """What a pass of so few pieces costs for nothing, in tokens; as many may be missed while more is waited for."""
-        return (self._batch - pieces) * self._slots.width if self._fixed else self.shape.rows // _SMALL_PASS
+        missing = max(0, self._batch - pieces)
+        return missing * self._slots.width if self._fixed else min(missing, self.shape.rows // _SMALL_PASS)
 
     def _read(self) -> None:
         """Read pieces of prompts, and draw the first tokens of the prompts they complete."""
@@ -92,23 +93,22 @@ class Lane:
 
     def _step(self, running: Ints) -> None:
         """Give every request whose prompt is read one more token per sample."""
-        seats, trunks = self._seats, {slot: self._trunks[slot] for slot in running.tolist()}
-        steps_G = np.maximum(seats.counts_G - 1, 0)
-        used = self.shape if self._fixed else self._in_use(running, trunks)
+        seats, steps_G = self._seats, np.maximum(self._seats.counts_G - 1, 0)
+        slots, cuts = running.tolist(), range(len(self.shape.cuts))
+        used, trunks = self._in_use(running, [{slot: self._trunks[slot][cut] for slot in slots} for cut in cuts])
         logits_RV = self._slots.step(seats.tokens_R, seats.lengths_G, steps_G, used, trunks)
         tokens_R = seats.draw(logits_RV, np.arange(used.slots))
         seats.record(running, tokens_R.reshape(used.slots, -1)[running].ravel())
 
-    def _in_use(self, running: Ints, trunks: Trunks) -> SlotShape:
-        prompt = _trimmed(int(self._seats.lengths_G[running].max()), self.shape.prompt)
-        suffix = _trimmed(int(self._seats.counts_G[running].max()), self.shape.suffix)
+    def _in_use(self, running: Ints, trunks: Sequence[Trunks]) -> tuple[SlotShape, Sequence[Trunks]]:
+        """What of the shape there is work for, and the trunks up to the cuts that stay."""
+        lengths, counts = self._seats.lengths_G[running], self._seats.counts_G[running]
+        used = self.shape.trimmed(int(lengths.max()), int(counts.max()))
+        if self._fixed:
+            return used, trunks
         # What hardly anybody shares is read sooner with the rest.
-        trunk = self.shape.trunk if 2 * len(set(trunks.values())) <= len(trunks) else 0
-        return replace(self.shape, slots=int(running[-1]) + 1, prompt=prompt, suffix=suffix, trunk=trunk)
-
-
-def _trimmed(length: int, limit: int) -> int:
-    return min(limit, -(-length // _TRIM) * _TRIM)
+        shared = sum(2 * len(set(keys.values())) <= len(keys) for keys in trunks)
+        return replace(used, slots=int(running[-1]) + 1, cuts=used.cuts[:shared]), trunks[:shared]
 
 
 def _digest(ids: Sequence[int]) -> bytes:

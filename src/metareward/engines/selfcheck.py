@@ -39,7 +39,7 @@ def _slot_logits(checkpoint: Checkpoint, ids: list[int]) -> Tensor:
     lengths_G = np.array([0, _PROMPT])
     for step in range(_STEPS):
         tokens_R = np.full(shape.rows, ids[_PROMPT + step])
-        logits.append(slots.step(tokens_R, lengths_G, np.array([0, step]), shape, {})[-1])
+        logits.append(slots.step(tokens_R, lengths_G, np.array([0, step]), shape, ())[-1])
     return torch.stack(logits).float()
 
 
@@ -67,11 +67,10 @@ def bytes_per_position(checkpoint: Checkpoint) -> int:
 def check_rows(checkpoint: Checkpoint, shape: SlotShape, width: int, batch: int) -> None:
     """Run the same request in the first and in the last place of this shape, with other neighbours each time.
 
-    Prompts are read in passes of ``batch`` pieces of ``width`` tokens. Raises `EngineError` unless all logits are
-    equal bit for bit.
+    Prompts are read in passes of ``batch`` pieces of ``width`` tokens. In the first place steps look at as few columns
+    as they may, in the last one at all. Raises `EngineError` unless all logits are equal bit for bit.
     """
-    first = _logits_at(Slots(checkpoint, shape, width), batch, checkpoint, last=False)
-    last = _logits_at(Slots(checkpoint, shape, width), batch, checkpoint, last=True)
+    first, last = (_logits_at(Slots(checkpoint, shape, width), batch, checkpoint, last) for last in (False, True))
     if not torch.equal(first, last):
         raise EngineError(
             f"{checkpoint.folder}: on {checkpoint.device} in {checkpoint.dtype} a result depends on its place in the "
@@ -80,30 +79,50 @@ def check_rows(checkpoint: Checkpoint, shape: SlotShape, width: int, batch: int)
 
 
 def _logits_at(slots: Slots, batch: int, checkpoint: Checkpoint, last: bool) -> Tensor:
-    """Logits of one fixed request in the first or last slot, its neighbours in all passes being random.
+    """Logits of one fixed request in the first or last slot, its neighbours in all passes being random."""
+    slot = slots.shape.slots - 1 if last else 0
+    read = _read_logits(slots, batch, checkpoint, slot)
+    # As if it had been read and written up to there: random keys and values do as well as any.
+    slots.fill(slot, seed=0)
+    return torch.stack([*read, *_step_logits(slots, checkpoint, slot)])
 
-    Where slots have a trunk, in the first one the request is alone with its own, in the last one all share it.
-    """
-    shape, width, seed = slots.shape, slots.width, 1 + int(last)
-    slot, row = (shape.slots - 1, shape.rows - 1) if last else (0, 0)
-    longest = min(shape.prompt, checkpoint.context - shape.suffix, shape.trunk + 2 * width)
-    prompt = _random_ids(checkpoint, max(1, longest - 3), seed=0)
-    logits = []
-    for start in range(0, shape.trunk, width * batch):
-        ends = range(start + width, min(start + width * batch, shape.trunk) + 1, width)
-        slots.read([Piece(slot, prompt, end - width, end) for end in ends], batch)
-    for start in range(shape.trunk, len(prompt), width):
+
+def _read_logits(slots: Slots, batch: int, checkpoint: Checkpoint, slot: int) -> list[Tensor]:
+    """Logits after each piece of a short prompt that is read into ``slot``."""
+    shape, width = slots.shape, slots.width
+    longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * width)
+    prompt, logits = _random_ids(checkpoint, max(1, longest - 3), seed=0), []
+    for start in range(0, len(prompt), width):
         probe = Piece(slot, prompt, start, min(start + width, len(prompt)))
-        others = _neighbours(checkpoint, shape, width, batch - 1, slot, seed + start)
-        logits.append(slots.read([*others, probe] if last else [probe, *others], batch)[len(others) if last else 0])
-    lengths_G = np.full(shape.slots, min(width, shape.prompt))
-    lengths_G[slot] = len(prompt)
-    trunks = {other: b"" if last else str(other).encode() for other in (slot, *range(shape.slots))}
-    for step in range(min(_STEPS, shape.suffix)):
-        tokens_R = np.array(_random_ids(checkpoint, shape.rows, seed * 2000 + step))
-        tokens_R[row] = _random_ids(checkpoint, 1, 3000 + step)[0]
-        logits.append(slots.step(tokens_R, lengths_G, np.full(shape.slots, step), shape, trunks)[row])
-    return torch.stack(logits)
+        others = _neighbours(checkpoint, shape, width, batch - 1, slot, seed=1 + slot + start)
+        pieces = [*others, probe] if slot else [probe, *others]
+        logits.append(slots.read(pieces, batch)[pieces.index(probe)])
+    return logits
+
+
+def _step_logits(slots: Slots, checkpoint: Checkpoint, slot: int) -> list[Tensor]:
+    """Logits of a request in ``slot`` at a few lengths of its prompt and of its text.
+
+    In the first slot it is alone with what is before the cuts, and no column is looked at that it doesn't need. In
+    another one all slots share what is before the cuts, and the longest have all columns.
+    """
+    shape, logits = slots.shape, []
+    most = min(shape.prompt, checkpoint.context - shape.suffix)
+    # The request first: of a family it is the first slot that is looked at.
+    keys = {other: b"" if slot else str(other).encode() for other in (slot, *range(shape.slots))}
+    for turn, share in enumerate((0.0, 0.5, 0.9)):
+        shortest = min(most, max(shape.cuts, default=0) + 1)
+        length, step = shortest + int(share * (most - shortest)), int(share * (shape.suffix - 1))
+        lengths_G, steps_G = np.full(shape.slots, most), np.full(shape.slots, shape.suffix - 1)
+        lengths_G[slot], steps_G[slot] = length, step
+        used = shape if slot else shape.trimmed(length, step + 1)
+        if not slot:
+            lengths_G, steps_G = np.minimum(lengths_G, length), np.minimum(steps_G, step)
+        tokens_R = np.array(_random_ids(checkpoint, shape.rows, 2000 * (1 + slot) + turn))
+        tokens_R[slot * shape.samples : (slot + 1) * shape.samples] = _random_ids(checkpoint, shape.samples, turn)
+        found = slots.step(tokens_R, lengths_G, steps_G, used, [keys] * len(shape.cuts))
+        logits.append(found[slot * shape.samples :][: shape.samples])
+    return [each for rows in logits for each in rows]
 
 
 def _neighbours(checkpoint: Checkpoint, shape: SlotShape, width: int, count: int, slot: int, seed: int) -> list[Piece]:

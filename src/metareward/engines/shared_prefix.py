@@ -2,9 +2,9 @@
 
 A slot holds one request: its prompt's keys and values once, and n suffixes. The queries of all n samples meet
 the prompt's keys in one matrix product and each sample's own keys in another, and both are merged into one softmax
-("bifurcated attention", arXiv 2403.08845); where slots have a trunk, its columns are a third part (`trunk`). Every
-slot has the same fixed size: prompts have P columns and suffixes T columns, and a mask says which columns exist. So
-the arithmetic of a slot has the same shape whatever its neighbours are.
+("bifurcated attention", arXiv 2403.08845); columns before a cut, where prompts may be alike, are parts of their own
+(`trunk`). Every slot has the same fixed size: prompts have P columns and suffixes T columns, and a mask says which
+columns exist. So the arithmetic of a slot has the same shape whatever its neighbours are.
 
 The model reaches this code through transformers' attention interface and is run without a cache: the pass
 under way keeps the keys and values of each layer itself.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from metareward.engines.attention import Scores, additive, merge
+from metareward.engines.attention import Part, Scores, additive, merge, sees_nothing
 from metareward.engines.engine import EngineError
 from metareward.engines.trunk import Family, trunk_part
 
@@ -38,6 +38,8 @@ Pair = tuple[Tensor, Tensor]
 Ints = NDArray[np.int64]
 
 _names = itertools.count()
+# Columns to a part on a CPU: kernels sum more of them in blocks, which depend on how many there are, seen or not.
+_PART = 256
 
 
 class Pass(Protocol):
@@ -78,13 +80,18 @@ class AttentionDoor:
 
 @dataclass(frozen=True, slots=True)
 class SlotShape:
-    """The fixed size of a set of slots. ``trunk``: columns at the prompts' beginning that slots may have in common."""
+    """The fixed size of a set of slots.
+
+    ``cuts``: columns, in ascending order; what is before one of them slots may have in common. ``trim``: what the
+    number of columns that a step looks at is a multiple of; 0 where it always looks at all.
+    """
 
     slots: int
     samples: int
     prompt: int
     suffix: int
-    trunk: int = 0
+    cuts: tuple[int, ...] = ()
+    trim: int = 0
 
     @property
     def rows(self) -> int:
@@ -95,6 +102,13 @@ class SlotShape:
     def positions(self) -> int:
         """Token positions there is room for: the slots', and one prompt's that nobody reads."""
         return (self.slots + 1) * self.prompt + self.rows * self.suffix
+
+    def trimmed(self, prompt: int, suffix: int) -> SlotShape:
+        """With columns for the longest prompt and the longest suffix there are."""
+        if not self.trim:
+            return self
+        prompt, suffix = (-(-length // self.trim) * self.trim for length in (prompt, suffix))
+        return replace(self, prompt=min(prompt, self.prompt), suffix=min(suffix, self.suffix))
 
 
 class SlotMemory:
@@ -127,6 +141,14 @@ class SlotMemory:
         for pair in self._prompt.values():
             for stored in pair:
                 stored[target, :, :columns] = stored[source, :, :columns]
+
+    def fill(self, slot: int, seed: int) -> None:
+        """Random keys and values for a slot, and its samples' suffixes."""
+        rows = slice(slot * self.shape.samples, (slot + 1) * self.shape.samples)
+        for layer, pair in self._prompt.items():
+            for stored in (*(t[slot] for t in pair), *(t[rows] for t in self._suffix[layer])):
+                generator = torch.Generator(stored.device).manual_seed(seed + layer)
+                stored.copy_(torch.randn(stored.shape, generator=generator, device=stored.device))
 
     def prompt(self, layer: int) -> Pair:
         """Keys and values of the prompts: (G + 1, H, P, D)."""
@@ -201,23 +223,56 @@ class Read:
         return self._masks[window, groups]
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns ``begin`` to ``end``; ``mask`` is added to the scores, and ``blind`` are those whom it hides all from.
+
+    Without a mask all is seen.
+    """
+
+    begin: int
+    end: int
+    mask: Tensor | None
+    blind: Tensor | None
+
+    @classmethod
+    def of(cls, mask: Tensor, begin: int, end: int) -> Columns:
+        """With these columns of the mask (B, 1, 1, X)."""
+        here = mask[..., begin:end]
+        return cls(begin, end, here, sees_nothing(here))
+
+    def look(self, query: Tensor, stored: Pair, scores: Scores) -> Part:
+        """The part of queries (B, H, M, D) over these columns of keys and values (B, H, X, D)."""
+        return scores.part(query, *self.cut(stored), self.mask, self.blind)
+
+    def cut(self, stored: Pair) -> Pair:
+        """These columns of keys and values."""
+        return _pair(stored, lambda t: t[:, :, self.begin : self.end])
+
+
 class Step:
     """Attention of one new token per row, over the first ``used.slots`` slots and the columns that are in use.
 
-    Queries see three parts: the trunk, once for every family of slots; the rest of the slot's prompt, once for its
-    samples; and the row's own suffix.
+    Queries see these parts: what is before each cut, and after the one before it, once for every family of slots; the
+    rest of the slot's prompt, once for its samples; and the row's own suffix.
     """
 
     def __init__(
-        self, memory: SlotMemory, lengths_G: Tensor, steps_G: Tensor, used: SlotShape, families: Sequence[Family]
+        self,
+        memory: SlotMemory,
+        lengths_G: Tensor,
+        steps_G: Tensor,
+        used: SlotShape,
+        families: Sequence[Sequence[Family]],
     ) -> None:
+        """``families``: for each cut in use the slots by what is before it."""
         self._memory = memory
         # A slot without a request sees some column, too, as a softmax over nothing is no number.
-        self._lengths_G = lengths_G[: used.slots].clamp_min(used.trunk + 1)
+        self._lengths_G = lengths_G[: used.slots].clamp_min(max(used.cuts, default=0) + 1)
         self._steps_G = steps_G[: used.slots]
         self._used = used
         self.families = families
-        self._masks: dict[int | None, tuple[Tensor, Tensor]] = {}
+        self._columns: dict[int | None, tuple[list[Columns], list[Columns], list[Columns]]] = {}
         self._places: dict[int, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
@@ -225,20 +280,24 @@ class Step:
         used, heads, width = self._used, key.shape[1], query.shape[3]
         groups = query.shape[1] // heads
         self._write(layer, key, value)
-        on_prompt, on_suffix = self._mask(scores.window, query.dtype)
-        keys, values = _pair(self._memory.prompt(layer), lambda t: t[: used.slots, :, : used.prompt])
-        own_keys, own_values = _pair(self._memory.suffix(layer), lambda t: t[: used.rows, :, : used.suffix])
+        on_trunks, on_rest, on_suffix = self._seen(scores.window, query.dtype)
+        prompts = _pair(self._memory.prompt(layer), lambda t: t[: used.slots])
+        suffixes = _pair(self._memory.suffix(layer), lambda t: t[: used.rows])
         by_slot = query.reshape(used.slots, used.samples, heads, groups, width).transpose(1, 2).flatten(2, 3)
-        own, logs = scores.part(query.reshape(used.rows, heads, groups, width), own_keys, own_values, on_suffix)
-        split = (used.slots, used.samples, heads, groups)
-        parts = [(own.view(*split, -1).transpose(1, 2).flatten(2, 3), logs.view(split).transpose(1, 2).flatten(2, 3))]
-        cut = used.trunk
-        parts.append(scores.part(by_slot, keys[:, :, cut:], values[:, :, cut:], on_prompt[..., cut:]))
-        if cut:
-            seen = None if scores.window is None else on_prompt[..., :cut]
-            parts.append(trunk_part(by_slot, keys[:, :, :cut], values[:, :, :cut], seen, scores, self.families))
+        by_row = query.reshape(used.rows, heads, groups, width)
+        parts = [self._by_slot(columns.look(by_row, suffixes, scores)) for columns in on_suffix]
+        for columns, alike in zip(on_trunks, self.families, strict=True):
+            # All that are asked for at once mostly begin alike; fewer do for longer.
+            together = columns.begin == 0
+            parts.append(trunk_part(by_slot, *columns.cut(prompts), columns.mask, scores, alike, together=together))
+        parts += [columns.look(by_slot, prompts, scores) for columns in on_rest]
         merged = merge(parts).view(used.slots, heads, used.samples, -1).transpose(1, 2)
         return merged.reshape(used.rows, 1, heads * groups, -1)
+
+    def _by_slot(self, part: Part) -> Part:
+        """From (R, H, g, ...) to (G, H, n * g, ...)."""
+        out, logs = (each.view(self._used.slots, self._used.samples, *each.shape[1:]).transpose(1, 2) for each in part)
+        return out.flatten(2, 3), logs.flatten(2, 3)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write the new token's keys and values into the suffixes."""
@@ -253,9 +312,9 @@ class Step:
             self._places[heads] = row_head * self._memory.shape.suffix + step_R.repeat_interleave(heads)
         return self._places[heads]
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Added to the scores: 0 where a token may look, -inf elsewhere; (G, 1, 1, P) and (R, 1, 1, T)."""
-        if window not in self._masks:
+    def _seen(self, window: int | None, dtype: torch.dtype) -> tuple[list[Columns], list[Columns], list[Columns]]:
+        """Columns of the trunks, of the rest of the prompts and of the suffixes."""
+        if window not in self._columns:
             used, device = self._used, self._steps_G.device
             column = torch.arange(used.prompt, device=device)
             on_prompt = column < self._lengths_G[:, None]
@@ -263,9 +322,22 @@ class Step:
             if window is not None:
                 on_prompt &= (self._lengths_G + self._steps_G)[:, None] - column < window
                 on_suffix &= self._steps_G[:, None] - torch.arange(used.suffix, device=device) < window
-            of_rows = additive(on_suffix, dtype).repeat_interleave(used.samples, dim=0)
-            self._masks[window] = additive(on_prompt, dtype)[:, None, None], of_rows[:, None, None]
-        return self._masks[window]
+            of_slots = additive(on_prompt, dtype)[:, None, None]
+            of_rows = additive(on_suffix, dtype).repeat_interleave(used.samples, dim=0)[:, None, None]
+            bounds = list(itertools.pairwise((0, *used.cuts)))
+            self._columns[window] = (
+                [Columns(*both, None, None) if window is None else Columns.of(of_slots, *both) for both in bounds],
+                _in_parts(of_slots, max(used.cuts, default=0)),
+                _in_parts(of_rows, 0),
+            )
+        return self._columns[window]
+
+
+def _in_parts(mask: Tensor, begin: int) -> list[Columns]:
+    """The columns from ``begin`` on."""
+    width = _PART if mask.device.type == "cpu" else mask.shape[3]
+    starts = range(begin, mask.shape[3], width)
+    return [Columns.of(mask, start, min(start + width, mask.shape[3])) for start in starts]
 
 
 def _pair(tensors: Sequence[Tensor], change: Any) -> Pair:

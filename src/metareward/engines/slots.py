@@ -45,6 +45,10 @@ class Slots:
         """Give slot ``target`` the first ``columns`` tokens that slot ``source`` holds."""
         self._memory.copy_prompt(source, target, columns)
 
+    def fill(self, slot: int, seed: int) -> None:
+        """Put random keys and values, the same for the same seed, into a slot. Only after a first read."""
+        self._memory.fill(slot, seed)
+
     def read(self, pieces: Sequence[Piece], batch: int) -> Tensor:
         """Read pieces in a pass of ``batch`` pieces; logits (batch, V) after the last token of each.
 
@@ -68,15 +72,15 @@ class Slots:
         lengths_G: Ints,
         steps_G: Ints,
         used: SlotShape,
-        trunks: Trunks,
+        trunks: Sequence[Trunks],
     ) -> Tensor:
         """Append one token to every row in use; logits (used.rows, V).
 
-        ``lengths_G`` counts the prompt tokens of each slot, ``steps_G`` the tokens appended to it before. Where there
-        is a trunk, ``trunks`` has a key for every slot whose tokens matter.
+        ``lengths_G`` counts the prompt tokens of each slot, ``steps_G`` the tokens appended to it before. ``trunks``
+        has for each cut in use a key of every slot whose tokens matter.
         """
         positions = np.repeat((lengths_G + steps_G)[: used.slots], used.samples)
-        alike = families(trunks, self._checkpoint.device) if used.trunk else ()
+        alike = [families(keys, self._checkpoint.device) for keys in trunks]
         run = Step(self._memory, self._put(lengths_G), self._put(steps_G), used, alike)
         return self._run(run, tokens_R[: used.rows, None], positions[:, None])
 

@@ -1,9 +1,8 @@
-"""Attention to the beginning that several slots have in common, for all of them at once.
+"""Attention to the beginnings that several slots have in common.
 
-Judgments share the rubric; meta-judgments of one answer also the question, the answer and often the first judgment.
-Each slot holds that trunk, but its keys and values are read once for a whole family of slots, from one of them. A
-family's queries make one matrix product, never of fewer than 8 rows: below that kernels sum in another order, so that a
-result would depend on how large the family is.
+Judgments share the rubric; meta-judgments of one answer also the question and the answer, and those with the same first
+judgment that, too. Each slot holds all of its prompt, but the keys and values of such a trunk are read from one slot
+for a whole family of them, as reading memory is what takes the time.
 
 Letters as in `attention` and `shared_prefix`; m slots in a family.
 """
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metareward.engines.attention import Part, Scores
+from metareward.engines.attention import Part, Scores, sees_nothing
 
-_FEWEST_ROWS = 8
-
+# Kernels sum the last few rows of a product in another order, so that a result would depend on how large a family is.
+_ROW_STEP = 8
 
 # Of each slot a key that is the same for slots whose trunks are the same.
 Trunks = Mapping[int, bytes]
@@ -42,61 +41,56 @@ def families(keys: Trunks, device: torch.device) -> tuple[Family, ...]:
 
 
 def trunk_part(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores, among: Sequence[Family]
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
+    among: Sequence[Family],
+    *,
+    together: bool,
 ) -> Part:
     """The part of queries (G, H, M, D) over their slots' trunks (G, H, X, D); ``mask``, if any, is (G, 1, 1, X).
 
-    Slots in no family get a part that weighs nothing.
+    With ``together`` a family's queries make one matrix product: best for many. Without, each slot's make one, which is
+    the product that they make if nobody shares. What slots in no family get means nothing.
     """
-    if all(len(family.slots) == 1 for family in among):
-        return _apart(query, keys, values, mask, scores, among)
-    if len(among) == 1 and len(among[0].slots) == len(query):
-        return _family(query, keys, values, mask, scores, among[0].source)
-    return _families(query, keys, values, mask, scores, among)
-
-
-def _apart(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores, among: Sequence[Family]
-) -> Part:
-    """Where each slot has a trunk of its own: all slots in one call."""
-    samples = query.shape[2]
-    out, found = scores.part(_at_least(query, _FEWEST_ROWS), keys, values, mask)
-    logs = torch.full_like(found[:, :, :samples], -torch.inf)
-    slots = [family.source for family in among]
-    logs[slots] = found[slots, :, :samples]
-    return out[:, :, :samples], logs
-
-
-def _families(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores, among: Sequence[Family]
-) -> Part:
-    """A call for every family."""
+    look = _together if together else _each
+    if 2 * len(among) > len(query):
+        # Most have a trunk of their own: all in one call.
+        return look(query, keys, values, mask, scores)
+    if len(among[0].slots) == len(query):
+        first = slice(among[0].source, among[0].source + 1)
+        return look(query, keys[first], values[first], mask, scores)
     out = query.new_zeros(*query.shape[:3], values.shape[3])
-    logs = torch.full(query.shape[:3], -torch.inf, device=query.device)
+    logs = torch.zeros(query.shape[:3], device=query.device)
     for family in among:
-        seen = None if mask is None else mask[family.slots]
-        found, found_logs = _family(query[family.slots], keys, values, seen, scores, family.source)
-        out[family.slots], logs[family.slots] = found, found_logs
+        slots, first = family.slots, slice(family.source, family.source + 1)
+        seen = None if mask is None else mask[slots]
+        out[slots], logs[slots] = look(query[slots], keys[first], values[first], seen, scores)
     return out, logs
 
 
-def _family(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores, source: int) -> Part:
-    """All queries (m, H, M, D) of a family over the keys and values of the slot ``source``."""
+def _each(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores) -> Part:
+    """Queries (m, H, M, D) over keys and values of as many slots, or of one for all."""
+    keys, values = (stored.expand(len(query), -1, -1, -1) for stored in (keys, values))
+    return scores.part(query, keys, values, mask, None if mask is None else sees_nothing(mask))
+
+
+def _together(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scores: Scores) -> Part:
+    """`_each` with one product for all that have the same keys and values."""
     slots, heads, samples, depth = query.shape
-    rows = _at_least(query.transpose(0, 1).reshape(1, heads, -1, depth), _FEWEST_ROWS)
-    seen = None if mask is None else _by_row(mask, samples, rows.shape[2])
-    out, logs = scores.part(rows, keys[source : source + 1], values[source : source + 1], seen)
-    out, logs = out[0, :, : slots * samples], logs[0, :, : slots * samples]
-    split = (heads, slots, samples)
-    return out.view(*split, -1).transpose(0, 1), logs.view(split).transpose(0, 1)
-
-
-def _at_least(rows: Tensor, count: int) -> Tensor:
-    """(G, H, M, D) with rows of zeros where M is less than ``count``."""
-    return nn.functional.pad(rows, (0, 0, 0, max(0, count - rows.shape[2])))
+    split = (len(keys), heads, slots // len(keys), samples)
+    count = split[2] * samples
+    rows = query.view(split[0], split[2], heads, samples, depth).transpose(1, 2).reshape(*split[:2], count, depth)
+    rows = nn.functional.pad(rows, (0, 0, 0, -count % _ROW_STEP))
+    seen = None if mask is None else _by_row(mask.view(split[0], split[2], -1), samples, rows.shape[2])
+    out, logs = scores.part(rows, keys, values, seen, None if seen is None else sees_nothing(seen))
+    out = out[:, :, :count].reshape(*split, -1).transpose(1, 2).flatten(0, 1)
+    return out, logs[:, :, :count].reshape(split).transpose(1, 2).flatten(0, 1)
 
 
 def _by_row(mask: Tensor, samples: int, rows: int) -> Tensor:
-    """From (m, 1, 1, X) to (1, 1, rows, X): a slot's line for each of its samples, and padding that sees all."""
-    lines = mask[:, 0, 0].repeat_interleave(samples, dim=0)
-    return nn.functional.pad(lines, (0, 0, 0, rows - len(lines)))[None, None]
+    """From (F, m, X) to (F, 1, rows, X): a slot's line for each of its samples, and padding that sees all."""
+    lines = mask.repeat_interleave(samples, dim=1)
+    return nn.functional.pad(lines, (0, 0, 0, rows - lines.shape[1]))[:, None]

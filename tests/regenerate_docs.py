@@ -1,7 +1,7 @@
 """Writes what can be generated of the documents (``make docs``); test_docs.py checks that nothing of it is stale.
 
-docs/cli.md and docs/recipes.md are generated whole. In README.md and docs/pocket.md it is what stands between two
-markers: the tree of files keeps the order and the words that a person gave it and only gains and loses lines.
+docs/cli.md and docs/recipes.md are generated whole. In the others it is what stands between two markers: the tree of
+files keeps the order and the words that a person gave it and only gains and loses lines.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer.main
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+from annotate_page import COUNTED, tables
 from metareward.cli import app
 from metareward.presets import PRESETS
 from metareward.recipe import PAPER_ITERATIONS, Recipe, Section, load_recipe
@@ -37,6 +38,9 @@ def documents() -> dict[Path, str]:
         ROOT / "README.md": _filled(ROOT / "README.md", {"tree": tree}),
         ROOT / "docs/pocket.md": _filled(
             ROOT / "docs/pocket.md", {"model": model_table, "phases": phases_table, "habits": habits_table}
+        ),
+        ROOT / "docs/performance.md": _filled(
+            ROOT / "docs/performance.md", {kind: lambda _, kind=kind: tables(kind) for kind in COUNTED}
         ),
     }
 

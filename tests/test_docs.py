@@ -60,7 +60,9 @@ def generated() -> dict[Path, str]:
     return documents()
 
 
-@pytest.mark.parametrize("name", ["docs/cli.md", "docs/recipes.md", "README.md", "docs/pocket.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/cli.md", "docs/recipes.md", "README.md", "docs/pocket.md", "docs/performance.md"]
+)
 def test_generated_pages_are_fresh(generated: dict[Path, str], name: str) -> None:
     assert read(name) == generated[ROOT / name], "run: make docs"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metareward.engines.checkpoint import Checkpoint, load
 from metareward.engines.reader import Reader
-from metareward.engines.shared_prefix import SlotShape
+from metareward.engines.slot_memory import SlotShape
 from metareward.engines.slots import Slots
 
 WIDTH, BATCH = 8, 6

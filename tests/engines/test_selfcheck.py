@@ -12,7 +12,7 @@ from torch import Tensor
 from metareward.engines.checkpoint import Checkpoint, load
 from metareward.engines.engine import EngineError
 from metareward.engines.selfcheck import bytes_per_position, check_model, check_rows
-from metareward.engines.shared_prefix import SlotShape
+from metareward.engines.slot_memory import SlotShape
 from metareward.errors import UserError
 
 

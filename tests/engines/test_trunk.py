@@ -20,7 +20,8 @@ from metareward.engines.checkpoint import Checkpoint, load
 from metareward.engines.decoder import Decoder
 from metareward.engines.local import LocalEngine
 from metareward.engines.selfcheck import check_rows
-from metareward.engines.shared_prefix import SlotShape, Step
+from metareward.engines.shared_prefix import Step
+from metareward.engines.slot_memory import SlotShape
 from metareward.engines.trunk import families, trunk_part
 from metareward.types import Completion, Message, Messages, Sampling
 

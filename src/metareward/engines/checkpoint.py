@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from metareward.engines.attention_door import AttentionDoor
 from metareward.engines.model_folder import require_model_folder
 from metareward.engines.packed import pack
 from metareward.engines.precision import format_for
-from metareward.engines.shared_prefix import AttentionDoor
 from metareward.errors import UserError
 from metareward.types import Messages
 

@@ -19,7 +19,7 @@ from metareward.engines.engine import EngineError
 from metareward.engines.lane import Lane
 from metareward.engines.seats import Request
 from metareward.engines.selfcheck import bytes_per_position, check_rows
-from metareward.engines.shared_prefix import SlotShape
+from metareward.engines.slot_memory import SlotShape
 from metareward.types import Completion, Messages, Sampling
 
 # Tokens to a piece of a prompt, and pieces read in one pass.

@@ -18,7 +18,7 @@ from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
 from metareward.engines.reader import Reader
 from metareward.engines.seats import Request, Seats
-from metareward.engines.shared_prefix import Ints, SlotShape
+from metareward.engines.slot_memory import Ints, SlotShape
 from metareward.engines.slots import Slots
 from metareward.engines.trunk import Trunks
 

@@ -13,7 +13,7 @@ from metareward.engines.alternatives import MOST_ALTERNATIVES, Notes
 from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
 from metareward.engines.sampler import Draws, sample
-from metareward.engines.shared_prefix import Ints, SlotShape
+from metareward.engines.slot_memory import Ints, SlotShape
 from metareward.types import Completion, Sampling
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
-from metareward.engines.shared_prefix import SlotShape
+from metareward.engines.slot_memory import SlotShape
 from metareward.engines.slots import Piece, Slots
 from metareward.errors import UserError
 

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metareward.engines.attention_door import Pass
 from metareward.engines.checkpoint import Checkpoint
-from metareward.engines.shared_prefix import Ints, Pass, Read, SlotMemory, SlotShape, Step
+from metareward.engines.read_pass import Read
+from metareward.engines.shared_prefix import Step
+from metareward.engines.slot_memory import Ints, SlotMemory, SlotShape
 from metareward.engines.trunk import Trunks, families
 
 

@@ -55,7 +55,7 @@ class Read:
         """One piece after the other, in place and with no column after its last: calls cost little on a CPU."""
         found = []
         for piece, (slot, end) in enumerate(self._places):
-            keys, values = map_pair(stored, lambda t, slot=slot, end=end: t[slot : slot + 1, :, :end])
+            keys, values = (each[slot : slot + 1, :, :end] for each in stored)
             found.append(scores.attention(query[piece : piece + 1], keys, values, mask[piece : piece + 1, ..., :end]))
         return torch.cat(found)
 

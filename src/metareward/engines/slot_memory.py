@@ -70,13 +70,9 @@ class SlotMemory:
         """Make room for a layer whose keys and values look like these."""
         if layer not in self._prompt:
             shape, like = self.shape, (key, value)
-            # Zeros, because a masked column that held a NaN would still spoil the sum. What must not be kept is
-            # written to one prompt more, which nobody reads.
-            slots, rows = (shape.slots + 1, shape.prompt), (shape.rows, shape.suffix)
-            self._prompt[layer], self._suffix[layer] = (
-                map_pair(like, lambda t, count=count, size=size: t.new_zeros(count, t.shape[1], size, t.shape[3]))
-                for count, size in (slots, rows)
-            )
+            # What must not be kept is written to one prompt more, which nobody reads.
+            self._prompt[layer] = map_pair(like, lambda t: _zeros(t, shape.slots + 1, shape.prompt))
+            self._suffix[layer] = map_pair(like, lambda t: _zeros(t, shape.rows, shape.suffix))
 
     def copy_prompt(self, source: int, target: int, columns: int) -> None:
         """Give slot ``target`` the first ``columns`` prompt columns of slot ``source``."""
@@ -99,6 +95,11 @@ class SlotMemory:
     def suffix(self, layer: int) -> Pair:
         """Keys and values of the suffixes: (R, H, T, D)."""
         return self._suffix[layer]
+
+
+def _zeros(like: Tensor, count: int, columns: int) -> Tensor:
+    # Zeros, because a masked column that held a NaN would still spoil the sum.
+    return like.new_zeros(count, like.shape[1], columns, like.shape[3])
 
 
 def map_pair(pair: Sequence[Tensor], change: Callable[[Tensor], Tensor]) -> Pair:

@@ -307,13 +307,37 @@ def say(line: str) -> None:
     print(f"annotate: {line}", file=sys.stderr, flush=True)
 
 
-def unlike_table(title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
-    """The table of prompts with nothing in common, with the shares of the matrix-product peak."""
-    table = _table(title, "prompts/s", "of peak, reading", "of peak, writing")
+# What is counted of each kind of work, and how many of it a round has.
+COUNTED: dict[str, tuple[str, Callable[[Scale], int]]] = {
+    "judge": ("prompts/s", lambda scale: scale.prompts),
+    "unlike": ("prompts/s", lambda scale: scale.prompts),
+    "meta": ("calls/s", lambda scale: scale.judgments * (scale.judgments - 1)),
+    "unit": ("units/s", lambda scale: scale.questions),
+}
+
+
+def figures(kind: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> list[list[str]]:
+    """The rows of a table, its heads first. Where nothing is in common with shares of ``peak``, the matrix products'."""
+    per, count = COUNTED[kind]
+    heads = ["contestant", "tokens/s", "range", "x generate", "x vLLM", per, "peak memory"]
+    rows = [heads + (["of peak, reading", "of peak, writing"] if kind == "unlike" else [])]
     for name, each in seen.items():
-        reading, writing = shares(each, scale, size, peak)
-        _row(table, name, seen, f"{scale.prompts / each.median:.2f}", f"{reading:.0%}", f"{writing:.0%}")
-    return table
+        rates = sorted(each.tokens / seconds for seconds in each.seconds)
+        rows.append(
+            [
+                name,
+                f"{each.tokens / each.median:,.0f}",
+                f"{rates[0]:,.0f} - {rates[-1]:,.0f}",
+                *(
+                    f"{seen[other].median / each.median:.2f}" if other in seen else "-"
+                    for other in ("generate", "vllm")
+                ),
+                f"{count(scale) / each.median:.2f}",
+                f"{each.peak_bytes / 1e6:,.0f} MB",
+                *(f"{share:.0%}" for share in (shares(each, scale, size, peak) if kind == "unlike" else ())),
+            ]
+        )
+    return rows
 
 
 def shares(seen: Seen, scale: Scale, size: Size, peak: float) -> tuple[float, float]:
@@ -323,32 +347,6 @@ def shares(seen: Seen, scale: Scale, size: Size, peak: float) -> tuple[float, fl
     read = size.flops(scale.prompts * PROMPT, PROMPT / 2, scale.prompts)
     wrote = size.flops(samples * (NEW - 1), PROMPT + NEW / 2, samples * (NEW - 1))
     return read / first / peak, wrote / max(1e-9, seen.median - first) / peak
-
-
-def plain_table(title: str, seen: dict[str, Seen], what: str, count: int) -> Table:
-    """The other tables."""
-    table = _table(title, what)
-    for name, each in seen.items():
-        _row(table, name, seen, f"{count / each.median:.2f}")
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("contestant")
-    for column in ("tokens/s", "range", "x generate", "x vLLM", *columns, "peak memory"):
-        table.add_column(column, justify="right")
-    return table
-
-
-def _row(table: Table, name: str, seen: dict[str, Seen], *cells: str) -> None:
-    each = seen[name]
-    rates = sorted(each.tokens / seconds for seconds in each.seconds)
-    ratios = (f"{seen[other].median / each.median:.2f}" if other in seen else "-" for other in ("generate", "vllm"))
-    spread = f"{rates[0]:,.0f} - {rates[-1]:,.0f}"
-    table.add_row(
-        name, f"{each.tokens / each.median:,.0f}", spread, *ratios, *cells, f"{each.peak_bytes / 1e6:,.0f} MB"
-    )
 
 
 def compare(folder: Path, model: str, dtype: str, asked: argparse.Namespace, scale: Scale) -> dict[str, Any]:
@@ -375,16 +373,19 @@ def compare(folder: Path, model: str, dtype: str, asked: argparse.Namespace, sca
 def _shown(kind: str, title: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> Table:
     k, n = scale.answers, scale.judgments
     calls, prompts = n * (n - 1), f"prompts of {PROMPT} tokens, {n} samples of {NEW} tokens each"
-    if kind == "judge":
-        title = f"{title}: {scale.prompts} judge {prompts}, the rubric in common"
-        return plain_table(title, seen, "prompts/s", scale.prompts)
-    if kind == "unlike":
-        title = f"{title}: {scale.prompts} {prompts}, nothing in common; peak {peak / 1e9:.0f} GFLOP/s"
-        return unlike_table(title, seen, scale, size, peak)
-    if kind == "meta":
-        return plain_table(f"{title}: {calls} meta-judgments of {META_NEW} tokens", seen, "calls/s", calls)
-    asked = f"{scale.questions} whole units, K {k}, N {n}, {calls} meta-judgments"
-    return plain_table(f"{title}: {asked}", seen, "units/s", scale.questions)
+    about = {
+        "judge": f"{scale.prompts} judge {prompts}, the rubric in common",
+        "unlike": f"{scale.prompts} {prompts}, nothing in common; peak {peak / 1e9:.0f} GFLOP/s",
+        "meta": f"{calls} meta-judgments of {META_NEW} tokens",
+        "unit": f"{scale.questions} whole units, K {k}, N {n}, {calls} meta-judgments",
+    }
+    heads, *rows = figures(kind, seen, scale, size, peak)
+    table = Table(title=f"{title}: {about[kind]}", title_justify="left")
+    for head in heads:
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def added(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

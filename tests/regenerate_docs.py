@@ -17,7 +17,8 @@ import typer.main
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from annotate_page import COUNTED, tables
+from annotate import COUNTED
+from annotate_page import tables
 from metareward.cli import app
 from metareward.presets import PRESETS
 from metareward.recipe import PAPER_ITERATIONS, Recipe, Section, load_recipe

@@ -203,7 +203,7 @@ class Uneven:
 
 
 @torch.inference_mode()
-def test_where_company_could_be_told_there_is_no_trunk(llama: Path) -> None:
+def test_where_company_could_be_told_there_is_no_trunk(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = load(llama, "cpu", "float32")
     uneven = Uneven(checkpoint)
     decoder = Decoder(checkpoint, rows=6, deterministic=True, memory=1 << 30)
@@ -217,5 +217,7 @@ def test_where_company_could_be_told_there_is_no_trunk(llama: Path) -> None:
     while decoder.advance():
         pass
     assert len(texts) == 4
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert str(llama) in warning and "engine.deterministic" in warning and "\n" not in warning
     # With three cuts the check saw 18 families, then three; what was served saw none.
     assert set(uneven.seen) == {18, 3, 0} and uneven.seen[-5:] == [0] * 5

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from metareward.engines.engine import Engine, EngineError
 from metareward.engines.local import LocalEngine
-from metareward.engines.workers import WorkerPool, open_local
+from metareward.engines.workers import Worker, WorkerPool, open_local
 from metareward.errors import UserError
 from metareward.types import Completion, Message, Messages, Sampling
 
@@ -71,6 +72,28 @@ def test_a_pool_gives_what_one_engine_gives(
     runner.run(alone.aclose())
     assert runner.run(complete_all(pool, requests)) == expected
     assert len(set(pool.pids)) == 2
+
+
+def test_what_a_worker_warns_of_is_logged_by_the_parent(
+    runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = """
+import logging
+from metareward.engines.worker import Replies, Teller
+logging.getLogger("metareward").addHandler(Teller(Replies()))
+logging.getLogger("metareward.engines.decoder").warning("%s is slow", "it")
+"""
+
+    async def heard() -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        await Worker(process, BytesIO()).listen()
+
+    runner.run(heard())
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", "it is slow")]
 
 
 def test_a_prompt_that_is_too_long_fails_alone(

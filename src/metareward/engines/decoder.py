@@ -6,6 +6,7 @@ settings alone: its samples, its token limit, and its prompt's length rounded up
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,13 +23,15 @@ from metareward.engines.selfcheck import bytes_per_position, check_rows
 from metareward.engines.slot_memory import SlotShape
 from metareward.types import Completion, Messages, Sampling
 
+_LOG = logging.getLogger(__name__)
+
 # Tokens to a piece of a prompt, and pieces read in one pass.
 _READ_SIZE = {"cpu": (32, 24), "mps": (64, 32), "cuda": (64, 64)}
 _LANES_AT_ONCE = 2
 # In columns: those a step looks at are a multiple of it.
 _TRIM = 32
-# In tokens: cuts are multiples of the one, and prompts in classes below the other have none.
-_CUT_STEP, _LEAST_WITH_CUTS = 32, 256
+# In tokens: prompts in classes below it have no cuts.
+_LEAST_WITH_CUTS = 256
 
 
 class Decoder:
@@ -45,9 +48,8 @@ class Decoder:
         self._parked: deque[Request] = deque()
         self._bytes = bytes_per_position(checkpoint)
         self._read_size = _READ_SIZE[checkpoint.device.type]
-        # Elsewhere how a sum is rounded may depend on how many columns there are.
-        even = checkpoint.device.type == "cpu" or not deterministic
-        self._trim = _TRIM if even else 0
+        # On other devices how a sum is rounded may depend on how many columns there are.
+        self._trim = 0 if deterministic and checkpoint.device.type != "cpu" else _TRIM
         self._budget = memory
 
     def submit(
@@ -117,8 +119,8 @@ class Decoder:
         # Elsewhere launching products for every family costs more than it saves.
         if prompt < _LEAST_WITH_CUTS or self._checkpoint.device.type != "cpu":
             return ()
-        eighths = (4, 5, 6) if n == 1 else (4,)
-        return tuple(prompt * eighth // 8 // _CUT_STEP * _CUT_STEP for eighth in eighths)
+        piece, eighths = self._read_size[0], (4, 5, 6) if n == 1 else (4,)
+        return tuple(prompt * eighth // 8 // piece * piece for eighth in eighths)
 
     def _room(self, shape: SlotShape) -> bool:
         """Make room for a lane of this shape, by closing idle ones if need be; alone, a lane always has room."""
@@ -146,6 +148,12 @@ class Decoder:
         except EngineError:
             if shape == _simple(shape):
                 raise
+            if not self._uneven:
+                _LOG.warning(
+                    "%s: on %s in %s texts would depend on what else is in the batch if prompts shared what they have "
+                    "in common, so they don't, which is slower; engine.deterministic false or another dtype lets them",
+                    *(self._checkpoint.folder, self._checkpoint.device, self._checkpoint.dtype),
+                )
             self._uneven.add(shape)
             return False
         self._checked.add(shape)

@@ -7,7 +7,6 @@ out, as a sum with zeros at its end stays the same. Otherwise a pass covers only
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +38,6 @@ class Lane:
         self._batch = batch
         self._fixed = deterministic
         self._waiting: deque[Request] = deque()
-        self._trunks: dict[int, Sequence[bytes]] = {}
         self._missed = 0
 
     def add(self, request: Request) -> None:
@@ -62,7 +60,6 @@ class Lane:
             request = self._waiting.popleft()
             self._seats.seat(slot, request)
             self._reader.add(slot, request.ids)
-            self._trunks[slot] = [_digest(request.ids[:cut]) for cut in self.shape.cuts]
         pieces, running = self._reader.pieces, self._seats.running
         if pieces and (not len(running) or self._missed >= self._waste(pieces)):
             self._missed = 0
@@ -75,8 +72,9 @@ class Lane:
 
     def _waste(self, pieces: int) -> int:
         """What a pass of so few pieces costs for nothing, in tokens; as many may be missed while more is waited for."""
-        missing = max(0, self._batch - pieces)
-        return missing * self._slots.width if self._fixed else min(missing, self.shape.rows // _SMALL_PASS)
+        if pieces >= self._batch:
+            return 0
+        return (self._batch - pieces) * self._slots.width if self._fixed else self.shape.rows // _SMALL_PASS
 
     def _read(self) -> None:
         """Read pieces of prompts, and draw the first tokens of the prompts they complete."""
@@ -94,8 +92,8 @@ class Lane:
     def _step(self, running: Ints) -> None:
         """Give every request whose prompt is read one more token per sample."""
         seats, steps_G = self._seats, np.maximum(self._seats.counts_G - 1, 0)
-        slots, cuts = running.tolist(), range(len(self.shape.cuts))
-        used, trunks = self._in_use(running, [{slot: self._trunks[slot][cut] for slot in slots} for cut in cuts])
+        slots, digest = running.tolist(), self._reader.digest
+        used, trunks = self._in_use(running, [{slot: digest(slot, cut) for slot in slots} for cut in self.shape.cuts])
         logits_RV = self._slots.step(seats.tokens_R, seats.lengths_G, steps_G, used, trunks)
         tokens_R = seats.draw(logits_RV, np.arange(used.slots))
         seats.record(running, tokens_R.reshape(used.slots, -1)[running].ravel())
@@ -109,7 +107,3 @@ class Lane:
         # What hardly anybody shares is read sooner with the rest.
         shared = sum(2 * len(set(keys.values())) <= len(keys) for keys in trunks)
         return replace(used, slots=int(running[-1]) + 1, cuts=used.cuts[:shared]), trunks[:shared]
-
-
-def _digest(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()

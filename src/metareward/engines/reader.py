@@ -51,6 +51,10 @@ class Reader:
         self._held[slot] = held[:kept]
         self._prompts[slot] = _Prompt(ids, keys, kept * self._slots.width)
 
+    def digest(self, slot: int, columns: int) -> bytes:
+        """Of the first so many tokens of the prompt that was read into a slot: whole pieces, but not all of it."""
+        return self._held[slot][columns // self._slots.width - 1]
+
     @property
     def pieces(self) -> int:
         """How many pieces are still to be read, at most."""

@@ -113,11 +113,9 @@ def _step_logits(slots: Slots, checkpoint: Checkpoint, slot: int) -> list[Tensor
     for turn, share in enumerate((0.0, 0.5, 0.9)):
         shortest = min(most, max(shape.cuts, default=0) + 1)
         length, step = shortest + int(share * (most - shortest)), int(share * (shape.suffix - 1))
-        lengths_G, steps_G = np.full(shape.slots, most), np.full(shape.slots, shape.suffix - 1)
+        used, others = (shape, (most, shape.suffix - 1)) if slot else (shape.trimmed(length, step + 1), (length, step))
+        lengths_G, steps_G = (np.full(shape.slots, each) for each in others)
         lengths_G[slot], steps_G[slot] = length, step
-        used = shape if slot else shape.trimmed(length, step + 1)
-        if not slot:
-            lengths_G, steps_G = np.minimum(lengths_G, length), np.minimum(steps_G, step)
         tokens_R = np.array(_random_ids(checkpoint, shape.rows, 2000 * (1 + slot) + turn))
         tokens_R[slot * shape.samples : (slot + 1) * shape.samples] = _random_ids(checkpoint, shape.samples, turn)
         found = slots.step(tokens_R, lengths_G, steps_G, used, [keys] * len(shape.cuts))

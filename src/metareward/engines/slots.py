@@ -17,7 +17,7 @@ from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.read_pass import Read
 from metareward.engines.shared_prefix import Step
 from metareward.engines.slot_memory import Ints, SlotMemory, SlotShape
-from metareward.engines.trunk import Trunks, families
+from metareward.engines.trunk import Family, Trunks, families
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Slots:
         self.width = width
         self._checkpoint = checkpoint
         self._memory = SlotMemory(shape)
+        self._trunks: Sequence[Trunks] = ()
+        self._families: Sequence[Sequence[Family]] = ()
 
     @property
     def bytes(self) -> int:
@@ -83,8 +85,9 @@ class Slots:
         has for each cut in use a key of every slot whose tokens matter.
         """
         positions = np.repeat((lengths_G + steps_G)[: used.slots], used.samples)
-        alike = [families(keys, self._checkpoint.device) for keys in trunks]
-        run = Step(self._memory, self._put(lengths_G), self._put(steps_G), used, alike)
+        if trunks != self._trunks:
+            self._trunks, self._families = trunks, [families(keys, self._checkpoint.device) for keys in trunks]
+        run = Step(self._memory, self._put(lengths_G), self._put(steps_G), used, self._families)
         return self._run(run, tokens_R[: used.rows, None], positions[:, None])
 
     def _run(self, run: Pass, ids: Ints, positions: Ints) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -42,6 +43,18 @@ class Replies:
         self._stream.flush()
 
 
+class Teller(logging.Handler):
+    """Sends warnings to the parent."""
+
+    def __init__(self, replies: Replies) -> None:
+        super().__init__(logging.WARNING)
+        self._replies = replies
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one."""
+        self._replies.send(warning=record.getMessage())
+
+
 def main(settings: Mapping[str, Any]) -> None:
     """Open the model, say so, and serve until stdin closes."""
     replies = Replies()
@@ -60,6 +73,8 @@ def main(settings: Mapping[str, Any]) -> None:
         return
     sys.excepthook = _report_and_end
     replies.send(ready=True)
+    # Not before: the parent waits for just one reply until then.
+    logging.getLogger("metareward").addHandler(Teller(replies))
     inbox = Inbox()
     threading.Thread(target=_read, args=(inbox, replies), daemon=True).start()
     inbox.serve(decoder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from metareward.engines.wire import unpack
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, Sampling
 
+_LOG = logging.getLogger(__name__)
 _LONGEST_LINE = 1 << 28
 _MOST_CPU_WORKERS = 8
 _SECONDS_TO_STOP = 5.0
@@ -104,8 +106,11 @@ class Worker:
         self._process.stdin.write(job.line)
 
     async def listen(self) -> None:
-        """Settle the futures of jobs as their answers come in; returns when the process has ended."""
+        """Settle the futures of jobs as their answers come in, log warnings; returns when the process has ended."""
         while (reply := await self._receive()) is not None:
+            if "warning" in reply:
+                _LOG.warning("%s", reply["warning"])
+                continue
             job = self.jobs.pop(reply["id"])
             if job.future.done():
                 continue

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from annotate_models import SIZES, Size, Writer, make, make_tokenizer
-from metareward.engines.leash import Leash
+from metareward.engines.process_group import ProcessGroup
 from metareward.environment import environment
 from metareward.metarubric import MetaRubric
 from metareward.render import load_template
@@ -447,7 +447,7 @@ def main() -> None:
     if asked.quick:
         scale, asked.rounds, asked.models, asked.dtypes = Scale(1, 2, 3), 1, ["t5"], ["float32"]
     results: dict[str, Any] = json.loads(RESULTS.read_text())["results"] if asked.add and RESULTS.exists() else {}
-    leash = Leash()
+    group = ProcessGroup()
     with tempfile.TemporaryDirectory() as home, torch.inference_mode():
         for model in asked.models:
             folder = make(Path(home) / model, model)
@@ -457,7 +457,7 @@ def main() -> None:
                 # After each, as the whole takes an hour.
                 record = {"results": results, "scale": asdict(scale), **environment(), "others": versions()}
                 RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    leash.let_go()
+    group.kill()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from metareward.engines.engine import Engine, EngineError
-from metareward.engines.leash import Leash
 from metareward.engines.model_folder import require_model_folder
+from metareward.engines.process_group import ProcessGroup
 from metareward.engines.token_texts import token_texts
 from metareward.errors import UserError
 from metareward.types import Alternative, Completion, Messages, Sampling, Step
@@ -65,15 +65,15 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
         raise UserError(missing(f"this Python environment ({error})")) from error
     from metareward.engines.checkpoint import load_tokenizer
 
-    tokenizer, leash = load_tokenizer(folder), Leash()
+    tokenizer, group = load_tokenizer(folder), ProcessGroup()
     asked = arguments(folder, settings, on_cpu=current_platform.is_cpu())
     try:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked, disable_log_stats=True))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        leash.let_go()
+        group.kill()
         raise UserError(unstarted(folder, " ".join(str(error).split())[:300])) from error
-    leash.tighten()
-    return VllmEngine(folder, engine, tokenizer, leash)
+    group.close()
+    return VllmEngine(folder, engine, tokenizer, group)
 
 
 def arguments(folder: Path, settings: VllmSettings, on_cpu: bool) -> dict[str, Any]:
@@ -109,11 +109,11 @@ def unstarted(folder: Path, why: str) -> str:
 class VllmEngine:
     """Completions from vLLM's asynchronous engine."""
 
-    def __init__(self, folder: Path, engine: Any, tokenizer: Any, leash: Leash) -> None:
+    def __init__(self, folder: Path, engine: Any, tokenizer: Any, group: ProcessGroup) -> None:
         self._folder = folder
         self._engine = engine
         self._tokenizer = tokenizer
-        self._leash = leash
+        self._group = group
         self._numbers = itertools.count()
 
     async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
@@ -133,7 +133,7 @@ class VllmEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
-            await asyncio.to_thread(self._leash.let_go)
+            await asyncio.to_thread(self._group.kill)
 
     def _encode(self, messages: Messages, sampling: Sampling, n: int) -> list[int]:
         from metareward.engines.checkpoint import encode

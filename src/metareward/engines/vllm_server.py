@@ -25,8 +25,8 @@ from typing import Any
 from metareward.engines.endpoint import EndpointSettings, open_endpoint
 from metareward.engines.endpoint_place import Pauses
 from metareward.engines.engine import Engine, EngineError
-from metareward.engines.leash import Leash
 from metareward.engines.model_folder import require_model_folder
+from metareward.engines.process_group import ProcessGroup
 from metareward.engines.vllm import ENVIRONMENT, VllmSettings, arguments, missing, unstarted
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, Sampling
@@ -131,21 +131,27 @@ class Server:
     """The child process, its address and its log."""
 
     def __init__(
-        self, folder: Path, url: str, log: Path, log_start: int, process: asyncio.subprocess.Process, leash: Leash
+        self,
+        folder: Path,
+        url: str,
+        log: Path,
+        log_start: int,
+        process: asyncio.subprocess.Process,
+        group: ProcessGroup,
     ) -> None:
         self.url = url
         self._folder = folder
         self._log = log
         self._log_start = log_start
         self._process = process
-        self._leash = leash
+        self._group = group
 
     @classmethod
     async def start(cls, folder: Path, settings: VllmServerSettings) -> Server:
         """Start a server and wait until it answers. Raises `UserError`."""
         python = settings.python or Path(sys.executable)
         on_cpu = await _runs_on_cpu(python)
-        port, begin, leash = _free_port(), _size(settings.log), Leash()
+        port, begin, group = _free_port(), _size(settings.log), ProcessGroup()
         with settings.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *_command(python, arguments(folder, settings.model, on_cpu), port),
@@ -155,13 +161,13 @@ class Server:
                 env=_environment(),
                 start_new_session=True,
             )
-        server = cls(folder, f"http://127.0.0.1:{port}", settings.log, begin, process, leash)
+        server = cls(folder, f"http://127.0.0.1:{port}", settings.log, begin, process, group)
         try:
             await server._wait(settings.start_timeout)
         except (UserError, asyncio.CancelledError):
             await server.stop()
             raise
-        leash.tighten()
+        group.close()
         return server
 
     @property
@@ -179,11 +185,11 @@ class Server:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), _SECONDS_TO_STOP)
-        # Its children are in its group. The leash is for the others, and for when this process is killed.
+        # Kills its children in its Unix process group; our `ProcessGroup` those that left it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
-        await asyncio.to_thread(self._leash.let_go)
+        await asyncio.to_thread(self._group.kill)
 
     def obituary(self) -> str:
         """Of what the server died, and its last words."""

@@ -317,7 +317,7 @@ COUNTED: dict[str, tuple[str, Callable[[Scale], int]]] = {
 
 
 def figures(kind: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: float) -> list[list[str]]:
-    """The rows of a table, its heads first. Where nothing is in common with shares of ``peak``, the matrix products'."""
+    """The rows of a table, its header first. Where requests share no text: also the share of ``peak`` matmul speed."""
     per, count = COUNTED[kind]
     heads = ["contestant", "tokens/s", "range", "x generate", "x vLLM", per, "peak memory"]
     rows = [heads + (["of peak, reading", "of peak, writing"] if kind == "unlike" else [])]

@@ -22,7 +22,7 @@ from rich.table import Table
 from metareward.agreement import spearman
 from metareward.engines.local import LocalEngine
 from metareward.environment import environment
-from metareward.expected import ALTERNATIVES, expected_reading
+from metareward.expected import TOP_LOGPROBS, expected_reading
 from metareward.pocket.build import FAULTY
 from metareward.pocket.corpus import RUBRIC
 from metareward.pocket.habits import answer
@@ -48,7 +48,7 @@ def questions() -> list[Question]:
 
 async def judged(engine: LocalEngine, asked: list[Question]) -> list[tuple[Completion, ...]]:
     """``MOST`` judgments of each answer."""
-    sampling = [Sampling(1.0, 0.95, 48, seed, ALTERNATIVES) for seed in range(len(asked))]
+    sampling = [Sampling(1.0, 0.95, 48, seed, TOP_LOGPROBS) for seed in range(len(asked))]
     calls = (engine.complete(messages, each, MOST) for (messages, _), each in zip(asked, sampling, strict=True))
     written = [tuple(each) for each in await asyncio.gather(*calls)]
     await engine.aclose()

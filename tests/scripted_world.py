@@ -11,7 +11,7 @@ from metareward.engines.scripted import ScriptedEngine
 from metareward.metarubric import MetaRubric
 from metareward.render import load_template
 from metareward.rubric import Rubric
-from metareward.types import Completion, Message, Messages, Prompt, Sampling
+from metareward.types import Completion, Message, Messages, ModelRole, Prompt, Sampling
 from metareward.unit import UnitSettings
 
 ANSWERS = ("Paris.", "It is Paris.", "Paris, I think.", "Lyon.", "I don't know.")
@@ -57,12 +57,14 @@ class SlowEngine:
         self.under_way = 0
         self.most_under_way = 0
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             await asyncio.sleep(self.seconds * (1 + sampling.seed % 3))
-            return await self.engine.complete(messages, sampling, n)
+            return await self.engine.complete(messages, sampling, n, role)
         finally:
             self.under_way -= 1
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from metareward.expected import expected_reading
 from metareward.render import load_template
 from metareward.rubric import Rubric
-from metareward.types import Alternative, Completion, Scored, Step, Truncated, Unparsed
+from metareward.types import Completion, Scored, Step, TopLogprob, Truncated, Unparsed
 
 RUBRIC = Rubric(load_template("judge"))
 
 
 def written(texts: list[str], place: int, chances: dict[str, float], finish: str = "stop") -> Completion:
     """A completion of these tokens; at ``place`` these could have stood, elsewhere only what stands there."""
-    steps = [Step(text, (Alternative(text, 0.0),)) for text in texts]
-    steps[place] = Step(texts[place], tuple(Alternative(text, math.log(chance)) for text, chance in chances.items()))
+    steps = [Step(text, (TopLogprob(text, 0.0),)) for text in texts]
+    steps[place] = Step(texts[place], tuple(TopLogprob(text, math.log(chance)) for text, chance in chances.items()))
     assert finish in ("stop", "length")
     return Completion("".join(texts), "stop" if finish == "stop" else "length", len(texts), tuple(steps))
 

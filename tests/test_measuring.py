@@ -12,7 +12,7 @@ from metareward.engines.engine import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.measuring import Rates, measure_rates
 from metareward.progress import ANSWERS, JUDGMENTS, META
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 from scripted_world import prompts, reply, role_of, settings
 
 
@@ -25,11 +25,13 @@ class OneByOne:
         self._turn = asyncio.Lock()
         self.asked: list[tuple[Messages, int]] = []
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         async with self._turn:
             self.asked.append((messages, sampling.seed))
             await asyncio.sleep(n * self._seconds[role_of(messages)])
-            return await self._engine.complete(messages, sampling, n)
+            return await self._engine.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         pass

@@ -18,7 +18,7 @@ from metareward.pairfiles import read_pairs
 from metareward.progress import SILENT
 from metareward.records import from_json
 from metareward.store import RecordStore
-from metareward.types import Completion, Messages, PromptRecord, Sampling
+from metareward.types import Completion, Messages, ModelRole, PromptRecord, Sampling
 from scripted_run import HELD_OUT, PROMPTS, begun, model, told
 from scripted_world import reply, role_of
 
@@ -30,10 +30,12 @@ class Failing:
         self.inner = ScriptedEngine(reply)
         self.bad = [f"about {int(each[1:])}." for each in ids]
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         if any(messages[-1].content.endswith(each) for each in self.bad):
             raise EngineError("too long\nfor this model")
-        return await self.inner.complete(messages, sampling, n)
+        return await self.inner.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         pass

@@ -11,7 +11,18 @@ from metareward.engines.engine import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.records import from_json, to_json
 from metareward.seeds import derive
-from metareward.types import Completion, Duplicate, Messages, PromptRecord, Sampling, Scored, Truncated, Unparsed, Won
+from metareward.types import (
+    Completion,
+    Duplicate,
+    Messages,
+    ModelRole,
+    PromptRecord,
+    Sampling,
+    Scored,
+    Truncated,
+    Unparsed,
+    Won,
+)
 from metareward.unit import UnitSettings, fingerprint, judge_answer, meta_judge_pair, run_prompt, together
 from scripted_world import SlowEngine, prompt, reply, role_of, settings
 
@@ -159,10 +170,19 @@ def test_a_mistake_is_not_hidden_behind_an_engine_error() -> None:
         asyncio.run(together([fail(EngineError("a")), fail(KeyError("b")), fail(EngineError("c"))]))
 
 
+def test_every_request_names_the_role_of_the_model() -> None:
+    engine = ScriptedEngine(reply)
+    record = run(engine)
+    assert record.dispute is not None
+    judged = len(record.candidates_K)
+    expected = ["actor"] + ["judge"] * judged + ["meta_judge"] * len(record.dispute.meta)
+    assert sorted(call.role for call in engine.calls) == sorted(expected)
+
+
 def test_an_engine_that_gives_too_few_is_found_out() -> None:
     class Mean(ScriptedEngine):
-        async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Any:
-            return (await super().complete(messages, sampling, n))[1:]
+        async def complete(self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor") -> Any:
+            return (await super().complete(messages, sampling, n, role))[1:]
 
     with pytest.raises(EngineError, match="3 completions for prompt p001, not 4"):
         run(Mean(reply))

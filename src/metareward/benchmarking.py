@@ -30,7 +30,7 @@ from metareward.progress import Progress
 from metareward.recipe import BenchmarkSettings
 from metareward.rundir import write_atomic
 from metareward.runlog import tell, timed
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _STAGE = "benchmarks"
 
@@ -107,8 +107,10 @@ class _Lent:
     async def lent(self, _: str) -> Engine:
         return self
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
-        return await self.engine.complete(messages, sampling, n)
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        return await self.engine.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         """Nothing."""

@@ -87,7 +87,7 @@ class _Talk:
         for number, part in enumerate(parts):
             said = with_system(self.system, (*said, *part))
             seed = derive(self.desk.seed, "answer", question.id, number)
-            (reply,) = await self.desk.engine.complete(said, replace(self.sampling, seed=seed), 1)
+            (reply,) = await self.desk.engine.complete(said, replace(self.sampling, seed=seed), 1, "actor")
             turns.append(kept_text(reply))
             said = (*said, Message("assistant", turns[-1]))
         return {"turns": turns}

@@ -15,7 +15,7 @@ from metareward.engines.engine import Engine
 from metareward.rundir import RunDir
 from metareward.runlog import tell
 from metareward.spending import USED, WARNED
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 
 class Billed:
@@ -26,9 +26,11 @@ class Billed:
         self._who = who
         self._engine = engine
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         """The engine's."""
-        return await self._engine.complete(messages, sampling, n)
+        return await self._engine.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         """Close the engine, then tell."""

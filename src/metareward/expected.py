@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 
 from metareward.rubric import SCORE, Rubric
-from metareward.types import Alternative, Completion, Reading, Scored, Step
+from metareward.types import Completion, Reading, Scored, Step, TopLogprob
 
-# Alternatives to ask for: all whole scores of a rubric and their spellings with a space fit easily.
-ALTERNATIVES = 20
+# Number of top log-probabilities to ask for: all whole scores of a rubric and their spellings with a space fit easily.
+TOP_LOGPROBS = 20
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -23,7 +23,7 @@ def expected_reading(written: Completion, rubric: Rubric) -> Reading:
 
     Tokens that are no whole number on the rubric's scale are left out and the others' probabilities normalised. A
     text that can't be read stays what it is. A score of several tokens, such as 4.5, stays as it was drawn: its first
-    token's alternatives stand for other numbers.
+    token's most probable alternatives stand for other numbers.
     """
     reading = rubric.read(written.text, written.finish)
     if not isinstance(reading, Scored):
@@ -31,15 +31,15 @@ def expected_reading(written: Completion, rubric: Rubric) -> Reading:
     step = _score_step(written)
     if step is None or _number(step.text) != reading.score:
         return reading
-    weights = {score: 0.0 for score in map(_number, (each.text for each in step.alternatives)) if score is not None}
-    for score, weight in _weights(step.alternatives, rubric):
+    weights = {score: 0.0 for score in map(_number, (each.text for each in step.top_logprobs)) if score is not None}
+    for score, weight in _weights(step.top_logprobs, rubric):
         weights[score] += weight
     total = math.fsum(weights.values())
     return Scored(math.fsum(score * weight for score, weight in weights.items()) / total) if total > 0 else reading
 
 
-def _weights(alternatives: tuple[Alternative, ...], rubric: Rubric) -> Iterator[tuple[float, float]]:
-    for each in alternatives:
+def _weights(top_logprobs: tuple[TopLogprob, ...], rubric: Rubric) -> Iterator[tuple[float, float]]:
+    for each in top_logprobs:
         score = _number(each.text)
         if score is not None and rubric.low <= score <= rubric.high:
             yield score, math.exp(each.logprob)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from metareward.engines.engine import Engine, EngineError
-from metareward.progress import ANSWERS, JUDGMENTS, META
+from metareward.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES
 from metareward.seeds import derive
 from metareward.types import Completion, Messages, Prompt, Sampling
 from metareward.unit import UnitSettings
@@ -128,7 +128,7 @@ async def _serve(
     async def ask() -> None:
         while not counter.over(seconds):
             question = next(questions)
-            written = await engine.complete(question.messages, question.sampling, question.n)
+            written = await engine.complete(question.messages, question.sampling, question.n, MODEL_ROLES[role])
             counter.served.append(_Served(question, written, time.monotonic()))
 
     asking = [asyncio.ensure_future(ask()) for _ in range(at_once)]

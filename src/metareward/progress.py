@@ -16,7 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from metareward.types import ModelRole
+
 PROMPTS, ANSWERS, JUDGMENTS, META = "prompts", "answers", "judgments", "meta-judgments"
+# The role in which the model writes each kind of completion.
+MODEL_ROLES: Mapping[str, ModelRole] = {ANSWERS: "actor", JUDGMENTS: "judge", META: "meta_judge"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 

@@ -17,10 +17,10 @@ from itertools import cycle
 from typing import Any
 
 from metareward.errors import UserError
-from metareward.types import Message, Messages, Role
+from metareward.types import ChatRole, Message, Messages
 
 _FORMS = ("prompt", "messages", "conversations", "instruction")
-_ROLES: Mapping[str, Role] = {
+_ROLES: Mapping[str, ChatRole] = {
     "system": "system",
     "user": "user",
     "human": "user",

@@ -178,7 +178,7 @@ async def _answered(
         sampling = Sampling(
             settings.sampling.temperature, settings.sampling.top_p, settings.sampling.max_tokens, seeded
         )
-        (written,) = await engine.complete(request.messages, sampling, 1)
+        (written,) = await engine.complete(request.messages, sampling, 1, "actor")
         text = written.text.encode("utf-8", "replace").decode()  # a server that cuts inside a character sends halves
         return json.dumps({"text": text, "finish": written.finish, "tokens": written.tokens})
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+ChatRole = Literal["system", "user", "assistant"]
+ModelRole = Literal["actor", "judge", "meta_judge"]
 PairKind = Literal["actor", "judge"]
 
 
@@ -17,7 +18,7 @@ PairKind = Literal["actor", "judge"]
 class Message:
     """One turn of a conversation."""
 
-    role: Role
+    role: ChatRole
     content: str
 
 
@@ -37,20 +38,20 @@ class Sampling:
     """How to draw a completion. ``temperature`` 0 is greedy; ``max_tokens`` counts new tokens.
 
     ``seed`` decides every draw: sample ``i`` of a request depends on ``(seed, i)`` and on nothing
-    else that happens to be in the batch. ``alternatives``: of how many of the most probable tokens the engine reports
-    the probability, at each step.
+    else that happens to be in the batch. ``top_logprobs``: how many of the most probable tokens the engine reports
+    at each step, with their log-probabilities.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
     seed: int = 0
-    alternatives: int = 0
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative:
-    """A token that could have come, and the logarithm of its probability, of the model's whole distribution."""
+class TopLogprob:
+    """A candidate token and its log-probability under the model (temperature 1, no top-p)."""
 
     text: str
     logprob: float
@@ -58,17 +59,17 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The text of one token that was drawn, and the most probable tokens at its place, best first."""
+    """The text of one sampled token, and the most probable tokens at its position, best first."""
 
     text: str
-    alternatives: tuple[Alternative, ...]
+    top_logprobs: tuple[TopLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a model wrote. ``finish`` is ``length`` when the token limit cut it off; ``tokens`` counts new tokens.
 
-    ``steps`` are there when ``Sampling.alternatives`` asked for them: one to a token, and their texts make up ``text``.
+    ``steps`` are there when ``Sampling.top_logprobs`` asked for them: one to a token, and their texts make up ``text``.
     """
 
     text: str

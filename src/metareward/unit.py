@@ -19,9 +19,9 @@ from itertools import permutations
 from typing import TypeVar
 
 from metareward.engines.engine import Engine, EngineError
-from metareward.expected import ALTERNATIVES, expected_reading
+from metareward.expected import TOP_LOGPROBS, expected_reading
 from metareward.metarubric import MetaRubric, read_verdict
-from metareward.progress import ANSWERS, JUDGMENTS, META, SILENT, Progress
+from metareward.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
 from metareward.reasoning import Reasoning
 from metareward.rubric import Rubric
 from metareward.scores import disputed
@@ -143,7 +143,7 @@ class _Asking:
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
         settings = self.settings
-        sampling = replace(settings.judgments, alternatives=ALTERNATIVES if settings.expected else 0)
+        sampling = replace(settings.judgments, top_logprobs=TOP_LOGPROBS if settings.expected else 0)
         question = settings.rubric.ask(self.prompt, answer)
         written_N = await self._ask(JUDGMENTS, question, sampling, settings.n, k)
         return tuple(self._judgment(i, *self.split(written)) for i, written in enumerate(written_N))
@@ -178,13 +178,13 @@ class _Asking:
         verdict = read_verdict(written.text, written.finish, first.index, second.index)
         return MetaJudgment(first.index, second.index, written.text, written.tokens, verdict)
 
-    async def _ask(self, role: str, messages: Messages, sampling: Sampling, n: int, *place: int) -> list[Completion]:
-        purpose = "meta" if role == META else role
+    async def _ask(self, stage: str, messages: Messages, sampling: Sampling, n: int, *place: int) -> list[Completion]:
+        purpose = "meta" if stage == META else stage
         seeded = replace(sampling, seed=derive(self.settings.seed, self.prompt.id, purpose, *place))
-        written = await self.engine.complete(messages, seeded, n)
+        written = await self.engine.complete(messages, seeded, n, MODEL_ROLES[stage])
         if len(written) != n:
             raise EngineError(f"the engine gave {len(written)} completions for prompt {self.prompt.id}, not {n}")
-        self.progress.advance(role, n)
+        self.progress.advance(stage, n)
         return [_whole(completion) for completion in written]
 
 

@@ -15,7 +15,7 @@ from metareward.benchmarks.arena_verdicts import Verdict
 from metareward.benchmarks.asking import Desk, Door
 from metareward.engines.engine import Engine
 from metareward.engines.scripted import ScriptedEngine
-from metareward.types import Alternative, Completion, Messages, Sampling, Step
+from metareward.types import Completion, Messages, Sampling, Step, TopLogprob
 
 LABEL_PROMPT = """<|im_start|>system
 You pick the better output.
@@ -67,9 +67,9 @@ def match(question: str, model: str, *games: Verdict | None, category: str = "")
     return Match(question, category, model, "base", (games[0], games[1]))
 
 
-def token(text: str, **alternatives: float) -> Completion:
+def token(text: str, **top_logprobs: float) -> Completion:
     """A completion of one token, with the probabilities of others at its place."""
-    others = tuple(Alternative(name, math.log(chance)) for name, chance in alternatives.items())
+    others = tuple(TopLogprob(name, math.log(chance)) for name, chance in top_logprobs.items())
     return Completion(text, "length", 1, (Step(text, others),))
 
 

@@ -151,7 +151,7 @@ def test_probabilities_are_asked_for_and_seeds_differ(tmp_path: Path, prompt: Pa
     engine = ScriptedEngine(prefers("model"))
     found = annotate(desk(engine, tmp_path / "k.sqlite"), load_label_prompt(prompt), outputs("base"), outputs("model"))
     asyncio.run(found)
-    assert {(call.sampling.alternatives, call.sampling.max_tokens) for call in engine.calls} == {(5, 1)}
+    assert {(call.sampling.top_logprobs, call.sampling.max_tokens) for call in engine.calls} == {(5, 1)}
     assert SAMPLING.temperature == 1.0
     assert len({call.sampling.seed for call in engine.calls}) == COUNT
 

@@ -32,7 +32,7 @@ from metareward.recipe import load_recipe
 from metareward.report.benchmarks import benchmark_tables, benchmarks_text
 from metareward.report.gather import gather
 from metareward.report.write import write_report
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 from rude_server import Answer as Served
 from rude_server import Body, RudeServer, choice, completion
 from scripted_run import HELD_OUT, begun, model, write_recipe
@@ -74,11 +74,13 @@ class Stopping:
     def __init__(self, t: int, after: int) -> None:
         self.inner, self.left = ScriptedEngine(speaker(t)), after
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         if not self.left:
             raise RuntimeError("killed")
         self.left -= 1
-        return await self.inner.complete(messages, sampling, n)
+        return await self.inner.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         pass
@@ -91,10 +93,12 @@ class Refusing(Stopping):
         super().__init__(t, 10**6)
         self.word = word
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         if any(self.word in message.content for message in messages):
             raise EngineError("too long")
-        return await super().complete(messages, sampling, n)
+        return await super().complete(messages, sampling, n, role)
 
 
 def furnished(folder: Path, *changes: str) -> Experiment:

@@ -25,7 +25,7 @@ from metareward.pocket.world import MODEL, PocketOracle, prompts
 from metareward.reasoning import Reasoning
 from metareward.render import load_template
 from metareward.rubric import Rubric
-from metareward.types import Alternative, Completion, Message, Messages, Prompt, Sampling, Step
+from metareward.types import Completion, Message, Messages, Prompt, Sampling, Step, TopLogprob
 
 ASKED = prompts(24, 3, held_out=True)
 GRADING = Grading(RUBRIC, 2, Sampling(1.0, 0.95, 48))
@@ -152,7 +152,7 @@ def test_a_label_judge_is_behind_the_same_interface(tmp_path: Path) -> None:
 
 def test_what_is_thought_is_no_part_of_what_is_said() -> None:
     texts = ("<think>", "m?", "</think>", "\n", "M")
-    steps = tuple(Step(text, (Alternative(text, 0.0),)) for text in texts)
+    steps = tuple(Step(text, (TopLogprob(text, 0.0),)) for text in texts)
     inner = ScriptedEngine(lambda m, s, i: Completion("".join(texts), "stop", 5, steps) if i else "<think>no end")
     engine = WithoutThinking(inner, Reasoning(), room=100)
     unended, said = asyncio.run(engine.complete((), Sampling(1, 1, max_tokens=1), 2))

@@ -78,9 +78,9 @@ def test_steps_and_endings_are_kept(cache: Path) -> None:
         content = [{"token": "5", "logprob": -0.25, "top_logprobs": top}]
         return Answer(completion(choice("5", finish="length", logprobs={"content": content})))
 
-    request = (ask(), replace(HOT, alternatives=2), 1)
+    request = (ask(), replace(HOT, top_logprobs=2), 1)
     (first, again), server, _ = asked(told, cache, request, request)
-    assert first == again and len(first[0].steps[0].alternatives) == 2 and first[0].finish == "length"
+    assert first == again and len(first[0].steps[0].top_logprobs) == 2 and first[0].finish == "length"
     assert (server.bodies[0]["logprobs"], server.bodies[0]["top_logprobs"]) == (True, 3)
 
 

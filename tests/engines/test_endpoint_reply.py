@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from metareward.engines.endpoint_reply import Reply, UnreadableError, UnusableError, read_reply, spelled
-from metareward.types import Alternative, Completion, Step
+from metareward.types import Completion, Step, TopLogprob
 from rude_server import Body, choice, completion
 
 
-def read(*choices: Body, n: int = 0, alternatives: int = 0, tokens: int = 5) -> Reply:
-    return read_reply(completion(*choices, tokens=tokens), n or len(choices), alternatives)
+def read(*choices: Body, n: int = 0, top_logprobs: int = 0, tokens: int = 5) -> Reply:
+    return read_reply(completion(*choices, tokens=tokens), n or len(choices), top_logprobs)
 
 
 def test_endings() -> None:
@@ -125,13 +125,13 @@ def test_steps_hold_the_alternatives_best_first() -> None:
         {"token": "5", "logprob": -0.25, "top_logprobs": top},
         {"token": "<end>", "logprob": 0.0, "top_logprobs": []},
     ]
-    (written,) = read(choice("Score: 5", logprobs={"content": content}), alternatives=3).choices
+    (written,) = read(choice("Score: 5", logprobs={"content": content}), top_logprobs=3).choices
     assert written.steps == (
-        Step("Score: ", (Alternative("Score: ", 0.0),)),
-        Step("5", (Alternative("5", -0.25), Alternative("4", -2.0), Alternative("é", -9.0))),
+        Step("Score: ", (TopLogprob("Score: ", 0.0),)),
+        Step("5", (TopLogprob("5", -0.25), TopLogprob("4", -2.0), TopLogprob("é", -9.0))),
     )
-    (written,) = read(choice("Score: 5", logprobs={"content": content}), alternatives=2).choices
-    assert len(written.steps[1].alternatives) == 2
+    (written,) = read(choice("Score: 5", logprobs={"content": content}), top_logprobs=2).choices
+    assert len(written.steps[1].top_logprobs) == 2
     (written,) = read(choice("Score: 5", logprobs={"content": content})).choices
     assert written.steps == ()
 
@@ -140,10 +140,10 @@ def test_probabilities_that_are_asked_for_must_be_there() -> None:
     missing: tuple[Body | None, ...] = (None, {"content": None}, {"content": []})
     for logprobs in missing:
         with pytest.raises(UnusableError, match="gives no token probabilities"):
-            read(choice("text", logprobs=logprobs), alternatives=2)
+            read(choice("text", logprobs=logprobs), top_logprobs=2)
     with pytest.raises(UnusableError, match="do not spell"):
-        read(choice("text", logprobs=listed("tex")), alternatives=2)
-    assert read(choice("", logprobs=None), alternatives=2).choices[0].steps == ()
+        read(choice("text", logprobs=listed("tex")), top_logprobs=2)
+    assert read(choice("", logprobs=None), top_logprobs=2).choices[0].steps == ()
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_transformers_gives_no_probabilities_and_that_is_said(transformers: str)
     async def scene() -> None:
         async with engine_for(transformers, **ENDPOINT) as engine:
             with pytest.raises(EngineError, match="gives no token probabilities"):
-                await engine.complete(QUESTION, replace(HOT, alternatives=3), 1)
+                await engine.complete(QUESTION, replace(HOT, top_logprobs=3), 1)
             assert engine.usage.servers[0].requests == 1
 
     asyncio.run(scene())
@@ -183,12 +183,12 @@ def test_vllm_takes_n_and_seeds_and_gives_probabilities(vllm: str) -> None:
             assert await engine.complete(QUESTION, HOT, 5) == written, "its seeds decide"
             (used,) = engine.usage.servers
             assert used.takes_n and used.requests == 2
-            told = await engine.complete(QUESTION, replace(HOT, alternatives=3), 5)
+            told = await engine.complete(QUESTION, replace(HOT, top_logprobs=3), 5)
         assert len(set(texts(written))) > 1
         for each in told:
             assert "".join(step.text for step in each.steps) == each.text
-            assert all(len(step.alternatives) == 3 for step in each.steps)
-            assert all(step.alternatives[0].logprob >= step.alternatives[1].logprob for step in each.steps)
+            assert all(len(step.top_logprobs) == 3 for step in each.steps)
+            assert all(step.top_logprobs[0].logprob >= step.top_logprobs[1].logprob for step in each.steps)
             assert each.tokens >= len(each.steps)
 
     asyncio.run(scene())

@@ -30,7 +30,7 @@ from metareward.engines.workers import open_local
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
 from metareward.rundir import RunDir
-from metareward.types import Alternative, Completion, Message, Step
+from metareward.types import Completion, Message, Step, TopLogprob
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".venv-vllm/bin/python"
@@ -118,7 +118,7 @@ def vllm_in_a_process(kind: str, folder: Path) -> Iterator[tuple[subprocess.Pope
 
 
 def completion(said: dict[str, Any]) -> Completion:
-    steps = (Step(step["text"], tuple(Alternative(**each) for each in step["alternatives"])) for step in said["steps"])
+    steps = (Step(step["text"], tuple(TopLogprob(**each) for each in step["top_logprobs"])) for step in said["steps"])
     return Completion(said["text"], said["finish"], said["tokens"], tuple(steps))
 
 
@@ -141,12 +141,12 @@ def check_what_it_said(said: dict[str, list[Completion]], local: Sequence[Comple
 def differing(theirs: Completion, ours: Completion) -> bool:
     """Whether they part, which they may only at a near tie; up to there the probabilities are equal, too."""
     for mine, other in zip(ours.steps, theirs.steps, strict=False):
-        best, second = (each.logprob for each in mine.alternatives[:2])
+        best, second = (each.logprob for each in mine.top_logprobs[:2])
         if mine.text != other.text:
             assert best - second < TIE, (mine, other)
             return True
-        expected = [each.logprob for each in mine.alternatives]
-        assert [each.logprob for each in other.alternatives] == pytest.approx(expected, abs=TIE)
+        expected = [each.logprob for each in mine.top_logprobs]
+        assert [each.logprob for each in other.top_logprobs] == pytest.approx(expected, abs=TIE)
     assert (theirs.text, theirs.finish, len(theirs.steps)) == (ours.text, ours.finish, len(ours.steps))
     return False
 

@@ -18,7 +18,7 @@ from metareward.types import Completion, Message, Sampling
 
 MARK = "said: "
 HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=40, seed=3)
-COLD = Sampling(temperature=0.0, top_p=1.0, max_tokens=40, seed=3, alternatives=3)
+COLD = Sampling(temperature=0.0, top_p=1.0, max_tokens=40, seed=3, top_logprobs=3)
 SETTINGS = VllmSettings(dtype="float32", tensor_parallel=1, memory_share=0.1, context=None)
 
 

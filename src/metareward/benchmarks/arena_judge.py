@@ -124,7 +124,7 @@ async def _play(desk: Desk, game: Prompt, version: Version) -> dict[str, object]
     messages = game.messages
     for attempt in (1, 2):
         sampling = replace(SAMPLING, seed=derive(desk.seed, "arena", game.id, attempt))
-        (reply,) = await desk.engine.complete(messages, sampling, 1)
+        (reply,) = await desk.engine.complete(messages, sampling, 1, "judge")
         text = kept_text(reply)
         said = f"{said}\n{text}"
         if not asks_again(said, version):

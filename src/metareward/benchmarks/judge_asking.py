@@ -30,7 +30,7 @@ async def score_responses(
 
     async def work(question: Prompt) -> dict[str, object]:
         seeded = replace(sampling, seed=derive(desk.seed, "judge quality", question.id))
-        written_N = await desk.engine.complete(question.messages, seeded, n)
+        written_N = await desk.engine.complete(question.messages, seeded, n, "judge")
         readings = [rubric.read(written.text, written.finish) for written in written_N]
         return {"scores": [reading.score if isinstance(reading, Scored) else None for reading in readings]}
 
@@ -79,7 +79,7 @@ async def compare_responses(
 
     async def work(question: Prompt) -> dict[str, object]:
         seeded = replace(SAMPLING, seed=derive(desk.seed, "reference", question.id))
-        (written,) = await desk.engine.complete(question.messages, seeded, 1)
+        (written,) = await desk.engine.complete(question.messages, seeded, 1, "judge")
         told = read_label(written)
         return {"first_share": None if told is None else told.share}
 

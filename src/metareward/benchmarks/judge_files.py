@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metareward.benchmarks.rows import Row, group, read_rows, unique
-from metareward.types import Message, Messages, Role, Tied, Won
+from metareward.types import ChatRole, Message, Messages, Tied, Won
 
 Winner = Literal[0, 1, 2]  # 0: neither
-_ROLES: dict[str, Role] = {"prompter": "user", "human": "user", "gpt": "assistant"}
+_ROLES: dict[str, ChatRole] = {"prompter": "user", "human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def _messages(row: Row) -> Messages:
 
 def _message(row: Row) -> Message:
     name = row.text("role")
-    role = next((each for each in get_args(Role) if each == name), _ROLES.get(name))
+    role = next((each for each in get_args(ChatRole) if each == name), _ROLES.get(name))
     if role is None:
         raise row.wrong("role", f"is {name!r}", "use system, user or assistant")
     return Message(role, row.text("text", "content"))

@@ -20,12 +20,12 @@ from typing import Literal, get_args
 from metareward.benchmarks.rows import read_text
 from metareward.benchmarks.slots import fill, require
 from metareward.errors import UserError
-from metareward.types import Alternative, Completion, Message, Messages, Role, Sampling
+from metareward.types import ChatRole, Completion, Message, Messages, Sampling, TopLogprob
 
 FIRST, SECOND = "m", "M"
 
 # One token, at temperature 1, with the five most probable ones: the setting of weighted_alpaca_eval_gpt4_turbo.
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, alternatives=5)
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, top_logprobs=5)
 
 Mode = Literal["token probabilities", "sampled label", "scores of each alone", "truth"]
 
@@ -64,7 +64,7 @@ def load_label_prompt(path: Path) -> LabelPrompt:
 
 
 def _message(role: str, content: str, path: Path) -> Message:
-    known: Role | None = next((each for each in get_args(Role) if each == role), None)
+    known: ChatRole | None = next((each for each in get_args(ChatRole) if each == role), None)
     if known is None:
         raise UserError(f"{path}: a message of role {role!r}; fix: use system, user or assistant")
     return Message(known, content.strip())
@@ -73,17 +73,17 @@ def _message(role: str, content: str, path: Path) -> Message:
 def read_label(written: Completion) -> FirstShare | None:
     """What the judge's token says; None when neither label is there."""
     if written.steps:
-        share = _share(written.steps[0].alternatives)
+        share = _share(written.steps[0].top_logprobs)
         return None if share is None else FirstShare(share, "token probabilities")
     label = written.text.strip()
     return FirstShare(float(label == FIRST), "sampled label") if label in (FIRST, SECOND) else None
 
 
-def _share(alternatives: Sequence[Alternative]) -> float | None:
-    """P(m) / (P(m) + P(M)); a label that is not among the alternatives has probability 0."""
+def _share(top_logprobs: Sequence[TopLogprob]) -> float | None:
+    """P(m) / (P(m) + P(M)); a label that is not among them has probability 0."""
     for cut in (str, str.strip):  # forms with a space count only where no other form of a label is there
         first, second = (
-            math.fsum(math.exp(each.logprob) for each in alternatives if cut(each.text) == label)
+            math.fsum(math.exp(each.logprob) for each in top_logprobs if cut(each.text) == label)
             for label in (FIRST, SECOND)
         )
         if first + second > 0:

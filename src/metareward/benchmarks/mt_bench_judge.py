@@ -47,7 +47,7 @@ async def grade(
 
     async def work(prompt: Prompt) -> dict[str, object]:
         sampling = replace(SAMPLING, seed=derive(desk.seed, "mt-bench", prompt.id))
-        (written,) = await desk.engine.complete(prompt.messages, sampling, 1)
+        (written,) = await desk.engine.complete(prompt.messages, sampling, 1, "judge")
         return {"judgment": kept_text(written)}
 
     asked = await ask(desk, asked_about, work, {"prompt": prompts.sha256})

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 from metareward.benchmarks.asking import Asked, Desk, ask
 from metareward.benchmarks.label_judge import SAMPLING, FirstShare, LabelPrompt, read_label
 from metareward.evaluation import Oracle
-from metareward.expected import ALTERNATIVES, expected_reading
+from metareward.expected import TOP_LOGPROBS, expected_reading
 from metareward.render import conversation
 from metareward.rubric import Rubric
 from metareward.scores import TOLERANCE
@@ -78,7 +78,7 @@ class LabelJudge:
 
         async def work(question: Prompt) -> dict[str, object]:
             seeded = replace(SAMPLING, seed=derive(self.desk.seed, "alpaca", question.id))
-            (written,) = await self.desk.engine.complete(question.messages, seeded, 1)
+            (written,) = await self.desk.engine.complete(question.messages, seeded, 1, "judge")
             told = read_label(written)
             return {} if told is None else {"first_share": told.share, "mode": told.mode}
 
@@ -118,8 +118,8 @@ class Grading:
 
         async def work(question: Prompt) -> dict[str, object]:
             seed = derive(desk.seed, "scores", question.id)
-            seeded = replace(self.sampling, seed=seed, alternatives=ALTERNATIVES if self.expected else 0)
-            written_N = await desk.engine.complete(question.messages, seeded, self.n)
+            seeded = replace(self.sampling, seed=seed, top_logprobs=TOP_LOGPROBS if self.expected else 0)
+            written_N = await desk.engine.complete(question.messages, seeded, self.n, "judge")
             return {"scores": [self.score(written) for written in written_N]}
 
         return await ask(desk, questions, work, self.settings)

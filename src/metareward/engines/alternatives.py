@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metareward.engines.token_texts import token_texts
-from metareward.types import Alternative, Step
+from metareward.types import Step, TopLogprob
 
 # As many as hosted servers give.
-MOST_ALTERNATIVES = 20
+MAX_TOP_LOGPROBS = 20
 
 Ints = NDArray[np.int64]
 
@@ -44,6 +44,6 @@ class Notes:
             for place, text in enumerate(token_texts(decode, ids))
         )
 
-    def _alternatives(self, row: int, place: int, most: int, decode: Callable[[list[int]], str]) -> list[Alternative]:
+    def _alternatives(self, row: int, place: int, most: int, decode: Callable[[list[int]], str]) -> list[TopLogprob]:
         noted = zip(self._ids_RTA[row, place, :most], self._logprobs_RTA[row, place, :most], strict=True)
-        return [Alternative(decode([int(token)]), float(logprob)) for token, logprob in noted if logprob > -np.inf]
+        return [TopLogprob(decode([int(token)]), float(logprob)) for token, logprob in noted if logprob > -np.inf]

@@ -27,7 +27,7 @@ from metareward.engines.endpoint_server import RefusedError, Server, TroubleErro
 from metareward.engines.endpoint_words import one_line
 from metareward.engines.engine import EngineError
 from metareward.errors import UserError
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _LOG = logging.getLogger(__name__)
 # Servers that take only n=1 say so with one of these.
@@ -77,7 +77,13 @@ class EndpointEngine:
         """The counts so far."""
         return Usage(self._pool.usage(), self._cache_hits)
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
+    ) -> Sequence[Completion]:
         """``n`` completions; see `Engine`. Greedy ones are all the same, so one is asked for."""
         if sampling.temperature == 0 and n > 1:
             return tuple(await self.complete(messages, sampling, 1)) * n

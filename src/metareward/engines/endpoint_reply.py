@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from metareward.engines.endpoint_words import said_in
-from metareward.types import Alternative, Completion, Step
+from metareward.types import Completion, Step, TopLogprob
 
 # What a token that holds only a part of a character reads as.
 _UNFINISHED = "\ufffd"
@@ -94,17 +94,17 @@ class _ChatCompletion(BaseModel):
     usage: _Usage | None = None
 
 
-def read_reply(raw: bytes, n: int, alternatives: int) -> Reply:
+def read_reply(raw: bytes, n: int, top_logprobs: int) -> Reply:
     """The body of a reply to a request for ``n`` choices.
 
     Raises `UnreadableError` for what is no chat completion, and `UnusableError` for one without token counts, with an
-    unknown ending, or without token probabilities although ``alternatives`` were asked for.
+    unknown ending, or without token probabilities although ``top_logprobs`` were asked for.
     """
     reply = _parsed(raw)
     choices = sorted(reply.choices, key=lambda choice: choice.index)
     endings = [_ending(choice) for choice in choices]
     counts = _token_counts(choices, reply.usage)
-    steps = [_steps(choice, alternatives) if alternatives else () for choice in choices[:n]]
+    steps = [_steps(choice, top_logprobs) if top_logprobs else () for choice in choices[:n]]
     return Reply(
         tuple(
             Completion(*parts) for parts in zip((each.text for each in choices), endings, counts, steps, strict=False)
@@ -154,20 +154,20 @@ def _token_counts(choices: Sequence[_Choice], usage: _Usage | None) -> list[int]
     return [end - start for start, end in pairwise(ends)]
 
 
-def _steps(choice: _Choice, alternatives: int) -> tuple[Step, ...]:
+def _steps(choice: _Choice, top_logprobs: int) -> tuple[Step, ...]:
     if choice.text and not choice.tokens:
         raise UnusableError("gives no token probabilities (choices.logprobs.content), and this run needs them")
     texts = spelled([token.text for token in choice.tokens], choice.text)
     if texts is None:
         raise UnusableError("gives token probabilities that do not spell its text")
     return tuple(
-        Step(text, _best(token.top_logprobs, alternatives)) for text, token in zip(texts, choice.tokens, strict=False)
+        Step(text, _best(token.top_logprobs, top_logprobs)) for text, token in zip(texts, choice.tokens, strict=False)
     )
 
 
-def _best(chances: Sequence[_Chance], most: int) -> tuple[Alternative, ...]:
+def _best(chances: Sequence[_Chance], most: int) -> tuple[TopLogprob, ...]:
     ranked = sorted(chances, key=lambda chance: -chance.logprob)
-    return tuple(Alternative(chance.text, chance.logprob) for chance in ranked[:most])
+    return tuple(TopLogprob(chance.text, chance.logprob) for chance in ranked[:most])
 
 
 def spelled(tokens: Sequence[str], text: str) -> list[str] | None:

@@ -16,7 +16,7 @@ from metareward.types import Messages, Sampling
 
 _SEED_BITS_TO_DROP = 63 - 31
 # The limit of OpenAI's protocol.
-_MOST_ALTERNATIVES = 20
+_MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ChatRequest:
 
     body: bytes
     n: int
-    alternatives: int
+    top_logprobs: int
     words: str
 
     @property
@@ -50,8 +50,8 @@ def chat_request(model: str, messages: Messages, sampling: Sampling, n: int, fir
         "n": n,
         "seed": derive(sampling.seed, first) >> _SEED_BITS_TO_DROP,
     }
-    if sampling.alternatives:
+    if sampling.top_logprobs:
         # One more, as vLLM counts the token that was drawn among them, in the place of the last.
-        asked = max(sampling.alternatives, min(sampling.alternatives + 1, _MOST_ALTERNATIVES))
+        asked = max(sampling.top_logprobs, min(sampling.top_logprobs + 1, _MAX_TOP_LOGPROBS))
         fields |= {"logprobs": True, "top_logprobs": asked}
-    return ChatRequest(json.dumps(fields).encode(), n, sampling.alternatives, first_words(messages))
+    return ChatRequest(json.dumps(fields).encode(), n, sampling.top_logprobs, first_words(messages))

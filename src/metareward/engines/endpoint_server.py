@@ -92,7 +92,7 @@ class Server:
         if answer.status != HTTPStatus.OK:
             raise self._error(answer, request)
         try:
-            return read_reply(answer.raw, request.n, request.alternatives)
+            return read_reply(answer.raw, request.n, request.top_logprobs)
         except UnreadableError as error:
             raise TroubleError(self._line(f"answered with {error}"), self.url) from None
         except UnusableError as error:

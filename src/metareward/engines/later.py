@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from metareward.engines.engine import Engine
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 
 class LaterEngine:
@@ -17,12 +17,14 @@ class LaterEngine:
         self._engine: Engine | None = None
         self._turn = asyncio.Lock()
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         """What the engine answers. Raises what opening it raises."""
         async with self._turn:
             if self._engine is None:
                 self._engine = await self._opening()
-        return await self._engine.complete(messages, sampling, n)
+        return await self._engine.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         """Close it if it was opened."""

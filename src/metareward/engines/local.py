@@ -14,7 +14,7 @@ from metareward.engines.checkpoint import load
 from metareward.engines.decoder import Decoder, slot_memory
 from metareward.engines.engine import EngineError
 from metareward.engines.selfcheck import check_model
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 Submit = Callable[[Decoder], None]
 
@@ -69,7 +69,13 @@ class LocalEngine:
         """Load ``folder``; blocks meanwhile. Raises `UserError` naming the folder and the fix."""
         return cls(open_decoder(folder, device=device, dtype=dtype, rows=rows, deterministic=deterministic))
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
+    ) -> Sequence[Completion]:
         """``n`` completions; see `Engine`."""
         if self._over.is_set():
             raise EngineError("the local engine is closed")

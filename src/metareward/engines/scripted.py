@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,7 @@ class Call:
     messages: Messages
     sampling: Sampling
     n: int
+    role: ModelRole = "actor"
 
 
 class ScriptedEngine:
@@ -28,9 +29,11 @@ class ScriptedEngine:
         self._reply = reply
         self.calls: list[Call] = []
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         """The ``n`` scripted completions."""
-        self.calls.append(Call(messages, sampling, n))
+        self.calls.append(Call(messages, sampling, n, role))
         return tuple(_completion(self._reply(messages, sampling, i)) for i in range(n))
 
     async def aclose(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metareward.engines.alternatives import MOST_ALTERNATIVES, Notes
+from metareward.engines.alternatives import MAX_TOP_LOGPROBS, Notes
 from metareward.engines.checkpoint import Checkpoint
 from metareward.engines.engine import EngineError
 from metareward.engines.sampler import Draws, sample
@@ -67,9 +67,9 @@ class Seats:
         self._top_p_R[rows] = request.sampling.top_p
         self._seeds_R[rows] = np.uint64(request.sampling.seed & (2**64 - 1))
         self._ends_R[rows] = -1
-        self._wanted_G[slot] = request.sampling.alternatives
-        if request.sampling.alternatives and self._notes is None:
-            self._notes = Notes(self._shape.rows, self._shape.suffix, MOST_ALTERNATIVES)
+        self._wanted_G[slot] = request.sampling.top_logprobs
+        if request.sampling.top_logprobs and self._notes is None:
+            self._notes = Notes(self._shape.rows, self._shape.suffix, MAX_TOP_LOGPROBS)
 
     def draw(self, logits_RV: Tensor, slots_B: Ints) -> Ints:
         """Draw the next token of every row of these slots, with a request or without, from its logits."""
@@ -97,13 +97,13 @@ class Seats:
     def _finish(self, slot: int) -> None:
         request = self.requests.pop(slot)
         self.lengths_G[slot] = self.counts_G[slot] = self._wanted_G[slot] = 0
-        most = request.sampling.alternatives
+        most = request.sampling.top_logprobs
         request.deliver(tuple(self._completion(int(row), most) for row in self._rows(np.array([slot]))))
 
-    def _completion(self, row: int, alternatives: int) -> Completion:
+    def _completion(self, row: int, top_logprobs: int) -> Completion:
         end, decode = int(self._ends_R[row]), self._checkpoint.decode
         ids = self._written_RT[row, : end if end >= 0 else None].tolist()
-        steps = self._notes.steps(row, ids, alternatives, decode) if self._notes and alternatives else ()
+        steps = self._notes.steps(row, ids, top_logprobs, decode) if self._notes and top_logprobs else ()
         return Completion(decode(ids), "stop" if end >= 0 else "length", len(ids), steps)
 
     def _rows(self, slots_B: Ints) -> Ints:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from metareward.engines.engine import Engine
 from metareward.reasoning import Reasoning
-from metareward.types import Completion, Messages, Sampling, Step
+from metareward.types import Completion, Messages, ModelRole, Sampling, Step
 
 
 class WithoutThinking:
@@ -18,10 +18,12 @@ class WithoutThinking:
         self._reasoning = reasoning
         self._room = room
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         """What follows the thinking, empty where it didn't end, with the steps that wrote it."""
         roomier = replace(sampling, max_tokens=sampling.max_tokens + self._room)
-        return [self._said(written) for written in await self._engine.complete(messages, roomier, n)]
+        return [self._said(written) for written in await self._engine.complete(messages, roomier, n, role)]
 
     async def aclose(self) -> None:
         """Close the engine."""

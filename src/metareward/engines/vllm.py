@@ -22,7 +22,7 @@ from metareward.engines.model_folder import require_model_folder
 from metareward.engines.process_group import ProcessGroup
 from metareward.engines.token_texts import token_texts
 from metareward.errors import UserError
-from metareward.types import Alternative, Completion, Messages, Sampling, Step
+from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
 
 # Seeds of 62 bits, so that adding a sample's number never passes what vLLM takes.
 _SEED_MASK = (1 << 62) - 1
@@ -116,7 +116,13 @@ class VllmEngine:
         self._group = group
         self._numbers = itertools.count()
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
+    ) -> Sequence[Completion]:
         """``n`` completions; see `Engine`."""
         if self._engine is None:
             raise EngineError("the vLLM engine is closed")
@@ -126,7 +132,7 @@ class VllmEngine:
             # With FINAL_ONLY there is one output, when all samples are finished.
             output = [output async for output in written][-1]
         in_order = sorted(output.outputs, key=lambda each: int(each.index))
-        return tuple(self._completion(each, sampling.alternatives) for each in in_order)
+        return tuple(self._completion(each, sampling.top_logprobs) for each in in_order)
 
     async def aclose(self) -> None:
         """End vLLM's processes, which frees what they hold; requests under way fail with `EngineError`."""
@@ -158,21 +164,21 @@ class VllmEngine:
                 raise EngineError("the vLLM engine was closed before this request was finished") from error
             raise EngineError(f"{self._folder}: vLLM failed: {' '.join(str(error).split())[:300]}") from error
 
-    def _completion(self, output: Any, alternatives: int) -> Completion:
+    def _completion(self, output: Any, top_logprobs: int) -> Completion:
         # Without stop strings only a token ends a completion, and vLLM hands it over as the last one.
         stopped = output.finish_reason == "stop"
         ids = list(output.token_ids)[: -1 if stopped else None]
-        steps = self._steps(ids, output.logprobs, alternatives) if alternatives else ()
+        steps = self._steps(ids, output.logprobs, top_logprobs) if top_logprobs else ()
         return Completion(self._decode(ids), "stop" if stopped else "length", len(ids), steps)
 
-    def _steps(self, ids: list[int], places: Sequence[Mapping[int, Any]], alternatives: int) -> tuple[Step, ...]:
+    def _steps(self, ids: list[int], places: Sequence[Mapping[int, Any]], top_logprobs: int) -> tuple[Step, ...]:
         texts = token_texts(self._decode, ids)
-        return tuple(Step(text, self._likely(place, alternatives)) for text, place in zip(texts, places, strict=False))
+        return tuple(Step(text, self._likely(place, top_logprobs)) for text, place in zip(texts, places, strict=False))
 
-    def _likely(self, place: Mapping[int, Any], count: int) -> tuple[Alternative, ...]:
+    def _likely(self, place: Mapping[int, Any], count: int) -> tuple[TopLogprob, ...]:
         # The token that was drawn is among them whatever its rank, so there may be one too many.
         best = sorted(place.items(), key=lambda entry: -float(entry[1].logprob))[:count]
-        return tuple(Alternative(self._tokenizer.decode([id]), float(entry.logprob)) for id, entry in best)
+        return tuple(TopLogprob(self._tokenizer.decode([id]), float(entry.logprob)) for id, entry in best)
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -189,7 +195,7 @@ def _parameters(sampling: Sampling, n: int) -> Any:
         top_p=max(sampling.top_p, 1e-6),
         max_tokens=sampling.max_tokens,
         seed=sampling.seed & _SEED_MASK,
-        logprobs=sampling.alternatives or None,
+        logprobs=sampling.top_logprobs or None,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -29,7 +29,7 @@ from metareward.engines.model_folder import require_model_folder
 from metareward.engines.process_group import ProcessGroup
 from metareward.engines.vllm import ENVIRONMENT, VllmSettings, arguments, missing, unstarted
 from metareward.errors import UserError
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _NAME = "model"
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -105,10 +105,12 @@ class VllmServer:
         self._closed = False
         self._watch = asyncio.create_task(self._outlive())
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
         """``n`` completions; see `Engine`. Raises `EngineError` with the server's last words when it has died."""
         try:
-            return await self._endpoint.complete(messages, sampling, n)
+            return await self._endpoint.complete(messages, sampling, n, role)
         except EngineError as error:
             if self._closed or self._server.running:
                 raise

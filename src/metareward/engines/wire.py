@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from metareward.types import Alternative, Completion, Step
+from metareward.types import Completion, Step, TopLogprob
 
 
 def pack(completion: Completion) -> list[Any]:
     """``completion`` as values that JSON knows."""
-    steps = [[step.text, [[each.text, each.logprob] for each in step.alternatives]] for step in completion.steps]
+    steps = [[step.text, [[each.text, each.logprob] for each in step.top_logprobs]] for step in completion.steps]
     return [completion.text, completion.finish, completion.tokens, steps]
 
 
@@ -21,5 +21,5 @@ def unpack(packed: Sequence[Any]) -> Completion:
         text,
         finish,
         tokens,
-        tuple(Step(shown, tuple(Alternative(*each) for each in alternatives)) for shown, alternatives in steps),
+        tuple(Step(shown, tuple(TopLogprob(*each) for each in top_logprobs)) for shown, top_logprobs in steps),
     )

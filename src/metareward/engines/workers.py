@@ -23,7 +23,7 @@ from metareward.engines.model_folder import require_model_folder
 from metareward.engines.precision import accelerators, surely_cpu
 from metareward.engines.wire import unpack
 from metareward.errors import UserError
-from metareward.types import Completion, Messages, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_LINE = 1 << 28
@@ -175,7 +175,13 @@ class WorkerPool:
         """The processes of the workers that are alive."""
         return tuple(worker.pid for worker in self._alive)
 
-    async def complete(self, messages: Messages, sampling: Sampling, n: int) -> Sequence[Completion]:
+    async def complete(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
+    ) -> Sequence[Completion]:
         """``n`` completions; see `Engine`."""
         number = next(self._ids)
         request = {
@@ -186,7 +192,7 @@ class WorkerPool:
                 sampling.top_p,
                 sampling.max_tokens,
                 sampling.seed,
-                sampling.alternatives,
+                sampling.top_logprobs,
             ],
             "n": n,
         }

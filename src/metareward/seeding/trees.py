@@ -14,9 +14,9 @@ from typing import Any
 from metareward.prompts_forms import checked, wrong
 from metareward.prompts_rows import Row
 from metareward.seeding.ranked import Ranked, RankedAnswer
-from metareward.types import Message, Messages, Prompt, Role
+from metareward.types import ChatRole, Message, Messages, Prompt
 
-_ROLES: Mapping[str, Role] = {"prompter": "user", "assistant": "assistant"}
+_ROLES: Mapping[str, ChatRole] = {"prompter": "user", "assistant": "assistant"}
 MESSAGE = ("message_id", "parent_id", "text", "role")
 
 

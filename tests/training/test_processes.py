@@ -38,9 +38,24 @@ def weights(job: DpoJob) -> dict[str, torch.Tensor]:
     return dict(load_file(job.output / "model.safetensors"))
 
 
-def apart(one: DpoJob, other: DpoJob) -> float:
-    left, right = weights(one), weights(other)
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
+# The processes add the same gradient terms in another order. A float32 sum of n terms is off by at most n u of its size
+# with u = 2^-24; n is at most the tokens of a batch (8 pairs, 2 rows each, under 45 tokens). Adam divides each gradient
+# by its own size, so only an element that is itself that small moves differently: its sign flips, which changes its
+# update by 2 learning rates. With a density of at most 0.4 / sigma at zero that is a share 0.4 n u of the elements, and
+# the updates differ by sqrt(4 * 0.4 n u) < sqrt(2 n u) learning rates in the root mean square. One element can differ
+# by whole learning rates, so the largest difference has no useful bound.
+# Measured: 4e-5 on AMD Zen, and 3e-4 between runs of one process with other micro-batches. A micro-batch lost once
+# gives 0.09, a step applied twice 0.18, a lost half of every batch 0.7.
+ROUNDING = (2 * 8 * 2 * 45 * 2**-24) ** 0.5  # 0.009
+
+
+def difference(one: DpoJob, other: DpoJob) -> float:
+    """How far two trained models are apart, relative to how far training has moved the first (2-norms)."""
+    left, right, start = weights(one), weights(other), load_file(one.start / "model.safetensors")
+    apart, moved_by = (
+        torch.cat([(left[name] - model[name]).double().flatten() for name in left]).norm() for model in (right, start)
+    )
+    return float(apart / moved_by)
 
 
 def events(job: DpoJob) -> list[dict[str, Any]]:
@@ -57,8 +72,7 @@ def test_two_processes_make_what_one_makes_also_after_a_kill(job: DpoJob, tmp_pa
     run_in_process(single, alone.append)
     together: list[Mapping[str, float]] = []
     result = run_in_process(double, together.append)
-    assert apart(single, double) < 1e-5
-    assert apart(single, replace(single, output=job.start)) > 1e-3  # something was learned
+    assert difference(single, double) < ROUNDING
     for name in ("loss", "rewards/margins", "grad_norm"):
         assert [step[name] for step in together] == pytest.approx([step[name] for step in alone], rel=1e-3, abs=1e-5)
     assert result.lineage.prefix_sharing
@@ -75,7 +89,7 @@ def test_two_processes_make_what_one_makes_also_after_a_kill(job: DpoJob, tmp_pa
         run_in_process(again, kill)
     assert (kept := newest(again)) is not None and kept.step == 6
     run_in_process(again, lambda _: None)
-    assert apart(double, again) == 0.0  # in the second epoch, whose order is another than the first's
+    assert difference(double, again) == 0.0  # in the second epoch, whose order is another than the first's
 
 
 @pytest.mark.slow
@@ -96,7 +110,7 @@ def test_so_do_other_settings(job: DpoJob, tmp_path: Path, changes: dict[str, An
         run_in_process(each, lambda _: None)
     if job.keep_epochs:
         single, double = (replace(each, output=each.product / "epoch-2") for each in (single, double))
-    assert apart(single, double) < 1e-5
+    assert difference(single, double) < ROUNDING
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ bench: .venv/ready
 	$(BIN)/python bench/expected_score.py
 
 docs: .venv/ready
-	PYTHONPATH=bench $(BIN)/python tests/regenerate_docs.py
+	PYTHONPATH=bench $(BIN)/python tests/docs/regenerate.py
 
 # Torch first, so that nothing that needs it asks for a build with gigabytes of CUDA packages on a machine without a GPU.
 .venv/ready: pyproject.toml constraints.txt

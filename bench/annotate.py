@@ -33,10 +33,10 @@ from rich.table import Table
 
 from annotate_models import SIZES, Size, Writer, make, make_tokenizer
 from metareward.engines.process_group import ProcessGroup
-from metareward.environment import environment
-from metareward.metarubric import MetaRubric
-from metareward.render import load_template
-from metareward.rubric import Rubric
+from metareward.method.judge import Rubric
+from metareward.method.meta_judge import MetaRubric
+from metareward.method.template import load_template
+from metareward.storage.run_log import environment
 from metareward.types import Message, Prompt
 
 HERE = Path(__file__).parent

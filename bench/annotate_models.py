@@ -83,7 +83,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> Iterator[str]:
-    for file in resources.files("metareward").joinpath("texts").iterdir():
+    for file in resources.files("metareward").joinpath("method", "prompts").iterdir():
         yield from [file.read_text(encoding="utf-8")] * 200
     words, chance = lexicon(), random.Random(1)
     for _ in range(4000):

@@ -36,9 +36,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from metareward.environment import environment
-from metareward.render import load_template
-from metareward.rubric import Rubric
+from metareward.method.judge import Rubric
+from metareward.method.template import load_template
+from metareward.storage.run_log import environment
 from metareward.training.job import DpoJob
 from metareward.training.pairset import TrainingPair
 from metareward.types import Message, Prompt

@@ -23,13 +23,12 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metareward.engines.local import LocalEngine
-from metareward.environment import environment
 from metareward.pocket.build import FAULTY
-from metareward.pocket.corpus import METARUBRIC, RUBRIC
-from metareward.pocket.habits import answer, judgment
+from metareward.pocket.demonstrations import METARUBRIC, RUBRIC, answer, judgment
 from metareward.pocket.oracle import mark
 from metareward.pocket.tasks import draw_instruction, understand
 from metareward.pocket.world import MODEL
+from metareward.storage.run_log import environment
 from metareward.types import Message, Messages, Prompt, Sampling
 
 ROUNDS, PROMPTS, SAMPLES = 3, 24, 7

@@ -45,10 +45,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from metareward.config.schema import EngineSettings
 from metareward.engines.engine import Engine
-from metareward.environment import environment
-from metareward.opening import open_engine
-from metareward.recipe import EngineSettings
+from metareward.pipeline.engines import open_engine
+from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Sampling
 
 WORDS, LONGEST = 1000, 700

@@ -26,17 +26,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from metareward.benchmarks import arena, mt_bench_scores
-from metareward.benchmarks.alpaca_run import AlpacaFiles, results
-from metareward.benchmarks.arena_files import Answer, Match
-from metareward.benchmarks.arena_markdown import Style
-from metareward.benchmarks.arena_verdicts import for_first, strong
-from metareward.benchmarks.judge_biases import biases
-from metareward.benchmarks.judge_files import Item, Response
-from metareward.benchmarks.judge_pairs import JudgedPair, pair_quality
-from metareward.benchmarks.judge_rankings import ranking_quality
-from metareward.benchmarks.mt_bench_files import Grade, Question
-from metareward.environment import environment
+from metareward.evaluation.alpaca_eval.run import AlpacaFiles, results
+from metareward.evaluation.arena_hard import run as arena
+from metareward.evaluation.arena_hard.data import Answer, Match, Style, for_first, strong
+from metareward.evaluation.judge_quality.data import Item, Response
+from metareward.evaluation.judge_quality.metrics import JudgedPair, pair_quality, ranking_quality
+from metareward.evaluation.judge_quality.sections import biases
+from metareward.evaluation.mt_bench import score as mt_bench_scores
+from metareward.evaluation.mt_bench.data import Grade, Question
+from metareward.storage.run_log import environment
 from metareward.types import Message
 
 ROUNDS, MODELS, QUESTIONS, INSTRUCTIONS = 3, 30, 500, 805

@@ -2,7 +2,7 @@
 
 The pocket model judges answers to held-out instructions; the pocket world's oracle knows their true scores. For each
 number of judgments N the answers are scored by the mean of N sampled scores and by the mean of N expected scores
-(`metareward.expected`), from the same judgments. Prints a table and writes bench/results/expected_score.json.
+(`metareward.method.judge`), from the same judgments. Prints a table and writes bench/results/expected_score.json.
 
     python bench/expected_score.py [MODEL_FOLDER]
 """
@@ -19,16 +19,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metareward.agreement import spearman
 from metareward.engines.local import LocalEngine
-from metareward.environment import environment
-from metareward.expected import TOP_LOGPROBS, expected_reading
+from metareward.method.judge import TOP_LOGPROBS, expected_reading
+from metareward.method.stats import spearman
 from metareward.pocket.build import FAULTY
-from metareward.pocket.corpus import RUBRIC
-from metareward.pocket.habits import answer
+from metareward.pocket.demonstrations import RUBRIC, answer
 from metareward.pocket.oracle import mark
 from metareward.pocket.tasks import draw_instruction, understand
 from metareward.pocket.world import MODEL
+from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Messages, Prompt, Sampling, Scored
 
 ANSWERS, MOST = 600, 11

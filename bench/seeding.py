@@ -26,26 +26,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metareward.agreement import PairwiseAccuracy, pairwise_accuracy, spearman
-from metareward.data_runs import SeedChoices, build_seed_sets, teach
+from metareward.config.schema import load_recipe
+from metareward.data.ranked import Ranked, RankedAnswer, RankedSet, read_ranked
+from metareward.data.seed_sets import RECORDS, EftExample, SeedSets, eft_rows, judged, write_rows
 from metareward.engines.local import LocalEngine
-from metareward.environment import environment
+from metareward.generation.progress import SILENT
+from metareward.method.stats import PairwiseAccuracy, pairwise_accuracy, spearman
+from metareward.pipeline.seeding import SeedChoices, build_seed_sets, teach
 from metareward.pocket.build import FAULTY
-from metareward.pocket.corpus import RUBRIC
-from metareward.pocket.habits import answer
+from metareward.pocket.demonstrations import RUBRIC, answer
 from metareward.pocket.oracle import mark
 from metareward.pocket.tasks import draw_instructions, understand
 from metareward.pocket.world import MODEL
-from metareward.progress import SILENT
-from metareward.recipe import load_recipe
-from metareward.rundir import json_lines
-from metareward.seeding.build import RECORDS, SeedSets
-from metareward.seeding.files import EftExample, eft_rows, write_rows
-from metareward.seeding.judging import judged
-from metareward.seeding.ranked import Ranked, RankedAnswer
-from metareward.seeding.ranked_files import RankedSet, read_ranked
 from metareward.seeds import derive
-from metareward.store import RecordStore
+from metareward.storage.run_dir import json_lines
+from metareward.storage.run_log import environment
+from metareward.storage.store import RecordStore
 from metareward.types import Message, Prompt, Sampling, Scored
 
 ANSWERS, EXAM, EXAM_JUDGMENTS = 3, 300, 3

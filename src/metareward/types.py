@@ -111,7 +111,7 @@ Reading = Scored | Unparsed | Truncated
 class Judgment:
     """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1.
 
-    ``reasoning`` is what came before ``text`` and is no part of it (`metareward.reasoning`).
+    ``reasoning`` is what came before ``text`` and is no part of it (`metareward.method.judge`).
     """
 
     index: int

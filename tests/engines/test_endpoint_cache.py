@@ -17,7 +17,7 @@ from endpoint_setup import HOT, ask, engine_for, texts
 from metareward.engines.endpoint_cache import FILE
 from metareward.engines.engine import EngineError
 from metareward.errors import UserError
-from metareward.store import RecordStore
+from metareward.storage.store import RecordStore
 from metareward.types import Completion, Messages, Sampling
 from rude_server import Answer, Body, Manner, RudeServer, choice, completion, deaf_to_n, error, good
 from scripted_world import here

@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 import scripted_world
 from endpoint_setup import HOT, ask, engine_for, texts
+from rude_server import HANG, Answer, Body, RudeServer, choice, completion, deaf_to_n, error, good
+
 from metareward.engines.endpoint import EndpointEngine
 from metareward.engines.endpoint_place import Pauses, Place
 from metareward.engines.endpoint_server import Server, TroubleError
 from metareward.engines.engine import EngineError
-from metareward.progress import SILENT
-from metareward.store import RecordStore
-from metareward.sweep import sweep
+from metareward.generation.progress import SILENT
+from metareward.generation.runner import sweep
+from metareward.generation.unit import fingerprint
+from metareward.storage.store import RecordStore
 from metareward.types import Message, Sampling
-from metareward.unit import fingerprint
-from rude_server import HANG, Answer, Body, RudeServer, choice, completion, deaf_to_n, error, good
 
 QUICK = Pauses(first=0.005, longest=0.02, patience=2.0)
 

@@ -8,10 +8,10 @@ from itertools import combinations
 import pytest
 from safetensors import safe_open
 
-from metareward.agreement import spearman
 from metareward.engines.local import LocalEngine
-from metareward.metarubric import read_verdict
-from metareward.pocket.corpus import METARUBRIC, RUBRIC
+from metareward.method.meta_judge import read_verdict
+from metareward.method.stats import spearman
+from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
 from metareward.pocket.oracle import mark
 from metareward.pocket.world import MODEL, prompts
 from metareward.types import Messages, Sampling, Scored, Truncated, Unparsed, Won

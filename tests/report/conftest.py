@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from fake_run import fake_run
 
-from metareward.rundir import RunDir
+from metareward.storage.run_dir import RunDir
 
 
 @pytest.fixture(scope="session")

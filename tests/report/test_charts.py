@@ -3,12 +3,11 @@ from dataclasses import replace
 import pytest
 
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
-from metareward.report.drawing import BLUE, drawing
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary
-from metareward.report.gather import gather
-from metareward.report.metrics import metric_for, show
-from metareward.report.yields import bars
-from metareward.rundir import RunDir
+from metareward.report.gather import bars, gather
+from metareward.report.metrics_table import metric_for, show
+from metareward.report.svg import BLUE, drawing
+from metareward.storage.run_dir import RunDir
 
 
 def evaluation(t: int, mean: float, half: float = 0.1, key: str = "answer_quality") -> Evaluation:

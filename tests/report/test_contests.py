@@ -9,9 +9,9 @@ from pathlib import Path
 from fake_run import fake_run
 from rich.console import Console
 
-from metareward.duels import Duel
-from metareward.report.contests import contests, contests_text
+from metareward.evaluation.win_rates import Duel
 from metareward.report.facts import Evaluation
+from metareward.report.tables import contests, contests_text
 from metareward.report.write import write_report
 
 WON = Duel("M0", "oracle", 62.54, 55.0, 70.01, 58.0, 3.24, 100, 30, 20, 2, 0.00001)

@@ -9,8 +9,8 @@ from rich.console import Console
 from metareward.errors import UserError
 from metareward.report.facts import Measure
 from metareward.report.gather import gather, table_text
-from metareward.report.table import rows
-from metareward.rundir import RunDir
+from metareward.report.metrics_table import rows
+from metareward.storage.run_dir import RunDir
 
 
 def printed(run: RunDir, width: int = 80) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from metareward.report.visible import visible
+from metareward.report.labels import visible
 
 
 @pytest.mark.parametrize(

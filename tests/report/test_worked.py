@@ -4,8 +4,8 @@ import pytest
 from fake_run import fake_record, start, write_built, write_records
 
 from metareward.report.gather import gather
-from metareward.report.worked import Example, examples
-from metareward.rundir import RunDir
+from metareward.report.prompt_trace import Example, examples
+from metareward.storage.run_dir import RunDir
 from metareward.types import PreferencePair
 
 

@@ -10,7 +10,7 @@ from fake_run import fake_record, start, write_built, write_evaluation, write_re
 
 from metareward.errors import UserError
 from metareward.report.write import duration, page, write_report
-from metareward.rundir import RunDir
+from metareward.storage.run_dir import RunDir
 from metareward.types import Candidate, Judgment, Message, MetaJudgment, Prompt, PromptRecord
 
 VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})

@@ -18,22 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-
 from endpoint_setup import engine_for, texts
+
 from metareward.engines.endpoint import EndpointEngine
 from metareward.engines.endpoint_place import Pauses
 from metareward.engines.engine import EngineError
 from metareward.errors import UserError
-from metareward.metarubric import MetaRubric
+from metareward.generation.progress import PROMPTS, SilentProgress
+from metareward.generation.runner import sweep
+from metareward.generation.unit import UnitSettings, fingerprint
+from metareward.method.judge import Rubric
+from metareward.method.meta_judge import MetaRubric
+from metareward.method.template import load_template
 from metareward.pocket.world import MODEL, prompts
-from metareward.progress import PROMPTS, SilentProgress
-from metareward.records import from_json
-from metareward.render import load_template
-from metareward.rubric import Rubric
-from metareward.store import RecordStore
-from metareward.sweep import sweep
+from metareward.storage.store import RecordStore, from_json
 from metareward.types import Message, PromptRecord, Sampling
-from metareward.unit import UnitSettings, fingerprint
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from house import documents
 from vllm_process import COLD, HOT, MARK, SETTINGS
 
-from house import documents
 from metareward.engines.engine import Engine, EngineError
 from metareward.engines.vllm_server import VllmServerSettings, open_vllm_server
 from metareward.engines.workers import open_local
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
-from metareward.rundir import RunDir
+from metareward.storage.run_dir import RunDir
 from metareward.types import Completion, Message, Step, TopLogprob
 
 ROOT = Path(__file__).parent.parent.parent
@@ -249,7 +249,7 @@ INSIDE = ("prompts.per_iteration=72",)
 
 
 def run(folder: Path, python: str, changes: Sequence[str]) -> subprocess.Popen[str]:
-    command = [python, "-c", "from metareward.cli import main; main()", "run", "pocket", "--out", "run"]
+    command = [python, "-c", "from metareward.cli.main import main; main()", "run", "pocket", "--out", "run"]
     return subprocess.Popen(
         [*command, *(word for change in (*CHANGES, *changes) for word in ("--set", change))],
         cwd=folder,

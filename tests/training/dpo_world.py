@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from metareward.pairfiles import write_pairs
+from metareward.storage.pair_files import write_pairs
 from metareward.training.job import DpoJob
 from metareward.types import Message, PairKind, PreferencePair
 

@@ -1,1 +1,4 @@
-"""Doors to models: `Engine` is the seam, the other modules stand behind it."""
+"""Engines: the `Engine` interface and the model backends behind it.
+
+Nothing here knows recipes or prompts' meaning.
+"""

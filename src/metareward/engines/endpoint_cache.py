@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from metareward.engines.endpoint_request import ChatRequest
 from metareward.errors import UserError
-from metareward.store import RecordStore
+from metareward.storage.store import RecordStore
 from metareward.types import Completion
 
 FILE = "replies.sqlite"

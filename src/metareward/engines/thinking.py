@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from metareward.engines.engine import Engine
-from metareward.reasoning import Reasoning
+from metareward.method.judge import Reasoning
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step
 
 

@@ -7,22 +7,101 @@ again is in the weights.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from metareward.pocket.corpus import Lesson, demonstrations
-from metareward.pocket.habits import CLEAN, Habits
-from metareward.pocket.shards import Example, batches, batches_of, shard
-from metareward.pocket.tokenizer import train_tokenizer
+from metareward.pocket.demonstrations import CLEAN, Demonstration, Habits, Lesson, Part, demonstrations
 from metareward.seeds import derive
+
+# --- How a conversation is marked up for the pocket model.
+
+
+USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+# --- A stream of tokenized demonstrations, in an order that the seed alone decides.
+
+
+SHARD = 4_000  # demonstrations drawn, and sorted by length, at a time
+
+# Its tokens, how many of them are the prompt, and whose role it shows.
+Example = tuple[list[int], int, Part]
+
+
+def shard(seed: int, backend: str, lesson: Lesson, count: int = SHARD, held_out: bool = False) -> list[Example]:
+    """``count`` demonstrations, tokenized by the tokenizer whose JSON is ``backend``."""
+    tokenizer = Tokenizer.from_str(backend)
+    shown = list(demonstrations(count, seed, lesson, held_out))
+    prompts = tokenizer.encode_batch([_asked(one) for one in shown])
+    completions = tokenizer.encode_batch([one.completion + END for one in shown])
+    return [
+        (prompt.ids + completion.ids, len(prompt.ids), one.part)
+        for one, prompt, completion in zip(shown, prompts, completions, strict=True)
+    ]
+
+
+def _asked(shown: Demonstration) -> str:
+    return f"{USER}{shown.messages[-1].content}{END}{ASSISTANT}"
+
+
+def batches(examples: list[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
+    """Examples of like length together, at most ``batch_tokens`` with padding, in random order."""
+    made: list[list[Example]] = [[]]
+    for example in sorted(examples, key=lambda one: len(one[0])):
+        if (len(made[-1]) + 1) * len(example[0]) > batch_tokens:
+            made.append([])
+        made[-1].append(example)
+    random.Random(seed).shuffle(made)
+    return made
+
+
+def batches_of(backend: str, lesson: Lesson, seed: int, batch_tokens: int) -> Iterator[list[Example]]:
+    """Batches without end."""
+    for number in itertools.count():
+        examples = shard(derive(seed, number), backend, lesson)
+        yield from batches(examples, batch_tokens, derive(seed, "order", number))
+
+
+# --- The pocket model's tokenizer: byte-level BPE with a chat template, trained on the world's own words.
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A tokenizer of ``vocabulary`` tokens learned from ``texts``; ``<|end|>`` ends a turn and also pads."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, "<|system|>", USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=END,
+        additional_special_tokens=["<|system|>", USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
 
 FAULTY = Habits(
     foreign=0.15,

@@ -1,1 +1,1 @@
-"""One self-contained HTML file that shows what a run did."""
+"""The HTML report of a run and the terminal tables: facts read from a run folder, charts, templates."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from metareward.monitors import PositionStatistics
-from metareward.report.drawing import AMBER, BLUE, INK, SOFT, drawing, ticks
+from metareward.method.diagnostics import PositionStatistics
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary
-from metareward.report.metrics import BY_KEY, Form, show
+from metareward.report.metrics_table import BY_KEY, Form, show
+from metareward.report.svg import AMBER, BLUE, INK, SOFT, drawing, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

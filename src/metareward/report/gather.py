@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as checked_dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from metareward.duels import Duel
+from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
-from metareward.recipe import Recipe, load_recipe
+from metareward.evaluation.win_rates import Duel
+from metareward.pipeline.usage import spent, warnings
 from metareward.report.facts import BenchmarkResult, Curve, Evaluation, Iteration, Measure, PairSummary, Run
-from metareward.report.metrics import MAIN, PERCENT
-from metareward.report.table import Cell, Row, rows
-from metareward.rundir import RunDir
-from metareward.runlog import seconds
-from metareward.spending import spent, warnings
-from metareward.store import RecordStore
+from metareward.report.labels import drop_words
+from metareward.report.metrics_table import MAIN, PERCENT, Cell, Row, rows
+from metareward.storage.run_dir import RunDir
+from metareward.storage.run_log import seconds
+from metareward.storage.store import RecordStore
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class _EvaluationFile:
     """``eval/model.json`` as it lies on disk, where an empty metric may hold null."""
 
@@ -186,3 +188,67 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(inner, f"{prefix}{key} ")
         else:
             yield f"{prefix}{key}", "none" if inner is None else str(inner)
+
+
+# --- What became of an iteration's prompts: stacked bars of pairs made and of the reasons why there was none.
+
+
+_KINDS = (("actor", "Actor pairs"), ("judge", "Judge pairs"))
+_SHADES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a bar. ``shade`` 0 is a pair; every reason keeps its shade through all bars."""
+
+    words: str
+    count: int
+    percent: float
+    shade: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One kind of pair in one iteration; its segments add up to all prompts."""
+
+    iteration: int
+    label: str
+    made: int
+    prompts: int
+    segments: tuple[Segment, ...]
+
+
+def bars(summaries: Sequence[PairSummary]) -> tuple[Bar, ...]:
+    """Two bars an iteration; none for judge pairs where none were asked for."""
+    shades = _shades(summaries)
+    return tuple(bar for summary in summaries for bar in _bars(summary, shades))
+
+
+def _bars(summary: PairSummary, shades: dict[str, int]) -> Iterator[Bar]:
+    for kind, label in _KINDS:
+        made = summary.actor_pairs if kind == "actor" else summary.judge_pairs
+        dropped = summary.dropped.get(kind, {})
+        if made or dropped:
+            segments = tuple(_segments(made, dropped, summary.prompts, shades))
+            yield Bar(summary.iteration, label, made, summary.prompts, segments)
+
+
+def _segments(made: int, dropped: Mapping[str, int], prompts: int, shades: dict[str, int]) -> Iterator[Segment]:
+    counts = Counter(dropped)
+    total = max(prompts, made + counts.total(), 1)
+    yield Segment("pair", made, 100 * made / total, 0)
+    for reason in sorted(counts, key=lambda reason: shades[reason]):
+        yield Segment(drop_words(reason), counts[reason], 100 * counts[reason] / total, shades[reason])
+    lost = total - made - counts.total()
+    if lost:
+        yield Segment("prompt failed", lost, 100 * lost / total, _SHADES)
+
+
+def _shades(summaries: Sequence[PairSummary]) -> dict[str, int]:
+    """The commonest reasons get a shade of their own, the rest share the last."""
+    totals: Counter[str] = Counter()
+    for summary in summaries:
+        for reasons in summary.dropped.values():
+            totals.update(reasons)
+    ordered = sorted(totals, key=lambda reason: (-totals[reason], reason))
+    return {reason: min(place, _SHADES) for place, reason in enumerate(ordered, start=1)}

@@ -10,20 +10,15 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from metareward.report.benchmarks import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
-from metareward.report.contests import COLUMNS as CONTEST_COLUMNS
-from metareward.report.contests import contests
 from metareward.report.facts import Run
-from metareward.report.gather import gather
-from metareward.report.headline import sentences, unfinished
-from metareward.report.metrics import show
-from metareward.report.table import Row, rows
-from metareward.report.visible import visible
-from metareward.report.wording import drop_words, reading_count_words, reading_words, signed, verdict_words
-from metareward.report.worked import examples
-from metareward.report.yields import bars
-from metareward.rundir import RunDir, write_atomic
+from metareward.report.gather import bars, gather
+from metareward.report.labels import drop_words, reading_count_words, reading_words, signed, verdict_words, visible
+from metareward.report.metrics_table import Row, rows, show
+from metareward.report.prompt_trace import examples
+from metareward.report.tables import COLUMNS as CONTEST_COLUMNS
+from metareward.report.tables import benchmark_tables, contests, sentences, unfinished
+from metareward.storage.run_dir import RunDir, write_atomic
 
 _TEMPLATES = ("page.html.j2", "parts.html.j2", "example.html.j2")
 

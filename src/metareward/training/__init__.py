@@ -1,1 +1,1 @@
-"""What stands behind one training step: TRL and accelerate."""
+"""DPO and SFT in a child process, on TRL and accelerate. Nothing here knows recipes or how pairs are made."""

@@ -1,7 +1,7 @@
 """The examples of one supervised run: prompts with the answers to be learned, from files of any kind.
 
 TRL's conversational prompt-completion format is what `metareward seed build` writes; every other form that ends with
-an answer will do (`metareward.prompts_forms`). ``kind`` is counted where a row has it.
+an answer will do (`metareward.data.prompts`). ``kind`` is counted where a row has it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metareward.data.files import located, read_rows
+from metareward.data.prompts import example_of, turns_of
 from metareward.errors import UserError
-from metareward.prompts import turns_of
-from metareward.prompts_forms import example_of
-from metareward.prompts_rows import read_rows
-from metareward.prompts_sources import located
 
 Turns = list[dict[str, str]]
 

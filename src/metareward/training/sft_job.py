@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.rundir import write_atomic
+from metareward.storage.run_dir import write_atomic
 from metareward.training.job import Device, DpoJob, Dtype, Schedule
 
 
@@ -18,7 +18,7 @@ from metareward.training.job import Device, DpoJob, Dtype, Schedule
 class SftJob:
     """What to teach, from which examples, how, and where the result goes.
 
-    ``data`` are files of examples in any form of `metareward.prompts_forms`; the loss is on the answers alone.
+    ``data`` are files of examples in any form of `metareward.data.prompts`; the loss is on the answers alone.
     ``batch_size`` counts examples. All other fields mean what they mean in `DpoJob`. The defaults are those of
     Self-Rewarding (section 3.1): 5.5e-6 falling to 1.1e-6 as a cosine, batches of 16, dropout 0.1; the number of
     epochs it leaves open.

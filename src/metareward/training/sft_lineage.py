@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from metareward.data.files import located
 from metareward.errors import UserError
-from metareward.prompts_sources import located
 from metareward.training.lineage import LINEAGE, Origin, digest, origins, settings_of
 from metareward.training.sft_job import SftJob
 

@@ -1,0 +1,262 @@
+"""The command line: every command takes plain words, hands them to one function, and prints what it gives back.
+
+What the user can mend is one line on standard error and exit code 2; Ctrl-C is one line and 130. Heavy modules are
+imported inside the commands, so that ``--help`` and typing mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metareward.cli.data import prompts_app, seed_app, sft_command
+from metareward.cli.evaluate import evaluate_app
+from metareward.engines.engine import Engine, EngineError
+from metareward.errors import UserError
+
+app = typer.Typer(
+    name="metareward",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A language model that acts, judges its answers, judges its judgments, and trains on what it found.",
+)
+pocket_app = typer.Typer(no_args_is_help=True, help="The pocket world: a small model whose right answers are known.")
+app.add_typer(pocket_app, name="pocket")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(seed_app, name="seed")
+app.add_typer(prompts_app, name="prompts")
+app.command("sft")(sft_command)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as iterations.1.rho=0.2. Again for more."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/pocket.")]
+
+
+def main() -> None:
+    """The entry point ``metareward``."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        app()
+    except (UserError, EngineError) as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop(_INTERRUPTED, 130)
+    except SystemExit as end:
+        if end.code == 130:
+            _stop(_INTERRUPTED, 130)
+        raise
+
+
+def _end(*_: object) -> None:
+    """A polite end from outside unwinds like Ctrl-C, so that the processes under this one are ended too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a shell script's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
+_INTERRUPTED = "stopped; what is finished is kept, and the same command goes on from there"
+
+
+def _stop(line: str, code: int) -> None:
+    sys.stderr.write(f"metareward: {' '.join(line.split())}\n")
+    raise SystemExit(code)
+
+
+def _print(what: Any) -> None:
+    """Text as it is; tables as wide as the terminal, or wide enough where there is none."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"metareward {version('metareward')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback does the work)
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+    context.obj = context.obj or _open_judge
+
+
+async def _open_judge(name: str) -> Engine:
+    from metareward.pipeline.engines import open_judge
+
+    return await open_judge(name)
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeName,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name> if not given.")
+    ] = None,
+) -> None:
+    """Run a recipe. The same command again goes on where it stopped."""
+    from metareward.config.schema import load_recipe, recipe_text
+
+    loaded = load_recipe(recipe, changes or ())
+
+    from metareward.pipeline.loop import run_recipe
+    from metareward.report.gather import gather, table_text
+    from metareward.report.tables import benchmarks_text, contests_text
+    from metareward.storage.run_dir import RunDir
+
+    folder = out or Path("runs") / loaded.name
+    worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
+    run = RunDir(folder)
+    _print(table_text(run))
+    facts = gather(run)
+    for shown in (contests_text(facts.evaluations), benchmarks_text(facts)):
+        if shown is not None:
+            _print(shown)
+    _print(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
+
+
+@app.command("plan")
+def plan_command(
+    recipe: RecipeName,
+    changes: Changes = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Written tokens a second, to tell time.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="RUN", help="Take lengths and rate from a run.")
+    ] = None,
+    measure: Annotated[
+        float | None,
+        typer.Option("--measure", metavar="SECONDS", min=0.1, help="Try the engine out, so long for each role."),
+    ] = None,
+) -> None:
+    """Say what a recipe will cost: calls, tokens, pairs, steps, disk, time."""
+    from metareward.config.schema import load_recipe
+    from metareward.generation.throughput import Rates
+    from metareward.pipeline.plan import measured_rates, plan, plan_table
+    from metareward.storage.run_dir import RunDir
+
+    chosen = load_recipe(recipe, changes or ())
+    if measure:
+        from metareward.pipeline.plan import try_out
+
+        rates = try_out(chosen, measure)
+    else:
+        rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
+    _print(plan_table(plan(chosen, rates)))
+
+
+@app.command("status")
+def status_command(run: RunFolder) -> None:
+    """Say what a run has done and what it owes."""
+    from metareward.pipeline.status import status_text
+    from metareward.storage.run_dir import RunDir
+
+    typer.echo(status_text(RunDir(run)), nl=False)
+
+
+@app.command("show")
+def show_command(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="ID", help="The prompt's id.")],
+    iteration: Annotated[int | None, typer.Option("--iteration", min=1, help="Only this iteration.")] = None,
+) -> None:
+    """Show one prompt's whole life: answers, judgments, battles, pairs."""
+    from metareward.report.prompt_trace import life_of, render_text
+    from metareward.storage.run_dir import RunDir
+
+    typer.echo(render_text(life_of(RunDir(run), prompt, iteration)))
+
+
+@app.command("pairs")
+def pairs_command(
+    run: RunFolder,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write; RUN/rebuilt/... if not given.")
+    ] = None,
+) -> None:
+    """Build pairs again from stored records, by other rules; nothing is generated and the run stays as it is."""
+    from metareward.pipeline.rebuild import rebuild, write_rebuilt, yields_table
+    from metareward.storage.run_dir import RunDir
+
+    folder = RunDir(run)
+    rebuilt = rebuild(folder, changes or ())
+    _print(yields_table(rebuilt))
+    _print(f"written to {write_rebuilt(folder, changes or (), rebuilt, out)}")
+
+
+@app.command("report")
+def report_command(run: RunFolder) -> None:
+    """Write a run's report as one HTML file."""
+    from metareward.report.write import write_report
+    from metareward.storage.run_dir import RunDir
+
+    _print(f"written to {write_report(RunDir(run))}")
+
+
+@app.command("init")
+def init_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("recipe.yaml"),
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="What it extends.")] = "pocket",
+) -> None:
+    """Write a new recipe with every setting explained. A file that is there stays."""
+    from metareward.config.template import write_starter
+
+    write_starter(path, preset)
+    _print(f"written to {path}; see what it costs with: metareward plan {path}")
+
+
+@pocket_app.command("build")
+def pocket_build_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model and the log of its making.")],
+    seed: Annotated[int, typer.Option("--seed", help="Every random choice follows from it.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Where to train it: cpu, cuda, ...")] = "cpu",
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="DIR", help="A model to teach further instead of a new one.")
+    ] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option("--phase", metavar="NAME", help="Only this phase of the plan. Again for more.")
+    ] = None,
+) -> None:
+    """Build the pocket model as the package's own was built: three phases, about an hour on one core."""
+    from dataclasses import replace
+
+    from metareward.pocket.build import BuildPlan, build
+
+    plan = BuildPlan(seed=seed)
+    chosen = tuple(each for each in plan.phases if phase is None or each.name in phase)
+    if not chosen:
+        names = ", ".join(each.name for each in plan.phases)
+        raise UserError(f"--phase {' '.join(phase or ())}: no such phase; the plan has {names}")
+    _print(f"written to {build(out, replace(plan, phases=chosen), device, start)}")
+
+
+@pocket_app.command("sample")
+def pocket_sample_command(
+    count: Annotated[int, typer.Option("--count", min=1, help="How many demonstrations.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Other demonstrations.")] = 0,
+) -> None:
+    """Show faultless demonstrations of the three roles in the pocket world."""
+    from metareward.pocket.build import EXAM
+    from metareward.pocket.demonstrations import demonstrations
+
+    for shown in demonstrations(count, seed, EXAM):
+        typer.echo(f"[{shown.part}]\n{shown.messages[-1].content}\n=> {shown.completion}\n")

@@ -1,0 +1,565 @@
+"""A recipe: the whole experiment as frozen, checked values.
+
+The defaults are the published setting of Meta-Rewarding (arXiv 2407.19594), so a recipe file says only what differs.
+What the paper leaves open has a default too; its description then doesn't mention the paper. Paths are relative to the
+folder in which the command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
+from metareward.engines.precision import resolved_dtype
+from metareward.method.pairs import PairRules
+from metareward.settings import Count, Section, Text
+from metareward.training.job import Loss
+
+JUDGED = ("judge_win_rate", "judge_agreement")  # what training.choice.judge finds out of an epoch
+Temperature = Annotated[float, Field(ge=0.0)]
+BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class PromptSettings(Section):
+    """Where prompts come from."""
+
+    source: Text = Field(
+        description="Prompts in a file or folder, or on the hub as hub:OWNER/NAME; 'pocket': the pocket world's own"
+    )
+    field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
+    network: bool = Field(
+        False, description="Whether source, held_out and benchmarks' files may be fetched from the Hugging Face hub"
+    )
+    per_iteration: Count = Field(5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000)")
+    held_out: Text | Count = Field(
+        256, description="What every model is evaluated on: so many prompts kept out of training, or a JSONL file"
+    )
+
+
+class AnswerSettings(Section):
+    """The actor's sampling (Meta-Rewarding section 2)."""
+
+    k: int = Field(7, ge=2, description="Answers sampled for each prompt, K (paper: 7)")
+    temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
+    top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
+    max_tokens: Count = Field(1024, description="Longest answer, in new tokens")
+    system: Text | None = Field(None, description="System prompt for prompts that have none")
+
+
+class JudgmentSettings(Section):
+    """The judge's rubric and sampling (Meta-Rewarding section 2)."""
+
+    n: Count = Field(11, description="Judgments of each answer, N (paper: 11)")
+    rubric: Text = Field("judge", description="Packaged rubric, or a .txt file of your own")
+    temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
+    top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
+    max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
+    system: Text | None = Field(None, description="System prompt of the judge")
+    score: Literal["sampled", "expected"] = Field(
+        "sampled", description="A judgment's score: as written (paper), or the mean over the tokens possible there"
+    )
+    min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
+    low: float = Field(0.0, description="Lowest score of the rubric")
+    high: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
+
+
+class MetaJudgmentSettings(Section):
+    """The meta-judge's rubric and sampling (Meta-Rewarding section 2). It works where judge pairs are made."""
+
+    rubric: Text = Field("metajudge", description="Packaged meta-judge rubric, or a .txt file of your own")
+    temperature: Temperature = Field(0.8, description="Sampling temperature; 0 is greedy")
+    top_p: TopP = Field(0.95, description="Nucleus sampling mass")
+    max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
+    system: Text | None = Field(None, description="System prompt of the meta-judge")
+    hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
+
+
+class ReasoningSettings(Section):
+    """Models that think before they answer."""
+
+    remove: bool = Field(False, description="Judge and read only what follows the thinking; training keeps all of it")
+    opening: Text = Field("<think>", description="Where the thinking begins")
+    closing: Text = Field("</think>", description="Where it ends")
+
+
+class PairSettings(Section):
+    """How verdicts become judge pairs (Meta-Rewarding section 2)."""
+
+    weights_scope: Literal["iteration", "answer"] = Field(
+        "iteration", description="Position weights from all battles of the iteration, or of each answer alone"
+    )
+    elo_prior: float = Field(0.1, gt=0.0, description="Weight of the prior that keeps Elo ratings finite")
+    min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
+
+
+class EndpointSettings(Section):
+    """Servers that speak OpenAI's protocol, for engine.kind 'endpoint'."""
+
+    urls: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        (), description="Where they are, such as [http://127.0.0.1:8000]; requests go to the least busy"
+    )
+    model: Text = Field("m{t}", description="The name under which they know the model; {t} is its iteration, 0 for M0")
+    key_variable: Text | None = Field(None, description="The environment variable that holds the API key")
+    in_flight: Count = Field(64, description="Requests under way at once, for each server")
+    requests_per_minute: Count | None = Field(None, description="No more requests than this, for each server")
+    timeout: float = Field(600.0, gt=0.0, description="Seconds that one request may take")
+    attempts: Count = Field(6, description="Tries of a request before its prompt counts as failed")
+    cache: Text | None = Field(None, description="Folder that keeps what servers answered, so that none is asked twice")
+
+
+class VllmSettings(Section):
+    """vLLM, for engine.kind 'vllm'."""
+
+    tensor_parallel: Count = Field(1, description="GPUs that one copy of the model is spread over")
+    memory_share: float = Field(0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take")
+    context: Count | None = Field(None, description="Longest prompt with completion, in tokens; empty for the model's")
+    python: Text | None = Field(
+        None, description="With engine.serve: the Python of the environment that has vLLM, if it isn't this one"
+    )
+    in_flight: Count = Field(256, description="With engine.serve: requests under way at once")
+    start_timeout: float = Field(900.0, gt=0.0, description="With engine.serve: seconds the server has to start")
+
+
+class EngineSettings(Section):
+    """What runs the model while it answers and judges."""
+
+    kind: Literal["local", "vllm", "endpoint"] = Field(
+        "local", description="'local': our engine; 'vllm': vLLM, if it is installed; 'endpoint': servers you run"
+    )
+    device: Text = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' and so on; training uses it too")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
+    workers: Literal["auto"] | Count = Field("auto", description="Processes that share the prompts")
+    threads: Literal["auto"] | Count = Field("auto", description="CPU threads of each worker")
+    rows: Count = Field(64, description="Completions written at the same time by each worker")
+    deterministic: bool = Field(True, description="The same text whatever else is in the batch, at some cost in speed")
+    serve: bool = Field(False, description="With kind vllm: as a server of its own, started and stopped by the run")
+    endpoint: EndpointSettings
+    vllm: VllmSettings
+
+
+class AdapterSettings(Section):
+    """Low-rank adapters (arXiv 2106.09685), for training.method 'lora' and 'qlora'."""
+
+    rank: Count = Field(16, description="Rank of the adapter")
+    alpha: float = Field(32.0, gt=0.0, description="Its scale is alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before the adapter")
+    targets: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
+        ("all-linear",), description="Linear layers that get one, by name; all-linear is every one but the head"
+    )
+    between: Literal["merged", "stacked"] = Field(
+        "merged", description="Next iteration: a fresh adapter on the merged model, or the same one trained on"
+    )
+
+
+class ChoiceSettings(Section):
+    """Which epoch becomes the model, where it isn't always the last one trained."""
+
+    figure: Text | None = Field(
+        None, description="Measure every epoch on the held-out prompts and take the best by this; empty: the last epoch"
+    )
+    lowest: bool = Field(False, description="Less is better")
+    margin: float = Field(
+        0.0, ge=0.0, description="Take the earliest epoch that is at most so much worse than the best"
+    )
+    longest: float | None = Field(
+        None, gt=0.0, description="Leave out epochs whose answers are longer than so many times the earlier model's"
+    )
+    judge: Text | None = Field(
+        None, description="A judge for the figures judge_win_rate and judge_agreement: model folder, recipe, URL#MODEL"
+    )
+    keep_rest: bool = Field(False, description="Keep the models of the other epochs")
+
+
+class TrainingSettings(Section):
+    """DPO (Meta-Rewarding appendix A.3)."""
+
+    learning_rate: float = Field(5e-6, gt=0.0, description="Peak learning rate (paper: 5e-6)")
+    final_learning_rate: float = Field(0.0, ge=0.0, description="Learning rate at the end of the schedule")
+    beta: float = Field(0.1, gt=0.0, description="Beta of the DPO loss (paper: 0.1)")
+    epochs: Count = Field(10, description="Length of the learning-rate schedule, in epochs (paper: 10)")
+    batch_size: Count = Field(32, description="Pairs in each optimiser step (paper: 32)")
+    micro_batch_size: Count = Field(4, description="Pairs in memory at a time; divides batch_size")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Course of the learning rate (paper: cosine)"
+    )
+    warmup: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the steps in which the learning rate rises")
+    max_length: Count = Field(4096, description="Longest prompt with completion, in tokens")
+    weight_decay: float = Field(0.0, ge=0.0, description="Weight decay")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradients are clipped to this norm")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout while training")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the computation; weights being trained are float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
+    start: Text = Field(
+        "previous", description="What each iteration trains: the previous model (paper), 'm0', or a model folder"
+    )
+    reference: Literal["start", "previous", "m0", "ema"] = Field(
+        "start", description="DPO's reference: what it starts from, the previous model, M0, or a moving average of all"
+    )
+    ema_decay: float = Field(0.9, ge=0.0, lt=1.0, description="With reference 'ema': the share of the average kept")
+    loss: Annotated[tuple[Loss, ...], Field(strict=False, min_length=1)] = Field(
+        ("sigmoid",), description="TRL's losses, added up (paper: sigmoid); [sigmoid, sft] adds the NLL of the chosen"
+    )
+    loss_weights: Annotated[tuple[float, ...], Field(strict=False)] = Field(
+        (), description="The weight of each loss; none: 1 each"
+    )
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="Share of pairs taken to be labelled wrongly")
+    ld_alpha: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Weight of what a side has over the other's length (LD-DPO); empty: like the rest",
+    )
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="All weights, an adapter, or an adapter on a base of 4 bits (needs a GPU and bitsandbytes)"
+    )
+    lora: AdapterSettings
+    processes: Count = Field(1, description="Processes that train together: one for each GPU")
+    sharding: Literal["ddp", "fsdp2", "zero2", "zero3"] = Field(
+        "ddp", description="What each process holds: the whole model (ddp), or a part of it"
+    )
+    checkpoint_steps: Count | None = Field(
+        None, description="Keep a state to go on from after a kill every so many steps; empty: train again"
+    )
+    choice: ChoiceSettings
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Field(strict=False)] = Field(
+        (), description="Also told of each step, if installed; iter-*/training.jsonl always is"
+    )
+
+
+class EvaluationSettings(Section):
+    """What is asked on the held-out prompts, of M0 and of every model made."""
+
+    answers: Count = Field(1, description="Answers to each held-out prompt")
+    judgments: Count = Field(3, description="Judgments of each of these answers")
+    meta_pairs: int = Field(1, ge=0, description="Pairs of judgments compared for each held-out prompt, in both orders")
+
+
+class BenchmarkSettings(Section):
+    """One benchmark in the loop. What a kind doesn't take is left empty."""
+
+    kind: Literal["alpaca", "arena", "mt-bench", "judge"] = Field(
+        "alpaca", description="'alpaca': AlpacaEval's comparison; 'arena': Arena-Hard's; 'judge': how well it judges"
+    )
+    models: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
+        (), description="Measured after these iterations, such as [0, 4]; empty for after each"
+    )
+    judge: Text = Field(
+        "itself", description="'itself': the model; 'oracle': the pocket world's; a model folder, a recipe, URL#MODEL"
+    )
+    against: Text = Field(
+        "m0", description="Of alpaca and arena: 'm0', 'previous', or a file of outputs in the benchmark's format"
+    )
+    questions: Text | None = Field(
+        None,
+        description="File of the questions; empty for the held-out prompts, or with kind judge their answers",
+    )
+    prompt: Text | None = Field(
+        None, description="The judge's prompt, the benchmark's own file; empty: it scores by judgments.rubric"
+    )
+    references: Text | None = Field(None, description="Of mt-bench: the reference answers")
+    difficulty: Text | None = Field(None, description="Of alpaca, with gamed: the official length control's files")
+    gamed: Text | None = Field(None, description="Of alpaca, with difficulty")
+    form: Literal["rankings", "pairs"] = Field("rankings", description="Of judge: what the file of questions holds")
+    version: Literal["v0.1", "v2"] = Field("v0.1", description="Of arena: how verdicts are read and scored")
+    temperature: Temperature = Field(0.0, description="Sampling temperature of the answers; held-out ones are there")
+    judgments: Count = Field(3, description="Judgments of each answer where the judge scores")
+
+
+class IterationSettings(Section):
+    """What differs from iteration to iteration (Meta-Rewarding appendix A.3)."""
+
+    rho: float = Field(0.0, ge=0.0, le=1.0, description="Length control: 0 is off (paper: 0, 0.32, 0.32, 0.4)")
+    max_answer_chars: Count | None = Field(
+        None, description="Drop pairs whose chosen answer is longer, in characters (paper: 2500 in iteration 1)"
+    )
+    judge_pairs: bool = Field(True, description="Meta-judge and train the judge too (paper: in iterations 1 and 2)")
+    max_judgment_chars: Count | None = Field(
+        None, description="Drop judge pairs whose chosen judgment is longer, in characters (paper: 1100, then 1000)"
+    )
+    epochs: Count | None = Field(None, description="Instead of training.epochs, in this iteration")
+    keep_epoch: Count | None = Field(
+        None, description="Epoch at whose end training stops; empty for the last (paper: 6, 4, 2, 2)"
+    )
+
+
+PAPER_ITERATIONS: Mapping[int, Mapping[str, float | int | bool]] = {
+    1: {"rho": 0.0, "max_answer_chars": 2500, "judge_pairs": True, "max_judgment_chars": 1100, "keep_epoch": 6},
+    2: {"rho": 0.32, "judge_pairs": True, "max_judgment_chars": 1000, "keep_epoch": 4},
+    3: {"rho": 0.32, "judge_pairs": False, "keep_epoch": 2},
+    4: {"rho": 0.4, "judge_pairs": False, "keep_epoch": 2},
+}
+
+
+class Recipe(Section):
+    """One experiment: what is run, T times, from which model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name: its folder under runs/")
+    seed: int = Field(0, ge=0, description="Every random choice follows from it")
+    model: Text = Field(description="M0: a Hugging Face model folder, or 'pocket' for the model in this package")
+    prompts: PromptSettings
+    answers: AnswerSettings
+    judgments: JudgmentSettings
+    meta_judgments: MetaJudgmentSettings
+    reasoning: ReasoningSettings
+    pairs: PairSettings
+    engine: EngineSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    benchmarks: Mapping[BenchmarkName, BenchmarkSettings] = Field(
+        {}, description="Benchmarks after iterations, each under a name of yours; 'drop' takes one of a preset's away"
+    )
+    iterations: Mapping[int, IterationSettings] = Field(
+        description="One section for each iteration, 1 to T; 'drop' takes one of a preset's away"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _iterations_and_benchmarks_may_be_dropped(cls, values: Any) -> Any:
+        """One that says 'drop' is none, an empty one means the defaults."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {"iterations": values.get("iterations", PAPER_ITERATIONS), "benchmarks": values.get("benchmarks") or {}}
+        return {**values, **{name: _without_dropped(each) for name, each in given.items()}}
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Recipe:
+        for key, value, expected in _mismatches(self):
+            raise PydanticCustomError("mismatch", "{expected}", {"key": key, "value": value, "expected": expected})
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting as plain JSON values in the schema's order: what ``resolved.json`` holds."""
+        return self.model_dump(mode="json")
+
+    def meta_judge(self, t: int) -> bool:
+        """Whether iteration ``t`` asks the meta-judge: where judge pairs are made, and only there."""
+        return self.iterations[t].judge_pairs
+
+    def epochs(self, t: int) -> int:
+        """The length of iteration ``t``'s learning-rate schedule."""
+        return self.iterations[t].epochs or self.training.epochs
+
+    def keep_epoch(self, t: int) -> int:
+        """The epoch at whose end iteration ``t``'s training stops, 1 to `epochs`."""
+        return self.iterations[t].keep_epoch or self.epochs(t)
+
+
+def _without_dropped(sections: object) -> object:
+    if not isinstance(sections, Mapping):
+        return sections
+    return {name: each or {} for name, each in sections.items() if each != "drop"}
+
+
+Mismatch = tuple[Key, object, str]
+
+
+def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
+    """Settings that are each allowed but not together: the key, its value, what it should be."""
+    yield from _numbering(recipe.iterations)
+    yield from _judging(recipe)
+    yield from _engine(recipe.engine)
+    yield from _training(recipe.training)
+    for name, benchmark in recipe.benchmarks.items():
+        for field, value, why in _benchmark(benchmark, recipe):
+            yield ("benchmarks", name, field), value, why
+    if recipe.training.choice.figure is not None and recipe.engine.kind == "endpoint":
+        why = "empty, as engine.kind is endpoint: your servers don't have the epochs' models"
+        yield ("training", "choice", "figure"), recipe.training.choice.figure, why
+    for t, iteration in recipe.iterations.items():
+        if iteration.judge_pairs and recipe.judgments.n < 2:
+            why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
+            yield ("iterations", t, "judge_pairs"), True, why
+        if recipe.keep_epoch(t) > recipe.epochs(t):
+            why = f"at most {recipe.epochs(t)}, the epochs of this iteration's schedule"
+            yield ("iterations", t, "keep_epoch"), iteration.keep_epoch, why
+
+
+def _numbering(iterations: Mapping[int, IterationSettings]) -> Iterator[Mismatch]:
+    if not iterations:
+        yield ("iterations",), None, "at least one iteration, such as 1"
+    for due, t in enumerate(sorted(iterations), 1):
+        if t != due:
+            yield ("iterations", t), None, f"iterations numbered 1, 2, 3 and so on; {due} is not there"
+
+
+def _judging(recipe: Recipe) -> Iterator[Mismatch]:
+    judgments, most = recipe.judgments, recipe.judgments.n * (recipe.judgments.n - 1)
+    if recipe.answers.temperature == 0:
+        yield ("answers", "temperature"), 0.0, "a number above 0: greedy answers to one prompt are all the same"
+    if judgments.temperature == 0 and judgments.n > 1:
+        yield (
+            ("judgments", "temperature"),
+            0.0,
+            "a number above 0: greedy judgments of one answer are all the same",
+        )
+    if judgments.min_valid > judgments.n:
+        yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
+    if judgments.low >= judgments.high:
+        yield ("judgments", "low"), judgments.low, f"a number below judgments.high, which is {judgments.high}"
+    if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
+        why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
+        yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
+
+
+def _engine(engine: EngineSettings) -> Iterator[Mismatch]:
+    urls = engine.endpoint.urls
+    if engine.kind == "endpoint" and not urls:
+        yield ("engine", "endpoint", "urls"), None, "at least one, such as [http://127.0.0.1:8000]"
+    if engine.kind != "endpoint" and urls:
+        yield ("engine", "endpoint", "urls"), list(urls), f"none, as engine.kind is {engine.kind}"
+    if engine.serve and engine.kind != "vllm":
+        yield ("engine", "serve"), True, f"false, as engine.kind is {engine.kind}"
+
+
+def _training(training: TrainingSettings) -> Iterator[Mismatch]:
+    if training.batch_size % training.micro_batch_size:
+        why = f"a divisor of training.batch_size, which is {training.batch_size}"
+        yield ("training", "micro_batch_size"), training.micro_batch_size, why
+    if training.schedule == "constant" and training.final_learning_rate > 0:
+        yield ("training", "final_learning_rate"), training.final_learning_rate, "0 with the constant schedule"
+    together = training.micro_batch_size * training.processes
+    if training.batch_size % training.micro_batch_size == 0 and training.batch_size % together:
+        why = f"such that {training.micro_batch_size} pairs in each divide training.batch_size"
+        yield ("training", "processes"), training.processes, why
+    if training.loss_weights and len(training.loss_weights) != len(training.loss):
+        yield ("training", "loss_weights"), list(training.loss_weights), "one for each of training.loss, or none"
+    if "exo_pair" in training.loss and training.label_smoothing == 0:
+        yield ("training", "label_smoothing"), 0.0, "a number above 0 with the loss exo_pair, such as 0.001"
+    if training.choice.figure in JUDGED and training.choice.judge is None:
+        yield ("training", "choice", "judge"), None, f"a judge, as training.choice.figure is {training.choice.figure}"
+    if training.final_learning_rate > training.learning_rate:
+        why = f"at most training.learning_rate, which is {training.learning_rate}"
+        yield ("training", "final_learning_rate"), training.final_learning_rate, why
+
+
+# What each kind must be given, and what else it may be given; the rest is another kind's.
+_NEEDED = {"alpaca": (), "arena": (), "mt-bench": ("questions",), "judge": ()}
+_TAKEN = {
+    "alpaca": ("against", "questions", "prompt", "difficulty", "gamed", "temperature", "judgments"),
+    "arena": ("against", "questions", "prompt", "version", "temperature", "judgments"),
+    "mt-bench": ("prompt", "references", "temperature", "judgments"),
+    "judge": ("questions", "form", "prompt", "judgments"),
+}
+
+
+def _benchmark(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """Settings of one benchmark that don't fit: the field, its value, what it should be."""
+    kind = benchmark.kind
+    allowed = {"kind", "models", "judge", *_NEEDED[kind], *_TAKEN[kind]}
+    for name, field in BenchmarkSettings.model_fields.items():
+        value = getattr(benchmark, name)
+        if name in _NEEDED[kind] and value is None:
+            yield name, None, f"a file, as kind is {kind}"
+        if name not in allowed and value != field.default:
+            yield name, value, f"nothing here, as kind is {kind}"
+    if (benchmark.difficulty is None) != (benchmark.gamed is None):
+        yield "gamed", benchmark.gamed, "both difficulty and gamed, or neither"
+    if any(t > len(recipe.iterations) for t in benchmark.models):
+        yield "models", list(benchmark.models), f"at most {len(recipe.iterations)}, the last iteration"
+    if kind == "arena" and benchmark.questions is None:
+        if benchmark.prompt is not None:
+            yield "questions", None, "a file, as its judge has the benchmark's prompt"
+        if benchmark.against not in ("m0", "previous"):
+            yield "against", benchmark.against, "m0 or previous, as the held-out prompts are this run's own"
+    if benchmark.references is not None and benchmark.prompt is None:
+        yield "references", benchmark.references, "nothing without prompt: the run's rubric has no place for it"
+    yield from _truth(benchmark, recipe)
+
+
+def _truth(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
+    """The oracle knows the pocket world alone."""
+    known = recipe.prompts.source == "pocket" and benchmark.questions is None
+    if benchmark.judge == "oracle" and (benchmark.kind not in ("alpaca", "arena") or not known):
+        yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
+    if benchmark.judge == "oracle" and benchmark.prompt is not None:
+        yield "prompt", benchmark.prompt, "nothing, as the oracle is asked no question"
+    if benchmark.kind == "judge" and not known and benchmark.questions is None:
+        yield "questions", None, "a file of rankings or pairs: only the pocket world knows what is right"
+    if benchmark.kind == "judge" and benchmark.questions is None and benchmark.judge != "itself":
+        yield "judge", benchmark.judge, "itself: on held-out prompts each model is measured as a judge"
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a preset's name or a YAML file, changed by each ``dotted.key=value`` of ``overrides``.
+
+    A recipe without a name is called after its file. Raises `UserError` with one line that names the place, the key,
+    its value and what is expected.
+    """
+    path = recipe_path(name_or_path)
+    tree = read_layers(path, overrides, {"name": path.stem, "iterations": PAPER_ITERATIONS})
+    return _checked(tree, label(path))
+
+
+def _checked(tree: Tree, source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree.values)
+    except ValidationError as error:
+        raise explain(error, tree, source, Recipe) from None
+
+
+def recipe_text(name_or_path: str, overrides: Sequence[str] = ()) -> str:
+    """The recipe as the user gave it: its file, with the overrides as comments above it."""
+    head = "".join(f"# --set {override}\n" for override in overrides)
+    return head + recipe_path(name_or_path).read_text(encoding="utf-8")
+
+
+def pairs_rules(recipe: Recipe, t: int) -> PairRules:
+    """How iteration ``t``'s records become pairs."""
+    iteration = recipe.iterations[t]
+    return PairRules(
+        rho=iteration.rho,
+        max_answer_chars=iteration.max_answer_chars,
+        judge_pairs=iteration.judge_pairs,
+        max_judgment_chars=iteration.max_judgment_chars,
+        min_valid=recipe.judgments.min_valid,
+        weights_scope=recipe.pairs.weights_scope,
+        elo_prior=recipe.pairs.elo_prior,
+        min_battles=recipe.pairs.min_battles,
+    )
+
+
+def generation_fingerprint(
+    recipe: Recipe, t: int, *, model: str, prompts: str, rubric: str, metarubric: str
+) -> dict[str, object]:
+    """All that bears on what iteration ``t``'s records say, under dotted keys; nothing about where they are made.
+
+    ``model`` fingerprints the weights and tokenizer, the others are SHA-256 of the chosen prompts and of the two
+    rubrics' texts. The meta-judge's settings count only where it is asked, the batch's shape only where the run
+    promises the same text again.
+    """
+    asked = {**_flat("meta_judgments", recipe.meta_judgments), "meta_judgments.rubric": metarubric}
+    return {
+        "seed": recipe.seed,
+        "iteration": t,
+        "model": model,
+        "prompts": prompts,
+        **_flat("answers", recipe.answers),
+        **_flat("judgments", recipe.judgments),
+        "judgments.rubric": rubric,
+        **(_flat("reasoning", recipe.reasoning) if recipe.reasoning.remove else {}),
+        "meta_judge": recipe.meta_judge(t),
+        **(asked if recipe.meta_judge(t) else {}),
+        **engine_fingerprint(recipe.engine),
+    }
+
+
+def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
+    """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
+    if engine.kind == "endpoint":
+        return {"engine.kind": engine.kind, "engine.endpoint.model": engine.endpoint.model}
+    if engine.kind == "vllm":
+        return {"engine.kind": engine.kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
+    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": resolved_dtype(engine.dtype, engine.device)}
+    shape = {"engine.rows": engine.rows} if engine.deterministic else {}
+    return {**kind, "engine.deterministic": engine.deterministic, **shape}
+
+
+def _flat(name: str, section: Section) -> dict[str, object]:
+    return {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}

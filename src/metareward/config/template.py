@@ -1,0 +1,87 @@
+"""A new recipe file: every key with what it means and the preset's value, ready to be uncommented and changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from metareward.config.presets import PRESETS, nearest_preset, preset_path
+from metareward.config.schema import Recipe, load_recipe
+from metareward.config.yaml_file import Key, dotted, fields, read_layers, section_of, shown
+from metareward.errors import UserError
+from metareward.settings import Section
+
+_HEAD = """\
+# A recipe says only what differs from the one it extends. To change a value, take the '#' from its line.
+# Paths are relative to the folder in which the command runs.
+extends: {preset}
+"""
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
+
+
+def starter_text(preset: str) -> str:
+    """A recipe that extends ``preset`` (one of `presets.PRESETS`) and, as it stands, means the same.
+
+    Keys that the preset leaves to the user stand there uncommented and empty.
+    """
+    unset = _unset(preset)
+    recipe = load_recipe(preset, [f"{dotted(key)}=to-be-given" for key in unset])
+    return _HEAD.format(preset=preset) + "\n".join(_lines(recipe, (), unset)) + "\n"
+
+
+def write_starter(path: Path, preset: str) -> None:
+    """Write `starter_text` to ``path``. Raises `UserError` for an unknown preset and for a file that is there."""
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: no such preset; {nearest_preset(preset)}")
+    text = starter_text(preset)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path}: there already, and is kept; name another file or move it away") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}; name a file in a folder that is there") from None
+
+
+def _unset(preset: str) -> list[Key]:
+    """The keys without a default that the preset doesn't give either."""
+    tree = read_layers(preset_path(preset), (), {"name": preset})
+    required = [key for key, field in fields(Recipe) if field.is_required() and section_of(field) is None]
+    return [key for key in required if key not in tree.origins and key != ("name",)]
+
+
+def _lines(section: Section, above: Key, unset: list[Key]) -> Iterator[str]:
+    indent = "  " * len(above)
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), (*above, name)
+        yield from () if above else ("",)
+        yield f"{indent}# {_meaning(value, field.description)}"
+        if isinstance(value, Section):
+            yield f"{indent}{name}:"
+            yield from _lines(value, key, unset)
+        elif isinstance(value, Mapping):
+            yield f"{indent}{name}:"
+            yield from _repeated(name, value)
+        else:
+            yield f"{indent}{name}:" if key in unset else f"{indent}#{name}: {_written(value)}".rstrip()
+
+
+def _repeated(name: str, sections: Mapping[int | str, Section]) -> Iterator[str]:
+    """The first of iterations or benchmarks explains its keys, the others repeat them bare."""
+    for place, (key, section) in enumerate(sections.items()):
+        yield f"  {key}:"
+        for line in _lines(section, (name, key), []):
+            if not place or not line.lstrip().startswith("# "):
+                yield line
+
+
+def _meaning(value: object, description: str | None) -> str:
+    return description or (value.__doc__ or "").splitlines()[0]
+
+
+def _written(value: object) -> str:
+    """``value`` on one line of YAML; an empty value stands for none."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else shown(value)

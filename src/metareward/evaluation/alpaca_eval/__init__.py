@@ -1,0 +1,1 @@
+"""AlpacaEval 2: win rate and length-controlled win rate."""

@@ -1,0 +1,162 @@
+"""AlpacaEval 2 of one or more models: every number of the leaderboard, what was left out, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metareward.evaluation.alpaca_eval.data import BASELINE, Annotations, Gamed
+from metareward.evaluation.alpaca_eval.length_control import (
+    LengthControlled,
+    difficulties,
+    joint_difficulty,
+    large_change,
+    length_adjusted,
+    length_controlled,
+)
+from metareward.evaluation.alpaca_eval.win_rate import WinRate, mean_chars, win_rate
+
+Array = NDArray[np.float64]
+
+OFFICIAL = "length_controlled_v1"
+
+
+@dataclass(frozen=True, slots=True)
+class AlpacaResult:
+    """One model. ``controlled`` is the leaderboard's number only where ``method`` is `OFFICIAL`."""
+
+    model: str
+    baseline: str | None
+    mode: str
+    raw: WinRate
+    controlled: LengthControlled | None
+    method: str
+    avg_length: int | None
+    n_missing: int
+    n_unparsable: int
+    n_refused: int
+    notes: tuple[str, ...]
+
+    @property
+    def official(self) -> bool:
+        """Whether the length-controlled win rate is the leaderboard's."""
+        return self.method == OFFICIAL
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON, with the leaderboard's names of columns; ours have other names."""
+        name = "length_controlled_winrate" if self.official else "length_adjusted_winrate"
+        error = "lc_standard_error" if self.official else "length_adjusted_standard_error"
+        fitted = self.controlled
+        return {
+            "model": self.model,
+            "baseline": self.baseline,
+            "preferences": self.mode,
+            **{field: getattr(self.raw, field) for field in WinRate.__slots__},
+            name: fitted.win_rate if fitted else None,
+            error: fitted.standard_error if fitted else None,
+            "length_method": self.method,
+            "weights": _named(fitted),
+            "avg_length": self.avg_length,
+            "n_judged": self.raw.n_total,
+            "n_missing": self.n_missing,
+            "n_unparsable": self.n_unparsable,
+            "n_refused": self.n_refused,
+            "notes": list(self.notes),
+        }
+
+
+def _named(fitted: LengthControlled | None) -> dict[str, float] | None:
+    if fitted is None:
+        return None
+    weights = fitted.weights
+    return {"w_len": weights.length, "w_difficulty": weights.difficulty, "w_const": weights.constant}
+
+
+def evaluate(
+    models: Sequence[Annotations],
+    difficulty: Array | None = None,
+    gamed: Gamed | None = None,
+    instructions: int | None = None,
+    chars: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[AlpacaResult, ...]:
+    """The numbers of every model.
+
+    ``difficulty`` and ``gamed`` are upstream's tables; with both, and upstream's baseline, the length-controlled win
+    rate is the leaderboard's. ``instructions`` tells how many there are in all (the difficulties do, too): outputs that
+    are missing count as empty in the average length. ``chars`` are the lengths of all of a model's outputs, where its
+    annotations don't hold every one. Raises `UserError` when the difficulties don't reach to every row.
+    """
+    total = instructions or (None if difficulty is None else len(difficulty))
+    shared = joint_difficulty([each.rows for each in models]) if difficulty is None and _comparable(models) else None
+    return tuple(_result(each, len(models), difficulty, gamed, shared, total, chars or {}) for each in models)
+
+
+def _comparable(models: Sequence[Annotations]) -> bool:
+    """Whether two models or more were judged on some of the same instructions against one baseline."""
+    numbers = [{row.row for row in each.rows} for each in models]
+    return len(models) > 1 and len({each.baseline for each in models}) == 1 and bool(set.intersection(*numbers))
+
+
+def _result(
+    each: Annotations,
+    models: int,
+    difficulty: Array | None,
+    gamed: Gamed | None,
+    shared: Mapping[int, float] | None,
+    total: int | None,
+    chars: Mapping[str, Sequence[int]],
+) -> AlpacaResult:
+    raw = win_rate([row.preference for row in each.rows if row.preference is not None])
+    controlled, method = _controlled(each, models, difficulty, gamed, shared)
+    lengths = chars.get(each.model) or [row.model_chars for row in each.rows]
+    refused = sum(row.refused for row in each.rows)
+    return AlpacaResult(
+        model=each.model,
+        baseline=each.baseline,
+        mode=each.mode,
+        raw=raw,
+        controlled=controlled,
+        method=method,
+        avg_length=mean_chars(lengths, max(0, (total or 0) - len(lengths))),
+        n_missing=max(0, (total or len(lengths)) - len(each.rows)),
+        n_unparsable=len(each.rows) - raw.n_total - refused,
+        n_refused=refused,
+        notes=_notes(each, raw, controlled, each.by_place and len(each.rows) < (total or 0)),
+    )
+
+
+def _controlled(
+    each: Annotations,
+    models: int,
+    difficulty: Array | None,
+    gamed: Gamed | None,
+    shared: Mapping[int, float] | None,
+) -> tuple[LengthControlled | None, str]:
+    if difficulty is not None and gamed is not None and each.baseline in (None, BASELINE):
+        return length_controlled(each.rows, difficulty, gamed), OFFICIAL
+    if difficulty is not None:
+        hard_P = difficulties(each.rows, difficulty)
+        return length_adjusted(each.rows, hard_P), "length, constant, difficulty from the file"
+    if shared is not None:
+        hard_P = np.array([shared[row.row] for row in each.rows])
+        return length_adjusted(each.rows, hard_P), f"length, constant, difficulty fitted on these {models} models"
+    return length_adjusted(each.rows), "length, constant"
+
+
+def _notes(each: Annotations, raw: WinRate, controlled: LengthControlled | None, shifted: bool) -> tuple[str, ...]:
+    notes = []
+    if shifted:
+        notes.append(
+            "rows are missing and were counted by place, as upstream does, which shifts difficulties after a gap; "
+            "--by-instruction with --reference counts them right"
+        )
+    if each.differing_name is not None:
+        notes.append(f"the file calls the model {each.differing_name!r}; the folder's name is taken")
+    if controlled is not None and raw.win_rate is not None and large_change(raw.win_rate, controlled.win_rate):
+        notes.append(
+            f"controlling length moves the win rate from {raw.win_rate:.1f} to {controlled.win_rate:.1f}: look at it"
+        )
+    return tuple(notes)

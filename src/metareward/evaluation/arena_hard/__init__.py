@@ -1,0 +1,1 @@
+"""Arena-Hard: Bradley-Terry scores against a baseline, with style control."""

@@ -1,0 +1,297 @@
+"""The files of Arena-Hard, v0.1 and v2, in the formats of the public repository lmarena/arena-hard-auto.
+
+Questions (``question.jsonl``), answers (``model_answer/MODEL.jsonl``), judgments (``model_judgment/JUDGE/MODEL.jsonl``)
+and the judge's configuration (YAML). v2 has other names for the same fields, and both are read. Judgments may also be
+a table with ``question_id, model, game1, game2`` and answers one with ``question_id, model, token_len, header_count,
+list_count, bold_count``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import yaml
+
+from metareward.errors import UserError
+from metareward.evaluation.rows import Row, read_all, read_rows, read_text
+from metareward.method.template import require
+
+# --- The five verdicts of an Arena-Hard judge, and reading one from what it wrote.
+#
+# [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]]. In v0.1 a text that names two different labels has none; in v2 the last
+# label decides, and single brackets count where there are no double ones. Only the judge's own text is read.
+
+
+Version = Literal["v0.1", "v2"]
+Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"]
+
+_DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
+_SINGLE = re.compile(r"\[([AB<>=]+)\]")
+_SAME: dict[str, Verdict] = {"B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A", "B<A": "A>B", "B<<A": "A>>B"}
+_VALUE: dict[Verdict, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
+
+
+def version_named(name: str) -> Version:
+    """The version of that name. Raises `UserError` for another one."""
+    found: Version | None = next((each for each in get_args(Version) if each == name), None)
+    if found is None:
+        raise UserError(f"--version {name}: no such version; there is {', '.join(get_args(Version))}")
+    return found
+
+
+def verdict(label: str) -> Verdict | None:
+    """The verdict that a stored label is; None for none of the five. ``A<B`` is another way to write ``B>A``."""
+    return next((each for each in get_args(Verdict) if each == label), _SAME.get(label))
+
+
+def read_verdict(text: str, version: Version) -> Verdict | None:
+    """The verdict that the judge's text ends in, or None."""
+    if version == "v0.1":
+        labels = set(_DOUBLE.findall(text))
+        return verdict(labels.pop()) if len(labels) == 1 else None
+    found = _DOUBLE.findall(text.upper()) or _SINGLE.findall(text.upper())
+    return verdict(found[-1]) if found else None
+
+
+def asks_again(text: str, version: Version) -> bool:
+    """Whether a judge of v0.1 is asked to go on, once: it named no label at all. v2 doesn't ask twice."""
+    return version == "v0.1" and not _DOUBLE.search(text)
+
+
+def for_first(given: Verdict) -> float:
+    """What assistant A gets: 1, one half or 0."""
+    return _VALUE[given]
+
+
+def strong(given: Verdict) -> bool:
+    """Whether one side is called significantly better."""
+    return ">>" in given
+
+
+# --- What Arena-Hard's style control counts in an answer: tokens, headers, list items and bold spans.
+#
+# Code blocks are cut out before the marks are counted. Tokens are upstream's count where the answer's file has it; the
+# length in characters stands in for it where it hasn't.
+
+
+_CODE = re.compile(r"```[^`]*```")
+_HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
+_LISTED = (re.compile(r"^\s*\d+\.\s", re.MULTILINE), re.compile(r"^\s*[-*+]\s", re.MULTILINE))
+_BOLD = (re.compile(r"\*\*[^*\n]+\*\*"), re.compile(r"__[^_\n]+__"))
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """The counts of one answer; ``tokens`` or ``chars`` is None where it isn't known."""
+
+    tokens: float | None
+    chars: float | None
+    headers: float
+    lists: float
+    bolds: float
+
+
+def count_style(text: str, tokens: float | None) -> Style:
+    """The style of ``text``."""
+    plain = _CODE.sub("", text)
+    return Style(
+        tokens=tokens,
+        chars=len(text),
+        headers=_matches(plain, _HEADER),
+        lists=_matches(plain, *_LISTED),
+        bolds=_matches(plain, *_BOLD),
+    )
+
+
+def _matches(text: str, *patterns: re.Pattern[str]) -> int:
+    return sum(len(pattern.findall(text)) for pattern in patterns)
+
+
+_ID = ("question_id", "uid")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt. ``category`` is what v2 ranks apart."""
+
+    id: str
+    category: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer to one question; ``text`` is None where a table gives only its style."""
+
+    question: str
+    model: str
+    text: str | None
+    style: Style
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A model against its baseline on one question, twice: in game 1 the baseline is A, in game 2 the model is.
+
+    A game without a readable verdict is None; ``refused`` counts those that the judge didn't answer.
+    """
+
+    question: str
+    category: str
+    model: str
+    baseline: str
+    games: tuple[Verdict | None, Verdict | None]
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePrompt:
+    """The judge's system prompt, the template of the user's turn, and the digest of the file."""
+
+    system: str
+    template: str
+    sha256: str
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """The questions, in the order of the file. Raises `UserError` for a repeated id."""
+    found: dict[str, Question] = {}
+    for row in read_rows(path):
+        question = Question(row.text(*_ID), str(row.fields.get("category") or ""), _asked(row))
+        if question.id in found:
+            raise row.wrong(_ID[0], "repeats an earlier row", "keep one question to an id")
+        found[question.id] = question
+    return tuple(found.values())
+
+
+def _asked(row: Row) -> str:
+    return row.text("prompt") if row.has("prompt") else row.rows("turns")[0].text("content")
+
+
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """The answers of a file, or of all ``.jsonl`` files of a folder."""
+    return tuple(_answer(row) for row in read_all(path))
+
+
+def _answer(row: Row) -> Answer:
+    text = _written(row)
+    return Answer(row.text(*_ID), row.text("model_id", "model"), text, _style(row, text))
+
+
+def _written(row: Row) -> str | None:
+    if row.has("messages"):
+        last = row.rows("messages")[-1]
+        content = last.fields.get("content")
+        return last.row("content").text("answer") if isinstance(content, dict) else last.text("content")
+    return row.rows("choices")[0].rows("turns")[0].text("content") if row.has("choices") else None
+
+
+def _style(row: Row, text: str | None) -> Style:
+    """The stored counts where there are some, else those of the text; the tokens are known only if they are stored."""
+    stored = row.fields.get("conv_metadata") or row.fields.get("metadata") or row.fields
+    given = Row(row.where, stored) if isinstance(stored, dict) else row
+    if given.has("header_count", "list_count", "bold_count"):
+        counts = [_total(given, name) for name in ("header_count", "list_count", "bold_count")]
+        return Style(_tokens(row, given), None if text is None else len(text), *counts)
+    if text is None:
+        raise row.wrong("header_count", "is missing, and there is no text to count in", "add the answer or its counts")
+    return count_style(text, _tokens(row, given))
+
+
+def _total(row: Row, name: str) -> float:
+    """A count, or the sum of its kinds (such as h1 to h6)."""
+    kinds = row.fields[name]
+    return sum(Row(row.where, kinds).number(kind) for kind in kinds) if isinstance(kinds, dict) else row.number(name)
+
+
+def _tokens(row: Row, given: Row) -> float | None:
+    if given.has("token_len"):
+        return given.number("token_len")
+    turn = row.rows("choices")[0].rows("turns")[0] if row.has("choices") else row
+    return turn.optional_number("token_len")
+
+
+def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[Match, ...]:
+    """The matches of a file, or of all ``.jsonl`` files of a folder; the baseline against itself is left out.
+
+    Raises `UserError` when neither the rows nor ``baseline`` name the baseline.
+    """
+    matches = [_match(row, baseline, version) for row in read_all(path)]
+    return tuple(match for match in matches if match.model != match.baseline)
+
+
+def _match(row: Row, baseline: str | None, version: Version) -> Match:
+    against = row.text("baseline") if row.has("baseline") else baseline
+    if against is None:
+        raise UserError(f"{row.where}: doesn't name the baseline; fix: give --baseline NAME")
+    games = _games(row, version)
+    if len(games) != 2:
+        raise row.wrong("games", f"has {len(games)} games", "give both: baseline first, then model first")
+    category = str(row.fields.get("category") or "")
+    refused = int(row.optional_number("refused") or 0)
+    return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused)
+
+
+def _games(row: Row, version: Version) -> list[Verdict | None]:
+    if row.has("games"):
+        return [_game(row, game, version) for game in row.items("games")]
+    return [verdict(str(row.fields.get(name) or "")) for name in ("game1", "game2")]
+
+
+def _game(row: Row, game: object, version: Version) -> Verdict | None:
+    """A stored score counts; the text is read where there is no such field. v2 stores null for a game that failed."""
+    if game is None:
+        return None
+    if not isinstance(game, dict):
+        raise row.wrong("games", "holds something that is no game", 'write {"score": "A>B"} or null')
+    if "score" in game:
+        return verdict(str(game["score"]))
+    return read_verdict(Row(row.where, game).text("judgment"), version)
+
+
+def read_judge_prompt(path: Path) -> JudgePrompt:
+    """The judge's words: ``system_prompt``, and ``prompt_template`` with v0.1's or v2's slots, from a YAML file.
+
+    Raises `UserError` when one is missing.
+    """
+    text = read_text(path)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{path}: not YAML ({' '.join(str(error).split())[:120]}); fix: name judge_config.yaml"
+        ) from None
+    row = Row(str(path), config if isinstance(config, dict) else {})
+    template = _joined(row)
+    newer = "{QUESTION}" in template
+    require(template, str(path), *(("QUESTION", "ANSWER_A", "ANSWER_B") if newer else _OLD_SLOTS))
+    return JudgePrompt(row.text("system_prompt"), template, hashlib.sha256(text.encode()).hexdigest())
+
+
+_OLD_SLOTS = ("question_1", "answer_1", "answer_2")
+
+
+def _joined(row: Row) -> str:
+    """The template: text, or v0.1's list of one."""
+    value = row.fields.get("prompt_template")
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    return row.text("prompt_template")
+
+
+def by_model(answers: Iterable[Answer]) -> dict[str, dict[str, Answer]]:
+    """Answers by model and question; of a repeated one the last counts, as upstream."""
+    found: dict[str, dict[str, Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.model, {})[answer.question] = answer
+    return found
+
+
+def categories(matches: Sequence[Match]) -> list[str]:
+    """The categories there are, in order of first appearance."""
+    return list(dict.fromkeys(match.category for match in matches))

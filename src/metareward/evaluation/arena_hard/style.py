@@ -1,0 +1,166 @@
+"""Arena-Hard with style control: the score that a model would have at the same style as the others.
+
+One logistic regression over all models: a rating to each, and a coefficient to each style difference between baseline
+and model, standardised over the battles. A model's controlled score uses its rating alone, which is the score at the
+average style difference of all the battles, not at the baseline's own style. So it depends on which models are fitted
+together, and compares them with each other rather than with the baseline.
+
+v0.1: difference (a - b) / (a + b + 1) of tokens, headers, lists and bold spans; scaled by the population's deviation;
+      a ridge of 1/2 to each coefficient, the baseline's among them (upstream doubles the battles and has a ridge of 1).
+v2:   length (a - b) / (a + b), marks as densities d = count / tokens with (d_a - d_b) / (d_a + d_b + 1); the sample's
+      deviation; no penalty, except that 1e-6 keeps a model that always wins finite. Upstream stops after 50 steps; here
+      the optimum is reached.
+
+"length" controls the length alone, "markdown" the other three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from metareward.evaluation.arena_hard.data import Answer, Style, Version
+from metareward.evaluation.arena_hard.score import PERCENTILES, Battles, Range, draw_questions
+from metareward.method.stats import fit
+
+Array = NDArray[np.float64]
+Control = Literal["style", "length", "markdown"]
+
+_COLUMNS: dict[Control, tuple[int, ...]] = {"style": (0, 1, 2, 3), "length": (0,), "markdown": (1, 2, 3)}
+NAMES = ("length", "headers", "lists", "bold")
+_RIDGE: dict[Version, float] = {"v0.1": 0.5, "v2": 1e-6}
+_BASE = math.log(10)
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """Scores of the models at one style, in percent, and the coefficients of the controlled features.
+
+    A positive coefficient is in favour of more; ``ranges_M`` is empty where no interval was asked for.
+    """
+
+    scores_M: tuple[float | None, ...]
+    coefficients: Mapping[str, float]
+    ranges_M: tuple[Range | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StyledBattles:
+    """One row to a model and question: its battles' mean outcome and number, and the style differences (R, 4)."""
+
+    models: tuple[str, ...]
+    questions: tuple[str, ...]
+    model_R: NDArray[np.int64]
+    question_R: NDArray[np.int64]
+    outcome_R: Array
+    weight_R: Array
+    style_R4: Array
+    in_tokens: bool
+    left_out: int
+
+
+def styled(
+    fought: Battles, baseline: str, answers: Mapping[str, Mapping[str, Answer]], version: Version
+) -> StyledBattles | None:
+    """The battles whose two answers' styles are known; None when there are none.
+
+    ``answers`` are those of every model by question. Lengths are in tokens if every answer tells them, else in
+    characters.
+    """
+    n_QM = fought.sums(fought.weight_R)
+    question_R, model_R = np.nonzero(n_QM)
+    pairs = [
+        (answers.get(baseline, {}).get(fought.questions[q]), answers.get(fought.models[m], {}).get(fought.questions[q]))
+        for q, m in zip(question_R, model_R, strict=True)
+    ]
+    known = np.array([base is not None and own is not None for base, own in pairs], dtype=bool)
+    both = [(base.style, own.style) for base, own in pairs if base is not None and own is not None]
+    if not both:
+        return None
+    in_tokens = all(style.tokens is not None for pair in both for style in pair)
+    weight_R = n_QM[question_R, model_R]
+    won_R = fought.sums(fought.weight_R * fought.outcome_R)[question_R, model_R]
+    return StyledBattles(
+        models=fought.models,
+        questions=fought.questions,
+        model_R=model_R[known],
+        question_R=question_R[known],
+        outcome_R=(won_R / weight_R)[known],
+        weight_R=weight_R[known],
+        style_R4=_standardised(_differences(both, in_tokens, version), weight_R[known], version),
+        in_tokens=in_tokens,
+        left_out=int((~known).sum()),
+    )
+
+
+def _differences(pairs: Sequence[tuple[Style, Style]], in_tokens: bool, version: Version) -> Array:
+    base_R4, own_R4 = (np.array([_counts(pair[side], in_tokens) for pair in pairs]) for side in (0, 1))
+    if version == "v0.1":
+        return np.asarray((base_R4 - own_R4) / (base_R4 + own_R4 + 1))
+    one, other = (_densities(counts_R4) for counts_R4 in (base_R4, own_R4))
+    length = (base_R4[:, :1] - own_R4[:, :1]) / np.maximum(base_R4[:, :1] + own_R4[:, :1], 1)
+    return np.hstack([length, (one - other) / (one + other + 1)])
+
+
+def _densities(counts_R4: Array) -> Array:
+    return np.asarray(counts_R4[:, 1:] / np.maximum(counts_R4[:, :1], 1))
+
+
+def _counts(style: Style, in_tokens: bool) -> tuple[float, float, float, float]:
+    length = style.tokens if in_tokens else style.chars
+    return (length or 0.0, style.headers, style.lists, style.bolds)
+
+
+def _standardised(style_R4: Array, weight_R: Array, version: Version) -> Array:
+    """Centred and scaled over the battles; a feature that never differs becomes 0."""
+    centred = style_R4 - np.average(style_R4, axis=0, weights=weight_R)
+    degrees = weight_R.sum() - (version == "v2")
+    spread = np.sqrt((weight_R[:, None] * centred**2).sum(axis=0) / max(degrees, 1.0))
+    return np.asarray(centred / np.where(spread > 0, spread, 1.0))
+
+
+def controlled(rows: StyledBattles, control: Control, version: Version, rounds: int = 0, seed: int = 0) -> Controlled:
+    """The scores with ``control``; with ``rounds`` also 95 % (v2: 90 %) intervals from drawing whole questions."""
+    columns = _COLUMNS[control]
+    x_RF = _design(rows, columns)
+    ridge_F = np.full(x_RF.shape[1], _RIDGE[version])
+    found = fit(x_RF, rows.outcome_R, rows.weight_R, ridge_F)
+    count = len(rows.models)
+    fought_M = np.asarray(np.bincount(rows.model_R, rows.weight_R, count), dtype=np.float64)
+    scores = [float(score) if n else None for score, n in zip(_scores(found, count), fought_M, strict=True)]
+    # The design takes baseline minus model.
+    weights = {NAMES[column]: -float(found[count + 1 + i]) for i, column in enumerate(columns)}
+    drawn = _resampled(rows, x_RF, ridge_F, found, rounds, seed)
+    return Controlled(tuple(scores), weights, _ranges(drawn, fought_M, version) if rounds else ())
+
+
+def _design(rows: StyledBattles, columns: Sequence[int]) -> Array:
+    """A column to each model (ln 10), one to the baseline (-ln 10), and the controlled features."""
+    ratings = np.zeros((len(rows.model_R), len(rows.models) + 1))
+    ratings[np.arange(len(rows.model_R)), rows.model_R] = _BASE
+    ratings[:, -1] = -_BASE
+    return np.hstack([ratings, rows.style_R4[:, list(columns)]])
+
+
+def _scores(found_F: Array, models: int) -> Array:
+    return np.asarray(100 * expit(_BASE * (found_F[:models] - found_F[models])))
+
+
+def _resampled(rows: StyledBattles, x_RF: Array, ridge_F: Array, start_F: Array, rounds: int, seed: int) -> Array:
+    """The scores of every round, of shape (rounds, M)."""
+    drawn = draw_questions(len(rows.questions), rounds, seed)[:, rows.question_R]
+    fits = [fit(x_RF, rows.outcome_R, rows.weight_R * times_R, ridge_F, start_F) for times_R in drawn]
+    return np.array([_scores(found, len(rows.models)) for found in fits])
+
+
+def _ranges(scores_BM: Array, fought_M: Array, version: Version) -> tuple[Range | None, ...]:
+    low_M, high_M = np.percentile(scores_BM, PERCENTILES[version], axis=0)
+    return tuple(
+        Range(float(low), float(high)) if n else None for low, high, n in zip(low_M, high_M, fought_M, strict=True)
+    )

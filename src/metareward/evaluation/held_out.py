@@ -1,0 +1,302 @@
+"""How good a model is now, on held-out prompts that nothing was ever trained on.
+
+Each model answers and judges its own answers. To tell a better judge from easier answers, every model also judges
+the same *anchors*: the answers of M0, and M0's judgments of them (as Meta-Rewarding section 3.3 measures judges on
+answers of the seed model). Where an oracle knows the truth, it scores all three roles.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from metareward.engines.engine import Engine
+from metareward.generation.progress import ANSWERS, JUDGMENTS, META, SILENT, Progress
+from metareward.generation.runner import SweepOutcome, sweep_with
+from metareward.generation.unit import UnitSettings, judge_answer, meta_judge_pair, run_prompt, together
+from metareward.method.stats import Interval, mean_interval, spearman
+from metareward.seeds import derive
+from metareward.storage.store import RecordStore
+from metareward.types import Candidate, Judgment, MetaJudgment, Prompt, PromptRecord, Scored, Tied, Won
+
+
+class Oracle(Protocol):
+    """Truth that no role can see, where there is any."""
+
+    def answer_score(self, prompt: Prompt, answer: str) -> float:
+        """The true score of an answer, on the rubric's scale."""
+        ...
+
+    def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:
+        """How wrong a judgment is: smaller is better, equal is equally good."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two of M0's judgments of its answer ``candidate``, compared in one order."""
+
+    candidate: int
+    meta: MetaJudgment
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What one model did on one held-out prompt.
+
+    ``own`` are its answers with its judgments; ``anchors_K`` are M0's answers with this model's judgments;
+    ``comparisons`` are this model's meta-judgments of M0's judgments.
+    """
+
+    prompt: Prompt
+    own: tuple[Candidate, ...]
+    anchors_K: tuple[Candidate, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+_CODEC = TypeAdapter(HeldOut)
+
+
+async def evaluate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    settings: UnitSettings,
+    meta_pairs: int,
+    store: RecordStore,
+    anchors: Mapping[str, HeldOut] | None,
+    progress: Progress,
+    in_flight: int = 64,
+) -> SweepOutcome:
+    """Do all that is measured on every prompt that the store lacks; ``anchors`` None: this model is M0 itself."""
+
+    async def measure(prompt: Prompt) -> str:
+        found = await _measure(engine, prompt, settings, meta_pairs, anchors[prompt.id] if anchors else None, progress)
+        return _CODEC.dump_json(found).decode()
+
+    judged = settings.k * settings.n * (1 if anchors is None else 2)
+    most = {ANSWERS: settings.k, JUDGMENTS: judged, META: 2 * meta_pairs}
+    return await sweep_with(measure, prompts, store, progress, "evaluating", most, in_flight)
+
+
+async def _measure(
+    engine: Engine,
+    prompt: Prompt,
+    settings: UnitSettings,
+    meta_pairs: int,
+    anchor: HeldOut | None,
+    progress: Progress = SILENT,
+) -> HeldOut:
+    acting = replace(settings, meta_judge=False, seed=derive(settings.seed, "own"))
+    judging = replace(settings, seed=derive(settings.seed, "anchors"))
+    own = _every_sample(await run_prompt(engine, prompt, acting, progress))
+    if anchor is None:
+        given = anchors = own
+    else:
+        given = anchor.own
+        anchors = await judged_again(engine, prompt, given, judging, progress)
+    pairs = _pairs_to_compare(given, meta_pairs, derive(judging.seed, prompt.id, "pairs"))
+    comparisons = await together(
+        _compare(engine, prompt, candidate, first, second, judging, progress) for candidate, first, second in pairs
+    )
+    return HeldOut(prompt, own, anchors, tuple(comparisons))
+
+
+def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:
+    """All K answers as they were drawn, repeats included: a mean over distinct answers would flatter a sure model."""
+    by_index = {candidate.index: candidate for candidate in record.candidates_K}
+    repeats = [replace(by_index[repeat.of], index=repeat.index) for repeat in record.duplicates]
+    return tuple(sorted((*record.candidates_K, *repeats), key=lambda candidate: candidate.index))
+
+
+async def judged_again(
+    engine: Engine, prompt: Prompt, given: Sequence[Candidate], settings: UnitSettings, progress: Progress
+) -> tuple[Candidate, ...]:
+    """The ``given`` answers to a prompt with judgments by ``engine`` in the place of theirs."""
+    judged = await together(
+        judge_answer(engine, prompt, answer.index, answer.text, settings, progress) for answer in given
+    )
+    return tuple(replace(answer, judgments_N=judgments_N) for answer, judgments_N in zip(given, judged, strict=True))
+
+
+def _pairs_to_compare(
+    given: Sequence[Candidate], count: int, seed: int
+) -> Iterator[tuple[Candidate, Judgment, Judgment]]:
+    """Both orders of ``count`` pairs of readable judgments with different texts, drawn by ``seed``."""
+    pairs = [
+        (answer, first, second)
+        for answer in given
+        for position, first in enumerate(answer.judgments_N)
+        for second in answer.judgments_N[position + 1 :]
+        if _readable(first) and _readable(second) and first.text != second.text
+    ]
+    pairs.sort(key=lambda pair: derive(seed, pair[0].index, pair[1].index, pair[2].index))
+    for answer, first, second in pairs[:count]:
+        yield answer, first, second
+        yield answer, second, first
+
+
+def _readable(judgment: Judgment) -> bool:
+    return isinstance(judgment.reading, Scored)
+
+
+async def _compare(
+    engine: Engine,
+    prompt: Prompt,
+    answer: Candidate,
+    first: Judgment,
+    second: Judgment,
+    settings: UnitSettings,
+    progress: Progress,
+) -> Comparison:
+    # The answer's number belongs in the seed: judgments of different answers share their numbers.
+    seeded = replace(settings, seed=derive(settings.seed, "compare", answer.index))
+    return Comparison(answer.index, await meta_judge_pair(engine, prompt, answer.text, first, second, seeded, progress))
+
+
+def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:
+    """What the store holds, by prompt id."""
+    return tuple(_CODEC.validate_json(document) for _, document in store.documents())
+
+
+# --- From held-out records to figures with 95 % intervals, resampled by prompt (`metareward.method.stats`).
+#
+# A measure for which there is nothing to count is left out; it is never 0 and never NaN.
+
+
+Rows = list[tuple[str, float]]  # (prompt id, value)
+_DRAWS = 400
+
+
+def measure(
+    records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle | None, seed: int
+) -> dict[str, dict[str, float]]:
+    """Every measure that has something to count, as ``{"mean", "low", "high", "n"}``; ``anchors`` are M0's records."""
+    columns = dict(_plain(records))
+    if oracle is not None:
+        columns |= dict(_true(records, anchors, oracle))
+    found = {
+        name: mean_interval([v for _, v in rows], [g for g, _ in rows], seed) for name, rows in columns.items() if rows
+    }
+    if oracle is not None:
+        found |= _rank_correlations(records, oracle, seed)
+    return {name: {"mean": i.mean, "low": i.low, "high": i.high, "n": i.n} for name, i in found.items()}
+
+
+def score_histogram(records: Iterable[HeldOut]) -> dict[str, dict[str, int]]:
+    """How often each single score was given, to the model's own answers and to the anchors."""
+    own, anchor = Counter[str](), Counter[str]()
+    for record in records:
+        own.update(f"{score:g}" for answer in record.own for score in _scores(answer))
+        anchor.update(f"{score:g}" for answer in record.anchors_K for score in _scores(answer))
+    return {"own": dict(sorted(own.items())), "anchor": dict(sorted(anchor.items()))}
+
+
+def _scores(answer: Candidate) -> list[float]:
+    return [each.reading.score for each in answer.judgments_N if isinstance(each.reading, Scored)]
+
+
+def _plain(records: Sequence[HeldOut]) -> Iterator[tuple[str, Rows]]:
+    """What can be counted without knowing any truth."""
+    own = [(record.prompt.id, answer) for record in records for answer in record.own]
+    anchors = [(record.prompt.id, answer) for record in records for answer in record.anchors_K]
+    judgments = [(key, judgment) for key, answer in anchors for judgment in answer.judgments_N]
+    metas = [(record.prompt.id, each.meta) for record in records for each in record.comparisons]
+    yield "answer_chars", [(key, float(len(answer.text))) for key, answer in own]
+    yield "answer_truncated", [(key, float(answer.finish == "length")) for key, answer in own]
+    yield "answer_self_score", [(key, score) for key, answer in own for score in _scores(answer)]
+    yield "anchor_score", [(key, score) for key, answer in anchors for score in _scores(answer)]
+    yield "judgment_valid", [(key, float(isinstance(each.reading, Scored))) for key, each in judgments]
+    yield "judgment_chars", [(key, float(len(each.text))) for key, each in judgments]
+    yield "meta_valid", [(key, float(isinstance(meta.verdict, Won | Tied))) for key, meta in metas]
+    won = [(key, meta, meta.verdict) for key, meta in metas]
+    yield "meta_first_position", [(key, float(v.winner == meta.first)) for key, meta, v in won if isinstance(v, Won)]
+
+
+def _true(records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle) -> Iterator[tuple[str, Rows]]:
+    quality = [(r.prompt.id, oracle.answer_score(r.prompt, answer.text)) for r in records for answer in r.own]
+    yield "answer_quality", quality
+    yield "answer_perfect", [(key, float(score >= 5)) for key, score in quality]
+    judged = list(_judged_anchors(records, oracle))
+    yield "judgment_exact", [(key, float(score == truth)) for key, score, truth in judged]
+    yield "meta_accuracy", list(_meta_hits(records, anchors, oracle))
+
+
+def _judged_anchors(records: Iterable[HeldOut], oracle: Oracle) -> Iterator[tuple[str, float, float]]:
+    """(prompt id, score given, true score) of every readable judgment of an anchor."""
+    for record in records:
+        for answer in record.anchors_K:
+            truth = oracle.answer_score(record.prompt, answer.text)
+            for score in _scores(answer):
+                yield record.prompt.id, score, truth
+
+
+def _meta_hits(
+    records: Iterable[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle
+) -> Iterator[tuple[str, float]]:
+    """Whether the better judgment won, wherever one of the two is better; a tie is half a hit."""
+    for record in records:
+        given = {answer.index: answer for answer in anchors[record.prompt.id].own}
+        for each in record.comparisons:
+            hit = _hit(record.prompt, given[each.candidate], each, oracle)
+            if hit is not None:
+                yield record.prompt.id, hit
+
+
+def _hit(prompt: Prompt, answer: Candidate, each: Comparison, oracle: Oracle) -> float | None:
+    judgments = {judgment.index: judgment for judgment in answer.judgments_N}
+
+    def error(judgment: Judgment) -> tuple[float, ...]:
+        score = judgment.reading.score if isinstance(judgment.reading, Scored) else float("inf")
+        return oracle.judgment_error(prompt, answer.text, judgment.text, score)
+
+    first, second = error(judgments[each.meta.first]), error(judgments[each.meta.second])
+    verdict = each.meta.verdict
+    if first == second or not isinstance(verdict, Won | Tied):
+        return None
+    if isinstance(verdict, Tied):
+        return 0.5
+    return float(verdict.winner == (each.meta.first if first < second else each.meta.second))
+
+
+def _rank_correlations(records: Sequence[HeldOut], oracle: Oracle, seed: int) -> dict[str, Interval]:
+    """Spearman's correlation with the truth over all anchors: of single judgments, and of the mean of N."""
+    single = list(_judged_anchors(records, oracle))
+    means = [
+        (record.prompt.id, float(np.mean(_scores(answer))), oracle.answer_score(record.prompt, answer.text))
+        for record in records
+        for answer in record.anchors_K
+        if _scores(answer)
+    ]
+    found = {
+        "judgment_rank_correlation": _grouped(single, seed),
+        "judgment_mean_rank_correlation": _grouped(means, seed),
+    }
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _grouped(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | None:
+    """Spearman over all rows, with a 95 % interval from resampling prompts; None when it isn't defined."""
+    whole = _spearman(rows)
+    if whole is None:
+        return None
+    groups: dict[str, list[tuple[str, float, float]]] = {}
+    for row in rows:
+        groups.setdefault(row[0], []).append(row)
+    pools, generator = list(groups.values()), np.random.default_rng(seed)
+    drawn = [whole]  # the interval holds it, and there is one where no resample has a correlation
+    for _ in range(_DRAWS):
+        sample = [row for pick in generator.integers(len(pools), size=len(pools)) for row in pools[pick]]
+        value = _spearman(sample)
+        if value is not None:
+            drawn.append(value)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(whole, min(whole, float(low)), max(whole, float(high)), len(rows))
+
+
+def _spearman(rows: Sequence[tuple[str, float, float]]) -> float | None:
+    return spearman([given for _, given, _ in rows], [truth for _, _, truth in rows])

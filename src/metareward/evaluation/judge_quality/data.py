@@ -1,0 +1,188 @@
+"""What judges are measured on, as JSON Lines: human rankings of responses, labelled pairs, and stored verdicts.
+
+A ranking:  {"id", "conversation": [{"role", "text"}] or "prompt", "responses": [{"text", "rank"}]}; rank 0 is the best.
+A pair:     {"id", "input", "output_1", "output_2", "label"}; the label names the better output, 0 says neither.
+A verdict:  {"id", "evaluator", "winner_original_order", "winner_swapped_order"}; winners by the pair's own numbers,
+            null where none could be read (the form of LLMBar's results, princeton-nlp/LLMBar).
+
+A judge that grades puts ``score``, or ``scores`` of several judgments with null for unreadable ones, to a response, and
+``score_1`` and ``score_2`` (``scores_1``, ``scores_2``) to a pair. A reference judge puts ``comparisons`` to a ranking,
+{"first", "second", "winner"} with indices of responses in the order shown, "tie" or null; and ``reference`` to a pair,
+a list with the winner in each order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from metareward.evaluation.rows import Row, group, read_rows, unique
+from metareward.types import ChatRole, Message, Messages, Tied, Won
+
+Winner = Literal[0, 1, 2]  # 0: neither
+_ROLES: dict[str, ChatRole] = {"prompter": "user", "human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer. ``rank`` is the humans' (0 is the best); ``scores_N`` are a judge's, None for an unreadable one."""
+
+    text: str
+    rank: float | None = None
+    scores_N: tuple[float | None, ...] = ()
+    refused: bool = False
+
+    @property
+    def score(self) -> float | None:
+        """The mean of the readable scores, None without any."""
+        valid = [score for score in self.scores_N if score is not None]
+        return sum(valid) / len(valid) if valid else None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A reference judge's verdict on two responses, by their indices, ``first`` shown first; None: unreadable."""
+
+    first: int
+    second: int
+    verdict: Won | Tied | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prompt with its responses."""
+
+    id: str
+    messages: Messages
+    responses: tuple[Response, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to one prompt and which is better; ``label`` is None where the reference contradicts itself."""
+
+    item: Item
+    label: Winner | None
+    subset: str
+    generators: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdicts:
+    """What one judge says of one pair, in one or both orders, by the pair's own numbers; None where unreadable."""
+
+    id: str
+    winners: tuple[Winner | None, ...]
+
+
+def read_rankings(path: Path) -> tuple[Item, ...]:
+    """The items of a file of rankings."""
+    return tuple(_item(row) for row in unique(read_rows(path), "id"))
+
+
+def _item(row: Row) -> Item:
+    responses = tuple(_response(each) for each in row.rows("responses"))
+    stored = row.rows("comparisons") if row.has("comparisons") else ()
+    return Item(row.text("id"), _messages(row), responses, tuple(_comparison(each, len(responses)) for each in stored))
+
+
+def _response(row: Row) -> Response:
+    return Response(row.text("text"), row.optional_number("rank"), _scores(row, ""))
+
+
+def _comparison(row: Row, count: int) -> Comparison:
+    first, second = int(row.number("first")), int(row.number("second"))
+    if row.fields.get("winner") == "tie":
+        return Comparison(first, second, Tied())
+    winner = row.optional_number("winner")
+    if not {first, second} <= set(range(count)) or winner not in (None, first, second):
+        raise row.wrong("winner", "is not about two responses of this row", 'give an index of the two, "tie" or null')
+    return Comparison(first, second, None if winner is None else Won(int(winner)))
+
+
+def _scores(row: Row, suffix: str) -> tuple[float | None, ...]:
+    if row.has(f"scores{suffix}"):
+        given = row.items(f"scores{suffix}")
+        return tuple(Row(row.where, {"score": each}).optional_number("score") for each in given)
+    return (row.optional_number(f"score{suffix}"),) if f"score{suffix}" in row.fields else ()
+
+
+def _messages(row: Row) -> Messages:
+    if row.has("conversation"):
+        return tuple(_message(turn) for turn in row.rows("conversation"))
+    return (Message("user", row.text("prompt", "input", "instruction")),)
+
+
+def _message(row: Row) -> Message:
+    name = row.text("role")
+    role = next((each for each in get_args(ChatRole) if each == name), _ROLES.get(name))
+    if role is None:
+        raise row.wrong("role", f"is {name!r}", "use system, user or assistant")
+    return Message(role, row.text("text", "content"))
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """The pairs of a file."""
+    return tuple(_pair(row) for row in unique(read_rows(path), "id"))
+
+
+def _pair(row: Row) -> Pair:
+    responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}")) for n in (1, 2))
+    named = row.has("generator_1", "generator_2")
+    return Pair(
+        item=Item(row.text("id"), _messages(row), responses),
+        label=_label(row),
+        subset=str(row.fields.get("subset") or ""),
+        generators=(row.text("generator_1"), row.text("generator_2")) if named else None,
+    )
+
+
+def _label(row: Row) -> Winner | None:
+    """The ``label``, else what a reference judge says in both orders (``reference``) if it says the same twice."""
+    if not row.has("reference"):
+        return _winner(row, "label", row.fields.get("label"))
+    orders = {_winner(row, "reference", each) for each in row.items("reference")}
+    return orders.pop() if len(orders) == 1 else None
+
+
+def _winner(row: Row, field: str, value: Any) -> Winner | None:
+    if value is None or value == "":
+        return None
+    found: Winner | None = next((each for each in get_args(Winner) if str(value) == str(each)), None)
+    if found is None:
+        raise row.wrong(field, f"is {value!r}"[:80], "give 1, 2, 0 for neither, or null")
+    return found
+
+
+def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
+    """The verdicts of a file by evaluator; a row without that field belongs to one called after the file."""
+    unnamed = {"evaluator": path.stem}
+    rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in read_rows(path)]
+    return {
+        name: tuple(_verdicts(row) for row in unique(those, "id")) for name, those in group(rows, "evaluator").items()
+    }
+
+
+def _verdicts(row: Row) -> PairVerdicts:
+    names = ("winner_original_order", "winner_swapped_order")
+    given = [name for name in names if name in row.fields]
+    if not given:
+        raise row.wrong(names[0], "is missing", "give the winner, or null where none could be read")
+    return PairVerdicts(row.text("id"), tuple(_winner(row, name, row.fields[name]) for name in given))
+
+
+def graded(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
+    """The verdicts that the scores of a grading judge come to: one order, and neither where they are equal."""
+    return tuple(PairVerdicts(pair.item.id, (_by_score(pair),)) for pair in pairs)
+
+
+def _by_score(pair: Pair) -> Winner | None:
+    one, other = (response.score for response in pair.item.responses)
+    if one is None or other is None:
+        return None
+    if abs(one - other) <= 1e-9:
+        return 0
+    return 1 if one > other else 2

@@ -1,0 +1,159 @@
+"""The files of MT-Bench, in the formats of the public repository lm-sys/FastChat (fastchat/llm_judge).
+
+``question.jsonl`` (two turns each), ``reference_answer/gpt-4.jsonl`` (math, reasoning and coding alone are judged with
+a reference), ``model_answer/MODEL.jsonl``, ``judge_prompts.jsonl`` and the judgments of single-answer grading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from metareward.errors import UserError
+from metareward.evaluation.rows import Row, read_all, read_rows, read_text
+from metareward.method.template import fill
+from metareward.types import Message, Messages
+
+Turns = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of two turns."""
+
+    id: int
+    category: str
+    turns: Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """One judgment of one turn. ``score`` is None where none could be read; ``refused``: the judge didn't answer."""
+
+    question: int
+    model: str
+    turn: int
+    score: float | None
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GradingPrompt:
+    """One of the judge's prompts: what goes into the system message and into the user's."""
+
+    name: str
+    system: str
+    template: str
+
+
+@dataclass(frozen=True, slots=True)
+class GradingPrompts:
+    """All prompts of a file by name, and the file's digest."""
+
+    by_name: dict[str, GradingPrompt]
+    sha256: str
+
+
+def read_questions(path: Path) -> dict[int, Question]:
+    """The questions by id. Raises `UserError` for one that hasn't two turns."""
+    return {question.id: question for question in map(_question, read_rows(path))}
+
+
+def _question(row: Row) -> Question:
+    return Question(_id(row), row.text("category"), _two(row, row.items("turns")))
+
+
+def _id(row: Row) -> int:
+    return int(row.number("question_id"))
+
+
+def _two(row: Row, turns: object) -> Turns:
+    if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
+        raise row.wrong("turns", "are not two texts", "give both turns")
+    return (turns[0], turns[1])
+
+
+def read_answers(path: Path) -> dict[str, dict[int, Turns]]:
+    """The two answers to each question, by model and question; of a repeated one the last counts, as upstream."""
+    found: dict[str, dict[int, Turns]] = {}
+    for row in read_all(path):
+        turns = _two(row, row.rows("choices")[0].fields.get("turns"))
+        found.setdefault(row.text("model_id"), {})[_id(row)] = turns
+    return found
+
+
+def read_references(path: Path) -> dict[int, Turns]:
+    """The reference answers of a file, by question."""
+    return {question: turns for answers in read_answers(path).values() for question, turns in answers.items()}
+
+
+def read_prompts(path: Path) -> GradingPrompts:
+    """The judge's prompts."""
+    rows = read_rows(path)
+    prompts = [GradingPrompt(row.text("name"), row.text("system_prompt"), row.text("prompt_template")) for row in rows]
+    digest = hashlib.sha256(read_text(path).encode()).hexdigest()
+    return GradingPrompts({prompt.name: prompt for prompt in prompts}, digest)
+
+
+def read_grades(path: Path) -> tuple[Grade, ...]:
+    """The judgments of a file, or of a folder's ``.jsonl`` files. The stored score -1 means that none could be read."""
+    return tuple(_grade(row) for row in read_all(path))
+
+
+def _grade(row: Row) -> Grade:
+    turn, score = int(row.number("turn")), row.optional_number("score")
+    if turn not in (1, 2):
+        raise row.wrong("turn", f"is {turn}", "give 1 or 2")
+    readable = None if score is None or score < 0 else score
+    return Grade(_id(row), row.text("model"), turn, readable, row.fields.get("outcome") == "refused")
+
+
+# --- What the judge of MT-Bench is asked about one turn, byte for byte, and the score that it gives (FastChat,
+# llm_judge).
+#
+# Turn 1: the whole question in the user's message. Turn 2: the instructions in the system message, both turns of the
+# conversation in the user's, and the second answer is graded. In math, reasoning and coding the reference goes with it.
+# The score is the first ``[[8.5]]``, else the first ``[8.5]``.
+
+
+WITH_REFERENCE = ("math", "reasoning", "coding")
+
+_SCORES = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+
+
+def prompt_name(category: str, turn: int) -> str:
+    """Which of the judge's prompts grades this turn."""
+    kind = "single-math-v1" if category in WITH_REFERENCE else "single-v1"
+    return kind if turn == 1 else f"{kind}-multi-turn"
+
+
+def question_about(
+    prompts: GradingPrompts, question: Question, answer: Turns, reference: Turns | None, turn: int
+) -> Messages:
+    """The judge's question. Raises `UserError` when the prompt or a needed reference is missing."""
+    prompt = _prompt(prompts, prompt_name(question.category, turn))
+    if question.category in WITH_REFERENCE and reference is None:
+        raise UserError(f"question {question.id} ({question.category}) has no reference answer; fix: add --references")
+    slots = {"question": question.turns[0], "answer": answer[0]}
+    for number in (1, 2):
+        slots[f"question_{number}"] = question.turns[number - 1]
+        slots[f"answer_{number}"] = answer[number - 1]
+        slots[f"ref_answer_{number}"] = reference[number - 1] if reference else ""
+    return (Message("system", prompt.system), Message("user", fill(prompt.template, slots)))
+
+
+def _prompt(prompts: GradingPrompts, name: str) -> GradingPrompt:
+    if name not in prompts.by_name:
+        raise UserError(f"the judge's prompts lack {name!r}; fix: name FastChat's judge_prompts.jsonl")
+    return prompts.by_name[name]
+
+
+def read_score(text: str) -> float | None:
+    """The score in the judge's text, or None."""
+    for pattern in _SCORES:
+        found = pattern.search(text)
+        if found:
+            return float(found[1])
+    return None

@@ -1,0 +1,86 @@
+"""MT-Bench's numbers: means of readable scores, overall, per turn, per category, and per category and turn.
+
+The overall score is the mean of all readable scores, not of the two turns' means. Unreadable ones are left out and
+counted. Repeated rows count again, as upstream, and are counted too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from metareward.evaluation.mt_bench.data import Grade, Question
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryScore:
+    """Means of one category; None without a readable score."""
+
+    average: float | None
+    turn1: float | None
+    turn2: float | None
+    n_valid: int
+
+
+@dataclass(frozen=True, slots=True)
+class MtBenchScore:
+    """One model. ``n_missing`` counts turns of known questions without a judgment."""
+
+    model: str
+    average: float | None
+    turn1: float | None
+    turn2: float | None
+    categories: Mapping[str, CategoryScore]
+    n_valid: int
+    n_failed: int
+    n_refused: int
+    n_missing: int
+    n_repeated: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def evaluate(grades: Sequence[Grade], questions: Mapping[int, Question] | None = None) -> tuple[MtBenchScore, ...]:
+    """A score for every model, the best first. ``questions`` give the categories and what is missing."""
+    models = dict.fromkeys(grade.model for grade in grades)
+    found = [_model(name, [grade for grade in grades if grade.model == name], questions or {}) for name in models]
+    return tuple(sorted(found, key=lambda each: -1.0 if each.average is None else each.average, reverse=True))
+
+
+def _model(name: str, grades: Sequence[Grade], questions: Mapping[int, Question]) -> MtBenchScore:
+    judged = Counter((grade.question, grade.turn) for grade in grades)
+    unread = [grade for grade in grades if grade.score is None]
+    by_category: dict[str, list[Grade]] = {}
+    for grade in grades:
+        if grade.question in questions:
+            by_category.setdefault(questions[grade.question].category, []).append(grade)
+    return MtBenchScore(
+        model=name,
+        average=_mean(grades),
+        turn1=_mean(_turn(grades, 1)),
+        turn2=_mean(_turn(grades, 2)),
+        categories={category: _category(those) for category, those in sorted(by_category.items())},
+        n_valid=len(grades) - len(unread),
+        n_failed=sum(not grade.refused for grade in unread),
+        n_refused=sum(grade.refused for grade in unread),
+        n_missing=sum((question, turn) not in judged for question in questions for turn in (1, 2)),
+        n_repeated=len(grades) - len(judged),
+    )
+
+
+def _category(grades: Sequence[Grade]) -> CategoryScore:
+    valid = sum(grade.score is not None for grade in grades)
+    return CategoryScore(_mean(grades), _mean(_turn(grades, 1)), _mean(_turn(grades, 2)), valid)
+
+
+def _turn(grades: Sequence[Grade], turn: int) -> list[Grade]:
+    return [grade for grade in grades if grade.turn == turn]
+
+
+def _mean(grades: Iterable[Grade]) -> float | None:
+    scores = [grade.score for grade in grades if grade.score is not None]
+    return fmean(scores) if scores else None

@@ -1,0 +1,381 @@
+"""A recipe bound to a run folder: which model, which prompts, which settings each stage gets.
+
+This is where a recipe is taken apart: everything below gets plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from metareward.config.schema import (
+    AnswerSettings,
+    EndpointSettings,
+    JudgmentSettings,
+    MetaJudgmentSettings,
+    Recipe,
+    TrainingSettings,
+    VllmSettings,
+    engine_fingerprint,
+    generation_fingerprint,
+    load_recipe,
+)
+from metareward.data.prompts import choose, digest, hold_out, load_prompts, write_prompts
+from metareward.engines.engine import Engine
+from metareward.errors import UserError
+from metareward.evaluation.held_out import Oracle
+from metareward.generation.unit import UnitSettings, fingerprint
+from metareward.method.judge import Reasoning, Rubric, with_system
+from metareward.method.meta_judge import MetaRubric
+from metareward.method.template import load_template
+from metareward.pipeline.engines import POCKET, model_folder, open_engine
+from metareward.pocket import world
+from metareward.seeds import derive
+from metareward.storage.run_dir import RunDir, write_atomic
+from metareward.storage.run_log import environment
+from metareward.training.average import make_average
+from metareward.training.job import Device, DpoJob, LoraSettings
+from metareward.training.lineage import fingerprint_model
+from metareward.types import PairKind, Prompt, Sampling
+
+# What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
+# of 'auto' came to is in the records' own fingerprints, so that it can be set to that on another machine.
+_FREE = frozenset(
+    ["engine.device", "engine.dtype", "engine.workers", "engine.threads", "engine.serve"]
+    + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
+    + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
+    + [f"training.{name}" for name in ("processes", "sharding", "checkpoint_steps", "trackers", "choice.keep_rest")]
+)
+_RUBRIC = "the rubric's text"
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: its folder and its recipe."""
+
+    run: RunDir
+    recipe: Recipe
+
+    @property
+    def last(self) -> int:
+        """T, the number of iterations."""
+        return len(self.recipe.iterations)
+
+    @property
+    def oracle(self) -> Oracle | None:
+        """The truth, where the prompts are the pocket world's."""
+        return world.PocketOracle() if self.recipe.prompts.source == POCKET else None
+
+    def model(self, t: int) -> Path:
+        """The folder of M_t; M_0 is the recipe's model."""
+        if t:
+            return self.run.iteration(t).model
+        return model_folder(self.recipe.model)
+
+    def complete(self) -> bool:
+        """Whether nothing is owed but, perhaps, the report."""
+        return all(self.run.iteration(t).done.is_file() for t in range(1, self.last + 1))
+
+    # --- its beginning ---
+
+    def check(self) -> None:
+        """Look at all that the run needs and write nothing.
+
+        Raises `UserError` for a model that isn't there, a bad rubric or prompt file, and too few prompts; where the
+        run was begun before, it names every setting that has changed since, and model or rubrics if their files have.
+        """
+        inputs = self._inputs
+        if self.run.resolved.is_file():
+            _refuse_changes(self.run.path, self._kept_settings(), {**self.recipe.resolved(), **inputs})
+        else:
+            self._choose(self.last)
+
+    def begin(self, recipe_text: str) -> None:
+        """Write down what the run is made of, unless that is done. The run folder must be locked."""
+        self.check()
+        if self.run.resolved.is_file():
+            return
+        for t in range(self.last + 1):  # whatever a start that died, or that had another recipe, has left there
+            write_prompts(self.run.iteration(t).prompts, self._choose(t))
+        write_atomic(self.run.recipe, recipe_text)
+        write_atomic(self.run.environment, _json(environment()))
+        write_atomic(self._inputs_file, _json(self._inputs))
+        write_atomic(self.run.resolved, _json(self.recipe.resolved()))  # last: it says that the run has begun
+
+    @cached_property
+    def _inputs(self) -> dict[str, object]:
+        """What the recipe only names: the files of M_0 and the texts of the rubrics, by their SHA-256."""
+        settings, given = self.settings(1), self._given_start
+        return {
+            "the model's files": fingerprint_model(self.model(0)),
+            **({} if given is None else {"training.start's files": fingerprint_model(given)}),
+            _RUBRIC: settings.rubric.template.sha256,
+            "the meta-judge's rubric's text": settings.metarubric.template.sha256,
+        }
+
+    @property
+    def _inputs_file(self) -> Path:
+        return self.run.path / "inputs.json"
+
+    def _kept_settings(self) -> dict[str, object]:
+        """A setting that was not known yet when the run began has its default."""
+        _read_json(self.run.resolved)
+        return {**load_recipe(str(self.run.resolved)).resolved(), **_read_json(self._inputs_file)}
+
+    # --- prompts ---
+
+    @cached_property
+    def _pool(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        """(held out, the rest): no prompt is in both."""
+        asked, seed = self.recipe.prompts, self.recipe.seed
+        if asked.source == POCKET:
+            if not isinstance(asked.held_out, int):
+                raise UserError("prompts.held_out: with prompts.source pocket give a number, not a file")
+            held = world.prompts(asked.held_out, derive(seed, "held out"), held_out=True)
+            return held, world.prompts(asked.per_iteration * self.last, derive(seed, "prompts"))
+        prompts = load_prompts(asked.source, asked.network, asked.field)
+        if isinstance(asked.held_out, int):
+            return hold_out(prompts, asked.held_out, seed)
+        held = load_prompts(asked.held_out, asked.network, asked.field)
+        return held, _without(prompts, held)
+
+    def _choose(self, t: int) -> tuple[Prompt, ...]:
+        """The prompts of iteration ``t``; of iteration 0, those held out."""
+        held_out, rest = self._pool
+        chosen = choose(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
+        system = self.recipe.answers.system
+        return tuple(replace(prompt, messages=with_system(system, prompt.messages)) for prompt in chosen)
+
+    @property
+    def first_prompts(self) -> tuple[Prompt, ...]:
+        """Iteration 1's prompts, as they will be chosen."""
+        return self._choose(1)
+
+    @property
+    def held_out(self) -> tuple[Prompt, ...]:
+        """The prompts that every model is measured on."""
+        return self.prompts(0)
+
+    def prompts(self, t: int) -> tuple[Prompt, ...]:
+        """The prompts of iteration ``t``: the file in the run folder is what counts, from the beginning on."""
+        return load_prompts(self.run.iteration(t).prompts)
+
+    # --- what the stages get ---
+
+    @property
+    def rubric(self) -> Rubric:
+        """The judge's rubric."""
+        judgments = self.recipe.judgments
+        return Rubric(load_template(judgments.rubric), judgments.low, judgments.high, judgments.system)
+
+    def first_rubric(self) -> Rubric:
+        """The rubric that the run's judgments were asked by. Raises `UserError` if its text has changed since."""
+        rubric, given = self.rubric, _read_json(self._inputs_file).get(_RUBRIC)
+        if given != rubric.template.sha256:
+            raise UserError(
+                f"{self.recipe.judgments.rubric}: the rubric's text has changed since the judgments were asked for; "
+                "put the earlier text back"
+            )
+        return rubric
+
+    def settings(self, t: int) -> UnitSettings:
+        """How iteration ``t`` generates."""
+        recipe = self.recipe
+        meta, thinking = recipe.meta_judgments, recipe.reasoning
+        return UnitSettings(
+            k=recipe.answers.k,
+            n=recipe.judgments.n,
+            answers=_sampling(recipe.answers),
+            judgments=_sampling(recipe.judgments),
+            meta=_sampling(meta),
+            rubric=self.rubric,
+            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores, meta.system),
+            min_valid=recipe.judgments.min_valid,
+            meta_judge=recipe.meta_judge(t),
+            seed=derive(recipe.seed, "iteration", t),
+            reasoning=Reasoning(thinking.opening, thinking.closing) if thinking.remove else None,
+            expected=recipe.judgments.score == "expected",
+        )
+
+    @property
+    def meta_judged(self) -> int:
+        """The first iteration that asks the meta-judge; the first of all if none does."""
+        return next((t for t in sorted(self.recipe.iterations) if self.recipe.meta_judge(t)), 1)
+
+    def evaluation_settings(self) -> UnitSettings:
+        """How every model is measured."""
+        asked = self.recipe.evaluation
+        base = replace(self.settings(1), meta_judge=False, seed=derive(self.recipe.seed, "evaluation"))
+        return replace(base, k=asked.answers, n=asked.judgments, min_valid=1)
+
+    def generation_fingerprint(self, t: int) -> dict[str, object]:
+        """What decides iteration ``t``'s records, which M_{t-1} makes."""
+        settings = self.settings(t)
+        return generation_fingerprint(
+            self.recipe,
+            t,
+            model=fingerprint_model(self.model(t - 1)),
+            prompts=digest(self.prompts(t)),
+            rubric=settings.rubric.template.sha256,
+            metarubric=settings.metarubric.template.sha256,
+        )
+
+    def evaluation_fingerprint(self, t: int) -> dict[str, object]:
+        """What decides the measuring of M_t."""
+        settings = replace(self.evaluation_settings(), meta_judge=True)
+        asked = {f"evaluation.{name}": value for name, value in self.recipe.evaluation.model_dump().items()}
+        return {
+            "model": fingerprint_model(self.model(t)),
+            "anchors": fingerprint_model(self.model(0)),
+            "prompts": digest(self.held_out),
+            **dict(_flat(fingerprint(settings))),
+            **asked,
+            **engine_fingerprint(self.recipe.engine),
+        }
+
+    async def engine(self, t: int) -> Engine:
+        """M_t, ready to be asked."""
+        return await open_engine(self.recipe.engine, self.model(t), t, self.run.iteration(t).path)
+
+    def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
+        """The training of M_t, on the pairs of ``kinds``."""
+        asked, folder = self.recipe.training, self.run.iteration(t)
+        return DpoJob(
+            start=self.start(t),
+            reference=self.reference(t),
+            pairs=tuple(folder.pairs(kind) for kind in kinds),
+            output=folder.model,
+            log=folder.path / "training.jsonl",
+            learning_rate=asked.learning_rate,
+            final_learning_rate=asked.final_learning_rate,
+            beta=asked.beta,
+            epochs=self.recipe.epochs(t),
+            keep_epoch=self.recipe.keep_epoch(t),
+            batch_size=asked.batch_size,
+            micro_batch_size=asked.micro_batch_size,
+            max_length=asked.max_length,
+            schedule=asked.schedule,
+            warmup=asked.warmup,
+            weight_decay=asked.weight_decay,
+            max_grad_norm=asked.max_grad_norm,
+            dropout=asked.dropout,
+            dtype=asked.dtype,
+            device=_training_device(self.recipe.engine.device),
+            gradient_checkpointing=asked.gradient_checkpointing,
+            threads=_cores(),
+            seed=derive(self.recipe.seed, "training", t) % 2**31,
+            loss=asked.loss,
+            loss_weights=asked.loss_weights,
+            label_smoothing=asked.label_smoothing,
+            ld_alpha=asked.ld_alpha,
+            lora=None if asked.method == "full" else _adapter(asked),
+            processes=asked.processes,
+            sharding=asked.sharding,
+            checkpoint_steps=asked.checkpoint_steps,
+            keep_epochs=asked.choice.figure is not None,
+            trackers=asked.trackers,
+            run_name=f"{self.recipe.name}-M{t}",
+        )
+
+    @property
+    def _given_start(self) -> Path | None:
+        """The folder that every iteration starts from, if the recipe names one."""
+        start = self.recipe.training.start
+        return None if start in ("previous", "m0") else Path(start)
+
+    def start(self, t: int) -> Path:
+        """The model that iteration ``t`` trains."""
+        return self._given_start or self.model(t - 1 if self.recipe.training.start == "previous" else 0)
+
+    def reference(self, t: int) -> Path:
+        """DPO's reference in iteration ``t``; a moving average is to be made first, by `average`."""
+        asked = self.recipe.training.reference
+        if asked == "ema":
+            return self.run.iteration(t).path / "reference" if t > 1 else self.model(0)
+        return {"start": self.start(t), "previous": self.model(t - 1), "m0": self.model(0)}[asked]
+
+    def average(self, t: int) -> None:
+        """Make iteration ``t``'s reference where it is a moving average; where it isn't, or is there, do nothing."""
+        if self.recipe.training.reference == "ema" and t > 1:
+            earlier, newer = self.reference(t - 1), self.model(t - 1)
+            make_average(earlier, newer, self.recipe.training.ema_decay, self.reference(t))
+
+
+def _refuse_changes(folder: Path, kept: Mapping[str, object], given: Mapping[str, object]) -> None:
+    before, now = dict(_flat(kept)), dict(_flat(given))
+    changed = [
+        f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
+        for key in sorted({*before, *now} - _FREE)
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder}: the recipe has changed since this run began: {', '.join(changed)}; "
+            "fix: set it back, or give another folder with --out"
+        )
+
+
+def _shown(value: object) -> str:
+    """A setting as JSON; of a digest, its first digits."""
+    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """A file that `Experiment.begin` wrote. Raises `UserError` when it was changed into something else."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: can't be read ({error}); fix: restore it, or give another folder with --out"
+        ) from None
+
+
+def _flat(value: object, above: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(value, Mapping):
+        yield above, value
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{above}.{key}" if above else str(key))
+
+
+def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:
+    return Sampling(section.temperature, section.top_p, section.max_tokens)
+
+
+def _without(prompts: tuple[Prompt, ...], held: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """``prompts`` less those that are held out, whatever their ids."""
+    asked = {prompt.messages for prompt in held}
+    return tuple(prompt for prompt in prompts if prompt.messages not in asked)
+
+
+def _adapter(asked: TrainingSettings) -> LoraSettings:
+    lora = asked.lora
+    return LoraSettings(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        stacked=lora.between == "stacked",
+        four_bit=asked.method == "qlora",
+    )
+
+
+def _training_device(device: str) -> Device:
+    """Training takes one kind of device, not one of several GPUs."""
+    kind = device.partition(":")[0]
+    return kind if kind in ("cpu", "cuda", "mps") else "auto"  # type: ignore[return-value]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,133 @@
+"""Pairs again, from the records a run has, by other rules: seconds instead of hours, and the run stays as it is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from rich.table import Table
+
+from metareward.config.schema import Recipe, load_recipe, pairs_rules
+from metareward.errors import UserError
+from metareward.method.judge import Rubric
+from metareward.method.pairs import PairSet, build_pairs
+from metareward.pipeline.experiment import Experiment
+from metareward.storage.pair_files import write_dropped, write_pairs
+from metareward.storage.run_dir import IterationDir, RunDir, fingerprint_of, write_atomic
+from metareward.storage.store import RecordStore, from_json
+from metareward.types import PairKind, PreferencePair, PromptRecord
+
+# Settings that only the reduction reads. Any other would need other records.
+_FREE = frozenset({"rho", "max_answer_chars", "judge_pairs", "max_judgment_chars"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """Iteration ``t``'s pairs by the new rules, of ``prompts`` records."""
+
+    t: int
+    prompts: int
+    pairs: PairSet
+
+
+def rebuild(run: RunDir, overrides: Sequence[str]) -> tuple[Rebuilt, ...]:
+    """The pairs of every iteration that has records, by the run's recipe changed by ``overrides``.
+
+    Writes nothing. Raises `UserError` for a change that would need new records, for a rubric whose text has changed
+    since, and when there are no records at all.
+    """
+    recipe = changed_recipe(run, overrides)
+    stored = [t for t in recipe.iterations if run.iteration(t).records.is_file()]
+    if not stored:
+        raise UserError(f"{run.path}: no iteration has records yet; `metareward run` makes them")
+    rubric = Experiment(run, recipe).first_rubric()
+    return tuple(_rebuilt(recipe, t, run.iteration(t).records, rubric) for t in stored)
+
+
+def changed_recipe(run: RunDir, overrides: Sequence[str]) -> Recipe:
+    """The run's recipe with ``overrides``, none of which may change what the records say."""
+    if not run.resolved.is_file():
+        raise UserError(f"{run.path}: no {run.resolved.name} here, so this is not a run folder; name one, as runs/NAME")
+    before, after = (load_recipe(str(run.resolved), changes) for changes in ((), overrides))
+    if set(before.iterations) != set(after.iterations):
+        raise UserError(f"--set iterations: this run has {len(before.iterations)}; none can be added or dropped here")
+    old, new = (dict(_settings(each.resolved())) for each in (before, after))
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key) and not _free(key):
+            where = ".".join(key)
+            raise UserError(
+                f"--set {where}={json.dumps(new.get(key))}: the records were made with {json.dumps(old.get(key))}; "
+                f"only pairs.*, judgments.min_valid and {', '.join(sorted(_FREE))} of iterations.* can change here"
+            )
+    return after
+
+
+def write_rebuilt(run: RunDir, overrides: Sequence[str], rebuilt: Sequence[Rebuilt], out: Path | None) -> Path:
+    """Write Parquet and dropped prompts of each iteration to ``out``, or under the run's ``rebuilt`` by the rules.
+
+    Returns the folder. Raises `UserError` when ``out`` is a run folder: its own pairs are what its models came from.
+    """
+    recipe = changed_recipe(run, overrides)
+    rules = {str(each.t): asdict(pairs_rules(recipe, each.t)) for each in rebuilt}
+    folder = out or run.path / "rebuilt" / fingerprint_of(rules)[:12]
+    if RunDir(folder).resolved.exists():
+        raise UserError(f"--out {folder}: this is a run folder, whose pairs are kept as they are; name another folder")
+    for each in rebuilt:
+        files = IterationDir(folder / f"iter-{each.t}")
+        write_pairs(files.pairs("actor"), each.pairs.actor)
+        write_pairs(files.pairs("judge"), each.pairs.judge)
+        write_dropped(files.dropped, each.pairs.dropped)
+    write_atomic(folder / "rules.json", json.dumps(rules, indent=2) + "\n")
+    return folder
+
+
+def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
+    """How many pairs each iteration gives, how long they are, and why the other prompts give none."""
+    table = Table(title="Pairs from stored records", title_justify="left")
+    for name in ("iteration", "prompts", "kind", "pairs", "chosen chars", "rejected chars"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    table.add_column("dropped", overflow="fold")
+    for each in rebuilt:
+        for kind, pairs in _kinds(each.pairs):
+            drops = Counter(drop.reason for drop in each.pairs.dropped if drop.kind == kind)
+            reasons = ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in drops.most_common())
+            lengths = (_mean_length(pair.chosen for pair in pairs), _mean_length(pair.rejected for pair in pairs))
+            table.add_row(str(each.t), str(each.prompts), kind, str(len(pairs)), *lengths, reasons or "-")
+    return table
+
+
+def _rebuilt(recipe: Recipe, t: int, records: Path, rubric: Rubric) -> Rebuilt:
+    with RecordStore.read(records) as store:
+        read = tuple(_records(store))
+    return Rebuilt(t, len(read), build_pairs(read, pairs_rules(recipe, t), rubric, recipe.seed))
+
+
+def _records(store: RecordStore) -> Iterator[PromptRecord]:
+    for _, document in store.documents():
+        yield from_json(document)
+
+
+def _settings(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every plain setting under its key."""
+    if not isinstance(value, Mapping):
+        yield above, value
+        return
+    for key, inner in value.items():
+        yield from _settings(inner, (*above, str(key)))
+
+
+def _free(key: tuple[str, ...]) -> bool:
+    return key[0] == "pairs" or key == ("judgments", "min_valid") or (key[0] == "iterations" and key[-1] in _FREE)
+
+
+def _kinds(pairs: PairSet) -> tuple[tuple[PairKind, tuple[PreferencePair, ...]], ...]:
+    return ("actor", pairs.actor), ("judge", pairs.judge)
+
+
+def _mean_length(texts: Iterator[str]) -> str:
+    lengths = [len(text) for text in texts]
+    return f"{fmean(lengths):.0f}" if lengths else "-"

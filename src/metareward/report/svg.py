@@ -1,0 +1,127 @@
+"""Figures as inline SVG that takes its colours from the page, so one drawing serves light and dark.
+
+Matplotlib draws with stand-in colours; each is then replaced by a CSS variable. Fixed salt, no dates, no fonts
+embedded: the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+
+INK, SOFT, GRID, CARD = "#010101", "#020202", "#030303", "#040404"
+BLUE, AMBER, GREEN, RED = "#050505", "#060606", "#070707", "#080808"
+_VARIABLES = {
+    INK: "--ink",
+    SOFT: "--soft",
+    GRID: "--rule",
+    CARD: "--card",
+    BLUE: "--blue",
+    AMBER: "--amber",
+    GREEN: "--green",
+    RED: "--red",
+}
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "metareward",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.linewidth": 1.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 10,
+}
+
+
+class Drawing:
+    """One chart under way: draw on ``axes``, then read ``svg``."""
+
+    def __init__(self, figure: Figure, axes: Axes) -> None:
+        self.figure = figure
+        self.axes = axes
+        self.svg = Markup()
+
+
+def ticks(most: int, **how: Any) -> MaxNLocator:
+    """At most so many intervals between ticks, at round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(most, **how)
+
+
+@contextmanager
+def drawing(
+    name: str,
+    caption: str,
+    width: float = 330,
+    height: float = 180,
+    margins: tuple[float, float, float, float] = (40, 12, 8, 24),
+) -> Iterator[Drawing]:
+    """A chart of ``width`` × ``height`` CSS pixels; ``margins`` are left, right, top, bottom.
+
+    ``name`` makes its ids unique on the page; ``caption`` is what a screen reader says.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    left, right, top, bottom = margins
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the report
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        FigureCanvasSVG(figure)  # becomes the figure's canvas
+        box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        chart = Drawing(figure, figure.add_axes(box))
+        yield chart
+        buffer = io.StringIO()
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+        chart.svg = _inline(buffer.getvalue(), name, caption, width)
+
+
+def _inline(text: str, name: str, caption: str, width: float) -> Markup:
+    """The bare ``<svg>`` element: no prologue, no page-wide style, unique ids, colours as variables."""
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
+    for stand_in, variable in _VARIABLES.items():
+        body = body.replace(stand_in, f"var({variable})")
+    opening = f'<svg role="img" aria-label="{html.escape(caption)}" style="max-width:{width:g}px"'
+    body = re.sub(
+        r'<svg\b((?:\s+(?!viewBox)[\w:]+="[^"]*")*)\s+(viewBox="[^"]*")[^>]*>', rf"{opening} \2>", body, count=1
+    )
+    return Markup(re.sub(r"\s*\n\s*", "\n", body).strip())  # matplotlib escapes every label

@@ -1,0 +1,257 @@
+"""Finished prompts in one SQLite file: what is in it is done, what isn't is owed.
+
+A prompt is one transaction, on the disk before `put` returns (WAL, synchronous=FULL), so a kill or a full disk costs
+only what was still under way. The settings that bear on meaning are kept beside the records, and records made with
+others are refused: one store never mixes two experiments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import TypeAdapter, ValidationError
+
+from metareward.errors import UserError
+from metareward.storage.run_dir import canonical
+from metareward.types import PromptRecord
+
+_LAYOUT = 1
+_TABLES = (
+    "CREATE TABLE fingerprint (field TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE record (key TEXT PRIMARY KEY, document TEXT NOT NULL)",
+    "CREATE TABLE failure (key TEXT PRIMARY KEY, error TEXT NOT NULL)",
+    f"PRAGMA user_version = {_LAYOUT}",
+)
+
+_CAUSES = {
+    sqlite3.SQLITE_FULL: "the disk is full (finished prompts are kept); fix: free some space and run again",
+    sqlite3.SQLITE_IOERR: "the disk fails, is full or is over a limit (finished prompts are kept); fix: see to it",
+    sqlite3.SQLITE_READONLY: "the file or its folder is read-only; fix: allow writing, or use another folder",
+    sqlite3.SQLITE_PERM: "no right to open it; fix: allow reading and writing",
+    sqlite3.SQLITE_CANTOPEN: "it can't be opened or made; fix: see that its folder is there and may be written",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; fix: restore it, or move it away to make its records again",
+    sqlite3.SQLITE_NOTADB: "this is no record store; fix: move it away to make its records again",
+    sqlite3.SQLITE_BUSY: "another process is writing to it; fix: wait for that process to end",
+}
+
+
+class RecordStore:
+    """Documents by key, kept with the fingerprint of the settings that made them. For one thread."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path, fingerprint: Mapping[str, object], create: bool = True) -> RecordStore:
+        """The store at ``path`` for reading and writing, made if it isn't there and ``create`` is true.
+
+        ``fingerprint`` holds JSON values; nested mappings count field by field (``answers.temperature``).
+        Raises `UserError` when the store was made with another fingerprint (naming every field that differs,
+        old -> new), or can't be read or written.
+        """
+        if not create:
+            _must_exist(path)
+        connection = _connect(path, "rwc")
+        try:
+            with _told(path):
+                _prepare(connection, path, dict(_flat(fingerprint)))
+        except BaseException:
+            connection.close()
+            raise
+        return cls(path, connection)
+
+    @classmethod
+    def read(cls, path: Path) -> RecordStore:
+        """The store at ``path`` to look at only, also while a run writes to it or on a read-only disk.
+
+        Raises `UserError` when there is none or it can't be read.
+        """
+        _must_exist(path)
+        connection = _connect(path, "ro")
+        try:
+            with _told(path):
+                _layout(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(path, connection)
+
+    def put(self, key: str, document: str) -> None:
+        """Keep ``document`` for good; it is on the disk when this returns. A key that is there keeps its first one.
+
+        Raises `UserError` when the disk is full or can't be written: then nothing of this document is kept, and
+        everything earlier is.
+        """
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO record VALUES (?, ?) ON CONFLICT DO NOTHING", (key, document))
+            connection.execute("DELETE FROM failure WHERE key = ?", (key,))
+
+    def put_failure(self, key: str, error: str) -> None:
+        """Note why ``key`` has no document yet. A later `put` of it takes the note away."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO failure VALUES (?, ?)", (key, error))
+
+    def keys(self) -> set[str]:
+        """The keys of all documents."""
+        return {key for key, _ in self._pairs("SELECT key, '' FROM record")}
+
+    def get(self, key: str) -> str | None:
+        """The document of ``key``, or None."""
+        found = dict(self._pairs("SELECT key, document FROM record WHERE key = ?", key))
+        return found.get(key)
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        """Every (key, document) in the order of the keys, whatever order they came in; one in memory at a time."""
+        yield from self._pairs("SELECT key, document FROM record ORDER BY key")
+
+    def failures(self) -> dict[str, str]:
+        """Keys that failed and have no document yet, each with its error line."""
+        return dict(self._pairs("SELECT key, error FROM failure ORDER BY key"))
+
+    def close(self) -> None:
+        """Close the file. What was put is safe without it, too."""
+        self._connection.close()
+
+    def __enter__(self) -> RecordStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pairs(self, query: str, *values: str) -> Iterator[tuple[str, str]]:
+        with _told(self.path):
+            yield from self._connection.execute(query, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _told(self.path), _all_or_nothing(self._connection) as connection:
+            yield connection
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What SQLite reports because of the disk or the file becomes one line for the user; our own mistakes don't."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # Errors of the sqlite3 module itself have no code: text that isn't UTF-8 is damage, the rest is our mistake.
+        fallback = sqlite3.SQLITE_CORRUPT if isinstance(error, sqlite3.OperationalError) else 0
+        cause = _CAUSES.get(getattr(error, "sqlite_errorcode", fallback) & 0xFF)
+        if cause is None:
+            raise
+        raise UserError(f"{path}: {cause} ({error})") from error
+
+
+@contextmanager
+def _all_or_nothing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has ended it already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: there are no records here; fix: make them first, or name another run folder")
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    # SQLite wants to put its shared index beside the file, even to read. Where it can't, a store that was closed in
+    # order (no write-ahead log left) can be read as a file that nobody changes.
+    if mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+        mode = "ro&immutable=1"
+    with _told(path):
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, fields: Mapping[str, str]) -> None:
+    """Make the tables if the file is new; compare the fingerprint if it isn't."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    with _all_or_nothing(connection):
+        if _is_new(connection):
+            for statement in _TABLES:
+                connection.execute(statement)
+            connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", sorted(fields.items()))
+        else:
+            _layout(connection, path)
+            _same(dict(connection.execute("SELECT field, value FROM fingerprint")), fields, path)
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
+def _layout(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database that isn't a record store of this layout."""
+    (layout,) = connection.execute("PRAGMA user_version").fetchone()
+    if layout == 0:
+        raise UserError(f"{path}: this is no record store; fix: move it away, or name another run folder")
+    if layout != _LAYOUT:
+        raise UserError(f"{path}: made by another version (layout {layout}, here {_LAYOUT}); fix: use that version")
+
+
+def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for field, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{field}.")
+        else:
+            yield f"{prefix}{field}", canonical(value)
+
+
+def _same(old: Mapping[str, str], new: Mapping[str, str], path: Path) -> None:
+    changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
+    if changed:
+        changes = ", ".join(f"{field} {_shown(old.get(field))} -> {_shown(new.get(field))}" for field in changed)
+        raise UserError(
+            f"{path}: the records here were made with other settings: {changes}; "
+            "fix: put the old settings back, or start a run with another name"
+        )
+
+
+def _shown(value: str | None) -> str:
+    """A value short enough for an error line; the digest keeps long ones that differ from looking alike."""
+    if value is None:
+        return "(absent)"
+    text = json.dumps(json.loads(value), ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:40]}… (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+# --- A finished prompt as one JSON document, and back, exactly.
+#
+# Readings and verdicts are told apart by their ``kind``; nothing is coerced, so a document that was changed by hand
+# into something else is refused instead of read as something near it.
+
+
+_RECORD = TypeAdapter(PromptRecord)
+
+
+def to_json(record: PromptRecord) -> str:
+    """``record`` as JSON text. Its texts must be whole Unicode (no lone surrogates), as `unit` makes sure."""
+    return _RECORD.dump_json(record).decode()
+
+
+def from_json(text: str) -> PromptRecord:
+    """The record that `to_json` wrote as ``text``. Raises `UserError` naming the first field that doesn't fit."""
+    try:
+        return _RECORD.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the document"
+        raise UserError(
+            f"record: field {field}: {first['msg']}; fix: delete the record to have it made again"
+        ) from None

@@ -1,0 +1,146 @@
+"""The commands that make what models are taught from: with a tiny model behind its real engine, from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from metareward.cli.data import prompts_app, seed_app, sft_command
+from metareward.data.prompts import load_prompts
+from metareward.data.ranked import read_ranked
+from metareward.errors import UserError
+from metareward.storage.store import RecordStore
+from metareward.training.lineage import fingerprint_model
+
+RECIPE = """\
+model: model
+prompts: {source: none.jsonl}
+judgments: {max_tokens: 24}
+engine: {workers: 1, threads: 1, device: cpu}
+"""
+app = typer.Typer()
+app.add_typer(seed_app, name="seed")
+app.add_typer(prompts_app, name="prompts")
+app.command("sft")(sft_command)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that now and then gives a score, a recipe, ranked answers and seed prompts."""
+    from tiny_model import tiny_llama  # torch: not for those who only collect
+
+    folder = tmp_path_factory.mktemp("place")
+    tiny_llama(folder / "model", bent=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    rows = [
+        {"id": f"q{n}", "prompt": f"Question {n}?", "answers": [f"Good {n}.", f"Bad {n}."], "ranks": [0, 1]}
+        for n in range(16)
+    ]
+    rows[0]["lang"] = "de"
+    (folder / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "seeds.jsonl").write_text("".join(f'"Write down the number {n}"\n' for n in [*range(9), 0]))
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return place
+
+
+def call(words: str) -> Result:
+    return CliRunner().invoke(app, words.split())
+
+
+def told(words: str) -> str:
+    done = call(words)
+    assert done.exit_code == 0, done.exception
+    return " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["seed build", "sft", "prompts propose"])
+def test_every_command_explains_itself(command: str) -> None:
+    assert "Usage:" in told(f"{command} --help")
+
+
+SEED = "seed build recipe.yaml --ranked ranked.jsonl --out sets --ift-share 0.4 --held-out-share 0.2 --tries 8"
+
+
+def test_ranked_answers_become_sets_and_sets_a_model(here: Path) -> None:
+    assert "judged │ 0" in told(f"{SEED} --no-judging")
+    split = {name: (here / "sets" / name).read_bytes() for name in ("ift.jsonl", "held_out.jsonl")}
+    assert not (here / "sets/eft.jsonl").exists() and not (here / "sets/judgments.sqlite").exists()
+
+    shown = told(SEED)
+    assert {name: (here / "sets" / name).read_bytes() for name in split} == split
+    assert "another language 1" in shown and "written to sets" in shown
+    summary = json.loads((here / "sets/summary.json").read_text())
+    assert (summary["ift"], summary["held_out"], summary["judged"]) == (6, 2, 7)
+    assert summary["eft"] > 0  # the tiny model scores by chance, eight times
+    assert len(read_ranked(here / "sets/held_out.jsonl").ranked) == 2
+    with RecordStore.read(here / "sets/judgments.sqlite") as store:
+        before = dict(store.documents())
+    (here / "model/config.json").rename(here / "model/config")  # no engine could be opened
+    try:
+        with pytest.raises(UserError, match="model: no model here"):
+            raise call(SEED).exception or AssertionError
+    finally:
+        (here / "model/config").rename(here / "model/config.json")
+    assert told(SEED) == shown
+    with RecordStore.read(here / "sets/judgments.sqlite") as store:
+        assert dict(store.documents()) == before
+    kept = (here / "sets/eft.jsonl").read_bytes()
+    told(f"{SEED} --no-judging")
+    assert (here / "sets/eft.jsonl").read_bytes() == kept
+
+    teach = "sft model sets/eft.jsonl sets/ift.jsonl --out taught --set epochs=1 --set batch_size=4 --set device=cpu"
+    teach += " --set learning_rate=1e-3"
+    shown = told(f"{teach} --set dropout=0")
+    assert f"eft {summary['eft']}, ift 6" in shown and "written: taught/model" in shown
+    assert fingerprint_model(here / "taught/model") != fingerprint_model(here / "model")
+    settings = json.loads((here / "taught/model/lineage.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["final_learning_rate"]) == (1e-3, 1.1e-6)
+    assert "made before: taught/model" in told(f"{teach} --set dropout=0")
+    with pytest.raises(UserError, match="a model made with other values of dropout is here"):
+        raise call(teach).exception or AssertionError
+
+
+def test_a_model_that_proposes_nothing_is_told(here: Path) -> None:
+    shown = told("prompts propose recipe.yaml --seeds seeds.jsonl --count 3 --out new --max-tokens 4")
+    assert "requests │ 192" in shown
+    assert "nothing new any more after 0 of 3 prompts" in shown
+    assert json.loads((here / "new/summary.json").read_text())["dropped"] == {"unreadable": 192}
+    with pytest.raises(UserError, match="no prompts in it"):
+        load_prompts(here / "new/prompts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("seed build recipe.yaml --ranked no.jsonl --out x", r"no\.jsonl: can't be read"),
+        ("seed build recipe.yaml --ranked hub:a/b --out x", "the network is off"),
+        ("seed build recipe.yaml --ranked seeds.jsonl --out x", r"seeds\.jsonl:1: not a JSON object"),
+        ("seed build recipe.yaml --ranked ranked.jsonl --out x --set model=y", "y: no model here"),
+        ("seed build nothing.yaml --ranked ranked.jsonl --out x", "nothing.yaml: no such recipe file"),
+        ("sft model sets/eft.jsonl --out x --paper other", "--paper other: not known; fix: make it one of self-rew"),
+        ("sft model a.jsonl --out x --set device=abacus", "training job: device is 'abacus': Input should be 'auto'"),
+        ("sft model a.jsonl --out x --set epochs=many", "training job: epochs is 'many': Input should be a valid int"),
+        ("sft model a.jsonl --out x --set batch_size=6", "micro_batch_size is 4; fix: make it a divisor of batch_size"),
+        ("sft model a.jsonl --out x --set beta=1", "--set beta=1: not key=value with a key there is; fix: take one of"),
+        ("sft model a.jsonl --out x --set epochs", "--set epochs: not key=value"),
+        ("prompts propose recipe.yaml --seeds no.jsonl --count 3 --out x", r"no\.jsonl: can't be read"),
+        ("prompts propose recipe.yaml --seeds ranked.jsonl --count 3 --out x --set model=y", "y: no model here"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(here: Path, words: str, line: str) -> None:
+    done = call(words)
+    assert isinstance(done.exception, UserError), done.exception
+    with pytest.raises(UserError, match=line):
+        raise done.exception
+    assert "\n" not in str(done.exception)
+    assert not (here / "x").exists()

@@ -1,0 +1,215 @@
+"""``metareward evaluate`` as it is typed: tables, JSON, one line for a mistake, engines through the context."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import LABEL_PROMPT, json_file, lines
+from typer.testing import CliRunner, Result
+
+from metareward.cli.evaluate import evaluate_app
+from metareward.engines.engine import Engine
+from metareward.engines.scripted import ScriptedEngine
+from metareward.errors import UserError
+from metareward.types import Messages, Sampling
+
+RUNNER = CliRunner()
+BAD_NAME = "m\x1b[2J[bold]"
+
+
+def run(*words: object, engine: object = None) -> Result:
+    return RUNNER.invoke(evaluate_app, [str(word) for word in words], obj=engine)
+
+
+def numbers(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def annotation(i: int, preference: float | None) -> dict[str, object]:
+    texts = {"instruction": f"Do {i}.", "output_1": "x" * (i + 5), "output_2": "y" * (2 * i + 1)}
+    return texts | {"generator_1": "base", "generator_2": BAD_NAME, "preference": preference}
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    return json_file(tmp_path / "a.json", [annotation(i, 1 + i / 10 if i else None) for i in range(10)])
+
+
+def test_alpaca_on_stored_annotations_alone(tmp_path: Path, annotations: Path) -> None:
+    told = run("alpaca", "--annotations", annotations, "--json", tmp_path / "out.json")
+    assert told.exit_code == 0, told.exception
+    assert "50.00" in told.output and "length-adjusted" in told.output and "LC win rate" not in told.output
+    assert "\x1b" not in told.output and "m␛[2J[bold]" in told.output  # a model's name is only text
+    (model,) = numbers(tmp_path / "out.json")["models"]
+    assert (model["win_rate"], model["n_judged"], model["n_unparsable"]) == (pytest.approx(50), 9, 1)
+    assert "length_adjusted_winrate" in model and "length_controlled_winrate" not in model
+
+
+def test_alpaca_with_the_leaderboard_s_tables(alpaca_data: Path, tmp_path: Path) -> None:
+    annotations = alpaca_data / "annotations_compact.csv"
+    tables = (
+        "--difficulty",
+        alpaca_data / "instruction_difficulty.csv",
+        "--gamed",
+        alpaca_data / "df_gamed_reconstructed.csv",
+    )
+    told = run("alpaca", "--annotations", annotations, *tables, "--json", tmp_path / "out.json")
+    assert told.exit_code == 0, told.exception
+    assert "LC win rate" in told.output and "86.46" in told.output
+    models = {each["model"]: each for each in numbers(tmp_path / "out.json")["models"]}
+    assert models["NullModel"]["length_controlled_winrate"] == pytest.approx(86.4578, abs=0.01)
+
+
+def test_alpaca_from_published_weights(alpaca_data: Path) -> None:
+    told = run(
+        "alpaca",
+        "--weights",
+        alpaca_data / "leaderboard_rows.csv",
+        "--difficulty",
+        alpaca_data / "instruction_difficulty.csv",
+    )
+    assert told.exit_code == 0 and "22.92" in told.output
+
+
+def test_alpaca_by_an_engine(tmp_path: Path) -> None:
+    rows = [annotation(i, None) for i in range(6)]
+    keys = {"outputs": ("output_2", "me"), "reference": ("output_1", "base")}
+    for name, (key, generator) in keys.items():
+        json_file(
+            tmp_path / f"{name}.json",
+            [{"instruction": row["instruction"], "output": row[key], "generator": generator} for row in rows],
+        )
+    (tmp_path / "clf.txt").write_text(LABEL_PROMPT, encoding="utf-8")
+    files = [each for name in keys for each in (f"--{name}", tmp_path / f"{name}.json")]
+    asked: list[str] = []
+
+    async def opened(name: str) -> Engine:
+        asked.append(name)
+        return ScriptedEngine(lambda m, s, i: "m" if "Output m: y" in m[-1].content else "M")
+
+    words = ("alpaca", *files, "--prompt", tmp_path / "clf.txt", "--annotations", tmp_path / "made.json")
+    told = run(*words, "--judge-engine", "gpt", engine=opened)
+    assert told.exit_code == 0, told.exception
+    assert asked == ["gpt"] and "100.00" in told.output and "sampled label" in told.output
+    again = run("alpaca", "--annotations", tmp_path / "made.json")
+    assert "100.00" in again.output  # what was made is an annotation file like any other
+
+
+def test_a_judge_may_think_first(tmp_path: Path) -> None:
+    room: set[int] = set()
+
+    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
+        room.add(sampling.max_tokens)
+        return "<think>m or M? The one by the model.</think>\n" + (
+            "m" if "Output m: own" in messages[-1].content else "M"
+        )
+
+    async def opened(name: str) -> Engine:
+        return ScriptedEngine(reply)
+
+    (tmp_path / "clf.txt").write_text(LABEL_PROMPT, encoding="utf-8")
+    for who in ("base", "own"):
+        rows = [{"instruction": f"Do {i}.", "output": f"{who} {i}", "generator": who} for i in range(5)]
+        json_file(tmp_path / f"{who}.json", rows)
+    words = ["alpaca", "--outputs", tmp_path / "own.json", "--reference", tmp_path / "base.json"]
+    words += ["--prompt", tmp_path / "clf.txt", "--judge-engine", "mine", "--json", tmp_path / "out.json"]
+    aloud, silent = tmp_path / "aloud.json", tmp_path / "silent.json"
+    assert run(*words, "--annotations", aloud, engine=opened).exit_code == 0
+    assert numbers(tmp_path / "out.json")["models"][0]["n_unparsable"] == 5
+    assert run(*words, "--annotations", silent, "--thinking", "200", engine=opened).exit_code == 0
+    assert numbers(tmp_path / "out.json")["models"][0]["win_rate"] == 100
+    assert room == {1, 201}
+    again = run(*words, "--annotations", aloud, "--thinking", "200", engine=opened)
+    assert again.exit_code and "thinking (absent) -> 200" in str(again.exception)
+
+
+def test_arena(arena_data: Path, tmp_path: Path) -> None:
+    words = ("--judgments", arena_data / "ko_judgments.csv", "--answers", arena_data / "ko_answer_style.csv")
+    told = run("arena", *words, "--baseline", "claude-3.7-sonnet", "--rounds", 50, "--json", tmp_path / "out.json")
+    assert told.exit_code == 0, told.exception
+    assert "85.83" in told.output and "by question" in told.output
+    (category,) = numbers(tmp_path / "out.json")["categories"]
+    assert category["models"][0]["controlled"]["style"] == pytest.approx(84.46, abs=0.1)
+    assert category["models"][0]["questions"]["low"] < 85.83
+
+
+def test_mt_bench(mt_bench_data: Path, tmp_path: Path) -> None:
+    words = ("--judgments", mt_bench_data / "gpt-4_single.jsonl", "--questions", mt_bench_data / "question.jsonl")
+    told = run("mt-bench", *words, "--json", tmp_path / "out.json")
+    assert told.exit_code == 0, told.exception
+    assert "7.17" in told.output and "humanities" in told.output
+    assert numbers(tmp_path / "out.json")["models"][0]["average"] == pytest.approx(7.165625)
+
+
+def test_judge_on_pairs(judge_data: Path, tmp_path: Path) -> None:
+    words = (
+        "--pairs",
+        judge_data / "llmbar_natural.jsonl",
+        "--verdicts",
+        judge_data / "llmbar_natural_evaluators.jsonl",
+    )
+    told = run("judge", *words, "--json", tmp_path / "out.json")
+    assert told.exit_code == 0, told.exception
+    assert "95.50" in told.output and "length only" in told.output and "chance" in told.output
+    first = numbers(tmp_path / "out.json")["judges"][0]
+    assert first["llmbar"]["kappa_False"] == pytest.approx(0.26775689528923596)
+
+
+def test_judge_by_an_engine_and_a_protocol(judge_data: Path, tmp_path: Path) -> None:
+    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
+        return f"Score: {min(5, len(messages[-1].content) // 800)}"
+
+    async def opened(name: str) -> Engine:
+        return ScriptedEngine(reply)
+
+    head = (judge_data / "oasst_rankings.jsonl").read_text(encoding="utf-8").split("\n")[:4]
+    (tmp_path / "r.jsonl").write_text("\n".join(head), encoding="utf-8")
+    words = (
+        "--rankings",
+        tmp_path / "r.jsonl",
+        "--protocol",
+        "human",
+        "--judgments",
+        2,
+        "--kept",
+        tmp_path / "k.sqlite",
+    )
+    told = run("judge", *words, "--judge-engine", "mine", "--json", tmp_path / "out.json", engine=opened)
+    assert told.exit_code == 0, told.exception
+    assert [each["judge"] for each in numbers(tmp_path / "out.json")["judges"]] == ["mine", "length only", "chance"]
+
+
+def test_judge_on_sections(tmp_path: Path) -> None:
+    row = {"subset": "donotanswer", "chosen": "no", "rejected": "yes", "score_chosen": 2, "score_rejected": 1}
+    told = run("judge", "--sections", lines(tmp_path / "r.jsonl", [row]))
+    assert told.exit_code == 0 and "Safety" in told.output and "100.00" in told.output
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("alpaca", "give --annotations"),
+        ("alpaca --annotations none.json", "none.json: can't be read"),
+        ("alpaca --weights none.csv", "--weights: needs --difficulty"),
+        ("alpaca --annotations a --by-instruction", "--by-instruction: needs --reference"),
+        ("alpaca --annotations a --judge-engine x", "engine x: no engine can be opened here"),
+        ("alpaca --annotations hub:a/b", "hub:a/b: names no file"),
+        ("arena --judgments none.jsonl", "none.jsonl: can't be read"),
+        ("arena --judgments none.jsonl --version v1", "--version v1: no such version"),
+        ("mt-bench --judgments none.jsonl", "none.jsonl: can't be read"),
+        ("judge", "give one of --rankings"),
+        ("judge --rankings none.jsonl --protocol x", "--protocol x: no such protocol"),
+        ("judge --rankings none.jsonl --rubric none", "no prompt text named 'none'"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = run(*words.split())
+    assert isinstance(told.exception, UserError)
+    assert str(told.exception).startswith(line) and "\n" not in str(told.exception)
+
+
+def test_every_command_explains_itself() -> None:
+    for command in ("", "alpaca", "arena", "mt-bench", "judge"):
+        assert "Usage:" in run(*command.split(), "--help").output

@@ -1,0 +1,186 @@
+"""Prompt files are read whole or refused with line, field and fix; slices never share a prompt."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metareward.data.prompts import choose, digest, gather_prompts, hold_out, load_prompts, write_prompts
+from metareward.errors import UserError
+from metareward.types import Message, Prompt
+
+USER = {"role": "user", "content": "hello"}
+BOT = {"role": "assistant", "content": "hi"}
+SYSTEM = {"role": "system", "content": "be kind"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "prompts.jsonl"
+
+
+def put(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def many(count: int) -> tuple[Prompt, ...]:
+    return tuple(Prompt(f"p{number}", (Message("user", f"question {number}"),)) for number in range(count))
+
+
+def test_all_three_forms(path: Path) -> None:
+    put(
+        path,
+        {"id": "a", "prompt": "hello"},
+        {"id": "b", "prompt": [SYSTEM, USER]},
+        {"id": 3, "messages": [USER, BOT, USER]},
+    )
+    user, bot, system = Message("user", "hello"), Message("assistant", "hi"), Message("system", "be kind")
+    assert load_prompts(path) == (
+        Prompt("a", (user,)),
+        Prompt("b", (system, user)),
+        Prompt("3", (user, bot, user)),
+    )
+
+
+def test_without_an_id_the_content_is_the_id(path: Path) -> None:
+    first = load_prompts(put(path, {"prompt": "one"}, {"prompt": "two", "source": "x"}))
+    again = load_prompts(put(path, {"messages": [{"role": "user", "content": "two"}]}, {"prompt": "one"}))
+    assert {prompt.id for prompt in first} == {prompt.id for prompt in again}
+    assert first[0].id != first[1].id
+
+
+def test_only_a_newline_ends_a_line(path: Path) -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"
+    path.write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n\n  \n" + '{"prompt": "x"}', encoding="utf-8")
+    assert [prompt.messages[0].content for prompt in load_prompts(path)] == [text, "x"]
+
+
+def test_windows_files(path: Path) -> None:
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "two\\r\\n"}\r\n')
+    assert [prompt.messages[0].content for prompt in load_prompts(path)] == ["one", "two\r\n"]
+
+
+def test_repeats_are_refused_or_gathered_once(path: Path) -> None:
+    put(
+        path,
+        {"prompt": "one"},
+        {"prompt": "two"},
+        {"prompt": "one"},
+        {"messages": [{"role": "user", "content": "one"}]},
+    )
+    with pytest.raises(UserError, match=r"prompts\.jsonl:3: the same prompt as in line 1; fix: take one out"):
+        load_prompts(path)
+    gathered = gather_prompts(path)
+    assert [prompt.messages[0].content for prompt in gathered.prompts] == ["one", "two"]
+    assert [(again.number, first.number) for again, first in gathered.repeats] == [(3, 1), (4, 1)]
+
+
+def test_the_same_words_under_two_ids_are_two_prompts(path: Path) -> None:
+    assert len(load_prompts(put(path, {"id": "a", "prompt": "one"}, {"id": "b", "prompt": "one"}))) == 2
+
+
+BAD = [
+    ("{", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ("3", "not a JSON object"),
+    ('["hello"]', "not a JSON object"),
+    ('" "', 'field "prompt": is empty'),
+    ("{}", r'field "prompt": missing \(fields here: none\)'),
+    ('{"question": "x", "in\\nput": ""}', r'field "prompt": missing \(fields here: "question", "in\\nput"\)'),
+    ('{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}', 'fields "prompt" and "messages" are both'),
+    ('{"prompt": 3}', 'field "prompt": is a number'),
+    ('{"prompt": {"role": "user"}}', 'field "prompt": is an object'),
+    ('{"messages": "x"}', 'field "messages": is text'),
+    ('{"prompt": "  \\n"}', 'field "prompt": is empty'),
+    ('{"prompt": "half \\ud83d"}', r'field "prompt": holds \\ud83d'),
+    ('{"prompt": []}', 'field "prompt": has no user turn'),
+    ('{"prompt": [1]}', r'field "prompt\[0\]": is a number'),
+    ('{"prompt": [{"role": "tool", "content": "x"}]}', r'field "prompt\[0\].role": is "tool"'),
+    ('{"prompt": [{"content": "x"}]}', r'field "prompt\[0\].role": is null'),
+    ('{"prompt": [{"role": ["user"], "content": "x"}]}', r'field "prompt\[0\].role": is \["user"\]'),
+    ('{"prompt": [{"role": "user"}]}', r'field "prompt\[0\].content": is missing or null'),
+    ('{"prompt": [{"role": "user", "content": [{"type": "text"}]}]}', r'field "prompt\[0\].content": is a list'),
+    ('{"prompt": [{"role": "system", "content": "x"}]}', 'field "prompt": has no user turn'),
+    (json.dumps({"messages": [USER, BOT]}), 'field "messages": ends with an assistant turn; fix: take that turn out'),
+    (json.dumps({"messages": [USER, USER]}), r'field "messages\[1\].role": is "user" where "assistant" is due'),
+    (json.dumps({"messages": [BOT, USER]}), r'field "messages\[0\].role": is "assistant" where "user" is due'),
+    (json.dumps({"messages": [USER, SYSTEM]}), r'field "messages\[1\].role": is "system" where "assistant" is due'),
+    ('{"id": "", "prompt": "x"}', 'field "id": is empty'),
+    ('{"id": true, "prompt": "x"}', 'field "id": is true or false'),
+    ('{"id": 1.5, "prompt": "x"}', 'field "id": is a number'),
+    ('{"id": "a", "prompt": "x"}', 'field "id": "a" is taken by line 1'),
+    ('{"id": "a", "prompt": "fine"}', "the same prompt as in line 1"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), BAD)
+def test_a_bad_line_is_told_by_file_line_field_and_fix(path: Path, line: str, expected: str) -> None:
+    path.write_text('{"id": "a", "prompt": "fine"}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=expected) as caught:
+        load_prompts(path)
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert "; fix: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8(path: Path) -> None:
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"prompts\.jsonl:2: this is not UTF-8"):
+        load_prompts(path)
+
+
+def test_files_that_are_empty_or_missing(path: Path, tmp_path: Path) -> None:
+    path.write_text("\n\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="no prompts in it; fix:"):
+        load_prompts(path)
+    for other in (tmp_path / "nowhere.jsonl", tmp_path / "folder"):
+        with pytest.raises(UserError, match=r"can't be read: .*; fix:"):
+            load_prompts(other)
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True))
+@settings(deadline=None)
+def test_written_prompts_come_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.jsonl"
+    prompts = tuple(Prompt(text, (Message("system", text), Message("user", text))) for text in texts)
+    write_prompts(path, prompts)
+    assert load_prompts(path) == prompts
+    assert digest(load_prompts(path)) == digest(prompts)
+
+
+def test_the_digest_sees_every_change() -> None:
+    base = many(2)
+    others = [
+        base[::-1],
+        base[:1],
+        (base[0], Prompt("p1", (Message("user", "other"),))),
+        (base[0], Prompt("p1", (Message("system", "question 1"),))),
+    ]
+    assert len({digest(prompts) for prompts in [base, *others]}) == 5
+
+
+def test_slices_are_disjoint_cover_everything_and_repeat() -> None:
+    slices = [choose(many(20), 5, iteration, seed=3) for iteration in (1, 2, 3, 4)]
+    assert sorted(prompt.id for part in slices for prompt in part) == sorted(prompt.id for prompt in many(20))
+    assert slices == [choose(many(20)[::-1], 5, iteration, seed=3) for iteration in (1, 2, 3, 4)]
+    assert slices[0] != choose(many(20), 5, 1, seed=4)
+    assert [prompt.id for part in slices for prompt in part] != [prompt.id for prompt in many(20)]
+
+
+def test_too_few_prompts() -> None:
+    with pytest.raises(UserError, match=r"iteration 3 needs 15 \(3 x 5\) and there are 14; fix:"):
+        choose(many(14), 5, 3, seed=1)
+
+
+def test_held_out_prompts_are_not_among_the_rest() -> None:
+    held, rest = hold_out(many(20), 6, seed=1)
+    assert len(held) == 6
+    assert {prompt.id for prompt in held} | {prompt.id for prompt in rest} == {prompt.id for prompt in many(20)}
+    assert len(rest) == 14
+    assert held == hold_out(many(20)[::-1], 6, seed=1)[0]
+    with pytest.raises(UserError, match="20 held out of 20"):
+        hold_out(many(20), 20, seed=1)

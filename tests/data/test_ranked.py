@@ -1,0 +1,173 @@
+"""Ranked answers from every form there is, Open Assistant's trees among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from metareward.data.ranked import Ranked, RankedAnswer, RankedSet, read_ranked
+from metareward.errors import UserError
+from metareward.types import Message, Prompt
+
+DATA = Path(__file__).parents[3] / "shared/data/judge/oasst_rankings.jsonl"
+ASK = (Message("user", "Why?"),)
+LATER = (*ASK, Message("assistant", "So."), Message("user", "And now?"))
+TWO = (RankedAnswer("So.", 0.0), RankedAnswer("No.", 1.0))
+
+
+def put(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def message(id: str, text: str, role: str, rank: int | None = None, **more: Any) -> dict[str, Any]:
+    return {"message_id": id, "text": text, "role": role, "rank": rank, "lang": "en", "deleted": False, **more}
+
+
+def tree() -> dict[str, Any]:
+    """A question with three replies, of which one is deleted; the best has a question under it."""
+    later = message("q2", "And now?", "prompter", replies=[message("a3", "Wait.", "assistant", 0, replies=[])])
+    replies = [
+        message("a1", "So.", "assistant", 0, replies=[later]),
+        message("a0", "Spam!", "assistant", 2, deleted=True, replies=[]),
+        message("a2", "No.", "assistant", 1, replies=[]),
+        message("a4", "Hm.", "assistant", None, replies=[]),
+    ]
+    return {
+        "message_tree_id": "q1",
+        "tree_state": "ready",
+        "prompt": message("q1", "Why?", "prompter", replies=replies),
+    }
+
+
+def table() -> list[dict[str, Any]]:
+    """The same as a table of messages, children before their parents."""
+    rows: list[dict[str, Any]] = []
+
+    def lay(node: dict[str, Any], parent: str | None) -> None:
+        for reply in node["replies"]:
+            lay(reply, node["message_id"])
+        rows.append({key: value for key, value in node.items() if key != "replies"} | {"parent_id": parent})
+
+    lay(tree()["prompt"], None)
+    return rows
+
+
+def test_prompt_answers_and_ranks(tmp_path: Path) -> None:
+    row = {"id": "q1", "prompt": "Why?", "answers": ["So.", "No."], "ranks": [0, 1], "lang": "en-GB"}
+    assert read_ranked(put(tmp_path / "a.jsonl", row)) == RankedSet((Ranked(Prompt("q1", ASK), TWO, "en-GB"),), {})
+    turns = [{"role": each.role, "content": each.content} for each in LATER]
+    row = {"messages": turns, "answers": ["So.", "No."], "ranks": [0, 1.0]}
+    (found,) = read_ranked(put(tmp_path / "a.jsonl", row), first_turns=False).ranked
+    assert (found.prompt.messages, found.answers, found.language) == (LATER, TWO, None)
+
+
+def test_the_flat_export(tmp_path: Path) -> None:
+    responses = [{"text": "So.", "rank": 0, "id": "x"}, {"text": "No.", "rank": 1}]
+    row = {"id": "q1", "conversation": [{"role": "prompter", "text": "Why?"}], "responses": responses}
+    assert read_ranked(put(tmp_path / "a.jsonl", row)).ranked == (Ranked(Prompt("q1", ASK), TWO),)
+    row = {"id": "q1", "prompt": "Why?", "responses": responses}
+    assert read_ranked(put(tmp_path / "a.jsonl", row)).ranked == (Ranked(Prompt("q1", ASK), TWO),)
+
+
+def test_a_tree_and_its_table_are_one(tmp_path: Path) -> None:
+    first, later = Ranked(Prompt("q1", ASK), TWO, "en"), Ranked(Prompt("q2", LATER), (RankedAnswer("Wait.", 0),), "en")
+    pq.write_table(pa.Table.from_pylist(table()), tmp_path / "table.parquet")
+    for path in (
+        put(tmp_path / "tree.jsonl", tree()),
+        put(tmp_path / "table.jsonl", *table()),
+        tmp_path / "table.parquet",
+    ):
+        assert read_ranked(path) == RankedSet((first,), {"a later turn": 1})
+        assert read_ranked(path, first_turns=False) == RankedSet((first, later), {})
+
+
+def test_what_follows_a_message_that_was_turned_down_is_left_out(tmp_path: Path) -> None:
+    given = tree()
+    given["prompt"]["replies"][0]["review_result"] = False
+    (found,) = read_ranked(put(tmp_path / "a.jsonl", given), first_turns=False).ranked
+    assert [answer.text for answer in found.answers] == ["No."]
+    given["prompt"]["deleted"] = True
+    with pytest.raises(UserError, match="no ranked prompt is left"):
+        read_ranked(put(tmp_path / "a.jsonl", given))
+
+
+def test_other_languages_are_passed_over_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q{n}", "answers": ["a"], "ranks": [0], "lang": lang}
+        for n, lang in enumerate(("en", "de", "ja", None))
+    ]
+    path = put(tmp_path / "a.jsonl", *rows)
+    assert read_ranked(path).passed_over == {"another language": 2}
+    assert len(read_ranked(path, language=None).ranked) == 4
+    assert len(read_ranked(path, language="de").ranked) == 2
+    with pytest.raises(UserError, match=r"a\.jsonl: no ranked prompt is left \(3 another language\); fix:"):
+        read_ranked(put(path, *[row | {"lang": "fi"} for row in rows[:3]]))
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ([1], "a.jsonl:1: not a JSON object"),
+        ({"prompt": "x"}, 'a.jsonl:1: field "answers": missing or no list; fix: write "answers"'),
+        ({"prompt": "x", "answers": ["a"]}, 'field "ranks": missing or no list'),
+        ({"prompt": "x", "answers": ["a", "b"], "ranks": [0]}, 'field "ranks": 1 for 2 answers; fix: give each'),
+        ({"prompt": "x", "answers": ["a", " "], "ranks": [0, 1]}, r'field "answers\[1\]": is empty'),
+        ({"prompt": "x", "answers": ["a"], "ranks": ["best"]}, r'field "ranks\[0\]": is no number'),
+        ({"prompt": "x", "answers": ["a"], "ranks": [True]}, r'field "ranks\[0\]": is no number'),
+        ({"prompt": "x", "answers": [], "ranks": []}, 'field "answers": is an empty list'),
+        ({"answers": ["a"], "ranks": [0]}, 'field "prompt": missing'),
+        ({"conversation": "x", "responses": []}, 'field "conversation": is no list of turns'),
+        ({"conversation": [{"role": "judge", "text": "x"}], "responses": []}, r'messages\[0\].role": is "judge"'),
+        ({"prompt": "x", "responses": [{"text": "a"}]}, r'field "responses\[0\].rank": is no number'),
+        ({"prompt": "x", "responses": ["a"]}, r"responses\[0\]: not a JSON object"),
+        ({"prompt": {"role": "prompter"}}, 'field "prompt.message_id": is missing or null'),
+        ({"prompt": {"role": "user"}}, "field \"prompt.role\": is 'user'; fix: use prompter or assistant"),
+    ],
+)
+def test_a_wrong_row_is_told_by_place_field_and_fix(tmp_path: Path, row: object, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        read_ranked(put(tmp_path / "a.jsonl", row))
+    assert "; fix: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_table_that_ends_in_something_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'a\.jsonl:6: field "message_id": missing; fix:'):
+        read_ranked(put(tmp_path / "a.jsonl", *table()[:5], {"text": "x"}))
+
+
+def test_one_id_for_two_prompts_is_refused(tmp_path: Path) -> None:
+    row = {"id": "q", "prompt": "x", "answers": ["a"], "ranks": [0]}
+    with pytest.raises(UserError, match='the id "q" stands twice'):
+        read_ranked(put(tmp_path / "a.jsonl", row, row | {"prompt": "y"}))
+
+
+@pytest.mark.parametrize(("first", "second"), [("Why?", "why"), ("Say: one, two!", "say one two")])
+def test_prompts_of_the_same_words_are_one_group(first: str, second: str) -> None:
+    one, two = (Ranked(Prompt(text, (Message("user", text),)), TWO) for text in (first, second))
+    assert one.group == two.group == Ranked(Prompt("x", (Message("user", first), *LATER[1:])), TWO).group
+    assert Ranked(Prompt("?", (Message("user", "???"),)), TWO).group != one.group
+
+
+def test_the_best_answer_and_whether_there_is_one() -> None:
+    tied = (RankedAnswer("a", 1), RankedAnswer("b", 0), RankedAnswer("c", 0))
+    assert Ranked(Prompt("x", ASK), tied).best.text == "b"
+    assert Ranked(Prompt("x", ASK), tied).comparable
+    assert not Ranked(Prompt("x", ASK), tied[1:]).comparable
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="the real rankings are not on this machine")
+def test_real_rankings() -> None:
+    every = read_ranked(DATA, first_turns=False)
+    assert (len(every.ranked), every.passed_over) == (93, {})
+    assert all(each.comparable and each.best.rank == 0 for each in every.ranked)
+    assert len({each.prompt.id for each in every.ranked}) == 93
+    first = read_ranked(DATA)
+    assert (len(first.ranked), first.passed_over) == (46, {"a later turn": 47})
+    assert {each.group for each in every.ranked} >= {each.group for each in first.ranked}
+    assert len({each.group for each in every.ranked}) == 46

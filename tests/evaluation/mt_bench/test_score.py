@@ -1,0 +1,215 @@
+"""MT-Bench: stored judgments re-render, re-parse and average to what is published; and a judge of one's own."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import builders  # noqa: F401  (sets hypothesis up)
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import door, lines
+
+from metareward.engines.engine import EngineError
+from metareward.errors import UserError
+from metareward.evaluation.mt_bench.data import (
+    Grade,
+    GradingPrompts,
+    Question,
+    prompt_name,
+    question_about,
+    read_answers,
+    read_grades,
+    read_prompts,
+    read_questions,
+    read_references,
+    read_score,
+)
+from metareward.evaluation.mt_bench.run import MtBenchFiles, judged, results
+from metareward.evaluation.mt_bench.score import evaluate
+from metareward.types import Messages, Sampling
+
+JUDGMENTS = "gpt-4_single.jsonl"
+
+
+# --- the stored judgments ---
+
+
+@pytest.fixture(scope="module")
+def judgments(mt_bench_data: Path) -> list[Mapping[str, object]]:
+    text = (mt_bench_data / JUDGMENTS).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def test_every_stored_prompt_is_rendered_byte_for_byte(mt_bench_data: Path, judgments: list[dict[str, object]]) -> None:
+    questions = read_questions(mt_bench_data / "question.jsonl")
+    references = read_references(mt_bench_data / "reference_answer_gpt-4.jsonl")
+    prompts = read_prompts(mt_bench_data / "judge_prompts.jsonl")
+    answers = read_answers(mt_bench_data / "model_answer")
+    assert (len(questions), len(references), len(judgments)) == (80, 30, 320)
+    for row in judgments:
+        question, turn = questions[int(str(row["question_id"]))], int(str(row["turn"]))
+        answer = answers[str(row["model"])][question.id]
+        _, user = question_about(prompts, question, answer, references.get(question.id), turn)
+        assert user.content == row["user_prompt"]
+        assert row["judge"] == ["gpt-4", prompt_name(question.category, turn)]
+
+
+def test_every_stored_score_is_read_again(judgments: list[dict[str, object]]) -> None:
+    assert [read_score(str(row["judgment"])) for row in judgments] == [row["score"] for row in judgments]
+
+
+def test_averages_are_the_published_ones(mt_bench_data: Path) -> None:
+    expected = json.loads((mt_bench_data / "expected_scores.json").read_text(encoding="utf-8"))
+    found = {each.model: each.as_dict() for each in results(MtBenchFiles(mt_bench_data / JUDGMENTS))}
+    assert set(found) == set(expected)
+    for model, numbers in expected.items():
+        for name, value in numbers.items():
+            assert found[model][name] == pytest.approx(value, abs=1e-6), (model, name)
+
+
+def test_categories_make_up_the_average(mt_bench_data: Path) -> None:
+    files = MtBenchFiles(mt_bench_data / JUDGMENTS, questions=mt_bench_data / "question.jsonl")
+    for each in results(files):
+        assert len(each.categories) == 8 and each.n_missing == 0
+        assert all(category.n_valid == 20 for category in each.categories.values())
+        averages = [category.average or 0 for category in each.categories.values()]
+        assert sum(averages) / 8 == pytest.approx(each.average)
+
+
+# --- scores ---
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Rating: [[8]]", 8.0),
+        ("Rating: [[8.5]] and [[2]]", 8.5),
+        ("[3] but also [[7]]", 7.0),
+        ("so [6.5]", 6.5),
+        ("[[ten]]", None),
+        ("", None),
+        ("[[-1]]", None),
+    ],
+)
+def test_a_score_is_read(text: str, score: float | None) -> None:
+    assert read_score(text) == score
+
+
+grades = st.lists(
+    st.tuples(st.integers(1, 4), st.sampled_from([1, 2]), st.sampled_from([None, 1.0, 5.5, 10.0])), max_size=10
+)
+
+
+@given(grades)
+def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[tuple[int, int, float | None]]) -> None:
+    questions = {i: Question(i, "math" if i % 2 else "stem", ("a", "b")) for i in range(1, 5)}
+    rows = [Grade(question, "m", turn, score) for question, turn, score in drawn]
+    for each in evaluate([*rows, Grade(1, "n", 1, None)], questions):
+        json.dumps(each.as_dict(), allow_nan=False)  # raises for NaN
+        own = [row for row in rows if row.model == each.model]
+        assert each.n_valid + each.n_failed + each.n_refused == (len(own) if each.model == "m" else 1)
+        assert each.n_missing + len({(row.question, row.turn) for row in own}) >= 7
+        read = [row.score for row in own if row.score is not None]
+        assert each.average == (pytest.approx(sum(read) / len(read)) if read else None)
+
+
+def test_unread_repeated_and_missing_ones_are_counted() -> None:
+    rows = [Grade(1, "m", 1, 8.0), Grade(1, "m", 1, 6.0), Grade(1, "m", 2, None), Grade(2, "m", 1, None, refused=True)]
+    (each,) = evaluate(rows, {i: Question(i, "math", ("a", "b")) for i in (1, 2)})
+    assert (each.average, each.turn1, each.turn2) == (7.0, 7.0, None)
+    assert (each.n_valid, each.n_failed, each.n_refused, each.n_missing, each.n_repeated) == (2, 1, 1, 1, 1)
+    assert each.categories["math"].average == 7.0
+
+
+# --- a judge of one's own ---
+
+PROMPTS = [
+    {"name": "single-v1", "system_prompt": "s", "prompt_template": "plain {question} {answer}"},
+    {"name": "single-math-v1", "system_prompt": "s", "prompt_template": "math {question} {answer} {ref_answer_1}"},
+    {"name": "single-v1-multi-turn", "system_prompt": "t", "prompt_template": "two {question_2} {answer_1} {answer_2}"},
+    {
+        "name": "single-math-v1-multi-turn",
+        "system_prompt": "t",
+        "prompt_template": "two math {question_2} {answer_2} {ref_answer_1} {ref_answer_2}",
+    },
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> MtBenchFiles:
+    def turns(*of: str) -> list[dict[str, object]]:
+        return [{"index": 0, "turns": list(of)}]
+
+    questions = [
+        {"question_id": 81, "category": "writing", "turns": ["w1", "w2"]},
+        {"question_id": 111, "category": "math", "turns": ["m1", "m2"]},
+    ]
+    answers = [{"question_id": i, "model_id": "me", "choices": turns(f"{{question}}{i}", f"b{i}")} for i in (81, 111)]
+    reference = [{"question_id": 111, "model_id": "gpt-4", "choices": turns("r1", "r2")}]
+    return MtBenchFiles(
+        judgments=tmp_path / "made.jsonl",
+        questions=lines(tmp_path / "question.jsonl", questions),
+        answers=lines(tmp_path / "me.jsonl", answers),
+        references=lines(tmp_path / "gpt-4.jsonl", reference),
+        prompts=lines(tmp_path / "judge_prompts.jsonl", PROMPTS),
+    )
+
+
+def test_each_turn_is_asked_about_in_its_own_way(files: MtBenchFiles) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
+        asked.append((messages[0].content, messages[1].content))
+        assert sampling.temperature == 0 and sampling.max_tokens == 2048
+        return f"Rating: [[{len(asked)}]]"
+
+    asyncio.run(judged(files, door(reply)))
+    assert asked == [
+        ("s", "plain w1 {question}81"),
+        ("t", "two w2 {question}81 b81"),
+        ("s", "math m1 {question}111 r1"),
+        ("t", "two math m2 b111 r1 r2"),
+    ]
+    (each,) = results(files)
+    assert (each.average, each.turn1, each.turn2) == (2.5, 2.0, 3.0)
+
+
+def test_refusals_and_unreadable_scores_are_counted_apart(files: MtBenchFiles) -> None:
+    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
+        if "two math" in messages[1].content:
+            raise EngineError("too long")
+        return "no number" if "math" in messages[1].content else "[[9]]"
+
+    asyncio.run(judged(files, door(reply)))
+    (each,) = results(files)
+    assert (each.average, each.n_valid, each.n_failed, each.n_refused) == (9.0, 2, 1, 1)
+    assert [grade.refused for grade in read_grades(files.judgments)] == [False, False, False, True]
+
+
+def test_what_a_judge_needs_is_told(files: MtBenchFiles) -> None:
+    with pytest.raises(UserError, match="needs --answers"):
+        asyncio.run(judged(MtBenchFiles(files.judgments), door(lambda m, s, i: "")))
+    without = MtBenchFiles(files.judgments, files.questions, files.answers, None, files.prompts)
+    with pytest.raises(UserError, match=r"question 111 .math. has no reference answer"):
+        asyncio.run(judged(without, door(lambda m, s, i: "[[1]]")))
+    with pytest.raises(UserError, match="lack 'single-v1'"):
+        question_about(GradingPrompts({}, ""), Question(81, "writing", ("a", "b")), ("c", "d"), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"question_id": 81, "model": "m", "turn": 3, "score": 1}, 'field "turn": is 3'),
+        ({"question_id": "x", "model": "m", "turn": 1, "score": 1}, 'field "question_id": is not a number'),
+    ],
+)
+def test_judgments_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        read_grades(lines(tmp_path / "a.jsonl", [row]))
+
+
+def test_a_question_has_two_turns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="are not two texts"):
+        read_questions(lines(tmp_path / "q.jsonl", [{"question_id": 1, "category": "math", "turns": ["one"]}]))

@@ -1,0 +1,165 @@
+"""Judges of two outputs behind one interface: what two models that change places do to every number."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from made_up import LABEL_PROMPT, desk, json_file
+
+from metareward.engines.engine import EngineError
+from metareward.engines.local import LocalEngine
+from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.thinking import WithoutThinking
+from metareward.evaluation.alpaca_eval.data import Output
+from metareward.evaluation.alpaca_eval.run import AlpacaFiles, Meeting, annotated_by, label_judge, model_first, results
+from metareward.evaluation.alpaca_eval.score import AlpacaResult
+from metareward.evaluation.judges import (
+    FirstShare,
+    GradedJudge,
+    Grading,
+    PairJudge,
+    ScoringJudge,
+    Shown,
+    TrueJudge,
+    load_label_prompt,
+)
+from metareward.method.judge import Reasoning, Rubric
+from metareward.method.template import load_template
+from metareward.pocket.demonstrations import RUBRIC
+from metareward.pocket.world import MODEL, PocketOracle, prompts
+from metareward.types import Completion, Message, Messages, Prompt, Sampling, Step, TopLogprob
+
+ASKED = prompts(24, 3, held_out=True)
+GRADING = Grading(RUBRIC, 2, Sampling(1.0, 0.95, 48))
+MakeJudge = Callable[[Path], PairJudge]
+
+
+@pytest.fixture(scope="module")
+def answers() -> tuple[list[str], list[str]]:
+    """Two pocket models' answers: the shipped one cool, and hot, which makes it another."""
+
+    async def drawn() -> tuple[list[str], list[str]]:
+        engine = LocalEngine.open(MODEL, device="cpu", dtype="float32", rows=128, deterministic=False)
+
+        async def of(temperature: float) -> list[str]:
+            sampling = Sampling(temperature, 1.0, 48, 5)
+            calls = (engine.complete(prompt.messages, sampling, 1) for prompt in ASKED)
+            return [written[0].text for written in await asyncio.gather(*calls)]
+
+        try:
+            return await of(0.0), await of(1.2)
+        finally:
+            await engine.aclose()
+
+    return asyncio.run(drawn())
+
+
+def evaluated(judge: PairJudge, base: Sequence[str], own: Sequence[str], folder: Path) -> AlpacaResult:
+    """A whole evaluation: annotations in a file, and that file read as any stored one."""
+    met = [
+        Meeting(i, prompt, Output(prompt.messages[0].content, one, "", "A"), Output(prompt.id, other, "", "B"))
+        for i, (prompt, one, other) in enumerate(zip(ASKED, base, own, strict=True))
+    ]
+    rows = asyncio.run(annotated_by(judge, met))
+    (result,) = results(AlpacaFiles((json_file(folder / "annotations.json", rows),)))
+    return result
+
+
+def change_places(judge: PairJudge, other: PairJudge, answers: tuple[list[str], list[str]], folder: Path) -> None:
+    there, back = evaluated(judge, *answers, folder), evaluated(other, *answers[::-1], folder)
+    assert there.raw.win_rate is not None and back.raw.win_rate is not None
+    assert 0 < there.raw.win_rate < 100 and there.raw.win_rate != 50
+    assert there.raw.win_rate + back.raw.win_rate == pytest.approx(100, abs=1e-9)
+    assert there.raw.discrete_win_rate == pytest.approx(100 - (back.raw.discrete_win_rate or 0))
+    assert there.raw.standard_error == pytest.approx(back.raw.standard_error) and there.raw.standard_error
+    assert there.controlled is not None and back.controlled is not None
+    assert there.controlled.win_rate + back.controlled.win_rate == pytest.approx(100, abs=1e-4)
+    assert (there.raw.n_wins, there.raw.n_draws) == (back.raw.n_wins_base, back.raw.n_draws)
+    assert there.avg_length != back.avg_length and not there.official
+
+
+def test_by_the_oracle_changing_places_turns_the_rate_round(
+    answers: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    change_places(TrueJudge(PocketOracle()), TrueJudge(PocketOracle()), answers, tmp_path)
+
+
+def test_by_the_pocket_judge_changing_places_turns_the_rate_round(
+    answers: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    """It is asked again from nothing, and says the same of each answer wherever that stands."""
+
+    def opened() -> LocalEngine:
+        return LocalEngine.open(MODEL, device="cpu", dtype="float32", rows=128, deterministic=True)
+
+    one, other = (ScoringJudge(desk(opened(), tmp_path / f"{i}.sqlite"), GRADING) for i in range(2))
+    change_places(one, other, answers, tmp_path)
+
+
+def shown(number: int, first: str = "one", second: str = "other") -> Shown:
+    return Shown(Prompt(f"p{number}", (Message("user", f"Ask {number}."),)), first, second)
+
+
+def test_the_share_is_that_of_the_pairs_of_scores_won() -> None:
+    scores = {
+        ("p0", "one"): (3.0, 5.0, None),
+        ("p0", "other"): (3.0, 4.0),
+        ("p1", "one"): (None,),
+        ("p1", "other"): (1.0,),
+    }
+    judge = GradedJudge("M1", scores)
+    told = asyncio.run(judge.shares([shown(0), shown(1), shown(2)]))
+    assert told == {"p0": FirstShare(2.5 / 4, "scores of each alone"), "p1": "unparsable", "p2": "refused"}
+
+
+def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
+    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
+        if "long beyond" in messages[-1].content:
+            raise EngineError("too long")
+        return f"Score: {i % 6}" if "fine text" in messages[-1].content else "no idea"
+
+    engine = ScriptedEngine(reply)
+    judge = ScoringJudge(
+        desk(engine, tmp_path / "k.sqlite"), Grading(Rubric(load_template("judge")), 4, Sampling(1, 1, 9))
+    )
+    pairs = [shown(0), shown(1, "fine text", "another fine text"), shown(2, "long beyond", "fine text")]
+    told = asyncio.run(judge.shares(pairs))
+    assert told["p0"] == "unparsable" and told["p2"] == "refused"
+    assert told["p1"] == FirstShare(0.5, "scores of each alone")
+    asked = len(engine.calls)
+    assert asked == 6
+    assert asyncio.run(judge.shares(pairs)) == told
+    assert len(engine.calls) == asked + 1  # the refused one is tried again
+    turned = [Shown(pair.prompt, pair.second, pair.first) for pair in pairs]
+    asyncio.run(judge.shares(turned))
+    assert len(engine.calls) == asked + 2
+
+
+def test_other_grading_is_refused_by_the_same_store(tmp_path: Path) -> None:
+    engine = ScriptedEngine(lambda m, s, i: "Score: 3")
+    rubric, at = Rubric(load_template("judge")), desk(engine, tmp_path / "k.sqlite")
+    asyncio.run(ScoringJudge(at, Grading(rubric, 2, Sampling(1, 1, 9))).shares([shown(0)]))
+    with pytest.raises(Exception, match="made with other settings: n 2 -> 3"):
+        asyncio.run(ScoringJudge(at, Grading(rubric, 3, Sampling(1, 1, 9))).shares([shown(0)]))
+
+
+def test_a_label_judge_is_behind_the_same_interface(tmp_path: Path) -> None:
+    path = tmp_path / "clf.txt"
+    path.write_text(LABEL_PROMPT, encoding="utf-8")
+    judge = label_judge(desk(ScriptedEngine(lambda m, s, i: "m"), tmp_path / "k.sqlite"), load_label_prompt(path))
+    met = [Meeting(0, shown(0).prompt, Output("Ask 0.", "a", "", "A"), Output("Ask 0.", "b", "", "B"))]
+    (row,) = asyncio.run(annotated_by(judge, met))
+    assert row["preference"] == (2.0 if model_first("Ask 0.") else 1.0)
+
+
+def test_what_is_thought_is_no_part_of_what_is_said() -> None:
+    texts = ("<think>", "m?", "</think>", "\n", "M")
+    steps = tuple(Step(text, (TopLogprob(text, 0.0),)) for text in texts)
+    inner = ScriptedEngine(lambda m, s, i: Completion("".join(texts), "stop", 5, steps) if i else "<think>no end")
+    engine = WithoutThinking(inner, Reasoning(), room=100)
+    unended, said = asyncio.run(engine.complete((), Sampling(1, 1, max_tokens=1), 2))
+    assert inner.calls[0].sampling.max_tokens == 101
+    assert (unended.text, said.text, [step.text for step in said.steps]) == ("", "M", ["M"])

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+import pytest
+from builders import candidate, judgment, meta, prompt, readings
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metareward.evaluation.held_out import Comparison, HeldOut, measure, score_histogram
+from metareward.types import Candidate, Prompt, Tied, Truncated, Unparsed
+
+
+class Truth:
+    """An answer's true score is its length; a judgment is wrong by how far its score is off."""
+
+    def answer_score(self, prompt: Prompt, answer: str) -> float:
+        return float(min(len(answer), 5))
+
+    def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:
+        return (abs(score - self.answer_score(prompt, answer)),)
+
+
+def held_out(
+    name: str, own: Sequence[Candidate], anchors: Sequence[Candidate] = (), comparisons: Sequence[Comparison] = ()
+) -> HeldOut:
+    return HeldOut(prompt(name=name), tuple(own), tuple(anchors) or tuple(own), tuple(comparisons))
+
+
+# M0's answers: true scores 2 and 4. Its judgments: 2 (right), 4, unreadable; 4 (right), 5, 1.
+FIRST = held_out("a", [candidate(0, [2, 4, None], text="aa")])
+SECOND = held_out("b", [candidate(0, [4, 5, 1], text="bbbb")])
+ANCHORS = {"a": FIRST, "b": SECOND}
+
+
+def means(records: Sequence[HeldOut], truth: Truth | None = None) -> dict[str, float]:
+    return {name: found["mean"] for name, found in measure(records, ANCHORS, truth, 0).items()}
+
+
+def counts(records: Sequence[HeldOut], truth: Truth | None = None) -> dict[str, float]:
+    return {name: found["n"] for name, found in measure(records, ANCHORS, truth, 0).items()}
+
+
+def test_without_an_oracle_only_what_anyone_can_count() -> None:
+    assert means([FIRST, SECOND]) == {
+        "answer_chars": 3.0,
+        "answer_truncated": 0.0,
+        "answer_self_score": pytest.approx((2 + 4 + 4 + 5 + 1) / 5),
+        "anchor_score": pytest.approx((2 + 4 + 4 + 5 + 1) / 5),
+        "judgment_valid": pytest.approx(5 / 6),
+        "judgment_chars": 10.0,
+    }
+
+
+def test_an_oracle_says_how_good_answers_and_judgments_are() -> None:
+    found = means([FIRST, SECOND], Truth())
+    assert found["answer_quality"] == 3.0
+    assert found["answer_perfect"] == 0.0
+    assert found["judgment_exact"] == pytest.approx(2 / 5)
+    # ranks of 2, 4 | 4, 5, 1 are 2, 3.5, 3.5, 5, 1; those of the truth 1.5, 1.5, 4, 4, 4
+    assert found["judgment_rank_correlation"] == pytest.approx(1.25 / math.sqrt(9.5 * 7.5))
+    assert found["judgment_mean_rank_correlation"] == pytest.approx(1.0)  # 3 and 10/3
+
+
+def test_only_the_top_score_is_perfect() -> None:
+    own = [candidate(n, [3], text="x" * chars) for n, chars in enumerate((5, 7, 4, 0))]
+    found = means([held_out("a", own)], Truth())
+    assert found["answer_perfect"] == 2 / 4
+    assert found["answer_quality"] == (5 + 5 + 4 + 0) / 4
+
+
+@pytest.mark.parametrize("reading", [None, Unparsed("contradictory"), Unparsed("out_of_range"), Truncated()])
+def test_an_unreadable_judgment_is_no_score(reading: Unparsed | Truncated | None) -> None:
+    with_it = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1, reading], text="b")])]
+    without = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1], text="b")])]
+    one, other = means(with_it, Truth()), means(without, Truth())
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} == {"judgment_valid"}
+    assert one["judgment_valid"] == 3 / 4
+
+
+def test_repeated_answers_count_each_time() -> None:
+    own = [candidate(0, [5], text="aaaa"), candidate(1, [5], text="aaaa"), candidate(2, [1], text="a")]
+    record = held_out("a", own)
+    assert counts([record], Truth())["answer_quality"] == 3
+    assert means([record], Truth())["answer_quality"] == 3.0
+
+
+def test_own_answers_and_anchors_are_kept_apart() -> None:
+    record = held_out("a", [candidate(0, [5, 5], text="a" * 40)], [candidate(0, [1, 2], text="aa")])
+    found = means([record], Truth())
+    assert found["answer_chars"] == 40
+    assert (found["answer_self_score"], found["anchor_score"]) == (5.0, 1.5)
+    assert found["judgment_exact"] == 0.5
+
+
+def compared(*verdicts: Tied | int | None) -> HeldOut:
+    """Judgments 0 (score 2, right) and 1 (score 4, wrong by 2) of M0's answer, 0 shown first."""
+    return held_out("a", FIRST.own, comparisons=[Comparison(0, meta(0, 1, verdict)) for verdict in verdicts])
+
+
+def test_a_meta_judge_is_right_when_the_better_judgment_wins() -> None:
+    found = means([compared(0, 0, 1, Tied())], Truth())
+    assert found["meta_accuracy"] == (1 + 1 + 0 + 0.5) / 4
+    assert found["meta_valid"] == 1.0
+    assert found["meta_first_position"] == pytest.approx(2 / 3)  # a tie has no winner
+
+
+def test_a_meta_judgment_without_a_verdict_counts_as_that_and_nowhere_else() -> None:
+    record = compared(0, None)
+    assert means([record], Truth())["meta_valid"] == 0.5
+    assert counts([record], Truth())["meta_accuracy"] == counts([record])["meta_first_position"] == 1
+
+
+def test_equally_good_judgments_have_no_better_one() -> None:
+    own = [candidate(0, [2, 4], text="aaa")]  # each is off by one
+    record = held_out("a", own, comparisons=[Comparison(0, meta(0, 1, 0))])
+    found = measure([record], {"a": record}, Truth(), 0)
+    assert "meta_accuracy" not in found
+    assert found["meta_valid"]["n"] == 1
+
+
+def test_a_later_model_is_held_to_the_first_one_s_judgments() -> None:
+    """Its own judgments of the anchors have other scores; the ones compared are M0's."""
+    anchors = [candidate(0, [5, 2, 0], text="aa")]
+    record = held_out("a", [candidate(0, [1], text="new")], anchors, [Comparison(0, meta(0, 1, 0))])
+    assert means([record], Truth())["meta_accuracy"] == 1.0
+
+
+def test_with_nothing_to_count_a_measure_is_absent() -> None:
+    assert measure([], ANCHORS, Truth(), 0) == {}
+    silent = held_out("a", [candidate(0, [None, Truncated()], text="aa")])
+    found = measure([silent], ANCHORS, Truth(), 0)
+    assert not {"anchor_score", "judgment_exact", "judgment_rank_correlation", "meta_valid"} & found.keys()
+    assert found["judgment_valid"]["mean"] == 0.0
+
+
+def test_a_judge_that_always_says_the_same_has_no_correlation() -> None:
+    records = [held_out(name, [candidate(0, [3, 3], text="a" * chars)]) for name, chars in (("a", 2), ("b", 4))]
+    assert "judgment_rank_correlation" not in measure(records, ANCHORS, Truth(), 0)
+
+
+def test_scores_are_counted_one_by_one() -> None:
+    record = held_out("a", [candidate(0, [4.5, 4.5, None], text="a")], [candidate(0, [5, 0, Truncated()], text="b")])
+    assert score_histogram([record, record]) == {"own": {"4.5": 4}, "anchor": {"0": 2, "5": 2}}
+    assert score_histogram([]) == {"own": {}, "anchor": {}}
+
+
+def test_intervals_come_from_prompts_and_not_from_single_values() -> None:
+    """Ten equal answers to one prompt are as sure as one."""
+    few = [held_out(name, [candidate(0, [3], text="a" * chars)]) for name, chars in (("a", 1), ("b", 3), ("c", 5))]
+    many = [held_out(each.prompt.id, each.own * 10) for each in few]
+    one, ten = measure(few, ANCHORS, None, 0)["answer_chars"], measure(many, ANCHORS, None, 0)["answer_chars"]
+    assert (one["low"], one["high"]) == (ten["low"], ten["high"])
+    assert one["low"] < one["mean"] < one["high"]
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> list[HeldOut]:
+    records = []
+    for number in range(draw(st.integers(1, 5))):
+        answers = [
+            Candidate(
+                index,
+                draw(st.text(max_size=6)),
+                "stop",
+                1,
+                tuple(judgment(n, each) for n, each in enumerate(draw(st.lists(readings, max_size=4)))),
+            )
+            for index in range(draw(st.integers(1, 3)))
+        ]
+        records.append(held_out(f"p{number}", answers))
+    return records
+
+
+@settings(max_examples=8)
+@given(worlds(), st.integers(0, 3))
+def test_every_figure_is_a_number_inside_its_interval_and_the_same_again(records: list[HeldOut], seed: int) -> None:
+    anchors = {record.prompt.id: record for record in records}
+    found = measure(records, anchors, Truth(), seed)
+    for figures in found.values():
+        assert figures["n"] > 0
+        assert figures["low"] <= figures["mean"] <= figures["high"]
+    json.dumps(found, allow_nan=False)
+    assert found == measure(records, anchors, Truth(), seed)

@@ -1,0 +1,225 @@
+"""Many prompts: bounded, resumable, and the same records whatever happens on the way."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from scripted_world import SlowEngine, here, prompts, reply, role_of, settings
+
+from metareward.engines.engine import Engine, EngineError
+from metareward.engines.scripted import ScriptedEngine
+from metareward.errors import UserError
+from metareward.generation.progress import SILENT, Progress
+from metareward.generation.runner import SweepOutcome, sweep, sweep_with
+from metareward.generation.unit import fingerprint, run_prompt
+from metareward.storage.store import RecordStore, from_json
+from metareward.types import Messages, Prompt, Sampling
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RecordStore]:
+    with RecordStore.open(tmp_path / "records.sqlite", fingerprint(settings())) as opened:
+        yield opened
+
+
+def run(
+    engine: Engine, store: RecordStore, count: int = 12, in_flight: int = 64, progress: Progress = SILENT
+) -> SweepOutcome:
+    return asyncio.run(sweep(engine, prompts(count), settings(), store, progress, in_flight))
+
+
+def failing(fails: Callable[[int], bool], error: Exception | None = None, at: str = "actor") -> ScriptedEngine:
+    """An engine that fails the prompts whose number ``fails``."""
+
+    def say(messages: Messages, sampling: Sampling, i: int) -> str:
+        number = int(messages[-1].content.split("country ")[1].split("?")[0])
+        if fails(number) and role_of(messages) == at:
+            raise error or EngineError(f"country {number}:\n  unknown")
+        return reply(messages, sampling, i)
+
+    return ScriptedEngine(say)
+
+
+@dataclass
+class Log:
+    """A progress that remembers."""
+
+    total: dict[str, int] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    finished: int = 0
+
+    def start(self, stage: str, total: Mapping[str, int]) -> None:
+        self.total = dict(total)
+
+    def advance(self, role: str, n: int) -> None:
+        self.done[role] = self.done.get(role, 0) + n
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_every_prompt_is_kept_as_it_comes_out_alone(store: RecordStore) -> None:
+    assert run(SlowEngine(0.0005), store) == SweepOutcome(12, 0, ())
+    alone = [asyncio.run(run_prompt(ScriptedEngine(reply), prompt, settings())) for prompt in prompts(12)]
+    assert [from_json(document) for _, document in store.documents()] == alone
+
+
+def test_what_is_done_is_not_done_again(store: RecordStore) -> None:
+    run(ScriptedEngine(reply), store, 5)
+    engine, log = ScriptedEngine(reply), Log()
+    assert run(engine, store, 8, progress=log) == SweepOutcome(3, 5, ())
+    assert [call.messages for call in engine.calls if role_of(call.messages) == "actor"] == [
+        prompt.messages for prompt in prompts(8)[5:]
+    ]
+    assert log.total["prompts"] == 3
+    assert run(ScriptedEngine(reply), store, 8, progress=(idle := Log())) == SweepOutcome(0, 8, ())
+    assert (idle.total, idle.finished) == ({}, 0)
+
+
+def test_no_more_than_the_bound_are_in_flight_and_they_start_in_order(store: RecordStore) -> None:
+    started: list[str] = []
+    under_way = 0
+
+    async def work(prompt: Prompt) -> str:
+        nonlocal under_way
+        started.append(prompt.id)
+        under_way += 1
+        assert under_way <= 3
+        await asyncio.sleep(0.001 * (1 + len(started) % 3))
+        under_way -= 1
+        return "{}"
+
+    asyncio.run(sweep_with(work, prompts(20), store, SILENT, "testing", {}, in_flight=3))
+    assert started == [prompt.id for prompt in prompts(20)]
+    assert store.keys() == set(started)
+
+
+def test_progress_counts_every_role(store: RecordStore) -> None:
+    log = Log()
+    run(ScriptedEngine(reply), store, 12, progress=log)
+    records = [from_json(document) for _, document in store.documents()]
+    assert log.total == {"prompts": 12, "answers": 48, "judgments": 144, "meta-judgments": 72}
+    assert log.done == {
+        "prompts": 12,
+        "answers": 48,
+        "judgments": sum(3 * len(record.candidates_K) for record in records),
+        "meta-judgments": sum(len(record.dispute.meta) for record in records if record.dispute),
+    }
+    assert log.finished == 1
+
+
+@pytest.mark.parametrize("role", ["actor", "judge", "meta"])
+def test_a_failed_prompt_is_one_failure_and_tried_again(store: RecordStore, role: str) -> None:
+    log = Log()
+    outcome = run(failing(lambda number: number in (2, 3, 5, 7, 9), at=role), store, progress=log)
+    failed = [key for key, _ in outcome.failed]
+    assert failed and set(failed) <= {"p002", "p003", "p005", "p007", "p009"}
+    assert (role == "meta") or len(failed) == 5
+    assert outcome.failed[0][1] == f"country {int(failed[0][1:])}: unknown"
+    assert outcome.finished == 12 - len(failed)
+    assert dict(outcome.failed) == store.failures()
+    assert log.done["prompts"] == 12
+    engine = ScriptedEngine(reply)
+    assert run(engine, store, 14) == SweepOutcome(len(failed) + 2, outcome.finished, ())
+    first = next(call.messages for call in engine.calls if role_of(call.messages) == "actor")
+    assert first == prompts(14)[12].messages, "what was never tried comes first"
+    assert store.failures() == {}
+
+
+def test_any_other_error_goes_through_and_stops_the_rest(store: RecordStore) -> None:
+    engine = SlowEngine(0.001, failing(lambda number: number == 6, ZeroDivisionError("ours")))
+    log = Log()
+    with pytest.raises(ZeroDivisionError, match=r"^ours$"):
+        run(engine, store, 200, in_flight=4, progress=log)
+    assert engine.under_way == 0
+    assert log.finished == 1
+    assert 1 <= len(store.keys()) < 20
+    assert store.failures() == {}
+
+
+def test_a_dead_engine_stops_the_sweep_early(store: RecordStore) -> None:
+    run(ScriptedEngine(reply), store, 3)
+    engine = failing(lambda number: number >= 30)
+    with pytest.raises(UserError) as caught:
+        run(engine, store, 500, in_flight=4)
+    assert str(caught.value).startswith("20 prompts in a row failed; the last one, p0")
+    assert ": unknown; fix:" in str(caught.value) and "\n" not in str(caught.value)
+    assert 27 <= len(store.keys()) <= 30, "up to three were under way"
+    assert 20 <= len(store.failures()) < 24
+
+
+def test_bad_prompts_among_good_ones_do_not_stop_the_sweep(store: RecordStore) -> None:
+    engine = SlowEngine(0.0005, failing(lambda number: number % 3 > 0))
+    outcome = run(engine, store, 120, in_flight=64)
+    assert (outcome.finished, len(outcome.failed)) == (40, 80)
+
+
+def test_prompts_that_failed_before_do_not_stop_the_next_call(store: RecordStore) -> None:
+    engine = failing(lambda number: number % 2 == 0)
+    assert len(run(engine, store, 100).failed) == 50
+    assert len(run(engine, store, 100).failed) == 50
+    assert len(store.keys()) == 50
+
+
+def test_when_all_fail_it_is_an_error(store: RecordStore) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"all 5 prompts failed; the last one, p00\d: country \d: unknown; fix:"):
+            run(failing(lambda number: True), store, 5)
+
+
+def test_nothing_at_a_time_is_a_mistake(store: RecordStore) -> None:
+    with pytest.raises(ValueError, match="in_flight is 0"):
+        run(ScriptedEngine(reply), store, in_flight=0)
+
+
+def test_no_prompts_are_no_work(store: RecordStore) -> None:
+    assert run(ScriptedEngine(reply), store, 0) == SweepOutcome(0, 0, ())
+
+
+def test_a_store_that_cannot_be_written_stops_the_sweep(tmp_path: Path) -> None:
+    RecordStore.open(tmp_path / "records.sqlite", {}).close()
+    engine = SlowEngine(0.001)
+    with RecordStore.read(tmp_path / "records.sqlite") as store, pytest.raises(UserError, match="read-only"):
+        run(engine, store)
+    assert engine.under_way == 0
+
+
+def process(store: Path, count: int, seconds: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(here() / "sweep_process.py"), str(store), str(count), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def contents(store: Path) -> dict[str, str]:
+    with RecordStore.read(store) as opened:
+        return dict(opened.documents())
+
+
+def undisturbed(folder: Path, count: int) -> dict[str, str]:
+    with RecordStore.open(folder / "whole.sqlite", fingerprint(settings())) as store:
+        run(ScriptedEngine(reply), store, count)
+        return dict(store.documents())
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_sweep_goes_on_to_the_same_records(tmp_path: Path, blow: signal.Signals) -> None:
+    store, count = tmp_path / "records.sqlite", 60
+    kept: dict[str, str] = {}
+    for commits in (1, 9, 14):
+        with process(store, count, 0.002) as running:
+            assert running.stdout is not None
+            said = [running.stdout.readline() for _ in range(commits)]
+            running.send_signal(blow)
+            said += running.stdout.readlines()
+        before, kept = kept, contents(store)
+        assert len(before) + said.count("committed\n") <= len(kept) < count
+        assert before.items() <= kept.items()
+        assert running.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else -signal.SIGINT)
+    with process(store, count, 0.0) as running:
+        assert running.stdout is not None
+        assert running.stdout.readlines()[-1] == f"finished {count - len(kept)} already {len(kept)} failed 0\n"
+    assert contents(store) == undisturbed(tmp_path, count)

@@ -1,0 +1,65 @@
+"""The engine's speed, measured on engines whose speed is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from scripted_world import prompts, reply, role_of, settings
+
+from metareward.engines.engine import EngineError
+from metareward.engines.scripted import ScriptedEngine
+from metareward.generation.progress import ANSWERS, JUDGMENTS, META
+from metareward.generation.throughput import Rates, measure_rates
+from metareward.types import Completion, Messages, ModelRole, Sampling
+
+
+class OneByOne:
+    """Serves a request at a time, a completion every so many seconds by role."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+        self._engine = ScriptedEngine(reply)
+        self._turn = asyncio.Lock()
+        self.asked: list[tuple[Messages, int]] = []
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        async with self._turn:
+            self.asked.append((messages, sampling.seed))
+            await asyncio.sleep(n * self._seconds[role_of(messages)])
+            return await self._engine.complete(messages, sampling, n, role)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def measured(engine: OneByOne, meta_judge: bool = True, seconds: float = 0.3) -> Rates:
+    chosen = replace(settings(k=2, n=3), meta_judge=meta_judge)
+    return asyncio.run(measure_rates(engine, prompts(5), chosen, seconds))
+
+
+def test_seconds_and_tokens_of_each_role() -> None:
+    engine = OneByOne({"actor": 0.01, "judge": 0.004, "meta": 0.002})
+    rates = measured(engine)
+    for role, seconds in ((ANSWERS, 0.01), (JUDGMENTS, 0.004), (META, 0.002)):
+        assert seconds <= rates.seconds_each[role] < 2.5 * seconds, role
+        assert rates.tokens_each[role] >= 1
+    assert rates.seconds(META, 100, 0) == 100 * rates.seconds_each[META]
+    assert len(set(engine.asked)) == len(engine.asked), "a request was measured twice"
+
+
+def test_a_meta_judge_that_the_run_does_not_ask_is_not_measured() -> None:
+    rates = measured(OneByOne({"actor": 0.001, "judge": 0.001}), meta_judge=False, seconds=0.1)
+    assert set(rates.seconds_each) == {ANSWERS, JUDGMENTS}
+
+
+def test_an_engine_that_fails_says_so() -> None:
+    def refuse(messages: Messages, sampling: Sampling, index: int) -> str:
+        raise EngineError("no server left")
+
+    with pytest.raises(EngineError, match="no server left"):
+        asyncio.run(measure_rates(ScriptedEngine(refuse), prompts(2), settings(), 0.1))

@@ -1,0 +1,218 @@
+"""One prompt's life: what is asked, what is kept, and that the record depends on the prompt alone."""
+
+import asyncio
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import pytest
+from scripted_world import SlowEngine, prompt, reply, role_of, settings
+
+from metareward.engines.engine import EngineError
+from metareward.engines.scripted import ScriptedEngine
+from metareward.generation.unit import UnitSettings, fingerprint, judge_answer, meta_judge_pair, run_prompt, together
+from metareward.seeds import derive
+from metareward.storage.store import from_json, to_json
+from metareward.types import (
+    Completion,
+    Duplicate,
+    Messages,
+    ModelRole,
+    PromptRecord,
+    Sampling,
+    Scored,
+    Truncated,
+    Unparsed,
+    Won,
+)
+
+
+class Tally:
+    """A progress that counts."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, int] = {}
+
+    def start(self, stage: str, total: Any) -> None:
+        pass
+
+    def advance(self, role: str, n: int) -> None:
+        self.done[role] = self.done.get(role, 0) + n
+
+    def finish(self) -> None:
+        pass
+
+
+def run(
+    engine: ScriptedEngine | SlowEngine, number: int = 1, chosen: UnitSettings | None = None, tally: Tally | None = None
+) -> PromptRecord:
+    return asyncio.run(run_prompt(engine, prompt(number), chosen or settings(), tally or Tally()))
+
+
+def scripted(
+    answers: list[str], judgments: dict[str, list[str]], verdict: str = "Winner: Judgment A"
+) -> ScriptedEngine:
+    """Sample i of an answer request is ``answers[i]``; judgments are listed by answer."""
+
+    def say(messages: Messages, sampling: Sampling, i: int) -> str:
+        role, text = role_of(messages), messages[-1].content
+        if role == "actor":
+            return answers[i]
+        if role == "meta":
+            return verdict
+        return next(written[i] for answer, written in judgments.items() if f"<answer>\n{answer}\n</answer>" in text)
+
+    return ScriptedEngine(say)
+
+
+GOOD = ["Score: 4", "Score: 4", "Score: 5"]
+WILD = ["Score: 0", "nonsense", "Score: 5"]
+
+
+def test_requests_are_one_for_answers_one_per_answer_and_one_per_ordered_pair() -> None:
+    engine = scripted(["x", "y"], {"x": GOOD, "y": ["Score: 0", "Score: 2", "Score: 5"]})
+    record = run(engine, chosen=settings(k=2))
+    assert [(role_of(call.messages), call.n) for call in engine.calls[:3]] == [("actor", 2), ("judge", 3), ("judge", 3)]
+    assert [(role_of(call.messages), call.n) for call in engine.calls[3:]] == [("meta", 1)] * 6
+    assert record.dispute is not None
+    assert record.dispute.candidate == 1
+    assert [(meta.first, meta.second) for meta in record.dispute.meta] == list(permutations(range(3), 2))
+    assert all(meta.verdict == Won(meta.first) for meta in record.dispute.meta)
+
+
+def test_every_seed_is_derived_from_the_prompt_and_the_place() -> None:
+    engine = scripted(["x", "y"], {"x": GOOD, "y": ["Score: 0", "Score: 2", "Score: 5"]})
+    run(engine, chosen=settings(k=2, seed=7))
+    due = [("answers",), ("judgments", 0), ("judgments", 1), *(("meta", *pair) for pair in permutations(range(3), 2))]
+    assert [call.sampling.seed for call in engine.calls] == [derive(7, "p001", *purpose) for purpose in due]
+    assert {replace(call.sampling, seed=0) for call in engine.calls} == {settings().answers}
+
+
+def test_repeated_answers_are_not_judged_again() -> None:
+    engine = scripted(["x", "y", "x", "x "], {"x": GOOD, "y": GOOD, "x ": GOOD})
+    tally = Tally()
+    record = run(engine, tally=tally, chosen=settings(meta_judge=False))
+    assert [candidate.index for candidate in record.candidates_K] == [0, 1, 3]
+    assert record.duplicates == (Duplicate(2, 0),)
+    assert tally.done == {"answers": 4, "judgments": 9}
+
+
+def test_only_valid_judgments_are_compared() -> None:
+    tally = Tally()
+    record = run(scripted(["x", "y"], {"x": GOOD, "y": WILD}), chosen=settings(k=2), tally=tally)
+    assert record.dispute is not None
+    assert record.dispute.judgments_M == (0, 2)
+    assert [(meta.first, meta.second) for meta in record.dispute.meta] == [(0, 2), (2, 0)]
+    assert [type(judgment.reading) for judgment in record.candidates_K[1].judgments_N] == [Scored, Unparsed, Scored]
+    assert tally.done == {"answers": 2, "judgments": 6, "meta-judgments": 2}
+
+
+@pytest.mark.parametrize("judgments", [["Score: 4"] * 3, ["Score: 4", "what", "hm"], ["what"] * 3])
+def test_without_disagreement_there_is_no_dispute(judgments: list[str]) -> None:
+    engine = scripted(["x"], {"x": judgments})
+    assert run(engine, chosen=settings(k=1)).dispute is None
+    assert len(engine.calls) == 2
+
+
+def test_an_empty_answer_is_judged_like_any_other() -> None:
+    record = run(scripted(["", "x"], {"": WILD, "x": GOOD}), chosen=settings(k=2))
+    assert [candidate.text for candidate in record.candidates_K] == ["", "x"]
+    assert record.dispute is not None and record.dispute.candidate == 0
+
+
+def test_a_cut_off_judgment_has_no_score_and_a_cut_off_answer_is_judged() -> None:
+    def say(messages: Messages, sampling: Sampling, i: int) -> Completion:
+        return Completion("x" if role_of(messages) == "actor" else "Score: 4", "length", 3)
+
+    record = run(ScriptedEngine(say), chosen=settings(k=1))
+    assert record.candidates_K[0].finish == "length"
+    assert {judgment.reading for judgment in record.candidates_K[0].judgments_N} == {Truncated()}
+
+
+def test_half_characters_from_a_server_become_question_marks() -> None:
+    record = run(scripted(["caf\ud83d", "x"], {"caf?": GOOD, "x": GOOD}), chosen=settings(k=2, meta_judge=False))
+    assert record.candidates_K[0].text == "caf?"
+    assert from_json(to_json(record)) == record
+
+
+def test_the_record_does_not_depend_on_timing_or_company() -> None:
+    async def crowd() -> list[PromptRecord]:
+        engine = SlowEngine(0.001)
+        return list(await asyncio.gather(*(run_prompt(engine, prompt(n), settings()) for n in range(6))))
+
+    assert asyncio.run(crowd()) == [run(ScriptedEngine(reply), n) for n in range(6)]
+
+
+def test_all_judgments_and_all_comparisons_are_asked_at_once() -> None:
+    engine = SlowEngine(0.001, scripted(["x", "y"], {"x": GOOD, "y": ["Score: 0", "Score: 2", "Score: 5"]}))
+    run(engine, chosen=settings(k=2))
+    assert engine.most_under_way == 6
+
+
+@pytest.mark.parametrize("failing", ["actor", "judge", "meta"])
+def test_a_failure_in_any_role_is_the_engines_own_error(failing: str) -> None:
+    def say(messages: Messages, sampling: Sampling, i: int) -> str:
+        if role_of(messages) == failing:
+            raise EngineError("the model is gone")
+        return reply(messages, sampling, i)
+
+    engine = SlowEngine(0.001, ScriptedEngine(say))
+    with pytest.raises(EngineError, match=r"^the model is gone$"):
+        run(engine, chosen=settings(k=5, n=5))
+    assert engine.under_way == 0
+
+
+def test_a_mistake_is_not_hidden_behind_an_engine_error() -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(KeyError):
+        asyncio.run(together([fail(EngineError("a")), fail(KeyError("b")), fail(EngineError("c"))]))
+
+
+def test_every_request_names_the_role_of_the_model() -> None:
+    engine = ScriptedEngine(reply)
+    record = run(engine)
+    assert record.dispute is not None
+    judged = len(record.candidates_K)
+    expected = ["actor"] + ["judge"] * judged + ["meta_judge"] * len(record.dispute.meta)
+    assert sorted(call.role for call in engine.calls) == sorted(expected)
+
+
+def test_an_engine_that_gives_too_few_is_found_out() -> None:
+    class Mean(ScriptedEngine):
+        async def complete(self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor") -> Any:
+            return (await super().complete(messages, sampling, n, role))[1:]
+
+    with pytest.raises(EngineError, match="3 completions for prompt p001, not 4"):
+        run(Mean(reply))
+
+
+def test_answers_and_judgments_of_others_can_be_judged() -> None:
+    chosen = settings(k=1)
+    record = run(ScriptedEngine(reply), 3, settings(k=5, n=5))
+    answer = record.candidates_K[0]
+    engine = scripted([], {answer.text: WILD})
+    judgments = asyncio.run(judge_answer(engine, prompt(3), answer.index, answer.text, chosen))
+    assert [judgment.text for judgment in judgments] == WILD
+    meta = asyncio.run(meta_judge_pair(engine, prompt(3), answer.text, judgments[2], judgments[0], chosen))
+    assert (meta.first, meta.second, meta.verdict) == (2, 0, Won(2))
+
+
+def test_the_fingerprint_holds_what_bears_on_meaning_and_nothing_else() -> None:
+    base = settings()
+    other_draw = replace(base.answers, temperature=0.1)
+    others = [
+        replace(base, k=5),
+        replace(base, n=4),
+        replace(base, seed=8),
+        replace(base, min_valid=3),
+        replace(base, meta_judge=False),
+        replace(base, answers=other_draw),
+        replace(base, judgments=other_draw),
+        replace(base, meta=other_draw),
+        replace(base, rubric=replace(base.rubric, high=6)),
+        replace(base, metarubric=replace(base.metarubric, hide_scores=True)),
+    ]
+    assert len({str(fingerprint(chosen)) for chosen in [base, *others]}) == 11
+    assert fingerprint(replace(base, answers=replace(base.answers, seed=99))) == fingerprint(base)

@@ -1,0 +1,258 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from builders import RUBRIC, candidate, dispute, judgment, record, records
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, position_weights
+from metareward.method.pairs import PairRules, actor_pair, build_pairs, judge_pair, tiers
+from metareward.method.scores import answer_scores
+from metareward.types import Candidate, Dropped, PreferencePair, PromptRecord, Tied, Truncated
+
+EVEN = PositionWeights(0.5, 0.5, 0, 0)
+rules_drawn = st.builds(
+    PairRules,
+    rho=st.floats(0, 1),
+    max_answer_chars=st.one_of(st.none(), st.integers(1, 6)),
+    judge_pairs=st.booleans(),
+    max_judgment_chars=st.one_of(st.none(), st.integers(1, 12)),
+    min_valid=st.integers(1, 4),
+    weights_scope=st.sampled_from(["iteration", "answer"]),
+    elo_prior=st.sampled_from([0.01, 0.1, 1.0]),
+    min_battles=st.integers(1, 6),
+)
+some_records = st.lists(records(), max_size=4).map(
+    lambda made: [replace(each, prompt=replace(each.prompt, id=f"p{n}")) for n, each in enumerate(made)]
+)
+
+
+def scored(means_and_chars: list[tuple[float, int]]) -> PromptRecord:
+    """Answers with these mean scores and lengths."""
+    return record([candidate(n, [mean, mean], chars=chars) for n, (mean, chars) in enumerate(means_and_chars)])
+
+
+WORKED = scored([(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)])
+
+
+def made(outcome: PreferencePair | Dropped) -> PreferencePair:
+    assert isinstance(outcome, PreferencePair), outcome
+    return outcome
+
+
+def reason(outcome: PreferencePair | Dropped) -> str:
+    assert isinstance(outcome, Dropped), outcome
+    return outcome.reason
+
+
+# Actor pairs.
+
+
+def test_the_worked_tiers() -> None:
+    top, bottom = tiers(answer_scores(WORKED, 2), 0.32)
+    assert [score.mean for score in top] == [5.0, 4.2]
+    assert [score.mean for score in bottom] == [2.5, 2.0]
+    on_the_edge = scored([(5.0, 1), (4.04, 1), (4.039999, 1), (2.960001, 1), (2.96, 1), (2.0, 1)])
+    top, bottom = tiers(answer_scores(on_the_edge, 2), 0.32)
+    assert [score.mean for score in top] == [5.0, 4.04]
+    assert [score.mean for score in bottom] == [2.96, 2.0]
+
+
+@pytest.mark.parametrize(("rho", "chosen", "rejected"), [(0.32, (1, 4.2), (3, 2.5)), (0.0, (0, 5.0), (4, 2.0))])
+def test_the_worked_pair(rho: float, chosen: tuple[int, float], rejected: tuple[int, float]) -> None:
+    pair = made(actor_pair(WORKED, PairRules(rho=rho)))
+    assert ((pair.chosen_index, pair.chosen_score), (pair.rejected_index, pair.rejected_score)) == (chosen, rejected)
+    assert pair.chosen == WORKED.candidates_K[chosen[0]].text
+    assert pair.prompt == WORKED.prompt.messages
+    assert pair.candidate is None
+
+
+def test_rho_zero_takes_the_shortest_best_and_the_longest_worst() -> None:
+    tied = scored([(5, 30), (5, 10), (5, 10), (1, 20), (1, 40), (1, 40), (3, 1), (3, 99)])
+    pair = made(actor_pair(tied, PairRules()))
+    assert (pair.chosen_index, pair.rejected_index) == (1, 4)
+
+
+def test_rounding_moves_nobody_out_of_their_own_tier() -> None:
+    thirds = record(
+        [candidate(0, [4.1, 4.2, 4.3], "aaa"), candidate(1, [4.2, 4.2, 4.2], "b"), candidate(2, [1, 1, 1], "c")]
+    )
+    assert made(actor_pair(thirds, PairRules())).chosen_index == 1
+    assert reason(actor_pair(replace(thirds, candidates_K=thirds.candidates_K[:2]), PairRules())) == "all_scores_equal"
+
+
+def test_too_few_valid_answers() -> None:
+    assert reason(actor_pair(record([candidate(0, [5, 5])]), PairRules())) == "too_few_valid_answers"
+    one_each = record([candidate(0, [5, None]), candidate(1, [1, Truncated()])])
+    assert reason(actor_pair(one_each, PairRules())) == "too_few_valid_answers"
+    assert made(actor_pair(one_each, PairRules(min_valid=1))).chosen_index == 0
+
+
+def test_an_unreadable_answer_is_never_the_rejected_one() -> None:
+    pair = made(
+        actor_pair(record([candidate(0, [5, 5]), candidate(1, [None, None]), candidate(2, [3, 3])]), PairRules())
+    )
+    assert (pair.chosen_index, pair.rejected_index) == (0, 2)
+
+
+def test_the_length_filter_drops_the_pair_without_a_substitute() -> None:
+    assert reason(actor_pair(WORKED, PairRules(max_answer_chars=1899))) == "chosen_answer_too_long"
+    assert made(actor_pair(WORKED, PairRules(max_answer_chars=1900))).chosen_index == 0
+    assert made(actor_pair(WORKED, PairRules(rho=0.32, max_answer_chars=1500))).rejected_index == 3
+
+
+def test_where_tiers_overlap_an_answer_may_be_on_both_sides() -> None:
+    assert reason(actor_pair(scored([(5, 20), (3, 10), (1, 5)]), PairRules(rho=0.5))) == "tiers_overlap"
+    middle = made(actor_pair(scored([(5, 20), (3, 10), (1, 12)]), PairRules(rho=0.6)))
+    assert (middle.chosen_index, middle.rejected_index) == (1, 2)
+
+
+def test_a_worse_answer_is_never_chosen_over_a_better_one() -> None:
+    # With rho 1 the tiers are everything: the shortest answer scores 2, the longest 4.
+    outcome = actor_pair(scored([(5, 20), (2, 5), (1, 10), (4, 30)]), PairRules(rho=1.0))
+    assert reason(outcome) == "tiers_overlap"
+
+
+@given(records(), rules_drawn)
+def test_an_actor_pair_keeps_the_promises(of: PromptRecord, rules: PairRules) -> None:
+    outcome = actor_pair(of, rules)
+    if isinstance(outcome, Dropped):
+        assert outcome.reason and outcome.detail and "\n" not in outcome.detail
+        return
+    means = {score.index: score for score in answer_scores(of, rules.min_valid)}
+    best, worst = max(s.mean for s in means.values()), min(s.mean for s in means.values())
+    assert best > worst
+    assert outcome.chosen_score >= outcome.rejected_score - 1e-9
+    assert outcome.chosen_index != outcome.rejected_index
+    assert outcome.chosen_score >= (1 - rules.rho) * best + rules.rho * worst - 1e-6
+    assert outcome.rejected_score <= (1 - rules.rho) * worst + rules.rho * best + 1e-6
+    assert len(outcome.chosen) <= (rules.max_answer_chars or 10**9)
+    for score in means.values():
+        if score.mean >= (1 - rules.rho) * best + rules.rho * worst:
+            assert score.chars >= len(outcome.chosen)
+        if score.mean <= (1 - rules.rho) * worst + rules.rho * best:
+            assert score.chars <= len(outcome.rejected)
+
+
+@given(records())
+def test_rho_zero_is_best_against_worst(of: PromptRecord) -> None:
+    outcome = actor_pair(of, PairRules())
+    if isinstance(outcome, PreferencePair):
+        means = [score.mean for score in answer_scores(of, 2)]
+        assert outcome.chosen_score == pytest.approx(max(means))
+        assert outcome.rejected_score == pytest.approx(min(means))
+
+
+# Judge pairs.
+
+
+def argued(verdicts: dict[tuple[int, int], Any], texts: tuple[str, ...] = ("zero", "one", "two")) -> PromptRecord:
+    """One disputed answer, number 4, with three judgments and these comparisons."""
+    judgments = tuple(judgment(n, float(n), text) for n, text in enumerate(texts))
+    answer = Candidate(4, "the answer", "stop", 5, judgments)
+    return record([candidate(0, [3, 3, 3]), answer], dispute(verdicts, len(texts), 4))
+
+
+CLEAR = {(0, 1): 1, (1, 0): 1, (0, 2): 2, (2, 0): 2, (1, 2): 2, (2, 1): 2}
+
+
+def test_the_highest_rated_judgment_is_chosen() -> None:
+    pair = made(judge_pair(argued(CLEAR), PairRules(), EVEN, RUBRIC, 0))
+    assert (pair.chosen, pair.rejected) == ("two", "zero")
+    assert (pair.chosen_index, pair.rejected_index, pair.candidate) == (2, 0, 4)
+    assert pair.chosen_score == pytest.approx(1.7584, abs=1e-4)
+    assert pair.rejected_score == pytest.approx(-1.7584, abs=1e-4)
+    assert pair.prompt == RUBRIC.ask(argued(CLEAR).prompt, "the answer")
+
+
+def test_ties_between_ratings_are_broken_by_the_seed() -> None:
+    both_lose = argued({(0, 1): 0, (1, 0): 0, (0, 2): 0, (2, 0): 0, (1, 2): 1, (2, 1): 2})
+    pairs = [made(judge_pair(both_lose, PairRules(), EVEN, RUBRIC, seed)) for seed in range(30)]
+    assert {pair.chosen_index for pair in pairs} == {0}
+    assert {pair.rejected_index for pair in pairs} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("of", "rules", "expected"),
+    [
+        (record([candidate(0, [1, 5]), candidate(1, [3, 3])]), PairRules(), "no_dispute"),
+        (record([candidate(0, [3, 3]), candidate(1, [4, 4])]), PairRules(), "no_variance"),
+        (record([candidate(0, [3, None]), candidate(1, [None, 4])]), PairRules(), "too_few_judgments"),
+        (argued(CLEAR), PairRules(min_valid=4), "too_few_judgments"),
+        (argued(dict.fromkeys(CLEAR)), PairRules(), "too_few_battles"),
+        (argued(CLEAR | {(0, 1): None}), PairRules(min_battles=6), "too_few_battles"),
+        (argued(dict.fromkeys(CLEAR, Tied())), PairRules(), "all_ratings_equal"),
+        (argued({(m, n): m for m, n in CLEAR}), PairRules(), "all_ratings_equal"),
+        (argued(CLEAR, ("same", "other", "same")), PairRules(), "same_judgment_text"),
+        (argued(CLEAR, ("a", "b", "longest")), PairRules(max_judgment_chars=6), "chosen_judgment_too_long"),
+    ],
+)
+def test_why_there_is_no_judge_pair(of: PromptRecord, rules: PairRules, expected: str) -> None:
+    assert reason(judge_pair(of, rules, EVEN, RUBRIC, 0)) == expected
+
+
+def test_only_the_chosen_judgment_is_limited() -> None:
+    long_loser = argued(CLEAR, ("a very long one", "b", "c"))
+    assert made(judge_pair(long_loser, PairRules(max_judgment_chars=1), EVEN, RUBRIC, 0)).chosen == "c"
+
+
+def test_the_scope_of_the_weights() -> None:
+    of = argued({(0, 1): 0, (0, 2): 0, (2, 1): 1, (1, 0): None, (2, 0): None, (1, 2): None})
+    assert of.dispute is not None
+    iteration = PositionWeights(0.9, 0.1, 1, 9)
+    own = position_weights(of.dispute.meta)
+    for rules, used in ((PairRules(weights_scope="iteration"), iteration), (PairRules(weights_scope="answer"), own)):
+        pair = made(judge_pair(of, rules, iteration, RUBRIC, 0))
+        ratings = fit_elo(battle_matrix(of.dispute, used)).values_M
+        assert (pair.chosen_score, pair.rejected_score) == (max(ratings), min(ratings))
+
+
+@given(records(), rules_drawn, st.integers(0, 3))
+def test_a_judge_pair_keeps_the_promises(of: PromptRecord, rules: PairRules, seed: int) -> None:
+    outcome = judge_pair(of, rules, EVEN, RUBRIC, seed)
+    if isinstance(outcome, Dropped):
+        assert outcome.reason and outcome.detail and "\n" not in outcome.detail
+        return
+    assert of.dispute is not None
+    assert {outcome.chosen_index, outcome.rejected_index} <= set(of.dispute.judgments_M)
+    assert outcome.chosen_score > outcome.rejected_score
+    assert outcome.chosen != outcome.rejected
+    assert len(outcome.chosen) <= (rules.max_judgment_chars or 10**9)
+
+
+# All pairs.
+
+
+def test_weights_are_those_of_the_whole_iteration() -> None:
+    first_wins = argued({(0, 1): 0, (1, 0): 1, (0, 2): 0})
+    second_wins = argued({(0, 1): 1})
+    built = build_pairs([first_wins, second_wins], PairRules(min_battles=1), RUBRIC, 0)
+    assert built.weights == PositionWeights(1 / 4, 3 / 4, 3, 1)
+
+
+@given(some_records, rules_drawn, st.integers(0, 2**40))
+def test_every_prompt_gives_a_pair_or_a_reason(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
+    built = build_pairs(of, rules, RUBRIC, seed)
+    for kind, pairs in (("actor", built.actor), ("judge", built.judge)):
+        told = [p.prompt_id for p in pairs] + [d.prompt_id for d in built.dropped if d.kind == kind]
+        expected = [each.prompt.id for each in of] if kind == "actor" or rules.judge_pairs else []
+        assert sorted(told) == sorted(expected)
+        assert all(pair.kind == kind for pair in pairs)
+
+
+@given(some_records, rules_drawn, st.integers(0, 2**40))
+def test_pairs_are_a_pure_function_of_records_and_seed(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
+    built = build_pairs(of, rules, RUBRIC, seed)
+    assert build_pairs(iter(of), rules, RUBRIC, seed) == built
+    backwards = build_pairs(of[::-1], rules, RUBRIC, seed)
+    assert (backwards.actor[::-1], backwards.judge[::-1]) == (built.actor, built.judge)
+    assert backwards.weights == built.weights
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rho": -0.1}, {"rho": 1.1}, {"elo_prior": 0.0}, {"min_valid": 0}, {"min_battles": 0}]
+)
+def test_rules_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PairRules(**wrong)

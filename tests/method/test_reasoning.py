@@ -1,0 +1,71 @@
+"""What a model thinks is told from what it answers, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_world import prompt, role_of, settings
+
+from metareward.engines.scripted import ScriptedEngine
+from metareward.generation.unit import run_prompt
+from metareward.method.elo import position_weights
+from metareward.method.judge import Reasoning
+from metareward.method.pairs import PairRules, actor_pair, judge_pair
+from metareward.types import Completion, Messages, PreferencePair, Sampling, Truncated
+
+THINK = Reasoning()
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "answer"),
+    [
+        ("<think>two and two</think>\n\n4", "<think>two and two</think>\n\n", "4"),
+        ("two and two</think> 4", "two and two</think> ", "4"),  # the chat template wrote the opening mark
+        ("plain", "", "plain"),
+        ("<think>for ever", "<think>for ever", ""),
+        ("<think>a</think>b<think>c</think>d", "<think>a</think>b<think>c</think>", "d"),
+        ("", "", ""),
+    ],
+)
+def test_where_thinking_ends(text: str, thinking: str, answer: str) -> None:
+    assert THINK.split(text) == (thinking, answer)
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n", "4"])).map("".join))
+def test_nothing_is_lost_and_no_mark_is_left(text: str) -> None:
+    thinking, answer = THINK.split(text)
+    assert thinking + answer == text
+    assert THINK.closing not in answer
+
+
+def thinker(messages: Messages, _: Sampling, i: int) -> str | Completion:
+    role = role_of(messages)
+    if role == "actor":
+        return f"<think>Score: 0, I guess</think>answer {'x' * i}"
+    assert "I guess" not in messages[-1].content, "a judge is shown what the actor thought"
+    if role == "meta":
+        higher, lower = (messages[-1].content.index(f"Score: {score}") for score in (4, 3))
+        return f"<think>Winner: Judgment B?</think>Winner: Judgment {'A' if higher < lower else 'B'}"
+    if i == 2:
+        return Completion("<think>I could go on", "length", 5)
+    return f"<think>is it Score: 1 or Score: 2</think>Because. Score: {i + 3}"
+
+
+def test_roles_see_answers_only_and_pairs_hold_all() -> None:
+    chosen = replace(settings(), reasoning=THINK, n=3, k=2)
+    record = asyncio.run(run_prompt(ScriptedEngine(thinker), prompt(1), chosen))
+    first = record.candidates_K[0]
+    assert (first.reasoning, first.text) == ("<think>Score: 0, I guess</think>", "answer ")
+    assert [judgment.reading for judgment in first.judgments_N][2] == Truncated()
+    assert [getattr(judgment.reading, "score", None) for judgment in first.judgments_N] == [3.0, 4.0, None]
+    pair = judge_pair(record, PairRules(), position_weights(()), chosen.rubric, 0)
+    assert isinstance(pair, PreferencePair)
+    assert pair.chosen.startswith("<think>is it") and pair.chosen != pair.rejected
+    assert "I guess" not in pair.prompt[-1].content
+    differing = replace(first, judgments_N=first.judgments_N[:1])
+    told = actor_pair(replace(record, candidates_K=(differing, *record.candidates_K[1:])), PairRules(min_valid=1))
+    assert isinstance(told, PreferencePair) and told.chosen.startswith("<think>Score: 0, I guess</think>answer")

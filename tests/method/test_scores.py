@@ -1,0 +1,81 @@
+import random
+import statistics
+
+import pytest
+from builders import candidate, candidates, record, scores_on_scale
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metareward.method.scores import answer_scores, disputed, mean, valid_scores, variance
+from metareward.types import Candidate, Truncated, Unparsed
+
+
+def test_only_readable_judgments_count() -> None:
+    answer = candidate(3, [4, None, Truncated(), 2.5, Unparsed("out_of_range")], "four")
+    assert valid_scores(answer) == (4.0, 2.5)
+    (score,) = answer_scores(record([answer]), 2)
+    assert (score.index, score.mean, score.variance, score.n_valid, score.chars) == (3, 3.25, 1.125, 2, 4)
+
+
+def test_an_answer_without_enough_is_out_and_never_zero() -> None:
+    answers = [candidate(0, [5, None]), candidate(1, [None, None]), candidate(2, [0, 0])]
+    assert [score.index for score in answer_scores(record(answers), 2)] == [2]
+    assert [score.index for score in answer_scores(record(answers), 1)] == [0, 2]
+    assert [score.index for score in answer_scores(record(answers), 0)] == [0, 2]
+
+
+def test_one_judgment_has_no_variance() -> None:
+    (score,) = answer_scores(record([candidate(0, [4])]), 1)
+    assert (score.mean, score.variance) == (4.0, None)
+
+
+@given(st.lists(scores_on_scale, min_size=2, max_size=11), st.randoms())
+def test_mean_and_variance_agree_with_the_library_and_ignore_the_order(
+    values: list[float], shuffler: random.Random
+) -> None:
+    mixed = list(values)
+    shuffler.shuffle(mixed)
+    assert (mean(values), variance(values)) == (mean(mixed), variance(mixed))
+    assert mean(values) == pytest.approx(statistics.fmean(values), abs=1e-12)
+    assert variance(values) == pytest.approx(statistics.variance(values), abs=1e-12)
+
+
+def test_the_disputed_answer_varies_most() -> None:
+    answers = (candidate(0, [3, 3, 4]), candidate(1, [1, 5, 3]), candidate(2, [4, 4, 4]))
+    assert disputed(answers, 2, 0) is answers[1]
+
+
+def test_answers_with_fewer_judgments_are_compared_by_sample_variance() -> None:
+    answers = (candidate(0, [2, 4, None, None]), candidate(1, [2, 4, 2, 4]))
+    assert disputed(answers, 2, 0) is answers[0]  # 2 against 4/3; the population variances are equal
+    assert disputed(answers, 3, 0) is answers[1]
+
+
+@pytest.mark.parametrize("scores", [[3, 3, 3], [3, None, None], [None, None, None]])
+def test_nothing_is_disputed_without_variance(scores: list[float | None]) -> None:
+    assert disputed([candidate(0, scores)], 1, 0) is None
+
+
+def test_nothing_is_disputed_without_answers() -> None:
+    assert disputed([], 2, 0) is None
+
+
+def test_ties_are_broken_by_the_seed_alone() -> None:
+    answers = [candidate(index, [2, 4]) for index in range(4)]
+    chosen = {seed: disputed(answers, 2, seed) for seed in range(40)}
+    assert {answer.index for answer in chosen.values() if answer} == {0, 1, 2, 3}
+    assert all(disputed(answers[::-1], 2, seed) == answer for seed, answer in chosen.items())
+
+
+@given(candidates(), st.integers(0, 5), st.integers(0, 3))
+def test_the_disputed_answer_has_the_largest_variance(
+    answers: tuple[Candidate, ...], min_valid: int, seed: int
+) -> None:
+    needed = max(2, min_valid)
+    enough = {a.index: valid_scores(a) for a in answers if len(valid_scores(a)) >= needed}
+    spread = {index: variance(values) or 0.0 for index, values in enough.items()}
+    chosen = disputed(answers, min_valid, seed)
+    if chosen is None:
+        assert max(spread.values(), default=0.0) < 1e-9
+    else:
+        assert spread[chosen.index] >= max(spread.values()) - 1e-9 > 0

@@ -1,0 +1,401 @@
+"""Benchmarks that a recipe chose, inside the loop: asked once, gone on with after a stop, counted and shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import LABEL_PROMPT, lines
+from rich.console import Console
+from rude_server import Answer as Served
+from rude_server import Body, RudeServer, choice, completion
+from scripted_run import HELD_OUT, begun, model, write_recipe
+from scripted_world import reply
+
+from metareward.config.schema import load_recipe
+from metareward.engines.engine import EngineError
+from metareward.engines.scripted import ScriptedEngine
+from metareward.errors import UserError
+from metareward.evaluation.arena_hard import data as arena_files
+from metareward.evaluation.arena_hard.data import count_style
+from metareward.evaluation.arena_hard.run import verdicts_by
+from metareward.evaluation.judges import TrueJudge
+from metareward.generation.progress import SILENT
+from metareward.pipeline import benchmarks as benchmarking
+from metareward.pipeline import stages
+from metareward.pipeline.benchmarks import Entry, entries
+from metareward.pipeline.experiment import Experiment
+from metareward.pocket.world import PocketOracle, prompts
+from metareward.report.gather import gather
+from metareward.report.tables import benchmark_tables, benchmarks_text
+from metareward.report.write import write_report
+from metareward.types import Completion, Messages, ModelRole, Sampling
+
+QUESTIONS = 6
+GRADER = [
+    {
+        "name": name,
+        "system_prompt": "s",
+        "prompt_template": f"Rate it. {{question{'_2' if turns else ''}}} {{answer{'_2' if turns else ''}}}",
+    }
+    for name, turns in (("single-v1", 0), ("single-v1-multi-turn", 2))
+]
+CONFIG = 'system_prompt: "Judge them."\nprompt_template: ["Battle: {question_1}\\nA: {answer_1}\\nB: {answer_2}"]\n'
+
+
+def speaker(t: int) -> Callable[[Messages, Sampling, int], str]:
+    """M_t in every role of every benchmark; what it says follows from what it is asked and from the seed."""
+
+    def said(messages: Messages, sampling: Sampling, index: int) -> str:
+        text = messages[-1].content
+        draw = hashlib.sha256(repr((messages, sampling.seed, index, t)).encode()).digest()[0]
+        if "Battle:" in text:
+            return ("[[A>B]]", "[[B>A]]", "[[A=B]]", "none")[draw % 4]
+        if "Rate it." in text:
+            return f"[[{draw % 10 + 1}]]" if draw % 5 else "none"
+        if "Output m:" in text:
+            return ("m", "M", "x")[draw % 3]
+        spoken = reply(messages, sampling, index)
+        return spoken if "<answer>" in text else f"{spoken} {draw} {'!' * t}"
+
+    return said
+
+
+class Stopping:
+    """The same, that is ended after some requests, as by a kill."""
+
+    def __init__(self, t: int, after: int) -> None:
+        self.inner, self.left = ScriptedEngine(speaker(t)), after
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        if not self.left:
+            raise RuntimeError("killed")
+        self.left -= 1
+        return await self.inner.complete(messages, sampling, n, role)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Refusing(Stopping):
+    """The same, that can't serve what holds a word."""
+
+    def __init__(self, t: int, word: str) -> None:
+        super().__init__(t, 10**6)
+        self.word = word
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        if any(self.word in message.content for message in messages):
+            raise EngineError("too long")
+        return await super().complete(messages, sampling, n, role)
+
+
+def furnished(folder: Path, *changes: str) -> Experiment:
+    """A run whose M1 and M2 are there, with every kind of benchmark."""
+    folder.mkdir(exist_ok=True)
+    lines(folder / "alpaca.jsonl", [{"instruction": f"Do {i}.", "id": f"a{i}"} for i in range(QUESTIONS)])
+    turns = [{"question_id": f"q{i}", "category": "c", "turns": [{"content": f"Fight {i}."}]} for i in range(QUESTIONS)]
+    lines(folder / "arena.jsonl", turns)
+    two = [{"question_id": 81 + i, "category": "writing", "turns": [f"w{i}", f"v{i}"]} for i in range(2)]
+    lines(folder / "mt.jsonl", two)
+    lines(folder / "grader.jsonl", GRADER)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "clf.txt").write_text(LABEL_PROMPT, encoding="utf-8")
+    ranked = [{"text": text, "rank": rank} for rank, text in enumerate(("good", "fair", "bad"))]
+    lines(folder / "ranked.jsonl", [{"id": f"r{i}", "prompt": f"Rank {i}.", "responses": ranked} for i in range(3)])
+    write_recipe(folder)
+    of = begun(folder, *(each.replace("DIR", str(folder)) for each in (changes or EVERY)))
+    for t in (1, 2):
+        model(of.model(t), f"m{t}")
+    return of
+
+
+EVERY = (
+    "benchmarks.held={kind: alpaca}",
+    "benchmarks.own={kind: alpaca, questions: DIR/alpaca.jsonl, against: previous, judgments: 2}",
+    "benchmarks.label={kind: alpaca, questions: DIR/alpaca.jsonl, prompt: DIR/clf.txt, models: [2]}",
+    "benchmarks.hard={kind: arena, questions: DIR/arena.jsonl, prompt: DIR/config.yaml}",
+    "benchmarks.mt={kind: mt-bench, questions: DIR/mt.jsonl, prompt: DIR/grader.jsonl}",
+    "benchmarks.people={kind: judge, questions: DIR/ranked.jsonl}",
+)
+
+
+def go(of: Experiment, t: int, engine: Any = None) -> ScriptedEngine:
+    """What the loop does with M_t, but for generating."""
+    engine = engine or ScriptedEngine(speaker(t))
+
+    async def use() -> None:
+        if stages.owes_evaluation(of, t):
+            await stages.measure_model(of, t, engine, SILENT)
+        await benchmarking.ask_model(of, t, engine, SILENT)
+        await benchmarking.ask_others(of, t, SILENT)
+
+    asyncio.run(use())
+    return engine  # type: ignore[no-any-return]
+
+
+def all_of_it(of: Experiment) -> dict[str, Any]:
+    for t in range(3):
+        go(of, t)
+    return found(of)
+
+
+def found(of: Experiment) -> dict[str, Any]:
+    """Everything in the folders of benchmarks but the stores, which keep what was done in another order."""
+    paths = (path for t in range(3) for each in entries(of, t) for path in each.folder.glob("*.json*"))
+    return {str(path.relative_to(of.run.path)): path.read_text() for path in paths}
+
+
+def result(of: Experiment, t: int, name: str) -> dict[str, Any]:
+    return dict(json.loads(Entry(of, t, name).result.read_text()))
+
+
+def test_every_benchmark_of_every_model_is_done_once(tmp_path: Path) -> None:
+    of = furnished(tmp_path)
+    all_of_it(of)
+    done = {(t, each.name) for t in range(3) for each in entries(of, t) if each.result.is_file()}
+    every = {(t, name) for t in (1, 2) for name in ("held", "own", "hard", "mt", "people")}
+    assert done == {*every, (0, "mt"), (0, "people"), (2, "label")}
+    engine = ScriptedEngine(speaker(0))
+    for t in range(3):
+        assert not benchmarking.needs_model(of, t)
+        go(of, t, engine)
+    assert engine.calls == []
+
+
+def test_the_numbers_are_the_benchmarks_own(tmp_path: Path) -> None:
+    of = furnished(tmp_path)
+    all_of_it(of)
+    (held,) = result(of, 2, "held")["results"]
+    assert (held["model"], held["baseline"], held["n_judged"] + held["n_unparsable"]) == ("M2", "M0", HELD_OUT)
+    own = result(of, 2, "own")
+    assert own["against"] == "M1" and own["results"][0]["preferences"] == "scores of each alone"
+    assert own["results"][0]["n_missing"] == 0 and own["results"][0]["length_adjusted_winrate"] is not None
+    rows = json.loads((Entry(of, 2, "own").folder / "annotations.json").read_text())
+    assert [row["index"] for row in rows] == list(range(QUESTIONS))
+    assert {row["generator_1"] for row in rows} == {"M1"} and {row["generator_2"] for row in rows} == {"M2"}
+    (hard,) = result(of, 1, "hard")["results"]
+    assert hard["baseline"] == "M0" and hard["models"][0]["n_questions"] <= QUESTIONS
+    (mt,) = result(of, 0, "mt")["results"]
+    assert mt["n_valid"] + mt["n_failed"] == 4 and mt["model"] == "M0"
+    people = result(of, 1, "people")["results"][0]
+    assert [each["judge"] for each in people["judges"]] == ["M1", "length only", "chance"]
+    assert people["judges"][0]["n_prompts"] == 3
+
+
+def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    whole = furnished(tmp_path / "a")
+    of = furnished(tmp_path / "b")
+    for t in range(3):
+        asyncio.run(stages.measure_model(of, t, ScriptedEngine(speaker(t)), SILENT))
+        asyncio.run(stages.measure_model(whole, t, ScriptedEngine(speaker(t)), SILENT))
+        stops = (Stopping(t, after) for after in (3, 7, 12, 20))
+        asked = sum(stopped(of, t, engine) for engine in stops) + len(go(of, t).calls)
+        at_once = len(go(whole, t).calls)
+        assert at_once <= asked <= at_once + 4  # a question of two requests may lose the first
+    assert {key: text.replace("/b/", "/a/") for key, text in found(of).items()} == found(whole)
+
+
+def stopped(of: Experiment, t: int, engine: Stopping) -> int:
+    """How many requests were answered before the end."""
+    with contextlib.suppress(RuntimeError):
+        go(of, t, engine)
+    return len(engine.inner.calls)
+
+
+def test_what_isn_t_answered_is_counted_and_nothing_becomes_nan(tmp_path: Path) -> None:
+    of = furnished(tmp_path)
+    go(of, 0)
+    go(of, 1, Refusing(1, "Do 3."))
+    (own,) = result(of, 1, "own")["results"]
+    assert (own["n_missing"], own["n_judged"] + own["n_unparsable"]) == (1, QUESTIONS - 1)
+    with pytest.raises(UserError, match=r"all 6 prompts failed; the last one, .*: too long"):
+        go(of, 2, Refusing(2, "Output m:"))
+
+
+def test_arena_and_mt_bench_by_a_judge_who_knows_only_its_rubric(tmp_path: Path) -> None:
+    held = "benchmarks.held={kind: arena}"
+    hard = EVERY[3].replace(", prompt: DIR/config.yaml", ", judgments: 2")
+    mt = EVERY[4].replace(", prompt: DIR/grader.jsonl", "")
+    of = furnished(tmp_path, held, hard, mt)
+    all_of_it(of)
+    for name, questions in (("held", HELD_OUT), ("hard", QUESTIONS)):
+        rows = [json.loads(line) for line in (Entry(of, 2, name).folder / "judgments.jsonl").read_text().splitlines()]
+        verdicts = [tuple(game["score"] for game in row["games"]) for row in rows]
+        mirrored = {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B"), (None, None)}
+        assert len(rows) == questions and set(verdicts) <= mirrored and len(set(verdicts)) > 1
+        (told,) = result(of, 2, name)["results"]
+        (score,) = told["models"]
+        wins, draws = verdicts.count(("B>A", "A>B")), verdicts.count(("A=B", "A=B"))
+        readable = questions - verdicts.count((None, None))
+        assert score["score"] == pytest.approx(100 * (wins + draws / 2) / readable)
+    (turns,) = result(of, 0, "mt")["results"]
+    assert turns["n_valid"] + turns["n_failed"] == 4 and 0 <= turns["average"] <= 5
+    assert [table.title for table in benchmark_tables(gather(of.run))] == [
+        "held: Arena-Hard v0.1, against M0, judged by each model itself by the run's rubric",
+        "hard: Arena-Hard v0.1, against M0, judged by each model itself by the run's rubric",
+        "mt: MT-Bench, judged by each model itself by the run's rubric",
+    ]
+
+
+def test_the_oracle_judges_arena_too(tmp_path: Path) -> None:
+    questions = [(arena_files.Question(each.id, "", "?"), each) for each in prompts(6, 1, held_out=True)]
+    base = {each.id: answer(each.id, "M0", "no idea") for each, _ in questions}
+    own = base | {questions[0][0].id: answer(questions[0][0].id, "M1", "what is this")}
+    rows = asyncio.run(verdicts_by(TrueJudge(PocketOracle()), questions, base, own))
+    assert [row["games"] for row in rows] == [[{"score": "A=B"}, {"score": "A=B"}]] * 6
+    recipe = load_recipe("pocket", ["benchmarks.x={kind: arena, judge: oracle, against: previous}"])
+    assert recipe.benchmarks["x"].judge == "oracle"
+
+
+def answer(question: str, by: str, text: str) -> arena_files.Answer:
+    return arena_files.Answer(question, by, text, count_style(text, None))
+
+
+def test_a_judge_that_reads_nothing_leaves_dashes(tmp_path: Path) -> None:
+    of = furnished(tmp_path, EVERY[1], EVERY[4])
+    go(of, 0)
+
+    def dumb(messages: Messages, sampling: Sampling, index: int) -> str:
+        text = messages[-1].content
+        return "none" if "<answer>" in text or "Rate it." in text else speaker(1)(messages, sampling, index)
+
+    go(of, 1, ScriptedEngine(dumb))
+    (own,), (mt,) = result(of, 1, "own")["results"], result(of, 1, "mt")["results"]
+    assert (own["win_rate"], own["n_judged"], own["n_unparsable"]) == (None, 0, QUESTIONS)
+    assert (mt["average"], mt["n_failed"]) == (None, 4)
+    shown = benchmark_tables(gather(of.run))
+    assert shown[0].rows[0][1] == "-" and shown[0].rows[0][-1] == f"{QUESTIONS} unparsable"
+    assert shown[1].rows[-1][1] == "-"
+
+
+def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path) -> None:
+    def manner(body: Body, _: int) -> Served:
+        return Served(completion(*(choice(f"Score: {(i + len(str(body))) % 5}", i) for i in range(body["n"]))))
+
+    async def judged() -> tuple[Experiment, int]:
+        async with RudeServer(manner) as server:
+            name = f"benchmarks.far={{kind: alpaca, judge: '{server.url}#j', judgments: 2, models: [1]}}"
+            of = furnished(tmp_path, name)
+            for t in (0, 1):
+                await stages.measure_model(of, t, ScriptedEngine(speaker(t)), SILENT)
+                assert not benchmarking.needs_model(of, t)
+                await benchmarking.ask_others(of, t, SILENT)
+            return of, len(server.bodies)
+
+    of, asked = asyncio.run(judged())
+    (far,) = result(of, 1, "far")["results"]
+    assert far["n_judged"] == HELD_OUT and asked > HELD_OUT
+
+
+@pytest.mark.parametrize(
+    "name", ["alpaca.jsonl", "arena.jsonl", "mt.jsonl", "grader.jsonl", "config.yaml", "clf.txt", "ranked.jsonl"]
+)
+def test_a_file_that_isn_t_there_is_told_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    of = furnished(tmp_path)
+    benchmarking.check(of)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=name):
+        benchmarking.check(of)
+
+
+def test_files_aren_t_needed_when_all_is_done(tmp_path: Path) -> None:
+    of = furnished(tmp_path, EVERY[4])
+    all_of_it(of)
+    (tmp_path / "mt.jsonl").unlink()
+    benchmarking.check(of)
+
+
+def test_an_official_length_control_needs_both_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"benchmarks\.x\.gamed: expected both difficulty and gamed, or neither"):
+        load_recipe("pocket", ["benchmarks.x.difficulty=a.csv"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("benchmarks.x.kind=mt-bench", "benchmarks.x.questions: expected a file, as kind is mt-bench"),
+        (
+            "benchmarks.x={kind: arena, prompt: p}",
+            "questions: expected a file, as its judge has the benchmark's prompt",
+        ),
+        ("benchmarks.x={kind: arena, against: f}", "expected m0 or previous, as the held-out prompts are this run's"),
+        ("benchmarks.x={kind: mt-bench, questions: q, references: r}", "expected nothing without prompt"),
+        ("benchmarks.x={kind: mt-bench, questions: q, judge: oracle}", "expected another judge: the oracle compares"),
+        ("benchmarks.x.version=v2", "benchmarks.x.version=v2: expected nothing here, as kind is alpaca"),
+        ("benchmarks.x.models=[9]", "benchmarks.x.models=[9]: expected at most 4"),
+        ("benchmarks.x={judge: oracle, questions: q}", 'benchmarks.x.judge: "oracle": expected another judge'),
+        ("benchmarks.x={kind: judge, judge: far}", "expected itself: on held-out prompts each model is measured"),
+        ("benchmarks.x.kin=arena", "benchmarks.x.kin: unknown key; the nearest known one is benchmarks.x.kind"),
+        ("benchmarks.x=3", "benchmarks.x=3: expected a section"),
+        ("benchmarks={a/b: {}}", "expected a name of letters, digits"),
+    ],
+)
+def test_settings_that_don_t_fit_are_told(setting: str, line: str) -> None:
+    with pytest.raises(UserError) as stop:
+        load_recipe("pocket", [setting])
+    assert line in str(stop.value)
+
+
+def test_a_baseline_may_be_a_file(tmp_path: Path) -> None:
+    outputs = [{"instruction": f"Do {i}.", "output": f"x{i}", "generator": "far"} for i in range(1, QUESTIONS)]
+    fights = [
+        {"question_id": f"q{i}", "model_id": "far", "choices": [{"turns": [{"content": f"y{i}"}]}]} for i in range(3)
+    ]
+    tmp_path.mkdir(exist_ok=True)
+    lines(tmp_path / "base.jsonl", outputs)
+    lines(tmp_path / "fights.jsonl", fights)
+    own, hard = (each.removesuffix("}") for each in (EVERY[1].replace("against: previous, ", ""), EVERY[3]))
+    of = furnished(tmp_path, own + ", against: DIR/base.jsonl}", hard + ", against: DIR/fights.jsonl}")
+    go(of, 0)
+    (own_0,), (hard_0,) = result(of, 0, "own")["results"], result(of, 0, "hard")["results"]
+    assert (own_0["model"], own_0["baseline"], own_0["n_judged"] + own_0["n_unparsable"]) == ("M0", "far", 5)
+    assert hard_0["baseline"] == "far" and hard_0["models"][0]["model"] == "M0"
+
+
+def test_the_demo_evaluates_every_model_by_the_oracle_and_by_itself(tmp_path: Path) -> None:
+    asked = {name: each for name, each in load_recipe("pocket").benchmarks.items() if each.kind == "alpaca"}
+    assert {name: each.judge for name, each in asked.items()} == {"by-oracle": "oracle", "by-itself": "itself"}
+    chosen = (f"benchmarks.{name}={{judge: {each.judge}}}" for name, each in asked.items())
+    of = furnished(tmp_path, "prompts.source=pocket", *chosen)
+    all_of_it(of)
+    for name, t in itertools.product(asked, (1, 2)):
+        assert asked[name] == of.recipe.benchmarks[name]
+        (told,) = result(of, t, name)["results"]
+        assert told["n_judged"] + told["n_unparsable"] == HELD_OUT and 0 <= told["win_rate"] <= 100
+        assert told["length_adjusted_winrate"] is not None and told["baseline"] == "M0"
+
+
+def test_a_preset_s_benchmark_can_be_dropped() -> None:
+    recipe = load_recipe("pocket", ["benchmarks.by-oracle=drop", "benchmarks.mine={}"])
+    assert list(recipe.benchmarks) == ["by-itself", "as-judge", "mine"]
+    assert recipe.benchmarks["mine"].kind == "alpaca"
+
+
+def test_the_report_and_the_terminal_show_them(tmp_path: Path) -> None:
+    of = furnished(tmp_path)
+    all_of_it(of)
+    facts = gather(of.run)
+    shown = {table.title.partition(":")[0]: table for table in benchmark_tables(facts)}
+    assert list(shown) == ["held", "own", "label", "hard", "mt", "people"]
+    assert [row[0] for row in shown["own"].rows] == ["M1 against M0", "M2 against M1"]
+    assert [row[0] for row in shown["people"].rows[:3]] == ["M0", "M0: length only", "M0: chance"]
+    assert all(len(row) == len(table.columns) for table in shown.values() for row in table.rows)
+    write_report(of.run)
+    page, stream = of.run.report.read_text(), io.StringIO()
+    Console(file=stream, width=100).print(benchmarks_text(facts))
+    for title in (table.title for table in shown.values()):
+        assert title.split(",")[0] in page and title.split(",")[0] in stream.getvalue()
+    assert 'href="#benchmarks"' in page

@@ -1,0 +1,60 @@
+"""Runs whose epochs are measured and chosen, with moving-average references and adapters, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import House, furnish
+from scripted_run import told
+from tiny_model import tiny_llama
+
+from metareward.storage.run_dir import RunDir
+from metareward.training.lineage import ADAPTER, fingerprint_model, read_lineage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def run(folder: Path, *changes: str) -> RunDir:
+    furnish(folder)
+    tiny_llama(folder / "model", bent=True)
+    words = [word for change in ("training.epochs=2", "training.batch_size=2", *changes) for word in ("--set", change)]
+    status, _, errors = House(folder).run("out", *words)
+    assert status == 0, errors
+    return RunDir(folder / "out")
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_the_epoch_that_the_rule_names_becomes_the_model(tmp_path: Path) -> None:
+    done = run(tmp_path, "training.choice.figure=answer_chars", "training.reference=ema", "training.choice.judge=model")
+    for t, entry in zip((1, 2), told(done, "chosen"), strict=True):
+        folder = done.iteration(t)
+        measured = {epoch: read(folder.evaluation / f"epoch-{epoch}.json") for epoch in (1, 2)}
+        assert all({"win_rate", "judge_win_rate", "answer_chars"} <= figures.keys() for figures in measured.values())
+        best = max(measured, key=lambda epoch: (measured[epoch]["answer_chars"], -epoch))
+        lineage = read_lineage(folder.model)
+        assert entry["epoch"] == lineage.epoch == best
+        assert not folder.model.with_name("model-epochs").exists()
+        # It is measured again as M_t, with the same seeds: the same figures.
+        assert read(folder.evaluation / "model.json")["metrics"]["answer_chars"]["mean"] == pytest.approx(
+            measured[best]["answer_chars"]
+        )
+    first, second = (read_lineage(done.iteration(t).model) for t in (1, 2))
+    assert first.reference.sha256 == first.start.sha256 == fingerprint_model(tmp_path / "model")
+    assert second.reference.folder == "../reference"
+    assert second.log_ratio > 0
+
+
+def test_an_adapter_is_trained_on_in_two_processes(tmp_path: Path) -> None:
+    lora = ("training.method=lora", "training.lora.rank=4", "training.lora.between=stacked", "training.processes=2")
+    done = run(tmp_path, *lora, "training.checkpoint_steps=1", "training.loss=[sigmoid, sft]")
+    for t in (1, 2):
+        lineage = read_lineage(done.iteration(t).model)
+        assert lineage.base is not None and lineage.base.sha256 == fingerprint_model(tmp_path / "model")
+        assert lineage.log_ratio == pytest.approx(0.0, abs=1e-3)
+        assert (done.iteration(t).model / ADAPTER / "adapter_model.safetensors").is_file()

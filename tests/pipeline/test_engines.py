@@ -1,0 +1,47 @@
+"""A judge by its name: what its recipe says of thinking holds."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from rude_server import Answer, Body, RudeServer, choice, completion
+
+from metareward.errors import UserError
+from metareward.pipeline.engines import open_judge
+from metareward.types import Message, Sampling
+
+RECIPE = """\
+model: {folder}
+prompts: {{source: pocket}}
+judgments: {{max_tokens: 99}}
+reasoning: {{remove: {remove}, closing: "[end]"}}
+engine: {{kind: endpoint, endpoint: {{urls: [{url}], model: far}}}}
+"""
+
+
+def thinking(_: Body, __: int) -> Answer:
+    return Answer(completion(choice("well [end] Score: 4")))
+
+
+@pytest.mark.parametrize(
+    ("remove", "said", "tokens"), [("true", "Score: 4", 109), ("false", "well [end] Score: 4", 10)]
+)
+def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, remove: str, said: str, tokens: int) -> None:
+    async def asked() -> str:
+        async with RudeServer(thinking) as server:
+            path = tmp_path / "judge.yaml"
+            path.write_text(RECIPE.format(folder=tmp_path, remove=remove, url=server.url))
+            engine = await open_judge(str(path))
+            (written,) = await engine.complete((Message("user", "Grade it."),), Sampling(0.0, 1.0, 10), 1)
+            await engine.aclose()
+            assert server.bodies[0]["max_tokens"] == tokens
+            return written.text
+
+    assert asyncio.run(asked()) == said
+
+
+def test_a_server_needs_a_model_s_name() -> None:
+    with pytest.raises(UserError, match="say which model the server is asked for"):
+        asyncio.run(open_judge("http://127.0.0.1:1"))

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_run import HELD_OUT, PROMPTS, begun, experiment, model, write_prompts
+
+from metareward.errors import UserError
+from metareward.method.template import load_template
+from metareward.pipeline.experiment import Experiment
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_to_begin_writes_down_what_the_run_is_made_of(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    assert of.run.recipe.read_text() == "name: scripted\n"
+    assert json.loads(of.run.resolved.read_text()) == of.recipe.resolved()
+    assert {"python", "packages", "cores"} <= json.loads(of.run.environment.read_text()).keys()
+    assert [len(of.prompts(t)) for t in range(3)] == [HELD_OUT, PROMPTS, PROMPTS]
+    assert of.held_out == of.prompts(0)
+
+
+def test_no_prompt_serves_twice(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    ids = [prompt.id for t in range(3) for prompt in of.prompts(t)]
+    assert len(ids) == len(set(ids)) == HELD_OUT + 2 * PROMPTS
+
+
+def test_begun_once_the_run_no_longer_needs_the_prompts_file(tmp_path: Path) -> None:
+    chosen = begun(tmp_path).prompts(2)
+    (tmp_path / "prompts.jsonl").unlink()
+    assert begun(tmp_path).prompts(2) == chosen
+
+
+def test_to_begin_again_changes_nothing(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    before = contents(of.run.path)
+    begun(tmp_path)
+    assert contents(of.run.path) == before
+
+
+def test_what_a_start_that_died_has_left_is_not_used(tmp_path: Path) -> None:
+    dead = begun(tmp_path, "seed=1", "prompts.held_out=9", "prompts.per_iteration=6")
+    held_out_then = dead.held_out
+    dead.run.resolved.unlink()  # it is written last
+    again = begun(tmp_path)
+    assert again.held_out != held_out_then
+    ids = [prompt.id for t in range(3) for prompt in again.prompts(t)]
+    assert len(ids) == len(set(ids)) == HELD_OUT + 2 * PROMPTS
+
+
+def test_held_out_prompts_from_a_file_are_taken_out_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text('{"id": "x", "prompt": "Say something about 3."}\n{"prompt": "New."}\n')
+    of = begun(tmp_path, f"prompts.held_out={tmp_path}/held.jsonl")
+    assert [prompt.messages[0].content for prompt in of.held_out] == ["Say something about 3.", "New."]
+    assert "p003" not in {prompt.id for t in (1, 2) for prompt in of.prompts(t)}
+
+
+Break = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "line"),
+    [
+        (lambda at: (at / "model/config.json").unlink(), (), "no model here (config.json is missing)"),
+        (lambda at: None, ("model=nowhere",), "nowhere: no model here"),
+        (lambda at: None, ("prompts.source=nowhere.jsonl",), "nowhere.jsonl: can't be read: No such file"),
+        (
+            lambda at: (at / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n'),
+            (),
+            "prompts.jsonl:2: field",
+        ),
+        (lambda at: write_prompts(at / "prompts.jsonl", 12), (), "iteration 2 needs 16 (2 x 8) and there are 7"),
+        (lambda at: write_prompts(at / "prompts.jsonl", 4), (), "5 held out of 4 leaves none"),
+        (lambda at: None, ("judgments.rubric=jugde",), "jugde"),
+        (lambda at: (at / "bad.txt").write_text("{question}"), ("judgments.rubric={}/bad.txt",), "answer"),
+        (lambda at: None, ("prompts.source=pocket", "prompts.held_out=held.jsonl"), "give a number, not a file"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(
+    tmp_path: Path, spoil: Break, changes: tuple[str, ...], line: str
+) -> None:
+    experiment(tmp_path)
+    spoil(tmp_path)
+    of = experiment(tmp_path, *(change.replace("{}", str(tmp_path)) for change in changes))
+    before = contents(tmp_path)
+    with pytest.raises(UserError) as told:
+        of.check()
+    assert line in str(told.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(UserError) as told:
+        experiment(tmp_path, "answers.k=3", "iterations.1.rho=0.2", "iterations.2=drop").check()
+    assert "answers.k (4 -> 3)" in str(told.value)
+    assert "iterations.1.rho (0.0 -> 0.2)" in str(told.value)
+    assert "iterations.2.rho (0.0 -> null)" in str(told.value)
+    assert str(told.value).endswith("fix: set it back, or give another folder with --out")
+
+
+def test_where_and_how_fast_it_runs_may_change(tmp_path: Path) -> None:
+    begun(tmp_path)
+    begun(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
+
+
+def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    kept = json.loads(of.run.resolved.read_text())
+    del kept["prompts"]["network"], kept["prompts"]["field"], kept["benchmarks"]
+    of.run.resolved.write_text(json.dumps(kept))
+    experiment(tmp_path).check()
+    with pytest.raises(UserError, match=r"prompts\.field \(null -> \"text\"\)"):
+        experiment(tmp_path, "prompts.field=text").check()
+
+
+def test_prompts_may_be_named_by_field_and_on_the_hub_only_if_the_network_is_allowed(tmp_path: Path) -> None:
+    rows = ({"text": f"Ask {number}.", "prompt": "wrong"} for number in range(2 * PROMPTS + 9))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of = begun(tmp_path, f"prompts.source={tmp_path}/rows.jsonl", "prompts.field=text")
+    assert all(prompt.messages[0].content.startswith("Ask ") for t in (0, 1, 2) for prompt in of.prompts(t))
+    with pytest.raises(UserError, match=r"hub:own/set: is on the Hugging Face hub, and the network is off"):
+        experiment(tmp_path, "prompts.source=hub:own/set", out="other").check()
+
+
+def test_files_that_the_recipe_only_names_may_not_change(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(load_template("judge").text)
+    change = f"judgments.rubric={tmp_path}/mine.txt"
+    begun(tmp_path, change)
+    (tmp_path / "mine.txt").write_text(load_template("judge").text + "Be strict.")
+    with pytest.raises(UserError, match=r"changed since this run began: the rubric's text \(\"?\w{12}\"? -> \"?\w{12}"):
+        experiment(tmp_path, change).check()
+    (tmp_path / "mine.txt").write_text(load_template("judge").text)
+    model(tmp_path / "model", "other weights")
+    with pytest.raises(UserError, match="the model's files"):
+        experiment(tmp_path, change).check()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_damaged_run_folder_is_one_line(tmp_path: Path, text: str) -> None:
+    of = begun(tmp_path)
+    of.run.resolved.write_text(text)
+    with pytest.raises(UserError, match=r"resolved\.json: can't be read"):
+        experiment(tmp_path).check()
+
+
+def test_complete_when_every_iteration_is(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    assert not of.complete()
+    for t in (1, 2):
+        assert not of.complete()
+        of.run.iteration(t).done.write_text("{}")
+    assert of.complete()
+
+
+def test_every_iteration_draws_anew_and_every_model_is_measured_alike(tmp_path: Path) -> None:
+    of = experiment(tmp_path, "judgments.min_valid=2")
+    first, second = of.settings(1), of.settings(2)
+    assert (first.meta_judge, second.meta_judge) == (True, False)
+    assert replace(second, seed=first.seed, meta_judge=True) == first
+    measuring = of.evaluation_settings()
+    assert (measuring.k, measuring.n, measuring.min_valid) == (2, 2, 1)
+    assert len({first.seed, second.seed, measuring.seed}) == 3
+
+
+def test_fingerprints_tell_models_iterations_and_purposes_apart(tmp_path: Path) -> None:
+    of = begun(tmp_path)
+    model(of.model(1), "m1")
+    made = [of.generation_fingerprint(1), of.generation_fingerprint(2), *map(of.evaluation_fingerprint, (0, 1))]
+    assert len({json.dumps(each, sort_keys=True) for each in made}) == 4
+    before = of.evaluation_fingerprint(1)
+    model(of.model(1), "m1, otherwise")
+    after = of.evaluation_fingerprint(1)
+    assert [key for key in before if before[key] != after[key]] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("start", "reference", "folders"),
+    [
+        ("previous", "start", ("iter-1/model", "iter-1/model")),
+        ("previous", "m0", ("iter-1/model", "model")),
+        ("m0", "start", ("model", "model")),
+        ("m0", "m0", ("model", "model")),
+    ],
+)
+def test_what_is_trained_from_what(tmp_path: Path, start: str, reference: str, folders: tuple[str, str]) -> None:
+    of = experiment(tmp_path, f"training.start={start}", f"training.reference={reference}")
+    job = of.job(2, ("actor", "judge"))
+    expected = tuple(of.run.path / each if each.startswith("iter") else tmp_path / each for each in folders)
+    assert (job.start, job.reference) == expected
+    assert job.pairs == (of.run.iteration(2).pairs("actor"), of.run.iteration(2).pairs("judge"))
+    assert job.output == of.model(2) == of.run.iteration(2).model
+    assert of.job(1, ("actor",)).start == tmp_path / "model"
+
+
+def test_a_job_has_what_the_recipe_says(tmp_path: Path) -> None:
+    changes = ("iterations.1.epochs=3", "iterations.1.keep_epoch=2", "engine.device=cuda:1", "training.beta=0.2")
+    of = experiment(tmp_path, *changes)
+    first, second = of.job(1, ("actor",)), of.job(2, ("actor",))
+    assert (first.epochs, first.keep_epoch, first.device, first.beta) == (3, 2, "cuda", 0.2)
+    assert second.epochs == of.recipe.training.epochs
+    assert first.seed != second.seed and 0 <= first.seed < 2**31
+
+
+def test_only_the_pocket_world_has_an_oracle(tmp_path: Path) -> None:
+    assert experiment(tmp_path).oracle is None
+    pocket = experiment(tmp_path, "prompts.source=pocket")
+    assert pocket.oracle is not None
+    pocket.check()
+
+
+def test_an_experiment_is_a_value(tmp_path: Path) -> None:
+    assert experiment(tmp_path) == experiment(tmp_path)
+    assert isinstance(experiment(tmp_path), Experiment)
+
+
+def test_where_training_starts_and_what_it_is_held_to(tmp_path: Path) -> None:
+    def folders(*changes: str) -> list[tuple[Path, Path]]:
+        jobs = (experiment(tmp_path, *changes).job(t, ("actor",)) for t in (1, 2))
+        return [(job.start, job.reference) for job in jobs]
+
+    zero, run = tmp_path / "model", tmp_path / "run"
+    one = run / "iter-1/model"
+    given = model(tmp_path / "given", "others")
+    assert folders() == [(zero, zero), (one, one)]
+    assert folders("training.start=m0", "training.reference=previous") == [(zero, zero), (zero, one)]
+    assert folders("training.reference=ema") == [(zero, zero), (one, run / "iter-2/reference")]
+    assert folders(f"training.start={given}", "training.reference=m0") == [(given, zero), (given, zero)]
+
+
+def test_how_training_is_done_reaches_the_job(tmp_path: Path) -> None:
+    changes = ("method=lora", "lora.rank=8", "lora.between=stacked", "loss=[sigmoid, sft]", "loss_weights=[1.0, 0.2]")
+    more = ("processes=2", "sharding=zero2", "checkpoint_steps=5", "trackers=[wandb]", "choice.figure=answer_chars")
+    job = experiment(tmp_path, *(f"training.{change}" for change in (*changes, *more))).job(1, ("actor",))
+    assert job.lora is not None and (job.lora.rank, job.lora.stacked, job.lora.four_bit) == (8, True, False)
+    assert (job.loss, job.loss_weights) == (("sigmoid", "sft"), (1.0, 0.2))
+    assert (job.processes, job.sharding, job.checkpoint_steps) == (2, "zero2", 5)
+    assert (job.trackers, job.run_name, job.keep_epochs) == (("wandb",), "recipe-M1", True)
+
+
+def test_a_start_of_its_own_may_not_change_later(tmp_path: Path) -> None:
+    given = model(tmp_path / "given", "others")
+    begun(tmp_path, f"training.start={given}")
+    model(given, "changed")
+    with pytest.raises(UserError, match=r"changed since this run began: training\.start's files"):
+        begun(tmp_path, f"training.start={given}")

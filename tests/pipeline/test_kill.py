@@ -1,0 +1,168 @@
+"""``kill -9`` of a whole run at random moments: started again, it ends as the run that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from house import HELD_OUT, PROMPTS, House, alive, documents, kill_tree, outcome
+
+from metareward.errors import UserError
+from metareward.storage.run_dir import RunDir
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="walks through /proc"),
+    pytest.mark.timeout(3600),
+]
+
+LONGEST = 1500.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """So long (seconds) after ``count`` prompts or steps of a stage of iteration ``t`` were done."""
+
+    stage: str
+    t: int
+    count: int
+    delay: float
+
+
+def reached(run: RunDir, process: int, moment: Moment) -> bool:
+    folder = run.iteration(moment.t)
+    if moment.stage == "starting":
+        holder = run.path / "lock.json"
+        return holder.is_file() and f'"pid": {process},' in holder.read_text(encoding="utf-8")
+    if moment.stage == "loading":
+        return len(alive(process)) > 1
+    if moment.stage == "generating":
+        return finished(folder.records) >= moment.count
+    if moment.stage == "pairing":
+        return (folder.path / "pairs").is_dir() or finished(folder.records) == PROMPTS
+    if moment.stage == "training":
+        return steps(folder.path / "training.jsonl") >= moment.count
+    if moment.stage == "evaluating":
+        return finished(folder.evaluation / "records.sqlite") >= moment.count
+    return folder.done.is_file()
+
+
+def finished(records: Path) -> int:
+    """How many prompts a store holds; -1 when it isn't quite there."""
+    try:
+        return len(documents(records))
+    except UserError:
+        return -1
+
+
+def steps(log: Path) -> int:
+    """How many steps were told, after the line that training begins; -1 before that line."""
+    return log.read_text(encoding="utf-8").count("\n") - 1 if log.is_file() else -1
+
+
+def moments(seed: int, stages: Sequence[tuple[str, int]]) -> list[Moment]:
+    """A random moment of each stage."""
+    draw = random.Random(seed)
+    most = {"generating": PROMPTS - 1, "training": 1, "evaluating": HELD_OUT - 1}
+    longest = {"loading": 2.0}
+    return [
+        Moment(stage, t, draw.randint(0, most.get(stage, 0)), draw.uniform(0, longest.get(stage, 0.2)))
+        for stage, t in stages
+    ]
+
+
+def come_to(house: House, name: str, moment: Moment) -> subprocess.Popen[str]:
+    """A run, at the moment."""
+    process = house.start(name)
+    run, until = RunDir(house.folder / name), time.monotonic() + LONGEST
+    try:
+        while not reached(run, process.pid, moment):
+            assert process.poll() is None, f"ended before {moment}: {process.communicate()}"
+            assert time.monotonic() < until, f"never came to {moment}"
+            time.sleep(0.005)
+    except BaseException:
+        kill_tree(process)
+        raise
+    time.sleep(moment.delay)
+    return process
+
+
+def interrupt(house: House, name: str, moment: Moment) -> None:
+    """Start the run, kill all of it at the moment."""
+    process = come_to(house, name, moment)
+    kill_tree(process)
+    assert process.returncode == -signal.SIGKILL, f"ended before {moment}"
+    assert not alive(process.pid)
+
+
+def check(house: House, name: str, plan: Sequence[Moment]) -> None:
+    for moment in plan:
+        print(moment)
+        interrupt(house, name, moment)
+    code, told, errors = house.run(name)
+    assert code == 0, errors
+    assert told.endswith(f"\nfinished; open the report: {name}/report.html\n")
+    assert outcome(RunDir(house.folder / name)) == outcome(house.finished())
+
+
+SEED = 1
+WHOLE = (
+    ("starting", 0),
+    ("evaluating", 0),
+    ("generating", 1),
+    ("generating", 1),
+    ("pairing", 1),
+    ("training", 1),
+    ("evaluating", 1),
+    ("generating", 2),
+    ("training", 2),
+    ("reporting", 2),
+)
+
+
+def test_killed_in_three_stages_it_ends_as_if_undisturbed(house: House) -> None:
+    check(house, "killed", moments(SEED, [("generating", 1), ("training", 1), ("evaluating", 2)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_ten_times_it_ends_as_if_undisturbed(house: House, seed: int) -> None:
+    check(house, f"killed-{seed}", moments(seed, WHOLE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_does_in_one_line_and_leaves_nothing_running(house: House, how: signal.Signals) -> None:
+    stages = [("starting", 0), ("loading", 0), ("evaluating", 0), ("generating", 1), ("training", 1)]
+    for moment in moments(SEED, stages):
+        print(moment)
+        process = come_to(house, f"stopped-{how.name}", moment)
+        process.send_signal(how)
+        told, errors = process.communicate(timeout=LONGEST)
+        assert (process.returncode, told) == (130, "")
+        assert errors.splitlines()[-1].startswith("metareward: stopped; what is finished is kept")
+        assert "Traceback" not in errors and "Exception" not in errors
+        assert not alive(process.pid)
+    assert house.run(f"stopped-{how.name}")[0] == 0
+    assert outcome(RunDir(house.folder / f"stopped-{how.name}")) == outcome(house.finished())
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_ends_in_one_line(house: House) -> None:
+    for moment in moments(SEED, [("loading", 0), ("evaluating", 0), ("generating", 1), ("training", 1)]):
+        print(moment)
+        process = come_to(house, "interrupted", moment)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=LONGEST)
+        assert process.returncode == 130
+        assert "Traceback" not in errors and "Exception" not in errors
+        assert not alive(process.pid)
+    assert house.run("interrupted")[0] == 0
+    assert outcome(RunDir(house.folder / "interrupted")) == outcome(house.finished())

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_run import SECONDS, small_run
+
+from metareward.errors import UserError
+from metareward.generation.progress import ANSWERS, JUDGMENTS, META
+from metareward.pipeline.plan import measured_rates
+from metareward.storage.run_dir import RunDir
+from metareward.storage.store import RecordStore, from_json
+
+
+def test_lengths_come_from_records_and_the_rate_from_finished_iterations(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    rates = measured_rates(run)
+    with RecordStore.read(run.iteration(1).records) as store:
+        records = [from_json(document) for _, document in store.documents()]
+    answers = [answer for record in records for answer in record.candidates_K]
+    written = [answer.tokens for answer in answers]
+    written += [judgment.tokens for answer in answers for judgment in answer.judgments_N]
+    written += [meta.tokens for record in records if record.dispute for meta in record.dispute.meta]
+    assert set(rates.tokens_each) == {ANSWERS, JUDGMENTS, META}
+    assert 1 <= rates.tokens_each[ANSWERS] <= 4
+    assert rates.tokens_per_second == pytest.approx(sum(written) / SECONDS)
+
+
+def test_a_rate_that_is_given_goes_first(tmp_path: Path) -> None:
+    assert measured_rates(small_run(tmp_path / "run"), 5.0).tokens_per_second == 5.0
+
+
+def test_a_run_without_finished_iterations_tells_lengths_only(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    run.iteration(1).done.unlink()
+    assert measured_rates(run).tokens_per_second is None
+    assert measured_rates(run).tokens_each
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        measured_rates(RunDir(tmp_path))

@@ -1,0 +1,80 @@
+"""What servers were asked for and what they warned of is in the run's log, in the status and in the report."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from endpoint_setup import HOT, ask, settings
+from rude_server import Answer, Body, RudeServer, deaf_to_n, error, good
+from small_run import small_run
+
+from metareward.engines.endpoint import open_endpoint
+from metareward.engines.scripted import ScriptedEngine
+from metareward.pipeline.status import status_text
+from metareward.pipeline.usage import billed, spent, warnings, warnings_told
+from metareward.report.write import write_report
+from metareward.storage.run_dir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return small_run(tmp_path / "run")
+
+
+def rude_once(body: Body, place: int) -> Answer:
+    return good(body) if place else error(503)
+
+
+async def asked(run: RunDir, server: RudeServer, cache: Path | None = None) -> None:
+    engine = billed(run, "M0", await open_endpoint(settings(server, cache=cache)))
+    try:
+        for _ in range(2):
+            assert len(await engine.complete(ask(), HOT, 2)) == 2
+    finally:
+        await engine.aclose()
+
+
+def test_what_was_asked_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> None:
+    async def twice() -> str:
+        async with RudeServer(rude_once) as server:
+            await asked(run, server)
+            await asked(run, server, tmp_path / "cache")
+            return f"{server.url}/v1"
+
+    url = asyncio.run(twice())
+    (total,) = spent(run)
+    assert (total.who, total.server, total.requests, total.failed, total.cached) == ("M0", url, 4, 1, 1)
+    assert (total.prompt_tokens, total.completion_tokens) == (9, 15)
+    line = f"  M0 at {url}: 4 requests, 1 failed, 1 from the cache, 9 tokens read, 15 written\n"
+    assert line in status_text(run)
+    write_report(run)
+    assert f'<th scope="row">M0</th><td class="left">{url}</td><td>4</td>' in run.report.read_text()
+
+
+def test_warnings_are_in_the_log_once_each_and_nowhere_afterwards(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def warned() -> None:
+        async with RudeServer(deaf_to_n) as server:
+            await asked(run, server)
+
+    with warnings_told(run):
+        asyncio.run(warned())
+        logging.getLogger("metareward.engines.endpoint").warning("second")
+    logging.getLogger("metareward.engines.endpoint").warning("afterwards")
+    first, second = warnings(run)
+    assert "one request is sent for each completion" in first and second == "second"
+    assert first in status_text(run) and "warnings (2), the last ones:" in status_text(run)
+    assert capsys.readouterr().err.count("one request is sent") == 1
+    write_report(run)
+    assert "Warning: second" in run.report.read_text()
+
+
+def test_other_engines_have_no_bill(run: RunDir) -> None:
+    engine = ScriptedEngine(lambda messages, sampling, i: "")
+    assert billed(run, "M0", engine) is engine
+    assert spent(run) == () and warnings(run) == ()
+    assert "asked of servers" not in status_text(run)

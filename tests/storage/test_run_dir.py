@@ -1,0 +1,230 @@
+"""A run folder: its names, its lock, and files that are never half written."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metareward.errors import UserError
+from metareward.storage.run_dir import RunDir, fingerprint_of, json_lines, mark_done, read_done, write_atomic
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from metareward.rundir import RunDir
+with RunDir(Path(sys.argv[1])).lock():
+    {then}
+    print("held", flush=True)
+    time.sleep(60)
+"""
+FORKED = "import os; os.fork() or time.sleep(60)"
+STARTED = "import subprocess; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], close_fds=False)"
+SPAWNED = (
+    "import multiprocessing as m; child = m.get_context('spawn').Process(target=time.sleep, args=(60,)); child.start()"
+)
+
+
+def holder(folder: Path, then: str = "pass") -> "subprocess.Popen[str]":
+    """A process, with its children in a group of its own, that holds the lock of ``folder``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(then=then), folder],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def test_the_names_in_a_run_folder() -> None:
+    run = RunDir(Path("runs/a"))
+    first = run.iteration(1)
+    paths = [run.recipe, run.resolved, run.environment, run.log, run.report]
+    assert [str(path) for path in paths] == [
+        "runs/a/recipe.yaml",
+        "runs/a/resolved.json",
+        "runs/a/environment.json",
+        "runs/a/log.jsonl",
+        "runs/a/report.html",
+    ]
+    inside = [first.prompts, first.records, first.pairs("actor"), first.pairs("judge"), first.summary, first.dropped]
+    inside += [first.model, first.evaluation, first.done]
+    assert [str(path.relative_to("runs/a/iter-1")) for path in inside] == [
+        "prompts.jsonl",
+        "records.sqlite",
+        "pairs/actor.parquet",
+        "pairs/judge.parquet",
+        "pairs/summary.json",
+        "dropped.jsonl",
+        "model",
+        "eval",
+        "done.json",
+    ]
+
+
+def test_the_lock_makes_the_folder_and_can_be_taken_again(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "a")
+    for _ in range(2):
+        with run.lock():
+            assert json.loads((run.path / "lock.json").read_text())["pid"] == os.getpid()
+    assert run.holder() is None
+    assert not (run.path / "lock.json").exists()
+
+
+def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(UserError) as caught, RunDir(tmp_path).lock():
+            pass
+        assert f"{tmp_path}: process {process.pid} on " in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert str(RunDir(tmp_path).holder()).startswith(f"process {process.pid} on ")
+    finally:
+        end(process)
+    assert RunDir(tmp_path).holder() is None
+
+
+def test_two_locks_in_one_process_exclude_each_other(tmp_path: Path) -> None:
+    with RunDir(tmp_path).lock(), pytest.raises(UserError, match=f"process {os.getpid()} "), RunDir(tmp_path).lock():
+        pass
+
+
+def test_the_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), RunDir(tmp_path).lock():
+        raise KeyError
+    with RunDir(tmp_path).lock():
+        pass
+
+
+@pytest.mark.parametrize("then", ["pass", FORKED, STARTED, SPAWNED], ids=["alone", "forked", "started", "spawned"])
+def test_a_killed_holder_leaves_no_lock_even_if_its_child_lives_on(tmp_path: Path, then: str) -> None:
+    process = holder(tmp_path, then)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    living = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    try:
+        end(process)
+        assert (tmp_path / "lock.json").exists()
+        with RunDir(tmp_path).lock():
+            assert all(Path(f"/proc/{pid}").exists() for pid in living)
+            assert bool(living) == (then != "pass") or not children.parent.parent.parent.exists()
+    finally:
+        for pid in living:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserError, match="can't be written"), RunDir(tmp_path / "a").lock():
+        pass
+
+
+def test_write_atomic_puts_text_as_it_is_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "note.txt"
+    write_atomic(path, "é\r\n\u2028\n")
+    assert path.read_bytes() == "é\r\n\u2028\n".encode()
+    write_atomic(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
+
+
+def test_write_atomic_keeps_the_rights_new_files_have(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    write_atomic(tmp_path / "atomic", "")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_refused_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    write_atomic(path, "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"note.txt: can't be written: File too large; fix:"):
+            write_atomic(path, "new" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
+
+
+REWRITE = """
+import sys
+from pathlib import Path
+from metareward.rundir import write_atomic
+for number in range(10**6):
+    write_atomic(Path(sys.argv[1]), str(number % 10) * 1_000_000)
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    for lines in (2, 3, 5):
+        with subprocess.Popen([sys.executable, "-c", REWRITE, path], stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(lines):
+                writer.stdout.readline()
+            time.sleep(0.002 * lines)
+            writer.kill()
+        text = path.read_text()
+        assert len(text) == 1_000_000 and len(set(text)) == 1
+
+
+def test_a_done_mark_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "done.json"
+    assert read_done(path) is None
+    mark_done(path, {"é": [1, 2.5], "a": None})
+    assert read_done(path) == {"é": [1, 2.5], "a": None}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+def test_an_unreadable_done_mark_is_told(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "done.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"done\.json: not a .*; fix: delete it"):
+        read_done(path)
+
+
+def test_a_fingerprint_depends_on_values_and_not_on_order() -> None:
+    assert fingerprint_of({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint_of({"b": {"d": 3, "c": 2}, "a": 1})
+    others: list[dict[str, object]] = [
+        {"a": 1},
+        {"a": 1.0},
+        {"a": "1"},
+        {"a": True},
+        {"a": None},
+        {"b": 1},
+        {"a": [1]},
+        {},
+    ]
+    assert len({fingerprint_of(mapping) for mapping in others}) == 8
+
+
+def test_a_fingerprint_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        fingerprint_of({"path": tmp_path})
+    with pytest.raises(ValueError, match="JSON"):
+        fingerprint_of({"a": float("nan")})
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.just("\x85\u2028\u2029\n"), max_size=3)))
+def test_json_lines_are_lines_for_every_reader(rows: list[dict[str, str]]) -> None:
+    text = json_lines(rows)
+    assert [json.loads(line) for line in text.split("\n")[:-1]] == rows
+    assert [json.loads(line) for line in text.splitlines()] == rows

@@ -34,8 +34,8 @@ from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import Entry, entries
 from metareward.pipeline.experiment import Experiment
 from metareward.pocket.world import PocketOracle, prompts
+from metareward.report.benchmark_tables import benchmark_tables, benchmarks_text
 from metareward.report.gather import gather
-from metareward.report.tables import benchmark_tables, benchmarks_text
 from metareward.report.write import write_report
 from metareward.types import Completion, Messages, ModelRole, Sampling
 

@@ -64,7 +64,7 @@ def alpaca_command(
 ) -> None:
     """AlpacaEval 2: win rate, length-controlled win rate, lengths."""
     from metareward.evaluation.alpaca_eval import run as alpaca_run
-    from metareward.report.tables import alpaca_table, weights_table
+    from metareward.report.benchmark_tables import alpaca_table, weights_table
 
     if weights is not None:
         fitted = alpaca_run.published(_path(weights), _path(_given(difficulty, "--weights", "--difficulty")))
@@ -110,7 +110,7 @@ def arena_command(
     """Arena-Hard: score against the baseline, intervals, style control."""
     from metareward.evaluation.arena_hard import run as arena_run
     from metareward.evaluation.arena_hard.data import version_named
-    from metareward.report.tables import arena_tables
+    from metareward.report.benchmark_tables import arena_tables
 
     files = arena_run.ArenaFiles(
         judgments=_path(judgments),
@@ -141,7 +141,7 @@ def mt_bench_command(
 ) -> None:
     """MT-Bench: single-answer grading, per turn and per category."""
     from metareward.evaluation.mt_bench import run as mt_bench_run
-    from metareward.report.tables import mt_bench_tables
+    from metareward.report.benchmark_tables import mt_bench_tables
 
     files = mt_bench_run.MtBenchFiles(
         judgments=_path(judgments),
@@ -185,7 +185,7 @@ def judge_command(
 ) -> None:
     """A judge's agreement with humans or labels, and its biases, beside the length-only judge and chance."""
     from metareward.evaluation.judge_quality import run as judge_run
-    from metareward.report.tables import judge_table
+    from metareward.report.benchmark_tables import judge_table
 
     files = judge_run.JudgeFiles(
         rankings=_optional(rankings),

@@ -117,8 +117,9 @@ def run_command(
     loaded = load_recipe(recipe, changes or ())
 
     from metareward.pipeline.loop import run_recipe
+    from metareward.report.benchmark_tables import benchmarks_text
     from metareward.report.gather import gather, table_text
-    from metareward.report.tables import benchmarks_text, contests_text
+    from metareward.report.tables import contests_text
     from metareward.storage.run_dir import RunDir
 
     folder = out or Path("runs") / loaded.name

@@ -48,13 +48,13 @@ from metareward.evaluation.mt_bench.data import read_prompts, read_references
 from metareward.evaluation.mt_bench.run import grade_by_rubric
 from metareward.evaluation.rows import HUB, located
 from metareward.generation.progress import ANSWERS, Progress
+from metareward.generation.usage import billed
 from metareward.method.judge import with_system
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
 from metareward.pipeline.engines import open_judge
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.stages import measured
-from metareward.pipeline.usage import billed
 from metareward.seeds import derive
 from metareward.storage.run_dir import json_lines, write_atomic
 from metareward.storage.run_log import tell, timed

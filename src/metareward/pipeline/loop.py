@@ -10,11 +10,11 @@ from pathlib import Path
 
 from metareward.config.schema import Recipe
 from metareward.generation.progress import Progress, terminal_progress
+from metareward.generation.usage import billed, warnings_told
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import checkpoint_selection as choosing
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
-from metareward.pipeline.usage import billed, warnings_told
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.run_log import seconds, tell

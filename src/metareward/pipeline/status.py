@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.config.schema import Recipe
-from metareward.pipeline.usage import Spending
+from metareward.generation.usage import Spending
 from metareward.report.facts import Iteration
 from metareward.report.gather import gather
 from metareward.report.labels import visible

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from metareward.config.schema import Recipe
 from metareward.evaluation.win_rates import Duel
+from metareward.generation.usage import Spending
 from metareward.method.diagnostics import Finding, PositionStatistics
 from metareward.method.elo import PositionWeights
 from metareward.method.pairs import PairRules
 from metareward.method.scores import AnswerScore
-from metareward.pipeline.usage import Spending
 from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir
 from metareward.types import Candidate, Dropped, Judgment, MetaJudgment, PreferencePair, PromptRecord, Won

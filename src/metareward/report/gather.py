@@ -19,7 +19,7 @@ from rich.text import Text
 from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
 from metareward.evaluation.win_rates import Duel
-from metareward.pipeline.usage import spent, warnings
+from metareward.generation.usage import spent, warnings
 from metareward.report.facts import BenchmarkResult, Curve, Evaluation, Iteration, Measure, PairSummary, Run
 from metareward.report.labels import drop_words
 from metareward.report.metrics_table import MAIN, PERCENT, Cell, Row, rows

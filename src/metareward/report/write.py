@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from metareward.report.benchmark_tables import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.facts import Run
 from metareward.report.gather import bars, gather
@@ -17,7 +18,7 @@ from metareward.report.labels import drop_words, reading_count_words, reading_wo
 from metareward.report.metrics_table import Row, rows, show
 from metareward.report.prompt_trace import examples
 from metareward.report.tables import COLUMNS as CONTEST_COLUMNS
-from metareward.report.tables import benchmark_tables, contests, sentences, unfinished
+from metareward.report.tables import contests, sentences, unfinished
 from metareward.storage.run_dir import RunDir, write_atomic
 
 _TEMPLATES = ("page.html.j2", "parts.html.j2", "example.html.j2")

@@ -13,8 +13,8 @@ from small_run import small_run
 
 from metareward.engines.endpoint import open_endpoint
 from metareward.engines.scripted import ScriptedEngine
+from metareward.generation.usage import billed, spent, warnings, warnings_told
 from metareward.pipeline.status import status_text
-from metareward.pipeline.usage import billed, spent, warnings, warnings_told
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir
 

@@ -39,8 +39,8 @@ from metareward.pocket.oracle import mark
 from metareward.pocket.tasks import draw_instructions, understand
 from metareward.pocket.world import MODEL
 from metareward.seeds import derive
-from metareward.storage.run_dir import json_lines
 from metareward.storage.run_log import environment
+from metareward.storage.serialization import json_lines
 from metareward.storage.store import RecordStore
 from metareward.types import Message, Prompt, Sampling, Scored
 

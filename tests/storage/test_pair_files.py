@@ -56,7 +56,7 @@ def test_pairs_come_back_exactly_and_bytes_are_equal(
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     write_pairs(tmp_path / "here.parquet", [pair(number) for number in range(300)])
     script = (
-        "import sys; from pathlib import Path; from metareward.pairfiles import read_pairs, write_pairs;"
+        "import sys; from pathlib import Path; from metareward.storage.pair_files import read_pairs, write_pairs;"
         "write_pairs(Path(sys.argv[2]), read_pairs(Path(sys.argv[1])))"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "here.parquet", tmp_path / "there.parquet"], check=True)

@@ -2,24 +2,20 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.storage.run_dir import RunDir, fingerprint_of, json_lines, mark_done, read_done, write_atomic
+from metareward.storage.run_dir import RunDir, mark_done, read_done
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from metareward.rundir import RunDir
+from metareward.storage.run_dir import RunDir
 with RunDir(Path(sys.argv[1])).lock():
     {then}
     print("held", flush=True)
@@ -134,58 +130,6 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_write_atomic_puts_text_as_it_is_and_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "note.txt"
-    write_atomic(path, "é\r\n\u2028\n")
-    assert path.read_bytes() == "é\r\n\u2028\n".encode()
-    write_atomic(path, b"\x00\xff")
-    assert path.read_bytes() == b"\x00\xff"
-    assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
-
-
-def test_write_atomic_keeps_the_rights_new_files_have(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("")
-    write_atomic(tmp_path / "atomic", "")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_refused_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "note.txt"
-    write_atomic(path, "old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"note.txt: can't be written: File too large; fix:"):
-            write_atomic(path, "new" * 10_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
-
-
-REWRITE = """
-import sys
-from pathlib import Path
-from metareward.rundir import write_atomic
-for number in range(10**6):
-    write_atomic(Path(sys.argv[1]), str(number % 10) * 1_000_000)
-    print(number, flush=True)
-"""
-
-
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "note.txt"
-    for lines in (2, 3, 5):
-        with subprocess.Popen([sys.executable, "-c", REWRITE, path], stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            for _ in range(lines):
-                writer.stdout.readline()
-            time.sleep(0.002 * lines)
-            writer.kill()
-        text = path.read_text()
-        assert len(text) == 1_000_000 and len(set(text)) == 1
-
-
 def test_a_done_mark_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "done.json"
     assert read_done(path) is None
@@ -199,32 +143,3 @@ def test_an_unreadable_done_mark_is_told(tmp_path: Path, content: str) -> None:
     path.write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"done\.json: not a .*; fix: delete it"):
         read_done(path)
-
-
-def test_a_fingerprint_depends_on_values_and_not_on_order() -> None:
-    assert fingerprint_of({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint_of({"b": {"d": 3, "c": 2}, "a": 1})
-    others: list[dict[str, object]] = [
-        {"a": 1},
-        {"a": 1.0},
-        {"a": "1"},
-        {"a": True},
-        {"a": None},
-        {"b": 1},
-        {"a": [1]},
-        {},
-    ]
-    assert len({fingerprint_of(mapping) for mapping in others}) == 8
-
-
-def test_a_fingerprint_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        fingerprint_of({"path": tmp_path})
-    with pytest.raises(ValueError, match="JSON"):
-        fingerprint_of({"a": float("nan")})
-
-
-@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.just("\x85\u2028\u2029\n"), max_size=3)))
-def test_json_lines_are_lines_for_every_reader(rows: list[dict[str, str]]) -> None:
-    text = json_lines(rows)
-    assert [json.loads(line) for line in text.split("\n")[:-1]] == rows
-    assert [json.loads(line) for line in text.splitlines()] == rows

@@ -189,7 +189,7 @@ FILL = """
 import resource, sys
 from pathlib import Path
 from metareward.errors import UserError
-from metareward.store import RecordStore
+from metareward.storage.store import RecordStore
 
 path, limit = Path(sys.argv[1]), int(sys.argv[2])
 if limit:
@@ -219,7 +219,7 @@ def test_a_size_limit_stops_in_one_line_and_loses_nothing(path: Path) -> None:
 FULL = (
     FILL
     + """
-from metareward.rundir import write_atomic
+from metareward.storage.atomic import write_atomic
 note = path.with_name("note.txt")
 path.with_name("filler").unlink()
 write_atomic(note, "old")
@@ -245,7 +245,7 @@ assert len(RecordStore.open(path, {"k": 1}).keys()) == kept + 1
 MAKE = """
 import sys
 from pathlib import Path
-from metareward.store import RecordStore
+from metareward.storage.store import RecordStore
 with RecordStore.open(Path(sys.argv[1]), {"k": 1}) as store:
     store.put("a", "1")
 """
@@ -254,8 +254,9 @@ READ_ONLY = """
 import sys
 from pathlib import Path
 from metareward.errors import UserError
-from metareward.rundir import RunDir, write_atomic
-from metareward.store import RecordStore
+from metareward.storage.atomic import write_atomic
+from metareward.storage.run_dir import RunDir
+from metareward.storage.store import RecordStore
 
 path = Path(sys.argv[1])
 with RecordStore.read(path) as store:
@@ -317,7 +318,7 @@ def test_a_read_only_disk_can_be_read_and_refuses_the_rest(tmp_path: Path) -> No
 WRITE = """
 import sys
 from pathlib import Path
-from metareward.store import RecordStore
+from metareward.storage.store import RecordStore
 store = RecordStore.open(Path(sys.argv[1]), {"k": 1})
 for number in range(10**6):
     store.put(f"{number:06d}", "x" * 3000)

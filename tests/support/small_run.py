@@ -15,8 +15,9 @@ from metareward.generation.runner import sweep
 from metareward.method.judge import Rubric
 from metareward.method.pairs import PairSet, build_pairs
 from metareward.method.template import load_template
+from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
-from metareward.storage.run_dir import IterationDir, RunDir, mark_done, write_atomic
+from metareward.storage.run_dir import IterationDir, RunDir, mark_done
 from metareward.storage.store import RecordStore, from_json
 
 PROMPTS = 6

@@ -251,7 +251,7 @@ def _tell(shown: Any, numbers: Mapping[str, object], out: Path | None) -> None:
     """Print the table; write the JSON, which never holds a NaN."""
     from rich.console import Console
 
-    from metareward.storage.run_dir import write_atomic
+    from metareward.storage.atomic import write_atomic
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(shown, markup=False, highlight=False)

@@ -17,6 +17,7 @@ from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, 
 from metareward.engines.precision import resolved_dtype
 from metareward.method.pairs import PairRules
 from metareward.settings import Count, Section, Text
+from metareward.storage.serialization import flatten
 from metareward.training.job import Loss
 
 JUDGED = ("judge_win_rate", "judge_agreement")  # what training.choice.judge finds out of an epoch
@@ -534,18 +535,17 @@ def generation_fingerprint(
     rubrics' texts. The meta-judge's settings count only where it is asked, the batch's shape only where the run
     promises the same text again.
     """
-    asked = {**_flat("meta_judgments", recipe.meta_judgments), "meta_judgments.rubric": metarubric}
+    names = {"answers", "judgments", *(["reasoning"] if recipe.reasoning.remove else [])}
+    meta = flatten(recipe.model_dump(mode="json", include={"meta_judgments"}))
     return {
         "seed": recipe.seed,
         "iteration": t,
         "model": model,
         "prompts": prompts,
-        **_flat("answers", recipe.answers),
-        **_flat("judgments", recipe.judgments),
+        **flatten(recipe.model_dump(mode="json", include=names)),
         "judgments.rubric": rubric,
-        **(_flat("reasoning", recipe.reasoning) if recipe.reasoning.remove else {}),
         "meta_judge": recipe.meta_judge(t),
-        **(asked if recipe.meta_judge(t) else {}),
+        **({**meta, "meta_judgments.rubric": metarubric} if recipe.meta_judge(t) else {}),
         **engine_fingerprint(recipe.engine),
     }
 
@@ -559,7 +559,3 @@ def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
     kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": resolved_dtype(engine.dtype, engine.device)}
     shape = {"engine.rows": engine.rows} if engine.deterministic else {}
     return {**kind, "engine.deterministic": engine.deterministic, **shape}
-
-
-def _flat(name: str, section: Section) -> dict[str, object]:
-    return {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}

@@ -19,7 +19,8 @@ from typing import Any
 from metareward.data.files import Place, Row, located, read_rows
 from metareward.errors import UserError
 from metareward.seeds import derive
-from metareward.storage.run_dir import canonical, json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import canonical_json, json_lines
 from metareward.types import ChatRole, Message, Messages, Prompt
 
 # --- What a row says, in any of the forms that data sets have.
@@ -243,7 +244,7 @@ def gather_prompts(source: Path | str, network: bool = False, field: str | None 
 
 def content_id(messages: Messages) -> str:
     """16 hex digits that change with any role or word: the id of a prompt that has none."""
-    return hashlib.blake2b(canonical(turns_of(messages)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(canonical_json(turns_of(messages)).encode(), digest_size=8).hexdigest()
 
 
 def turns_of(messages: Messages) -> list[dict[str, str]]:
@@ -259,7 +260,7 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
 def digest(prompts: Sequence[Prompt]) -> str:
     """64 hex digits that change with any id, role, word or the order of ``prompts``."""
     content = [[prompt.id, turns_of(prompt.messages)] for prompt in prompts]
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def choose(prompts: Sequence[Prompt], per_iteration: int, iteration: int, seed: int) -> tuple[Prompt, ...]:

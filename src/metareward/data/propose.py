@@ -29,7 +29,8 @@ from metareward.generation.runner import sweep_with
 from metareward.method.judge import Reasoning
 from metareward.method.template import Template, render
 from metareward.seeds import derive
-from metareward.storage.run_dir import json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import json_lines, replace_surrogates
 from metareward.storage.store import RecordStore
 from metareward.types import Completion, Message, Prompt, Sampling
 
@@ -308,8 +309,9 @@ async def _answered(
             settings.sampling.temperature, settings.sampling.top_p, settings.sampling.max_tokens, seeded
         )
         (written,) = await engine.complete(request.messages, sampling, 1, "actor")
-        text = written.text.encode("utf-8", "replace").decode()  # a server that cuts inside a character sends halves
-        return json.dumps({"text": text, "finish": written.finish, "tokens": written.tokens})
+        return json.dumps(
+            {"text": replace_surrogates(written.text), "finish": written.finish, "tokens": written.tokens}
+        )
 
     await sweep_with(work, asked, store, progress, stage, {}, settings.per_round)
     if store.failures():

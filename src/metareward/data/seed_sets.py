@@ -29,7 +29,8 @@ from metareward.generation.unit import UnitSettings, fingerprint, judge_answer, 
 from metareward.method.judge import Rubric
 from metareward.method.stats import pairwise_accuracy
 from metareward.seeds import derive
-from metareward.storage.run_dir import canonical, fingerprint_of, json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import canonical_json, fingerprint_of, json_lines
 from metareward.storage.store import RecordStore
 from metareward.types import Judgment, Message, Messages, Prompt, Scored
 
@@ -364,7 +365,7 @@ async def judge(
 def _digest(ranked: Sequence[Ranked]) -> str:
     """Changes with any prompt or answer that is judged."""
     texts = [[turns_of(each.prompt.messages), [answer.text for answer in each.answers]] for each in ranked]
-    return fingerprint_of({each.prompt.id: canonical(text) for each, text in zip(ranked, texts, strict=True)})
+    return fingerprint_of({each.prompt.id: canonical_json(text) for each, text in zip(ranked, texts, strict=True)})
 
 
 def seed_sets(ranked: RankedSet, parts: Parts, settings: SeedSettings, folder: Path | None) -> SeedSets:

@@ -33,6 +33,7 @@ from metareward.method.judge import TOP_LOGPROBS, Rubric, expected_reading
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill, require
 from metareward.seeds import derive
+from metareward.storage.serialization import replace_surrogates
 from metareward.storage.store import RecordStore
 from metareward.types import ChatRole, Completion, Message, Messages, Prompt, Sampling, Scored, Tied, TopLogprob, Won
 
@@ -123,7 +124,7 @@ async def ask(
 
 def kept_text(written: Completion) -> str:
     """A completion's text as a store can keep it: half of a surrogate pair, which some servers send, becomes "?"."""
-    return written.text.encode("utf-8", "replace").decode()
+    return replace_surrogates(written.text)
 
 
 # --- The pairwise question of AlpacaEval 2 and the reading of its answer: which output is better, "m" or "M".

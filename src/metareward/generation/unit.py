@@ -24,6 +24,7 @@ from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_re
 from metareward.method.meta_judge import MetaRubric, read_verdict
 from metareward.method.scores import disputed
 from metareward.seeds import derive
+from metareward.storage.serialization import replace_surrogates
 from metareward.types import (
     Candidate,
     Completion,
@@ -183,13 +184,7 @@ class _Asking:
         if len(written) != n:
             raise EngineError(f"the engine gave {len(written)} completions for prompt {self.prompt.id}, not {n}")
         self.progress.advance(stage, n)
-        return [_whole(completion) for completion in written]
-
-
-def _whole(written: Completion) -> Completion:
-    """``written`` with every half of a surrogate pair as "?": a server that cuts inside a character sends such."""
-    text = written.text.encode("utf-8", "replace").decode()
-    return written if text == written.text else replace(written, text=text)
+        return [replace(completion, text=replace_surrogates(completion.text)) for completion in written]
 
 
 def _distinct(answers_K: Sequence[Completion]) -> tuple[list[int], tuple[Duplicate, ...]]:

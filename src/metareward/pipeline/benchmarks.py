@@ -56,8 +56,9 @@ from metareward.pipeline.engines import open_judge
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.stages import measured
 from metareward.seeds import derive
-from metareward.storage.run_dir import json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
 from metareward.storage.run_log import tell, timed
+from metareward.storage.serialization import json_lines
 from metareward.training.lineage import fingerprint_model
 from metareward.types import Candidate, Completion, Message, Messages, ModelRole, Prompt, Sampling, Scored
 

@@ -27,7 +27,7 @@ from metareward.pipeline import stages
 from metareward.pipeline.engines import open_engine, open_judge
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
-from metareward.storage.run_dir import write_atomic
+from metareward.storage.atomic import write_atomic
 from metareward.storage.run_log import tell, timed
 from metareward.storage.store import RecordStore
 from metareward.training.epochs import EpochRule, adopt, choose_epoch, epoch_folder

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,10 @@ from metareward.method.template import load_template
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
-from metareward.storage.run_dir import RunDir, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment
+from metareward.storage.serialization import flatten
 from metareward.training.average import make_average
 from metareward.training.job import Device, DpoJob, LoraSettings
 from metareward.training.lineage import fingerprint_model
@@ -235,7 +237,7 @@ class Experiment:
             "model": fingerprint_model(self.model(t)),
             "anchors": fingerprint_model(self.model(0)),
             "prompts": digest(self.held_out),
-            **dict(_flat(fingerprint(settings))),
+            **flatten(fingerprint(settings)),
             **asked,
             **engine_fingerprint(self.recipe.engine),
         }
@@ -309,7 +311,7 @@ class Experiment:
 
 
 def _refuse_changes(folder: Path, kept: Mapping[str, object], given: Mapping[str, object]) -> None:
-    before, now = dict(_flat(kept)), dict(_flat(given))
+    before, now = flatten(kept), flatten(given)
     changed = [
         f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
         for key in sorted({*before, *now} - _FREE)
@@ -339,14 +341,6 @@ def _read_json(path: Path) -> dict[str, object]:
         raise UserError(
             f"{path}: can't be read ({error}); fix: restore it, or give another folder with --out"
         ) from None
-
-
-def _flat(value: object, above: str = "") -> Iterator[tuple[str, object]]:
-    if not isinstance(value, Mapping):
-        yield above, value
-        return
-    for key, inner in value.items():
-        yield from _flat(inner, f"{above}.{key}" if above else str(key))
 
 
 def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:

@@ -16,8 +16,10 @@ from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.pairs import PairSet, build_pairs
 from metareward.pipeline.experiment import Experiment
+from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
-from metareward.storage.run_dir import IterationDir, RunDir, fingerprint_of, write_atomic
+from metareward.storage.run_dir import IterationDir, RunDir
+from metareward.storage.serialization import fingerprint_of
 from metareward.storage.store import RecordStore, from_json
 from metareward.types import PairKind, PreferencePair, PromptRecord
 

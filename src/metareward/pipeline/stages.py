@@ -25,8 +25,8 @@ from metareward.method.diagnostics import summarize
 from metareward.method.pairs import PairSet, build_pairs
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
+from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
-from metareward.storage.run_dir import write_atomic
 from metareward.storage.run_log import seconds, tell, timed
 from metareward.storage.store import RecordStore, from_json
 from metareward.training.job import DpoJob

@@ -25,6 +25,7 @@ from metareward.report.labels import drop_words
 from metareward.report.metrics_table import MAIN, PERCENT, Cell, Row, rows
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import seconds
+from metareward.storage.serialization import flatten
 from metareward.storage.store import RecordStore
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def gather(run: RunDir) -> Run:
     return Run(
         name=recipe.name,
         recipe=recipe,
-        environment=tuple(_flat(environment)),
+        environment=setting_rows(environment, " "),
         iterations=tuple(_iteration(number, run, recipe) for number in range(len(recipe.iterations) + 1)),
         spendings=spent(run),
         warnings=warnings(run),
@@ -181,13 +182,10 @@ def _lines(path: Path) -> Iterator[dict[str, float]]:
         yield {key: float(value) for key, value in entry.items() if isinstance(value, int | float)}
 
 
-def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as (name, text) rows."""
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", "none" if inner is None else str(inner)
+def setting_rows(settings: Mapping[str, object], separator: str = ".") -> tuple[tuple[str, str], ...]:
+    """Nested settings as (name, text) rows of a table."""
+    flat = flatten(settings, separator)
+    return tuple((name, "none" if value is None else str(value)) for name, value in flat.items())
 
 
 # --- What became of an iteration's prompts: stacked bars of pairs made and of the reasons why there was none.

@@ -13,13 +13,14 @@ from markupsafe import Markup
 from metareward.report.benchmark_tables import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.facts import Run
-from metareward.report.gather import bars, gather
+from metareward.report.gather import bars, gather, setting_rows
 from metareward.report.labels import drop_words, reading_count_words, reading_words, signed, verdict_words, visible
 from metareward.report.metrics_table import Row, rows, show
 from metareward.report.prompt_trace import examples
 from metareward.report.tables import COLUMNS as CONTEST_COLUMNS
 from metareward.report.tables import contests, sentences, unfinished
-from metareward.storage.run_dir import RunDir, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.run_dir import RunDir
 
 _TEMPLATES = ("page.html.j2", "parts.html.j2", "example.html.j2")
 
@@ -89,7 +90,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "any_findings": any(summary.findings for summary in facts.summaries),
         "trainings": training_charts(facts.iterations),
         "examples": examples(run, facts),
-        "recipe": tuple(_flat(facts.recipe.resolved())),
+        "recipe": setting_rows(facts.recipe.resolved()),
         "chars": _chars,
         "share": _share,
     }
@@ -173,14 +174,6 @@ def _failures(run: Run) -> Iterator[str]:
 def _judged(run: Run) -> str:
     judged = [str(number) for number, settings in run.recipe.iterations.items() if settings.judge_pairs]
     return f"iteration {', '.join(judged)}" if judged else "no iteration (Self-Rewarding)"
-
-
-def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", "none" if inner is None else str(inner)
 
 
 def _chars(value: float | None) -> str:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.storage.run_dir import json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import json_lines
 from metareward.types import Dropped, PreferencePair
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])

@@ -8,11 +8,10 @@ Iteration 0 holds only the evaluation of the model the run starts from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from metareward.errors import UserError
+from metareward.storage.atomic import write_atomic, write_errors
 from metareward.types import PairKind
 
 
@@ -112,7 +112,7 @@ class RunDir:
         doesn't inherit it, forked or started (filelock 3.30 on). Raises `UserError` naming the process that has it.
         """
         lock = FileLock(self.path / "lock")
-        with _told(self.path):
+        with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=_PEEK_SECONDS)
@@ -159,52 +159,6 @@ def _who(holder: Path) -> str:
         return "another process"
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the operating system refuses for ``path`` becomes one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise UserError(f"{path}: can't be written: {why}; fix: free space or rights, then run again") from error
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Put ``content`` (text as UTF-8, lines as given) at ``path``: after a crash there is the old file or the new one.
-
-    Makes the folder it goes to. Raises `UserError` when the disk is full or read-only; the old file stays.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_through(temporary, data)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _flush_folder(path.parent)
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` last through a power cut. Windows can't open folders, and needs no such call."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def mark_done(path: Path, payload: Mapping[str, object]) -> None:
     """Write the mark that says: all before it is complete. ``payload`` is what a later run compares with."""
     write_atomic(path, json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -221,22 +175,3 @@ def read_done(path: Path) -> dict[str, object] | None:
     if not isinstance(payload, dict):
         raise UserError(f"{path}: not a done-mark; fix: delete it to do the step again")
     return payload
-
-
-def canonical(value: object) -> str:
-    """``value`` as JSON text that is the same for equal values. Raises `TypeError` for what JSON can't hold."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def fingerprint_of(mapping: Mapping[str, object]) -> str:
-    """64 hex digits that change when anything in ``mapping`` does; the order of its keys doesn't count."""
-    return hashlib.sha256(canonical(dict(mapping)).encode()).hexdigest()
-
-
-# JSON lets these stand in a string, but many line readers take them for line ends.
-_LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})
-
-
-def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
-    """``rows`` as JSON Lines, one line each for every reader there is."""
-    return "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows)

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from metareward.errors import UserError
-from metareward.storage.run_dir import RunDir, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.run_dir import RunDir
 
 
 def tell(run: RunDir, event: str, **facts: object) -> None:

@@ -19,7 +19,7 @@ from types import TracebackType
 from pydantic import TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.storage.run_dir import canonical
+from metareward.storage.serialization import canonical_json, flatten
 from metareward.types import PromptRecord
 
 _LAYOUT = 1
@@ -62,7 +62,7 @@ class RecordStore:
         connection = _connect(path, "rwc")
         try:
             with _told(path):
-                _prepare(connection, path, dict(_flat(fingerprint)))
+                _prepare(connection, path, fingerprint)
         except BaseException:
             connection.close()
             raise
@@ -178,8 +178,9 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, fields: Mapping[str, str]) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, settings: Mapping[str, object]) -> None:
     """Make the tables if the file is new; compare the fingerprint if it isn't."""
+    fields = {field: canonical_json(value) for field, value in flatten(settings).items()}
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     with _all_or_nothing(connection):
@@ -203,14 +204,6 @@ def _layout(connection: sqlite3.Connection, path: Path) -> None:
         raise UserError(f"{path}: this is no record store; fix: move it away, or name another run folder")
     if layout != _LAYOUT:
         raise UserError(f"{path}: made by another version (layout {layout}, here {_LAYOUT}); fix: use that version")
-
-
-def _flat(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for field, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{field}.")
-        else:
-            yield f"{prefix}{field}", canonical(value)
 
 
 def _same(old: Mapping[str, str], new: Mapping[str, str], path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.storage.run_dir import write_atomic
+from metareward.storage.atomic import write_atomic
 
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from metareward.storage.run_dir import write_atomic
+from metareward.storage.atomic import write_atomic
 from metareward.training.job import DpoJob
 from metareward.training.lineage import identity
 from metareward.training.newfolder import workshop

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.storage.run_dir import write_atomic
+from metareward.storage.atomic import write_atomic
 from metareward.training.job import Device, DpoJob, Dtype, Schedule
 
 

@@ -32,7 +32,7 @@ from metareward.evaluation.judges import (
     Unjudged,
     load_label_prompt,
 )
-from metareward.storage.run_dir import write_atomic
+from metareward.storage.atomic import write_atomic
 from metareward.types import Message, Prompt
 
 # --- Which of the two outputs the judge of AlpacaEval 2 is shown first: random, but decided by the instruction alone.

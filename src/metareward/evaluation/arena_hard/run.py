@@ -38,7 +38,8 @@ from metareward.evaluation.judges import Asked, Desk, Door, FirstShare, PairJudg
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import fill
 from metareward.seeds import derive
-from metareward.storage.run_dir import json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import json_lines
 from metareward.types import Message, Messages, Prompt, Sampling
 
 # --- A judge of one's own for Arena-Hard: two games a question, the order swapped, and judgments in upstream's format.

@@ -24,7 +24,8 @@ from metareward.evaluation.mt_bench.data import (
 )
 from metareward.evaluation.mt_bench.score import MtBenchScore, evaluate
 from metareward.seeds import derive
-from metareward.storage.run_dir import json_lines, write_atomic
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import json_lines
 from metareward.types import Message, Messages, Prompt, Sampling
 
 # --- A judge of one's own for MT-Bench: every answer's two turns graded, and judgments in upstream's format.

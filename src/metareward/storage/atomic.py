@@ -1,0 +1,116 @@
+"""Files and folders that appear whole or not at all: written under a temporary name, flushed to disk, renamed.
+
+A killed process leaves temporary files behind; `remove_stale_temporaries` deletes them at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from metareward.errors import UserError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` about writing ``path`` (full disk, no permission) into a `UserError` of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{path}: can't be written: {reason}; fix: free space or rights, then run again") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (text as UTF-8, line ends unchanged) to ``path``: a crash leaves the old file or the new one.
+
+    Creates the parent folder. Raises `UserError` when the disk is full or read-only; the old file stays.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush(path.parent)
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what killed processes left of `write_atomic` under ``folder``. Nothing else may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AtomicDir:
+    """The parts of a folder under construction: ``content`` becomes the folder, ``scratch`` is deleted.
+
+    What lies in ``resume`` survives a failure, together with the ``content`` so far; success deletes it.
+    """
+
+    content: Path
+    scratch: Path
+    resume: Path
+
+    @classmethod
+    def beside(cls, target: Path) -> AtomicDir:
+        """Where the folder for ``target`` is built."""
+        folder = target.with_name(f".{target.name}.unfinished")
+        return cls(folder / "content", folder / "scratch", folder / "kept")
+
+
+@contextmanager
+def atomic_dir(target: Path, resume: bool = False) -> Iterator[AtomicDir]:
+    """Yield empty folders to fill; when the block succeeds, ``content`` is renamed to ``target``, which must not exist.
+
+    With ``resume`` the content that an interrupted process left is kept. Raises `UserError` when the folders can't be
+    created.
+    """
+    parts = AtomicDir.beside(target)
+    whole = parts.content.parent
+    shutil.rmtree(parts.scratch if resume else whole, ignore_errors=True)
+    try:
+        with write_errors(target.parent):
+            for folder in (parts.content, parts.scratch, parts.resume):
+                folder.mkdir(parents=True, exist_ok=True)
+        yield parts
+        flush_dir(parts.content)
+        parts.content.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(whole, ignore_errors=True)
+    finally:
+        resumable = parts.resume.is_dir() and any(parts.resume.iterdir())
+        shutil.rmtree(parts.scratch if resumable else whole, ignore_errors=True)
+
+
+def flush_dir(folder: Path) -> None:
+    """Flush every file in ``folder`` to disk, so that a marker written afterwards can be trusted after a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():  # Windows can't open folders, and doesn't need the call
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

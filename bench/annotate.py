@@ -112,7 +112,7 @@ class Work:
         self._writer = Writer(make_tokenizer(), seed)
 
     def judge(self, limit: int) -> tuple[Units, int]:
-        """One stage of the packaged rubric's prompts, with many samples each; and our engine's rows."""
+        """One stage of the packaged rubric's prompts, with many samples each; and our engine's max_num_seqs."""
         rubric, texts = Rubric(load_template("judge")), []
         for _ in range(self.scale.questions):
             question = Prompt("judge", (Message("user", self._writer.text(QUESTION)),))
@@ -179,14 +179,16 @@ class Contestant:
         self._answer()
         self._stop()
 
-    def ask(self, units: Units, rows: int, seed: int, warm: bool = False) -> tuple[float, int, int]:
+    def ask(self, units: Units, max_num_seqs: int, seed: int, warm: bool = False) -> tuple[float, int, int]:
         """Seconds, tokens and peak memory of one round. Raises `AbsentError` if it dies."""
         os.killpg(self._process.pid, signal.SIGCONT)
         for process in self._tree():
             _write(process / "clear_refs", "5")
         assert self._process.stdin is not None
         print(
-            json.dumps({"units": units, "rows": rows, "seed": seed, "warm": warm}), file=self._process.stdin, flush=True
+            json.dumps({"units": units, "max_num_seqs": max_num_seqs, "seed": seed, "warm": warm}),
+            file=self._process.stdin,
+            flush=True,
         )
         reply = self._answer()
         peak = sum(_peak(process) for process in self._tree())

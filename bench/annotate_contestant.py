@@ -31,10 +31,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Units of work, each a sequence of stages. ``rows``: of our engine, how many sequences advance together."""
+    """Units of work, each a sequence of stages. ``max_num_seqs``: of our engine."""
 
     units: tuple[tuple[Stage, ...], ...]
-    rows: int
+    max_num_seqs: int
     seed: int
     warm: bool
 
@@ -43,7 +43,7 @@ class Round:
         """From the line the parent sends."""
         asked = json.loads(line)
         units = tuple(tuple(Stage(tuple(texts), n, limit) for texts, n, limit in unit) for unit in asked["units"])
-        return cls(units, asked["rows"], asked["seed"], asked["warm"])
+        return cls(units, asked["max_num_seqs"], asked["seed"], asked["warm"])
 
     def merged(self) -> list[Stage]:
         """For those who work off one batch after the other: the same stage of all units together."""
@@ -58,7 +58,7 @@ def ours(folder: str, dtype: str, *, deterministic: bool) -> Contestant:
     """Our engine in this process; all units are under way at once."""
     from pathlib import Path
 
-    from metareward.engines.local import LocalEngine
+    from metareward.engines.local.engine import LocalEngine
     from metareward.types import Message, Sampling
 
     engines: dict[int, LocalEngine] = {}
@@ -77,14 +77,14 @@ def ours(folder: str, dtype: str, *, deterministic: bool) -> Contestant:
         return sum(await asyncio.gather(*(unit(engine, stages, round.seed) for stages in round.units)))
 
     def work(round: Round) -> int:
-        if round.rows not in engines:
+        if round.max_num_seqs not in engines:
             for engine in engines.values():
                 asyncio.run(engine.aclose())
             engines.clear()
-            engines[round.rows] = LocalEngine.open(
-                Path(folder), device="cpu", dtype=dtype, rows=round.rows, deterministic=deterministic
+            engines[round.max_num_seqs] = LocalEngine.open(
+                Path(folder), device="cpu", dtype=dtype, max_num_seqs=round.max_num_seqs, deterministic=deterministic
             )
-        return asyncio.run(all_units(engines[round.rows], round))
+        return asyncio.run(all_units(engines[round.max_num_seqs], round))
 
     return work
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from metareward.engines.local import LocalEngine
+from metareward.engines.local.engine import LocalEngine
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC, answer, judgment
 from metareward.pocket.oracle import mark
@@ -94,7 +94,7 @@ def main() -> None:
     for dtype in ("float32", "bfloat16"):
         model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, dtype)).eval()
         fixed, free = (
-            LocalEngine.open(MODEL, device="cpu", dtype=dtype, rows=128, deterministic=deterministic)
+            LocalEngine.open(MODEL, device="cpu", dtype=dtype, max_num_seqs=128, deterministic=deterministic)
             for deterministic in (True, False)
         )
         for work in workloads():

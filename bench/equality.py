@@ -46,7 +46,7 @@ from transformers import (
 )
 
 from metareward.config.schema import EngineSettings
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.pipeline.engines import open_engine
 from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Sampling

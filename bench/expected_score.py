@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metareward.engines.local import LocalEngine
+from metareward.engines.local.engine import LocalEngine
 from metareward.method.judge import TOP_LOGPROBS, expected_reading
 from metareward.method.stats import spearman
 from metareward.pocket.build import FAULTY
@@ -71,7 +71,7 @@ def correlation(written: list[tuple[Completion, ...]], truth: list[float], n: in
 def main() -> None:
     """Judge, compare, print, write."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else MODEL
-    engine = LocalEngine.open(folder, device="cpu", dtype="auto", rows=176, deterministic=False)
+    engine = LocalEngine.open(folder, device="cpu", dtype="auto", max_num_seqs=176, deterministic=False)
     asked = questions()
     written = asyncio.run(judged(engine, asked))
     truth = [true for _, true in asked]

@@ -29,7 +29,7 @@ from rich.table import Table
 from metareward.config.schema import load_recipe
 from metareward.data.ranked import Ranked, RankedAnswer, RankedSet, read_ranked
 from metareward.data.seed_sets import RECORDS, EftExample, SeedSets, eft_rows, judged, write_rows
-from metareward.engines.local import LocalEngine
+from metareward.engines.local.engine import LocalEngine
 from metareward.generation.progress import SILENT
 from metareward.method.stats import PairwiseAccuracy, pairwise_accuracy, spearman
 from metareward.pipeline.seeding import SeedChoices, build_seed_sets, teach
@@ -102,7 +102,7 @@ def unfiltered(given: RankedSet, folder: Path, like: SeedSets, seed: int) -> Ite
 
 async def measured(folder: Path, exam: Sequence[Ranked]) -> dict[str, float | None]:
     """What the judge makes of faulty answers, and what the actor's own answers are worth."""
-    engine = LocalEngine.open(folder, device="cpu", dtype="auto", rows=176, deterministic=False)
+    engine = LocalEngine.open(folder, device="cpu", dtype="auto", max_num_seqs=176, deterministic=False)
     sampling = Sampling(1.0, 0.95, 48)
     asked = [(each, one) for each in exam for one in each.answers]
     judging = (

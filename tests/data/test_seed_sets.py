@@ -26,7 +26,7 @@ from metareward.data.seed_sets import (
     seed_sets,
     write_seed_sets,
 )
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT

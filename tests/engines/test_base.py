@@ -1,11 +1,12 @@
-"""Roles reach their engines, and every engine is closed once."""
+"""Engines that wrap engines: one per role, opened lazily, without reasoning."""
 
 import asyncio
 
 import pytest
 
-from metareward.engines.engine import RoleEngines
+from metareward.engines.base import Engine, LazyEngine, RoleEngines
 from metareward.engines.scripted import ScriptedEngine
+from metareward.errors import UserError
 from metareward.types import Message, ModelRole, Sampling
 
 QUESTION = (Message("user", "Why?"),)
@@ -46,3 +47,38 @@ def test_all_engines_are_closed_even_if_closing_one_fails() -> None:
     with pytest.raises(OSError, match="closing failed"):
         asyncio.run(RoleEngines({"actor": first, "judge": second}).aclose())
     assert (first.closed, second.closed) == (1, 1)
+
+
+def test_a_lazy_engine_is_opened_once_by_many_requests_and_closed() -> None:
+    opened: list[ClosingEngine] = []
+
+    async def open_engine() -> Engine:
+        await asyncio.sleep(0.01)
+        opened.append(ClosingEngine("because"))
+        return opened[-1]
+
+    async def scene() -> None:
+        engine = LazyEngine(open_engine)
+        assert opened == []
+        written = await asyncio.gather(*(engine.complete(QUESTION, SAMPLING, 2, "judge") for _ in range(5)))
+        assert [[each.text for each in one] for one in written] == [["because", "because"]] * 5
+        await engine.aclose()
+
+    asyncio.run(scene())
+    assert [each.closed for each in opened] == [1]
+    assert [call.role for call in opened[0].calls] == ["judge"] * 5
+
+
+def test_a_lazy_engine_without_requests_opens_nothing() -> None:
+    async def open_engine() -> Engine:
+        raise AssertionError("opened")
+
+    asyncio.run(LazyEngine(open_engine).aclose())
+
+
+def test_an_error_while_opening_a_lazy_engine_reaches_the_request() -> None:
+    async def open_engine() -> Engine:
+        raise UserError("no model here")
+
+    with pytest.raises(UserError, match="no model here"):
+        asyncio.run(LazyEngine(open_engine).complete(QUESTION, SAMPLING, 1))

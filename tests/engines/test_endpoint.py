@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from endpoint_setup import HOT, MODEL, ask, engine_for, settings, texts
-from metareward.engines.endpoint import open_endpoint
-from metareward.engines.endpoint_address import base_url
-from metareward.engines.endpoint_place import Pauses
-from metareward.engines.endpoint_server import seconds_to_rest
-from metareward.engines.engine import EngineError
-from metareward.errors import UserError
-from metareward.types import Completion, Sampling
 from rude_server import (
     HANG,
     Answer,
@@ -35,6 +27,14 @@ from rude_server import (
     model_list,
     text_of,
 )
+
+from metareward.engines.base import EngineError
+from metareward.engines.endpoint import open_endpoint
+from metareward.engines.endpoint_address import base_url
+from metareward.engines.endpoint_place import Pauses
+from metareward.engines.endpoint_server import seconds_to_rest
+from metareward.errors import UserError
+from metareward.types import Completion, Sampling
 
 KEY = "sk-very-secret-0123456789"
 

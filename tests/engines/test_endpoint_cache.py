@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from endpoint_setup import HOT, ask, engine_for, texts
+from rude_server import Answer, Body, Manner, RudeServer, choice, completion, deaf_to_n, error, good
+from scripted_world import here
+
+from metareward.engines.base import EngineError
 from metareward.engines.endpoint_cache import FILE
-from metareward.engines.engine import EngineError
 from metareward.errors import UserError
 from metareward.storage.store import RecordStore
 from metareward.types import Completion, Messages, Sampling
-from rude_server import Answer, Body, Manner, RudeServer, choice, completion, deaf_to_n, error, good
-from scripted_world import here
 
 Ask = tuple[Messages, Sampling, int]
 

@@ -14,10 +14,10 @@ import scripted_world
 from endpoint_setup import HOT, ask, engine_for, texts
 from rude_server import HANG, Answer, Body, RudeServer, choice, completion, deaf_to_n, error, good
 
+from metareward.engines.base import EngineError
 from metareward.engines.endpoint import EndpointEngine
 from metareward.engines.endpoint_place import Pauses, Place
 from metareward.engines.endpoint_server import Server, TroubleError
-from metareward.engines.engine import EngineError
 from metareward.generation.progress import SILENT
 from metareward.generation.runner import sweep
 from metareward.generation.unit import fingerprint

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.engines.scripted import Call, ScriptedEngine
 from metareward.types import Completion, Message, Messages, Sampling
 

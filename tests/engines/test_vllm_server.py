@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import vllm_stand_in
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.engines.vllm import VllmSettings
 from metareward.engines.vllm_server import VllmServerSettings, last_words, open_vllm_server
 from metareward.errors import UserError

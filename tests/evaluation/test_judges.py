@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from made_up import LABEL_PROMPT, desk, json_file
 
-from metareward.engines.engine import EngineError
-from metareward.engines.local import LocalEngine
+from metareward.engines.base import EngineError, StripReasoning
+from metareward.engines.local.engine import LocalEngine
 from metareward.engines.scripted import ScriptedEngine
-from metareward.engines.thinking import WithoutThinking
 from metareward.evaluation.alpaca_eval.data import Output
 from metareward.evaluation.alpaca_eval.run import AlpacaFiles, Meeting, annotated_by, label_judge, model_first, results
 from metareward.evaluation.alpaca_eval.score import AlpacaResult
@@ -42,7 +41,7 @@ def answers() -> tuple[list[str], list[str]]:
     """Two pocket models' answers: the shipped one cool, and hot, which makes it another."""
 
     async def drawn() -> tuple[list[str], list[str]]:
-        engine = LocalEngine.open(MODEL, device="cpu", dtype="float32", rows=128, deterministic=False)
+        engine = LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=128, deterministic=False)
 
         async def of(temperature: float) -> list[str]:
             sampling = Sampling(temperature, 1.0, 48, 5)
@@ -93,7 +92,7 @@ def test_by_the_pocket_judge_changing_places_turns_the_rate_round(
     """It is asked again from nothing, and says the same of each answer wherever that stands."""
 
     def opened() -> LocalEngine:
-        return LocalEngine.open(MODEL, device="cpu", dtype="float32", rows=128, deterministic=True)
+        return LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=128, deterministic=True)
 
     one, other = (ScoringJudge(desk(opened(), tmp_path / f"{i}.sqlite"), GRADING) for i in range(2))
     change_places(one, other, answers, tmp_path)
@@ -159,7 +158,7 @@ def test_what_is_thought_is_no_part_of_what_is_said() -> None:
     texts = ("<think>", "m?", "</think>", "\n", "M")
     steps = tuple(Step(text, (TopLogprob(text, 0.0),)) for text in texts)
     inner = ScriptedEngine(lambda m, s, i: Completion("".join(texts), "stop", 5, steps) if i else "<think>no end")
-    engine = WithoutThinking(inner, Reasoning(), room=100)
+    engine = StripReasoning(inner, Reasoning(), room=100)
     unended, said = asyncio.run(engine.complete((), Sampling(1, 1, max_tokens=1), 2))
     assert inner.calls[0].sampling.max_tokens == 101
     assert (unended.text, said.text, [step.text for step in said.steps]) == ("", "M", ["M"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scripted_world import SlowEngine, here, prompts, reply, role_of, settings
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT, Progress

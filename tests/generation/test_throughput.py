@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from scripted_world import prompts, reply, role_of, settings
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.throughput import Rates, measure_rates

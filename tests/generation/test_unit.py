@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scripted_world import SlowEngine, prompt, reply, role_of, settings
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.unit import UnitSettings, fingerprint, judge_answer, meta_judge_pair, run_prompt, together
 from metareward.seeds import derive

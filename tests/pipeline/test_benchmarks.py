@@ -21,7 +21,7 @@ from scripted_run import HELD_OUT, begun, model, write_recipe
 from scripted_world import reply
 
 from metareward.config.schema import load_recipe
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard import data as arena_files

@@ -10,7 +10,7 @@ import pytest
 from scripted_run import HELD_OUT, PROMPTS, begun, model, told
 from scripted_world import reply, role_of
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import HeldOut, held_out_records

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 from safetensors import safe_open
 
-from metareward.engines.local import LocalEngine
+from metareward.engines.local.engine import LocalEngine
 from metareward.method.meta_judge import read_verdict
 from metareward.method.stats import spearman
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
@@ -21,7 +21,7 @@ ASKED = prompts(60, 11, held_out=True)
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    opened = LocalEngine.open(MODEL, device="cpu", dtype="float32", rows=128, deterministic=False)
+    opened = LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=128, deterministic=False)
     yield opened
     asyncio.run(opened.aclose())
 

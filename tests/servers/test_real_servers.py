@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from endpoint_setup import engine_for, texts
 
+from metareward.engines.base import EngineError
 from metareward.engines.endpoint import EndpointEngine
 from metareward.engines.endpoint_place import Pauses
-from metareward.engines.engine import EngineError
 from metareward.errors import UserError
 from metareward.generation.progress import PROMPTS, SilentProgress
 from metareward.generation.runner import sweep

@@ -24,9 +24,9 @@ import pytest
 from house import documents
 from vllm_process import COLD, HOT, MARK, SETTINGS
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
+from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.engines.vllm_server import VllmServerSettings, open_vllm_server
-from metareward.engines.workers import open_local
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
 from metareward.storage.run_dir import RunDir
@@ -157,7 +157,7 @@ def local() -> Sequence[Completion]:
 
     async def asked() -> list[Completion]:
         engine = await open_local(
-            MODEL, device="cpu", dtype="float32", workers=1, threads=1, rows=16, deterministic=True
+            MODEL, LocalSettings(device="cpu", dtype="float32", workers=1, threads=1, max_num_seqs=16)
         )
         try:
             written = (engine.complete((Message("user", question),), COLD, 1) for question in QUESTIONS)

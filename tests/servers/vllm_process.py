@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.engines.vllm import VllmSettings, open_vllm
 from metareward.types import Completion, Message, Sampling
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.engines.scripted import ScriptedEngine
 from metareward.evaluation.alpaca_eval.data import Annotation
 from metareward.evaluation.arena_hard.data import Match, Verdict

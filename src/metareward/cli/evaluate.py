@@ -18,7 +18,7 @@ import typer
 from metareward.errors import UserError
 
 if TYPE_CHECKING:
-    from metareward.engines.engine import Engine
+    from metareward.engines.base import Engine
     from metareward.evaluation.judges import Door, OpenEngine
 
 
@@ -238,11 +238,11 @@ def _door(context: typer.Context, engine: str | None, seed: int, thinking: int |
 
 def _thoughtless(opening: OpenEngine, room: int) -> OpenEngine:
     """Engines without what they think between <think> and </think>."""
-    from metareward.engines.thinking import WithoutThinking
+    from metareward.engines.base import StripReasoning
     from metareward.method.judge import Reasoning
 
     async def opened(name: str) -> Engine:
-        return WithoutThinking(await opening(name), Reasoning(), room)
+        return StripReasoning(await opening(name), Reasoning(), room)
 
     return opened
 

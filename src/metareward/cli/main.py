@@ -15,7 +15,7 @@ import typer
 
 from metareward.cli.data import prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
 
 app = typer.Typer(

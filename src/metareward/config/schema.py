@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
-from metareward.engines.precision import resolved_dtype
+from metareward.engines.device import resolved_dtype
 from metareward.method.pairs import PairRules
 from metareward.settings import Count, Section, Text
 from metareward.storage.serialization import flatten

@@ -22,7 +22,7 @@ from rapidfuzz.distance import Indel
 from rapidfuzz.process import extractOne
 
 from metareward.data.prompts import content_id, digest, write_prompts
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.generation.progress import Progress
 from metareward.generation.runner import sweep_with

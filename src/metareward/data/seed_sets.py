@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from metareward.data.prompts import turns_of
 from metareward.data.ranked import Ranked, RankedSet
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.generation.progress import JUDGMENTS, Progress
 from metareward.generation.runner import SweepOutcome, sweep_with

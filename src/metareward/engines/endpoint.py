@@ -17,6 +17,7 @@ from pathlib import Path
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from metareward.engines.base import EngineError
 from metareward.engines.endpoint_address import api_key, base_urls
 from metareward.engines.endpoint_cache import ReplyCache
 from metareward.engines.endpoint_place import Pauses, Place, ServerUsage
@@ -25,7 +26,6 @@ from metareward.engines.endpoint_reply import Reply
 from metareward.engines.endpoint_request import ChatRequest, chat_request
 from metareward.engines.endpoint_server import RefusedError, Server, TroubleError, UnreachableError
 from metareward.engines.endpoint_words import one_line
-from metareward.engines.engine import EngineError
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, ModelRole, Sampling
 

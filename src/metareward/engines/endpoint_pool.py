@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Sequence, Set
 from contextlib import suppress
 
+from metareward.engines.base import EngineError
 from metareward.engines.endpoint_place import Place, ServerUsage
 from metareward.engines.endpoint_reply import Reply
 from metareward.engines.endpoint_request import ChatRequest
 from metareward.engines.endpoint_server import TroubleError, UnreachableError
-from metareward.engines.engine import EngineError
 
 
 class Pool:

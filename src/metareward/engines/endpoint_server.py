@@ -21,10 +21,10 @@ from http import HTTPStatus
 
 import httpx2
 
+from metareward.engines.base import EngineError
 from metareward.engines.endpoint_reply import Reply, UnreadableError, UnusableError, read_reply
 from metareward.engines.endpoint_request import ChatRequest
 from metareward.engines.endpoint_words import one_line, said_in
-from metareward.engines.engine import EngineError
 
 _LONGEST_REPLY = 1 << 26
 _SECONDS_TO_CONNECT = 10.0

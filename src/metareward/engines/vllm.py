@@ -17,10 +17,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from metareward.engines.engine import Engine, EngineError
-from metareward.engines.model_folder import require_model_folder
+from metareward.engines.base import Engine, EngineError, require_model_folder, token_texts
 from metareward.engines.process_group import ProcessGroup
-from metareward.engines.token_texts import token_texts
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
 
@@ -63,7 +61,7 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise UserError(missing(f"this Python environment ({error})")) from error
-    from metareward.engines.checkpoint import load_tokenizer
+    from metareward.engines.local.checkpoint import load_tokenizer
 
     tokenizer, group = load_tokenizer(folder), ProcessGroup()
     asked = arguments(folder, settings, on_cpu=current_platform.is_cpu())
@@ -142,8 +140,8 @@ class VllmEngine:
             await asyncio.to_thread(self._group.kill)
 
     def _encode(self, messages: Messages, sampling: Sampling, n: int) -> list[int]:
-        from metareward.engines.checkpoint import encode
-        from metareward.engines.decoder import require_room
+        from metareward.engines.base import require_room
+        from metareward.engines.local.checkpoint import encode
 
         try:
             ids = encode(self._tokenizer, messages)

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metareward.engines.base import Engine, EngineError, require_model_folder
 from metareward.engines.endpoint import EndpointSettings, open_endpoint
 from metareward.engines.endpoint_place import Pauses
-from metareward.engines.engine import Engine, EngineError
-from metareward.engines.model_folder import require_model_folder
 from metareward.engines.process_group import ProcessGroup
 from metareward.engines.vllm import ENVIRONMENT, VllmSettings, arguments, missing, unstarted
 from metareward.errors import UserError

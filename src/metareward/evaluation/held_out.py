@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import TypeAdapter
 
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, SILENT, Progress
 from metareward.generation.runner import SweepOutcome, sweep_with
 from metareward.generation.unit import UnitSettings, judge_answer, meta_judge_pair, run_prompt, together

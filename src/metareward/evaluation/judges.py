@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from metareward.data.prompts import digest
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judge_quality.data import Comparison, Item

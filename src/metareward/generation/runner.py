@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Se
 from dataclasses import dataclass, field
 from itertools import count
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Progress
 from metareward.generation.unit import UnitSettings, run_prompt, together

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES
 from metareward.generation.unit import UnitSettings
 from metareward.seeds import derive

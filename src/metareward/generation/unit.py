@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TypeVar
 
-from metareward.engines.engine import Engine, EngineError
+from metareward.engines.base import Engine, EngineError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
 from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_reading
 from metareward.method.meta_judge import MetaRubric, read_verdict

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from metareward.engines.base import Engine
 from metareward.engines.endpoint import EndpointEngine
-from metareward.engines.engine import Engine
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import tell
 from metareward.types import Completion, Messages, ModelRole, Sampling

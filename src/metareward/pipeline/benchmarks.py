@@ -14,8 +14,7 @@ from pathlib import Path
 
 from metareward.config.schema import BenchmarkSettings, engine_fingerprint
 from metareward.data.prompts import load_prompts
-from metareward.engines.engine import Engine
-from metareward.engines.thinking import WithoutThinking
+from metareward.engines.base import Engine, StripReasoning
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval import score as alpaca
 from metareward.evaluation.alpaca_eval.data import Output, read_annotations, read_difficulty, read_gamed, read_outputs
@@ -544,8 +543,8 @@ async def ask_model(of: Experiment, t: int, engine: Engine, progress: Progress) 
     if not owed:
         return
     thinking, room = of.settings(1).reasoning, of.recipe.judgments.max_tokens
-    acting = _Lent(engine if thinking is None else WithoutThinking(engine, thinking))
-    judging = _Lent(engine if thinking is None else WithoutThinking(engine, thinking, room))
+    acting = _Lent(engine if thinking is None else StripReasoning(engine, thinking))
+    judging = _Lent(engine if thinking is None else StripReasoning(engine, thinking, room))
     with timed(of.run, t, _STAGE):
         for each in owed:
             if each.owes_answers:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from metareward.config.schema import ChoiceSettings
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records, judged_again, measure
 from metareward.evaluation.win_rates import duel_by, duels
 from metareward.generation.progress import Progress

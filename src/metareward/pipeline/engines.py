@@ -8,9 +8,8 @@ from pathlib import Path
 
 from metareward.config.schema import EngineSettings, load_recipe
 from metareward.engines import endpoint, vllm, vllm_server
-from metareward.engines.engine import Engine
-from metareward.engines.thinking import WithoutThinking
-from metareward.engines.workers import open_local
+from metareward.engines.base import Engine, StripReasoning
+from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.errors import UserError
 from metareward.method.judge import Reasoning
 from metareward.pocket import world
@@ -30,12 +29,14 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
         return await _vllm(settings, folder, logs)
     return await open_local(
         folder,
-        device=settings.device,
-        dtype=settings.dtype,
-        workers=settings.workers,
-        threads=settings.threads,
-        rows=settings.rows,
-        deterministic=settings.deterministic,
+        LocalSettings(
+            device=settings.device,
+            dtype=settings.dtype,
+            workers=settings.workers,
+            threads=settings.threads,
+            max_num_seqs=settings.rows,
+            deterministic=settings.deterministic,
+        ),
     )
 
 
@@ -53,7 +54,7 @@ async def open_judge(name: str) -> Engine:
         thinking = recipe.reasoning
         engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
         marks = Reasoning(thinking.opening, thinking.closing)
-        return WithoutThinking(engine, marks, recipe.judgments.max_tokens) if thinking.remove else engine
+        return StripReasoning(engine, marks, recipe.judgments.max_tokens) if thinking.remove else engine
     return await open_engine(EngineSettings.model_validate({}), model_folder(name), 0, Path(tempfile.gettempdir()))
 
 

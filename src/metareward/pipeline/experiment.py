@@ -27,7 +27,7 @@ from metareward.config.schema import (
     load_recipe,
 )
 from metareward.data.prompts import choose, digest, hold_out, load_prompts, write_prompts
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.unit import UnitSettings, fingerprint

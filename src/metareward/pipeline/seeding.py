@@ -19,8 +19,7 @@ from metareward.data import propose as proposing
 from metareward.data.propose import Proposals, ProposingSettings
 from metareward.data.ranked import RankedSet
 from metareward.data.seed_sets import SeedSets, SeedSettings, judge, parts_of, seed_sets, write_seed_sets
-from metareward.engines.engine import Engine
-from metareward.engines.later import LaterEngine
+from metareward.engines.base import Engine, LazyEngine
 from metareward.generation.progress import Progress
 from metareward.method.template import load_template
 from metareward.pipeline.engines import model_folder, open_engine
@@ -130,7 +129,7 @@ def teach(model: str, data: Sequence[Path], out: Path, settings: Mapping[str, An
 
 async def _asked(recipe: Recipe, out: Path, work: Callable[[Engine], Awaitable[T]]) -> T:
     """``work`` with the recipe's model behind its engine, which is opened if anything is asked of it."""
-    engine = LaterEngine(lambda: open_engine(recipe.engine, model_folder(recipe.model), 0, out))
+    engine = LazyEngine(lambda: open_engine(recipe.engine, model_folder(recipe.model), 0, out))
     try:
         return await work(engine)
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metareward.config.schema import pairs_rules
-from metareward.engines.engine import Engine
+from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records, measure, score_histogram
 from metareward.evaluation.win_rates import duels

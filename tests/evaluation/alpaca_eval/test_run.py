@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_up import LABEL_PROMPT, desk, door, json_file, token
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Output, read_outputs

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from made_up import door, lines
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Style, Version, read_judge_prompt
 from metareward.evaluation.arena_hard.run import ArenaFiles, judged, question_about, results, written

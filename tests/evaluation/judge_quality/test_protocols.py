@@ -10,7 +10,7 @@ import pytest
 from made_up import LABEL_PROMPT, door, lines
 from scripted_world import prompts, reply, settings
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Response, Winner, read_rankings

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import door, lines
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.errors import UserError
 from metareward.evaluation.mt_bench.data import (
     Grade,

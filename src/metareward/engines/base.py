@@ -1,0 +1,157 @@
+"""`Engine`: the interface to any model, engines that wrap other engines, and checks and helpers that engines share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from metareward.errors import UserError
+from metareward.method.judge import Reasoning
+from metareward.types import Completion, Messages, ModelRole, Sampling, Step
+
+
+class EngineError(Exception):
+    """The engine can't serve this request; the text names the model or server, the request and the fix."""
+
+
+class Engine(Protocol):
+    """Many ``complete`` calls may run concurrently; the engine batches them."""
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        """``n`` completions of one conversation; completion ``i`` depends on ``(sampling.seed, i)`` alone.
+
+        ``role``: what the model is used as; engines that serve one model ignore it. Raises `EngineError` when the
+        model can't answer, for example when the prompt doesn't fit its context.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release memory, processes and connections."""
+        ...
+
+
+class RoleEngines:
+    """Sends each request to the engine of its role: for example an external judge beside a local actor."""
+
+    def __init__(self, engines: Mapping[ModelRole, Engine]) -> None:
+        self._engines = dict(engines)
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        """The completions of the role's engine."""
+        return await self._engines[role].complete(messages, sampling, n, role)
+
+    async def aclose(self) -> None:
+        """Close each distinct engine once, all of them even if closing one fails."""
+        async with contextlib.AsyncExitStack() as stack:
+            for engine in {id(engine): engine for engine in self._engines.values()}.values():
+                stack.push_async_callback(engine.aclose)
+
+
+class LazyEngine:
+    """Opens an engine at the first request: work that finds everything cached opens nothing."""
+
+    def __init__(self, open_engine: Callable[[], Awaitable[Engine]]) -> None:
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._lock = asyncio.Lock()
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        """The engine's completions. Raises what opening it raises."""
+        async with self._lock:
+            if self._engine is None:
+                self._engine = await self._open_engine()
+        return await self._engine.complete(messages, sampling, n, role)
+
+    async def aclose(self) -> None:
+        """Close the engine if it was opened."""
+        if self._engine is not None:
+            await self._engine.aclose()
+            self._engine = None
+
+
+class StripReasoning:
+    """Strips the reasoning from an engine's completions; requests get ``extra_tokens`` more tokens for it."""
+
+    def __init__(self, engine: Engine, reasoning: Reasoning, extra_tokens: int = 0) -> None:
+        self._engine = engine
+        self._reasoning = reasoning
+        self._extra_tokens = extra_tokens
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        """What follows the reasoning, with the steps that generated it; empty if the reasoning didn't end."""
+        extended = replace(sampling, max_tokens=sampling.max_tokens + self._extra_tokens)
+        return [self._stripped(written) for written in await self._engine.complete(messages, extended, n, role)]
+
+    async def aclose(self) -> None:
+        """Close the engine."""
+        await self._engine.aclose()
+
+    def _stripped(self, written: Completion) -> Completion:
+        reasoning, answer = self._reasoning.split(written.text)
+        return replace(written, text=answer, steps=tuple(_steps_after(written.steps, len(reasoning))))
+
+
+def _steps_after(steps: Sequence[Step], chars: int) -> Iterator[Step]:
+    """The steps whose text reaches beyond the first ``chars`` characters."""
+    end = 0
+    for step in steps:
+        end += len(step.text)
+        if end > chars:
+            yield step
+
+
+def require_model_folder(folder: Path) -> None:
+    """Raise `UserError` naming what is missing, unless this looks like a Hugging Face folder with safetensors."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json, so this is not a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors weights; save the model with save_pretrained()")
+
+
+def require_room(ids: Sequence[int], sampling: Sampling, n: int, context: int) -> None:
+    """Raise `EngineError` for a request that is empty or doesn't fit a context of ``context`` tokens."""
+    if not ids or n < 1 or sampling.max_tokens < 1:
+        raise EngineError(f"{len(ids)} prompt tokens, n {n}, max_tokens {sampling.max_tokens}: each must be at least 1")
+    if len(ids) + sampling.max_tokens > context:
+        raise EngineError(
+            f"its prompt of {len(ids)} tokens and max_tokens {sampling.max_tokens} exceed the model's context of "
+            f"{context} tokens; shorten the prompt or lower max_tokens"
+        )
+
+
+def token_texts(decode: Callable[[list[int]], str], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token adds; together exactly ``decode(ids)``. Linear in the number of tokens.
+
+    A token may hold part of a character only, or a space that depends on the tokens before it, so its text is the
+    difference that it makes to decoding its few predecessors. A character of several tokens belongs to the last one.
+    """
+    texts: list[str] = []
+    # Tokens from `start` on are decoded again; the texts hold those before `shown` already.
+    start = shown = 0
+    for end in range(1, len(ids) + 1):
+        before, now = decode(list(ids[start:shown])), decode(list(ids[start:end]))
+        if now.endswith("\ufffd") or not now.startswith(before):  # an incomplete character
+            texts.append("")
+            continue
+        texts.append(now[len(before) :])
+        start, shown = shown, end
+    whole, joined = decode(list(ids)), "".join(texts)
+    if joined == whole or not texts:
+        return tuple(texts)
+    if whole.startswith(joined):
+        return (*texts[:-1], texts[-1] + whole[len(joined) :])
+    return (*("" for _ in texts[1:]), whole)

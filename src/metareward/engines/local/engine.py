@@ -1,0 +1,276 @@
+"""Runs one model: `EngineCore` batches requests by shape, `LocalEngine` runs a core in a thread of this process.
+
+Every request belongs to a shape bucket, which follows from the request and the engine's settings alone: the number of
+samples, the token limit, and the prompt's length padded to a grid. So the shape of all arithmetic done for a request,
+and with it every rounding, doesn't depend on the other requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+
+from metareward.engines.base import EngineError, require_room
+from metareward.engines.local.checkpoint import Checkpoint, load
+from metareward.engines.local.kv_cache import BucketShape
+from metareward.engines.local.scheduler import Request, ShapeBucket
+from metareward.engines.local.selfcheck import bytes_per_position, check_batch_invariance, check_model
+from metareward.types import Completion, Messages, ModelRole, Sampling
+
+_LOG = logging.getLogger(__name__)
+
+# Per device: tokens per chunk, and chunks per prefill pass.
+_PREFILL_SIZES = {"cpu": (32, 24), "mps": (64, 32), "cuda": (64, 64)}
+# A bucket may take so large a part of the memory that this many fit at once.
+_CONCURRENT_BUCKETS = 2
+# Columns: decode steps cover a multiple of it.
+_TRIM = 32
+# Tokens: shorter prompts have no split points.
+_MIN_SPLIT_PROMPT = 256
+
+
+class EngineCore:
+    """Generates completions on one device, one pass at a time. Not thread-safe."""
+
+    def __init__(self, checkpoint: Checkpoint, *, max_num_seqs: int, deterministic: bool, memory: int) -> None:
+        """``max_num_seqs``: sequences decoded together, all samples counted; ``memory``: bytes for KV caches."""
+        self._checkpoint = checkpoint
+        self._max_num_seqs = max_num_seqs
+        self._deterministic = deterministic
+        self._buckets: dict[BucketShape, ShapeBucket] = {}
+        self._checked: set[BucketShape] = set()
+        self._batch_dependent: set[BucketShape] = set()
+        self._waiting: deque[Request] = deque()
+        self._position_bytes = bytes_per_position(checkpoint)
+        self._prefill_sizes = _PREFILL_SIZES[checkpoint.device.type]
+        # Off the CPU the rounding of a sum may depend on the number of columns.
+        self._trim = 0 if deterministic and checkpoint.device.type != "cpu" else _TRIM
+        self._memory = memory
+
+    def submit(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        deliver: Callable[[tuple[Completion, ...]], None],
+        fail: Callable[[EngineError], None],
+    ) -> None:
+        """Accept a request; one of ``deliver`` and ``fail`` is called during this or a later call."""
+        try:
+            ids = tuple(self._checkpoint.encode(messages))
+            require_room(ids, sampling, n, self._checkpoint.context)
+        except (EngineError, TemplateError, UnicodeEncodeError) as error:
+            fail(EngineError(f"{self._checkpoint.folder}: a request was refused: {error}"))
+        else:
+            self._waiting.append(Request(ids, sampling, n, deliver, fail))
+
+    def run_pass(self) -> bool:
+        """Run one pass of the bucket with the highest occupancy. False when there is nothing to do."""
+        self._assign_buckets()
+        bucket = max(self._buckets.values(), key=lambda bucket: bucket.occupancy, default=None)
+        if bucket is None or not bucket.occupancy:
+            return False
+        # Moved to the end, so that buckets of equal occupancy take turns.
+        self._buckets[bucket.shape] = self._buckets.pop(bucket.shape)
+        try:
+            bucket.run_pass()
+        except RuntimeError as error:
+            # Mostly out of memory: dropping the bucket frees its memory for the others.
+            del self._buckets[bucket.shape]
+            bucket.fail_all(EngineError(f"{self._checkpoint.folder}: {' '.join(str(error).split())[:300]}"))
+        return True
+
+    def fail_all(self, error: EngineError) -> None:
+        """Fail every unfinished request."""
+        for request in self._waiting:
+            request.fail(error)
+        for bucket in self._buckets.values():
+            bucket.fail_all(error)
+
+    def _assign_buckets(self) -> None:
+        """Give waiting requests to their buckets, as far as memory allows."""
+        for _ in range(len(self._waiting)):
+            request = self._waiting.popleft()
+            shape = self._shape(request)
+            if shape not in self._buckets and not self._make_room(shape):
+                self._waiting.append(request)
+                continue
+            try:
+                self._bucket(shape).add(request)
+            except EngineError as error:
+                request.fail(error)
+
+    def _shape(self, request: Request) -> BucketShape:
+        n, prompt, suffix = request.n, _padded_length(len(request.ids)), request.sampling.max_tokens
+        slot_bytes = self._position_bytes * (prompt + n * suffix)
+        slots = min(self._max_num_seqs // n, self._memory // _CONCURRENT_BUCKETS // slot_bytes)
+        shape = BucketShape(max(1, slots), n, prompt, suffix, self._split_points(n, prompt), self._trim)
+        return _without_sharing(shape) if shape in self._batch_dependent else shape
+
+    def _split_points(self, n: int, prompt: int) -> tuple[int, ...]:
+        """Half of a long prompt, because judge and meta-judge prompts begin alike; more points for single samples.
+
+        Single samples are meta-judgments, some of which have the first judgment in common as well.
+        """
+        # On other devices launching kernels for every prefix group costs more than sharing saves.
+        if prompt < _MIN_SPLIT_PROMPT or self._checkpoint.device.type != "cpu":
+            return ()
+        chunk_size, eighths = self._prefill_sizes[0], (4, 5, 6) if n == 1 else (4,)
+        return tuple(prompt * eighth // 8 // chunk_size * chunk_size for eighth in eighths)
+
+    def _make_room(self, shape: BucketShape) -> bool:
+        """Whether memory suffices for a bucket of this shape, after closing idle ones; one bucket alone always fits."""
+        needed = shape.positions * self._position_bytes
+        for other in [bucket.shape for bucket in self._buckets.values() if not bucket.occupancy]:
+            if needed + self._used_memory() > self._memory:
+                del self._buckets[other]
+        return not self._buckets or needed + self._used_memory() <= self._memory
+
+    def _used_memory(self) -> int:
+        return sum(shape.positions for shape in self._buckets) * self._position_bytes
+
+    def _bucket(self, shape: BucketShape) -> ShapeBucket:
+        if shape not in self._buckets:
+            chunk_size, chunks = self._prefill_sizes
+            batch = min(chunks, shape.slots * -(-shape.prompt // chunk_size))
+            if self._deterministic and not self._is_batch_invariant(shape, chunk_size, batch):
+                return self._bucket(_without_sharing(shape))
+            self._buckets[shape] = ShapeBucket(
+                self._checkpoint, shape, chunk_size=chunk_size, batch=batch, deterministic=self._deterministic
+            )
+        return self._buckets[shape]
+
+    def _is_batch_invariant(self, shape: BucketShape, chunk_size: int, batch: int) -> bool:
+        """Whether results don't depend on the rest of the batch. Raises `EngineError` if not even without sharing."""
+        if shape in self._checked:
+            return True
+        try:
+            check_batch_invariance(self._checkpoint, shape, chunk_size, batch)
+        except EngineError:
+            if shape == _without_sharing(shape):
+                raise
+            if not self._batch_dependent:
+                _LOG.warning(
+                    "%s: on %s in %s results depend on the rest of the batch when prompts share prefixes, so they do "
+                    "not share, which is slower; fix: set engine.deterministic to false, or use another engine.dtype",
+                    *(self._checkpoint.folder, self._checkpoint.device, self._checkpoint.dtype),
+                )
+            self._batch_dependent.add(shape)
+            return False
+        self._checked.add(shape)
+        return True
+
+
+def _without_sharing(shape: BucketShape) -> BucketShape:
+    """The shape without split points or trimming: used where a kernel's result depends on the batch."""
+    return replace(shape, split_points=(), trim=0)
+
+
+def _padded_length(length: int) -> int:
+    """``length`` rounded up: to multiples of 32, above 128 of 64, above 512 to four sizes per power of two."""
+    power = 1 << (length - 1).bit_length()
+    step = max(32, min(64, power // 4), power // 8)
+    return -(-length // step) * step
+
+
+def _kv_cache_memory(device: torch.device) -> int:
+    """Bytes for KV caches: a share of the device's total memory, free or not, because bucket shapes follow from it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return max(total // 8, int(total * 0.8) - torch.cuda.memory_allocated(device))
+    cores = os.cpu_count() or 1
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * cores)
+
+
+@torch.inference_mode()
+def open_core(folder: Path, *, device: str, dtype: str, max_num_seqs: int, deterministic: bool) -> EngineCore:
+    """Load and check a model folder. Raises `UserError` naming the folder and the fix."""
+    checkpoint = load(folder, device, dtype)
+    check_model(checkpoint)
+    memory = _kv_cache_memory(checkpoint.device)
+    return EngineCore(checkpoint, max_num_seqs=max_num_seqs, deterministic=deterministic, memory=memory)
+
+
+# Requests for a core, as calls of its `submit`, put in by any thread; None ends `serve`.
+Inbox = queue.SimpleQueue[Callable[[EngineCore], None] | None]
+
+
+@torch.inference_mode()
+def serve(core: EngineCore, inbox: Inbox) -> None:
+    """Submit the requests in ``inbox`` and run passes until None arrives; sleep while there is nothing to do."""
+    busy = False
+    while True:
+        while not busy or not inbox.empty():
+            submit = inbox.get()
+            if submit is None:
+                return
+            submit(core)
+            busy = True
+        busy = core.run_pass()
+
+
+class LocalEngine:
+    """An `Engine` whose model runs in a thread of this process."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(core,), name="metareward-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, folder: Path, *, device: str, dtype: str, max_num_seqs: int, deterministic: bool) -> LocalEngine:
+        """Load ``folder``, which blocks. Raises `UserError` naming the folder and the fix."""
+        core = open_core(folder, device=device, dtype=dtype, max_num_seqs=max_num_seqs, deterministic=deterministic)
+        return cls(core)
+
+    async def complete(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
+    ) -> Sequence[Completion]:
+        """``n`` completions; see `Engine`."""
+        if self._closed.is_set():
+            raise EngineError("the local engine is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
+
+        def settle(outcome: tuple[Completion, ...] | EngineError) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, future, outcome)
+
+        self._inbox.put(lambda core: core.submit(messages, sampling, n, settle, settle))
+        return await future
+
+    async def aclose(self) -> None:
+        """Stop the thread and release the model; unfinished requests fail with `EngineError`."""
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self, core: EngineCore) -> None:
+        try:
+            serve(core, self._inbox)
+        finally:
+            self._closed.set()
+            core.fail_all(EngineError("the local engine was closed before this request was finished"))
+
+
+def _settle(future: asyncio.Future[tuple[Completion, ...]], outcome: tuple[Completion, ...] | EngineError) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, EngineError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,217 @@
+"""Continuous batching in one shape bucket: when a request finishes, the next one takes over its KV slot.
+
+A shape bucket serves requests of one shape: the same number of samples, token limit and padded prompt length. In
+deterministic mode every pass has the bucket's full shape, absent chunks and empty slots included, so a row's arithmetic
+doesn't depend on the other rows, and neither do its tokens. Only columns that no slot uses are left out, because sums
+with zeros at the end stay the same. In the other mode a pass covers only what is in use.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metareward.engines.base import EngineError
+from metareward.engines.local.checkpoint import Checkpoint
+from metareward.engines.local.kv_cache import BucketShape, Ints
+from metareward.engines.local.model_runner import ModelRunner
+from metareward.engines.local.prefill import Prefiller
+from metareward.engines.local.sampler import MAX_TOP_LOGPROBS, RandomCounters, TopLogprobsBuffer, sample
+from metareward.engines.local.shared_prefix import PrefixKeys
+from metareward.types import Completion, Sampling
+
+# An unpadded prefill pass has a fixed cost: about this fraction of a decode step.
+_SMALL_PASS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``n`` completions of a tokenised prompt; exactly one of ``deliver`` and ``fail`` will be called."""
+
+    ids: tuple[int, ...]
+    sampling: Sampling
+    n: int
+    deliver: Callable[[tuple[Completion, ...]], None]
+    fail: Callable[[EngineError], None]
+
+
+class BatchState:
+    """Per-slot decoding state, on the host: sampling parameters, generated tokens, stop positions.
+
+    Rows ``slot * n`` to ``slot * n + n - 1`` are a slot's samples.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, shape: BucketShape) -> None:
+        self.requests: dict[int, Request] = {}
+        self.lengths_G = np.zeros(shape.slots, np.int64)
+        self.counts_G = np.zeros(shape.slots, np.int64)
+        self.tokens_R = np.zeros(shape.rows, np.int64)
+        self._checkpoint = checkpoint
+        self._shape = shape
+        self._stop_ids = np.array(sorted(checkpoint.stop_ids), np.int64)
+        self._temperature_R = np.ones(shape.rows, np.float32)
+        self._top_p_R = np.ones(shape.rows, np.float32)
+        self._seeds_R = np.zeros(shape.rows, np.uint64)
+        self._samples_R = np.tile(np.arange(shape.samples, dtype=np.uint64), shape.slots)
+        self._generated_RT = np.zeros((shape.rows, shape.suffix), np.int64)
+        self._stops_R = np.full(shape.rows, -1, np.int64)
+        self._top_logprobs_G = np.zeros(shape.slots, np.int64)
+        self._top_logprobs_buffer: TopLogprobsBuffer | None = None
+
+    @property
+    def free_slots(self) -> list[int]:
+        """Slots without a request, lowest first."""
+        return [slot for slot in range(self._shape.slots) if slot not in self.requests]
+
+    @property
+    def decoding_slots(self) -> Ints:
+        """Slots whose request has its first tokens, lowest first."""
+        return self.counts_G.nonzero()[0]
+
+    def assign(self, slot: int, request: Request) -> None:
+        """Give a free slot to a request."""
+        rows, sampling = self._rows(np.array([slot])), request.sampling
+        self.requests[slot] = request
+        self.lengths_G[slot], self.counts_G[slot] = len(request.ids), 0
+        self._temperature_R[rows] = sampling.temperature
+        self._top_p_R[rows] = sampling.top_p
+        self._seeds_R[rows] = np.uint64(sampling.seed & (2**64 - 1))
+        self._stops_R[rows] = -1
+        self._top_logprobs_G[slot] = sampling.top_logprobs
+        if sampling.top_logprobs and self._top_logprobs_buffer is None:
+            self._top_logprobs_buffer = TopLogprobsBuffer(self._shape.rows, self._shape.suffix, MAX_TOP_LOGPROBS)
+
+    def sample(self, logits_RV: Tensor, slots_B: Ints) -> Ints:
+        """Sample the next token of every row of these slots, empty ones included, from its logits."""
+        rows = self._rows(slots_B)
+        steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
+        if self._top_logprobs_buffer is not None:
+            wanted = np.repeat(self._top_logprobs_G[slots_B] > 0, self._shape.samples)
+            chosen = logits_RV[torch.from_numpy(wanted)]
+            self._top_logprobs_buffer.store(chosen, rows[wanted], steps[wanted].astype(np.int64))
+        counters = RandomCounters(self._seeds_R[rows], self._samples_R[rows], steps)
+        tokens: Ints = sample(logits_RV, self._temperature_R[rows], self._top_p_R[rows], counters).cpu().numpy()
+        return tokens
+
+    def append(self, slots_B: Ints, tokens_R: Ints) -> None:
+        """Append the sampled tokens to the rows of these slots; deliver finished requests and free their slots."""
+        rows, step_R = self._rows(slots_B), np.repeat(self.counts_G[slots_B], self._shape.samples)
+        self.tokens_R[rows] = tokens_R
+        self._generated_RT[rows, step_R] = tokens_R
+        stops = np.isin(tokens_R, self._stop_ids) & (self._stops_R[rows] < 0)
+        self._stops_R[rows[stops]] = step_R[stops]
+        self.counts_G[slots_B] += 1
+        stopped = (self._stops_R[rows] >= 0).reshape(-1, self._shape.samples).all(axis=1)
+        for slot in slots_B[stopped | (self.counts_G[slots_B] >= self._shape.suffix)]:
+            self._finish(int(slot))
+
+    def _finish(self, slot: int) -> None:
+        request = self.requests.pop(slot)
+        self.lengths_G[slot] = self.counts_G[slot] = self._top_logprobs_G[slot] = 0
+        count = request.sampling.top_logprobs
+        request.deliver(tuple(self._completion(int(row), count) for row in self._rows(np.array([slot]))))
+
+    def _completion(self, row: int, top_logprobs: int) -> Completion:
+        stop, decode, buffer = int(self._stops_R[row]), self._checkpoint.decode, self._top_logprobs_buffer
+        ids = self._generated_RT[row, : stop if stop >= 0 else None].tolist()
+        steps = buffer.steps(row, ids, top_logprobs, decode) if buffer and top_logprobs else ()
+        return Completion(decode(ids), "stop" if stop >= 0 else "length", len(ids), steps)
+
+    def _rows(self, slots_B: Ints) -> Ints:
+        rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()
+        return rows
+
+
+class ShapeBucket:
+    """Requests of one shape, waiting or in a slot. A prefill pass has ``batch`` chunks of ``chunk_size`` tokens."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, shape: BucketShape, *, chunk_size: int, batch: int, deterministic: bool
+    ) -> None:
+        self.shape = shape
+        self._runner = ModelRunner(checkpoint, shape, chunk_size)
+        self._prefiller = Prefiller(self._runner)
+        self._state = BatchState(checkpoint, shape)
+        self._batch = batch
+        self._deterministic = deterministic
+        self._waiting: deque[Request] = deque()
+        self._delayed_tokens = 0
+
+    def add(self, request: Request) -> None:
+        """Queue the request for a slot."""
+        self._waiting.append(request)
+
+    @property
+    def occupancy(self) -> float:
+        """Fraction of the slots that are taken or could be taken at once; 0 when there is nothing to do."""
+        return min(1.0, (len(self._state.requests) + len(self._waiting)) / self.shape.slots)
+
+    def fail_all(self, error: EngineError) -> None:
+        """Fail every unfinished request; the bucket can't be used afterwards."""
+        for request in (*self._state.requests.values(), *self._waiting):
+            request.fail(error)
+
+    def run_pass(self) -> None:
+        """Run one pass: a prefill pass if it is full or has been delayed for long enough, else a decode step."""
+        state = self._state
+        for slot in state.free_slots[: len(self._waiting)]:
+            request = self._waiting.popleft()
+            state.assign(slot, request)
+            self._prefiller.add(slot, request.ids)
+        chunks, decoding = self._prefiller.remaining_chunks, state.decoding_slots
+        if chunks and (not len(decoding) or self._delayed_tokens >= self._wasted_tokens(chunks)):
+            self._delayed_tokens = 0
+            self._prefill()
+        else:
+            # A step delays the requests that aren't prefilled yet. If no others wait for a slot, these requests may
+            # prolong the bucket's work by all their steps, so the delay counts as if it concerned all slots.
+            delayed = len(state.requests) - len(decoding) if self._waiting else self.shape.slots
+            self._delayed_tokens += delayed * self.shape.samples
+            self._decode(decoding)
+
+    def _wasted_tokens(self, chunks: int) -> int:
+        """What a prefill pass of so few chunks wastes, in tokens: it is delayed until waiting has cost as much."""
+        if chunks >= self._batch:
+            return 0
+        if self._deterministic:
+            return (self._batch - chunks) * self._runner.chunk_size
+        return self.shape.rows // _SMALL_PASS
+
+    def _prefill(self) -> None:
+        """Run a prefill pass, and sample the first tokens of the prompts that it completes."""
+        logits_BV, complete = self._prefiller.run(self._batch, padded=self._deterministic)
+        if not complete:
+            return
+        slots, rows = np.array(list(complete)), np.array(list(complete.values()))
+        if self._deterministic:
+            # Repeated to a fixed shape; samples after the first repetition are dropped.
+            slots, rows = np.resize(slots, self._batch), np.resize(rows, self._batch)
+        logits_RV = logits_BV[rows].repeat_interleave(self.shape.samples, dim=0)
+        tokens_R = self._state.sample(logits_RV, slots)
+        self._state.append(slots[: len(complete)], tokens_R[: len(complete) * self.shape.samples])
+
+    def _decode(self, decoding: Ints) -> None:
+        """Add one token to each sample of every prefilled request."""
+        state, steps_G = self._state, np.maximum(self._state.counts_G - 1, 0)
+        slots, digest = decoding.tolist(), self._prefiller.prefix_digest
+        keys: list[PrefixKeys] = [{slot: digest(slot, point) for slot in slots} for point in self.shape.split_points]
+        used, keys = self._in_use(decoding, keys)
+        logits_RV = self._runner.decode(state.tokens_R, state.lengths_G, steps_G, used, keys)
+        tokens_R = state.sample(logits_RV, np.arange(used.slots))
+        state.append(decoding, tokens_R.reshape(used.slots, -1)[decoding].ravel())
+
+    def _in_use(self, decoding: Ints, keys: list[PrefixKeys]) -> tuple[BucketShape, list[PrefixKeys]]:
+        """The part of the shape that a decode step needs, and the prefix keys of the split points that it uses."""
+        lengths, counts = self._state.lengths_G[decoding], self._state.counts_G[decoding]
+        used = self.shape.trimmed(int(lengths.max()), int(counts.max()))
+        if self._deterministic:
+            return used, keys
+        # A prefix that most slots don't share is cheaper to read with the rest of the prompt.
+        shared = sum(2 * len(set(each.values())) <= len(each) for each in keys)
+        used = replace(used, slots=int(decoding[-1]) + 1, split_points=used.split_points[:shared])
+        return used, keys[:shared]

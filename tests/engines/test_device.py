@@ -1,0 +1,25 @@
+"""What ``auto`` means is the same without torch as with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metareward.engines.device import accelerators, device_kind, resolved_dtype
+from metareward.engines.local.checkpoint import choose_device, choose_dtype
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_auto_is_resolved_as_the_engine_resolves_it(device: str) -> None:
+    chosen = choose_device(device)
+    assert device_kind(device) == chosen.type
+    assert choose_dtype("auto", chosen) == getattr(torch, resolved_dtype("auto", device))
+
+
+def test_an_explicit_dtype_is_kept() -> None:
+    assert (resolved_dtype("float32", "cuda:3"), resolved_dtype("auto", "cuda:3")) == ("float32", "bfloat16")
+    assert resolved_dtype("auto", "mps") == "float32"
+
+
+def test_torch_is_asked_for_its_devices() -> None:
+    assert accelerators() == (torch.cuda.device_count(), torch.backends.mps.is_available())

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from metareward.engines.base import Engine, EngineError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
-from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_reading
+from metareward.method.judge import Reasoning, Rubric, RubricGrader
 from metareward.method.meta_judge import MetaRubric, read_verdict
 from metareward.method.scores import disputed
 from metareward.seeds import derive
@@ -63,6 +63,11 @@ class UnitSettings:
     seed: int
     reasoning: Reasoning | None = None
     expected: bool = False
+
+    @property
+    def grader(self) -> RubricGrader:
+        """How answers are graded."""
+        return RubricGrader(self.rubric, self.n, self.judgments, self.expected)
 
 
 def fingerprint(settings: UnitSettings) -> dict[str, object]:
@@ -141,18 +146,13 @@ class _Asking:
         return Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, thinking)
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
-        settings = self.settings
-        sampling = replace(settings.judgments, top_logprobs=TOP_LOGPROBS if settings.expected else 0)
-        question = settings.rubric.ask(self.prompt, answer)
-        written_N = await self._ask(JUDGMENTS, question, sampling, settings.n, k)
+        grader = self.settings.grader
+        question = grader.rubric.ask(self.prompt, answer)
+        written_N = await self._ask(JUDGMENTS, question, grader.sampling_with(0), grader.n, k)
         return tuple(self._judgment(i, *self.split(written)) for i, written in enumerate(written_N))
 
     def _judgment(self, index: int, thinking: str, written: Completion) -> Judgment:
-        rubric = self.settings.rubric
-        read = (
-            expected_reading(written, rubric) if self.settings.expected else rubric.read(written.text, written.finish)
-        )
-        return Judgment(index, written.text, written.tokens, read, thinking)
+        return Judgment(index, written.text, written.tokens, self.settings.grader.read(written), thinking)
 
     def split(self, written: Completion) -> tuple[str, Completion]:
         """What was thought, and what was said."""

@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from metareward.errors import UserError
@@ -22,6 +22,7 @@ from metareward.types import (
     Messages,
     Prompt,
     Reading,
+    Sampling,
     Scored,
     Step,
     TopLogprob,
@@ -251,3 +252,41 @@ def _score_step(written: Completion) -> Step | None:
         if left <= 0:
             return step
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class RubricGrader:
+    """How answers are graded: the rubric, N judgments of each answer, their sampling, and how their scores are read.
+
+    ``expected``: a judgment's score is the mean over the tokens possible at its place (`expected_reading`).
+    """
+
+    rubric: Rubric
+    n: int
+    sampling: Sampling
+    expected: bool = False
+
+    def sampling_with(self, seed: int) -> Sampling:
+        """The sampling of one request; expected scores need the tokens' top log-probabilities."""
+        return replace(self.sampling, seed=seed, top_logprobs=TOP_LOGPROBS if self.expected else 0)
+
+    def read(self, judgment: Completion) -> Reading:
+        """The score of one judgment, or why there is none."""
+        if self.expected:
+            return expected_reading(judgment, self.rubric)
+        return self.rubric.read(judgment.text, judgment.finish)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the scores, for the fingerprint of stored ones."""
+        rubric, sampling = self.rubric, self.sampling
+        return {
+            "rubric": rubric.template.sha256,
+            "scale": [rubric.low, rubric.high],
+            "system": rubric.system,
+            "n": self.n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "expected": self.expected,
+        }

@@ -62,7 +62,7 @@ def test_nothing_heavy_is_imported_for_help() -> None:
 
 
 def test_a_run_draws_nothing_until_it_reports() -> None:
-    code = "import sys, metareward.loop; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, metareward.pipeline.loop; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "matplotlib", "sklearn"} & set(loaded)
 

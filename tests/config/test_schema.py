@@ -157,7 +157,10 @@ TOGETHER = [
         ["judgments.n=1", "judgments.min_valid=1"],
         "iterations.1.judge_pairs: true: expected false while judgments.n is 1",
     ),
-    (["judgments.low=5"], "--set judgments.low=5: expected a number below judgments.high, which is 5.0"),
+    (
+        ["judgments.min_score=5"],
+        "--set judgments.min_score=5: expected a number below judgments.max_score, which is 5.0",
+    ),
     (["answers.temperature=0"], "--set answers.temperature=0: expected a number above 0: greedy answers"),
     (["judgments.temperature=0"], "--set judgments.temperature=0: expected a number above 0: greedy judgments"),
     (
@@ -288,7 +291,7 @@ def test_pair_rules_are_the_iteration_s(write: Write) -> None:
         "judge_pairs": True,
         "max_judgment_chars": 1000,
         "min_valid": 2,
-        "weights_scope": "iteration",
+        "position_weights_scope": "iteration",
         "elo_prior": 0.1,
         "min_battles": 2,
     }
@@ -324,7 +327,7 @@ def test_what_does_not_bear_on_records_is_not_in_their_fingerprint(override: str
         "answers.temperature=0.3",
         "judgments.n=3",
         "judgments.max_tokens=9",
-        "judgments.high=6",
+        "judgments.max_score=6",
         "judgments.min_valid=2",
         "meta_judgments.hide_scores=true",
         "meta_judgments.top_p=0.5",

@@ -145,7 +145,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-ASK = "import sys; from metareward.prompts import load_prompts; " + (
+ASK = "import sys; from metareward.data.prompts import load_prompts; " + (
     "print([p.messages[-1].content for p in load_prompts(sys.argv[1], network=True)])"
 )
 

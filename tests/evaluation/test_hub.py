@@ -13,12 +13,12 @@ RECIPE = "extends: pocket\nbenchmarks: {mine: {questions: hub:someone/set/asked.
 ASK = """
 import sys
 from pathlib import Path
-from metareward.benchmarking_answers import questions_of
-from metareward.benchmarking_entries import Entry
+from metareward.pipeline.benchmarks import questions_of
+from metareward.pipeline.benchmarks import Entry
 from metareward.errors import UserError
-from metareward.experiment import Experiment
-from metareward.recipe import load_recipe
-from metareward.rundir import RunDir
+from metareward.pipeline.experiment import Experiment
+from metareward.config.schema import load_recipe
+from metareward.storage.run_dir import RunDir
 
 recipe = load_recipe(sys.argv[1], ["prompts.network=" + sys.argv[2]])
 entry = Entry(Experiment(RunDir(Path("nowhere")), recipe), 1, "mine")

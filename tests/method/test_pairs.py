@@ -19,7 +19,7 @@ rules_drawn = st.builds(
     judge_pairs=st.booleans(),
     max_judgment_chars=st.one_of(st.none(), st.integers(1, 12)),
     min_valid=st.integers(1, 4),
-    weights_scope=st.sampled_from(["iteration", "answer"]),
+    position_weights_scope=st.sampled_from(["iteration", "answer"]),
     elo_prior=st.sampled_from([0.01, 0.1, 1.0]),
     min_battles=st.integers(1, 6),
 )
@@ -202,7 +202,10 @@ def test_the_scope_of_the_weights() -> None:
     assert of.dispute is not None
     iteration = PositionWeights(0.9, 0.1, 1, 9)
     own = position_weights(of.dispute.meta)
-    for rules, used in ((PairRules(weights_scope="iteration"), iteration), (PairRules(weights_scope="answer"), own)):
+    for rules, used in (
+        (PairRules(position_weights_scope="iteration"), iteration),
+        (PairRules(position_weights_scope="answer"), own),
+    ):
         pair = made(judge_pair(of, rules, iteration, RUBRIC, 0))
         ratings = fit_elo(battle_matrix(of.dispute, used)).values_M
         assert (pair.chosen_score, pair.rejected_score) == (max(ratings), min(ratings))

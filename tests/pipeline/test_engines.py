@@ -16,7 +16,7 @@ RECIPE = """\
 model: {folder}
 prompts: {{source: pocket}}
 judgments: {{max_tokens: 99}}
-reasoning: {{remove: {remove}, closing: "[end]"}}
+reasoning: {{strip: {strip}, end: "[end]"}}
 engine: {{kind: endpoint, endpoint: {{urls: [{url}], model: far}}}}
 """
 
@@ -25,14 +25,12 @@ def thinking(_: Body, __: int) -> Answer:
     return Answer(completion(choice("well [end] Score: 4")))
 
 
-@pytest.mark.parametrize(
-    ("remove", "said", "tokens"), [("true", "Score: 4", 109), ("false", "well [end] Score: 4", 10)]
-)
-def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, remove: str, said: str, tokens: int) -> None:
+@pytest.mark.parametrize(("strip", "said", "tokens"), [("true", "Score: 4", 109), ("false", "well [end] Score: 4", 10)])
+def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, strip: str, said: str, tokens: int) -> None:
     async def asked() -> str:
         async with RudeServer(thinking) as server:
             path = tmp_path / "judge.yaml"
-            path.write_text(RECIPE.format(folder=tmp_path, remove=remove, url=server.url))
+            path.write_text(RECIPE.format(folder=tmp_path, strip=strip, url=server.url))
             engine = await open_judge(str(path))
             (written,) = await engine.complete((Message("user", "Grade it."),), Sampling(0.0, 1.0, 10), 1)
             await engine.aclose()

@@ -61,7 +61,7 @@ def test_a_run_at_work_is_told_by_its_lock(tmp_path: Path) -> None:
 
 def test_a_killed_run_is_not_at_work(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
-    code = "import os, sys; from pathlib import Path; from metareward.rundir import RunDir\n"
+    code = "import os, sys; from pathlib import Path; from metareward.storage.run_dir import RunDir\n"
     code += "with RunDir(Path(sys.argv[1])).lock(): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(run.path)], check=False).returncode == 9
     assert (run.path / "lock.json").is_file()

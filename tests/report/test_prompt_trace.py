@@ -84,7 +84,7 @@ def test_before_pairs_are_built_the_weights_are_those_of_the_records_so_far(tmp_
 
 
 def test_weights_of_one_answer_when_the_recipe_says_so(tmp_path: Path) -> None:
-    run = start(tmp_path / "run", ["pairs.weights_scope=answer"])
+    run = start(tmp_path / "run", ["pairs.position_weights_scope=answer"])
     records = [fake_record(1, number) for number in range(9)]
     write_records(run, 1, records)
     write_built(run, 1)

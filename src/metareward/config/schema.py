@@ -49,7 +49,7 @@ class AnswerSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest answer, in new tokens")
-    system: Text | None = Field(None, description="System prompt for prompts that have none")
+    system_prompt: Text | None = Field(None, description="System prompt for prompts that have none")
 
 
 class JudgmentSettings(Section):
@@ -60,13 +60,13 @@ class JudgmentSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
-    system: Text | None = Field(None, description="System prompt of the judge")
+    system_prompt: Text | None = Field(None, description="System prompt of the judge")
     score: Literal["sampled", "expected"] = Field(
         "sampled", description="A judgment's score: as written (paper), or the mean over the tokens possible there"
     )
     min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
-    low: float = Field(0.0, description="Lowest score of the rubric")
-    high: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
+    min_score: float = Field(0.0, description="Lowest score of the rubric")
+    max_score: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
 
 
 class MetaJudgmentSettings(Section):
@@ -76,22 +76,22 @@ class MetaJudgmentSettings(Section):
     temperature: Temperature = Field(0.8, description="Sampling temperature; 0 is greedy")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass")
     max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
-    system: Text | None = Field(None, description="System prompt of the meta-judge")
+    system_prompt: Text | None = Field(None, description="System prompt of the meta-judge")
     hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
 
 
 class ReasoningSettings(Section):
-    """Models that think before they answer."""
+    """Models that write their reasoning before the answer."""
 
-    remove: bool = Field(False, description="Judge and read only what follows the thinking; training keeps all of it")
-    opening: Text = Field("<think>", description="Where the thinking begins")
-    closing: Text = Field("</think>", description="Where it ends")
+    strip: bool = Field(False, description="Judge and parse only what follows the reasoning; training keeps all of it")
+    start: Text = Field("<think>", description="Tag at which the reasoning begins")
+    end: Text = Field("</think>", description="Tag at which the reasoning ends")
 
 
 class PairSettings(Section):
     """How verdicts become judge pairs (Meta-Rewarding section 2)."""
 
-    weights_scope: Literal["iteration", "answer"] = Field(
+    position_weights_scope: Literal["iteration", "answer"] = Field(
         "iteration", description="Position weights from all battles of the iteration, or of each answer alone"
     )
     elo_prior: float = Field(0.1, gt=0.0, description="Weight of the prior that keeps Elo ratings finite")
@@ -402,8 +402,9 @@ def _judging(recipe: Recipe) -> Iterator[Mismatch]:
         )
     if judgments.min_valid > judgments.n:
         yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
-    if judgments.low >= judgments.high:
-        yield ("judgments", "low"), judgments.low, f"a number below judgments.high, which is {judgments.high}"
+    if judgments.min_score >= judgments.max_score:
+        why = f"a number below judgments.max_score, which is {judgments.max_score}"
+        yield ("judgments", "min_score"), judgments.min_score, why
     if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
         why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
         yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
@@ -520,7 +521,7 @@ def pairs_rules(recipe: Recipe, t: int) -> PairRules:
         judge_pairs=iteration.judge_pairs,
         max_judgment_chars=iteration.max_judgment_chars,
         min_valid=recipe.judgments.min_valid,
-        weights_scope=recipe.pairs.weights_scope,
+        position_weights_scope=recipe.pairs.position_weights_scope,
         elo_prior=recipe.pairs.elo_prior,
         min_battles=recipe.pairs.min_battles,
     )
@@ -535,7 +536,7 @@ def generation_fingerprint(
     rubrics' texts. The meta-judge's settings count only where it is asked, the batch's shape only where the run
     promises the same text again.
     """
-    names = {"answers", "judgments", *(["reasoning"] if recipe.reasoning.remove else [])}
+    names = {"answers", "judgments", *(["reasoning"] if recipe.reasoning.strip else [])}
     meta = flatten(recipe.model_dump(mode="json", include={"meta_judgments"}))
     return {
         "seed": recipe.seed,

@@ -28,9 +28,9 @@ class PairRules:
     """How pairs are made. Lengths are in characters, and a limit of None is no limit.
 
     ``rho`` in [0, 1] is the width of the quality tiers; 0 is plain best against worst. ``min_valid``: valid judgments
-    that an answer needs. ``weights_scope``: whether position weights come from all comparisons of the iteration or from
-    those of the one answer. ``elo_prior`` is the ridge of the ratings. ``min_battles``: readable comparisons, ties
-    included, that a judge pair needs. Raises `ValueError` for a value outside its range.
+    that an answer needs. ``position_weights_scope``: position weights come from all comparisons of the iteration or of
+    one answer. ``elo_prior`` is the ridge of the ratings. ``min_battles``: readable comparisons, ties included, that a
+    judge pair needs. Raises `ValueError` for a value outside its range.
     """
 
     rho: float = 0.0
@@ -38,7 +38,7 @@ class PairRules:
     judge_pairs: bool = True
     max_judgment_chars: int | None = None
     min_valid: int = 2
-    weights_scope: Literal["iteration", "answer"] = "iteration"
+    position_weights_scope: Literal["iteration", "answer"] = "iteration"
     elo_prior: float = 0.1
     min_battles: int = 2
 
@@ -150,7 +150,7 @@ def judge_pair(
     reason = _too_few(dispute, rules)
     if reason:
         return Dropped("judge", record.prompt.id, *reason)
-    own = position_weights(dispute.meta) if rules.weights_scope == "answer" else weights
+    own = position_weights(dispute.meta) if rules.position_weights_scope == "answer" else weights
     ratings = fit_elo(battle_matrix(dispute, own), rules.elo_prior)
     if max(ratings.values_M) - min(ratings.values_M) <= RATING_TOLERANCE:
         detail = f"{len(dispute.judgments_M)} judgments, no one rated above another"

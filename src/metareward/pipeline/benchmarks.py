@@ -209,13 +209,13 @@ async def _written(entry: Entry, desk: Desk, questions: Sequence[Prompt]) -> Map
     """What the model wrote in each turn, by question id."""
     recipe = entry.of.recipe
     sampling = Sampling(entry.asked.temperature, recipe.answers.top_p, recipe.answers.max_tokens)
-    talk = _Talk(desk, sampling, recipe.answers.system, turn_by_turn=entry.asked.kind == "mt-bench")
+    talk = _Talk(desk, sampling, recipe.answers.system_prompt, turn_by_turn=entry.asked.kind == "mt-bench")
     decided: dict[str, object] = {
         "model": fingerprint_model(entry.of.model(entry.t)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
-        "system": recipe.answers.system,
+        "system": recipe.answers.system_prompt,
         **engine_fingerprint(recipe.engine),
     }
     asked = await ask(desk, questions, talk.answered, decided, f"{entry.model} answers {entry.name}", ANSWERS)

@@ -43,7 +43,7 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
 async def open_judge(name: str) -> Engine:
     """The engine of a judge that is no run's own: ``pocket``, a model folder, a recipe file (its model and engine), or
     a server as ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set. Where the recipe says that its model
-    thinks (``reasoning.remove``), it gets ``judgments.max_tokens`` more to think in, and what it thinks is left out.
+    thinks (``reasoning.strip``), it gets ``judgments.max_tokens`` more to think in, and what it thinks is left out.
 
     Raises `UserError` for a name that is none of these.
     """
@@ -53,8 +53,8 @@ async def open_judge(name: str) -> Engine:
         recipe = load_recipe(name)
         thinking = recipe.reasoning
         engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
-        marks = Reasoning(thinking.opening, thinking.closing)
-        return StripReasoning(engine, marks, recipe.judgments.max_tokens) if thinking.remove else engine
+        marks = Reasoning(thinking.start, thinking.end)
+        return StripReasoning(engine, marks, recipe.judgments.max_tokens) if thinking.strip else engine
     return await open_engine(EngineSettings.model_validate({}), model_folder(name), 0, Path(tempfile.gettempdir()))
 
 

@@ -152,7 +152,7 @@ class Experiment:
         """The prompts of iteration ``t``; of iteration 0, those held out."""
         held_out, rest = self._pool
         chosen = choose(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
-        system = self.recipe.answers.system
+        system = self.recipe.answers.system_prompt
         return tuple(replace(prompt, messages=with_system(system, prompt.messages)) for prompt in chosen)
 
     @property
@@ -175,7 +175,9 @@ class Experiment:
     def rubric(self) -> Rubric:
         """The judge's rubric."""
         judgments = self.recipe.judgments
-        return Rubric(load_template(judgments.rubric), judgments.low, judgments.high, judgments.system)
+        return Rubric(
+            load_template(judgments.rubric), judgments.min_score, judgments.max_score, judgments.system_prompt
+        )
 
     def first_rubric(self) -> Rubric:
         """The rubric that the run's judgments were asked by. Raises `UserError` if its text has changed since."""
@@ -198,11 +200,11 @@ class Experiment:
             judgments=_sampling(recipe.judgments),
             meta=_sampling(meta),
             rubric=self.rubric,
-            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores, meta.system),
+            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores, meta.system_prompt),
             min_valid=recipe.judgments.min_valid,
             meta_judge=recipe.meta_judge(t),
             seed=derive(recipe.seed, "iteration", t),
-            reasoning=Reasoning(thinking.opening, thinking.closing) if thinking.remove else None,
+            reasoning=Reasoning(thinking.start, thinking.end) if thinking.strip else None,
             expected=recipe.judgments.score == "expected",
         )
 

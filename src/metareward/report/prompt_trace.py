@@ -122,7 +122,7 @@ def _dispute(
 
 def _weights(facts: Run, folder: IterationDir, number: int, dispute: Dispute, rules: PairRules) -> PositionWeights:
     """The weights the pairs were built with; before that, those of the records there are so far."""
-    if rules.weights_scope == "answer":
+    if rules.position_weights_scope == "answer":
         return position_weights(dispute.meta)
     summary = facts.iterations[number].summary
     if summary is not None and summary.weights is not None:

@@ -24,15 +24,21 @@ from metareward.evaluation.judge_quality.data import (
 )
 from metareward.evaluation.judge_quality.metrics import (
     JudgedPair,
-    chance_at_pairs,
-    chosen_by_length,
     cohen_kappa,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
 )
 from metareward.evaluation.judge_quality.run import pairs_table, sections_table
-from metareward.evaluation.judge_quality.sections import SECTIONS, biases, combine, read_choices, section_scores
+from metareward.evaluation.judge_quality.sections import (
+    SECTIONS,
+    biases,
+    chance_at_pairs,
+    chosen_by_length,
+    combine,
+    read_choices,
+    section_scores,
+)
 from metareward.types import Message
 
 winners = st.sampled_from([None, 0, 1, 2])

@@ -13,9 +13,9 @@ from made_up import lines
 
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Item, Response, read_rankings
-from metareward.evaluation.judge_quality.metrics import chance_at_rankings, graded_by_length, ranking_quality
+from metareward.evaluation.judge_quality.metrics import ranking_quality
 from metareward.evaluation.judge_quality.run import rankings_table
-from metareward.evaluation.judge_quality.sections import score_histogram
+from metareward.evaluation.judge_quality.sections import chance_at_rankings, graded_by_length, score_histogram
 from metareward.types import Message
 
 SAID = (Message("user", "Why?"),)

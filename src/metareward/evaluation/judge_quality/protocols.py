@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from metareward.evaluation.judge_quality.data import Item, Pair
-from metareward.evaluation.judge_quality.metrics import CHANCE, LENGTH, graded_by_length, mean
+from metareward.evaluation.judge_quality.metrics import mean
+from metareward.evaluation.judge_quality.sections import CHANCE, LENGTH, graded_by_length
 from metareward.method.stats import mean_interval, pairwise_accuracy, spearman
 from metareward.types import Tied, Won
 

@@ -20,14 +20,7 @@ from metareward.evaluation.judge_quality.data import (
     read_verdicts,
 )
 from metareward.evaluation.judge_quality.metrics import (
-    CHANCE,
-    LENGTH,
     JudgedPair,
-    chance_at_pairs,
-    chance_at_rankings,
-    choices_by_length,
-    chosen_by_length,
-    graded_by_length,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
@@ -41,7 +34,20 @@ from metareward.evaluation.judge_quality.protocols import (
     human,
     self_chosen,
 )
-from metareward.evaluation.judge_quality.sections import Choice, biases, read_choices, score_histogram, section_scores
+from metareward.evaluation.judge_quality.sections import (
+    CHANCE,
+    LENGTH,
+    Choice,
+    biases,
+    chance_at_pairs,
+    chance_at_rankings,
+    choices_by_length,
+    chosen_by_length,
+    graded_by_length,
+    read_choices,
+    score_histogram,
+    section_scores,
+)
 from metareward.evaluation.judges import (
     Desk,
     Door,

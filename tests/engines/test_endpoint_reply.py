@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from rude_server import Body, choice, completion
 
 from metareward.engines.endpoint_reply import Reply, UnreadableError, UnusableError, read_reply, spelled
 from metareward.types import Completion, Step, TopLogprob
-from rude_server import Body, choice, completion
 
 
 def read(*choices: Body, n: int = 0, top_logprobs: int = 0, tokens: int = 5) -> Reply:

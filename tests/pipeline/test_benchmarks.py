@@ -137,7 +137,7 @@ def go(of: Experiment, t: int, engine: Any = None) -> ScriptedEngine:
     engine = engine or ScriptedEngine(speaker(t))
 
     async def use() -> None:
-        if stages.owes_evaluation(of, t):
+        if stages.evaluation_pending(of, t):
             await stages.measure_model(of, t, engine, SILENT)
         await benchmarking.ask_model(of, t, engine, SILENT)
         await benchmarking.ask_others(of, t, SILENT)

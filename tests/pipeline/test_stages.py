@@ -74,16 +74,16 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_generating_asks_for_what_is_owed_and_then_for_nothing(tmp_path: Path) -> None:
     of = begun(tmp_path)
-    assert stages.owes_records(of, 1)
+    assert stages.records_pending(of, 1)
     generate(of, 1)
     assert {record.prompt.id for record in records(of, 1)} == {prompt.id for prompt in of.prompts(1)}
-    assert not stages.owes_records(of, 1)
+    assert not stages.records_pending(of, 1)
     engine = generate(of, 1)
     assert isinstance(engine, ScriptedEngine) and engine.calls == []
 
 
 def test_nothing_is_owed_after_the_last_iteration(tmp_path: Path) -> None:
-    assert not stages.owes_records(begun(tmp_path), 3)
+    assert not stages.records_pending(begun(tmp_path), 3)
 
 
 def test_a_store_whose_making_was_cut_short_is_made(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_store_whose_making_was_cut_short_is_made(tmp_path: Path) -> None:
     connection = sqlite3.connect(of.run.iteration(1).records)
     connection.execute("PRAGMA journal_mode = WAL")  # what is there before the tables are
     connection.close()
-    assert stages.owes_records(of, 1)
+    assert stages.records_pending(of, 1)
     generate(of, 1)
     assert len(records(of, 1)) == PROMPTS
 
@@ -101,7 +101,7 @@ def test_records_of_another_model_are_refused(tmp_path: Path) -> None:
     generate(of, 1)
     model(tmp_path / "model", "other weights")
     with pytest.raises(UserError, match=r"records\.sqlite: the records here were made with other settings: model"):
-        stages.owes_records(of, 1)
+        stages.records_pending(of, 1)
 
 
 def test_a_few_prompts_may_be_left_behind_and_the_log_says_so(tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_a_few_prompts_may_be_left_behind_and_the_log_says_so(tmp_path: Path) ->
     bad = of.prompts(1)[7].id
     generate(of, 1, Failing([bad]))
     assert len(records(of, 1)) == 39
-    (entry,) = told(of.run, "left behind")
+    (entry,) = told(of.run, "skipped prompts")
     assert entry["stage"] == "iteration 1"
     assert entry["note"] == f"1 of 40 prompts failed, the first ({bad}) with: too long for this model"
     stages.make_pairs(of, 1)
-    assert not stages.owes_records(of, 1)
+    assert not stages.records_pending(of, 1)
 
 
 def forty(folder: Path) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def test_many_prompts_left_behind_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^iteration 1: 2 of 8 prompts failed, the first \(p\d+\) with: too long"):
         generate(of, 1, Failing(bad))
     assert len(records(of, 1)) == PROMPTS - 2  # kept
-    assert stages.owes_records(of, 1)
+    assert stages.records_pending(of, 1)
     engine = generate(of, 1)
     assert isinstance(engine, ScriptedEngine)
     assert sum(call.messages[-1].content.startswith("Say") for call in engine.calls) == 2
@@ -157,7 +157,7 @@ def test_pairs_are_made_once(tmp_path: Path) -> None:
     before = contents(folder.path)
     stages.make_pairs(of, 1)
     assert contents(folder.path) == before
-    assert not stages.owes_records(of, 1)
+    assert not stages.records_pending(of, 1)
 
 
 def test_pairs_cut_short_are_made_again_the_same(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_pairs_cut_short_are_made_again_the_same(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be written"):
         stages.make_pairs(of, 1)
     assert folder.pairs("actor").is_file() and not folder.summary.exists()
-    assert not stages.owes_records(of, 1)  # complete, though its pairs aren't
+    assert not stages.records_pending(of, 1)  # complete, though its pairs aren't
     half = folder.pairs("actor").read_bytes()
     folder.dropped.rmdir()
     stages.make_pairs(of, 1)
@@ -192,9 +192,9 @@ def test_without_any_pairs_training_says_why_in_one_line(tmp_path: Path) -> None
 
 def test_measuring_writes_one_file_of_figures(tmp_path: Path) -> None:
     of = begun(tmp_path)
-    assert stages.owes_evaluation(of, 0)
+    assert stages.evaluation_pending(of, 0)
     measure(of, 0)
-    assert not stages.owes_evaluation(of, 0)
+    assert not stages.evaluation_pending(of, 0)
     found = json.loads((of.run.iteration(0).evaluation / "model.json").read_text())
     assert (found["model"], found["prompts"]) == ("M0", HELD_OUT)
     assert found["metrics"]["answer_chars"]["n"] == 2 * HELD_OUT
@@ -209,7 +209,7 @@ def test_measuring_goes_on_where_it_stopped(tmp_path: Path) -> None:
     of = begun(tmp_path)
     with pytest.raises(UserError, match=r"^evaluating M0: 1 of 5 prompts failed"):
         measure(of, 0, Failing([of.held_out[0].id]))
-    assert stages.owes_evaluation(of, 0)
+    assert stages.evaluation_pending(of, 0)
     engine = measure(of, 0)
     assert isinstance(engine, ScriptedEngine)
     assert {call.messages for call in engine.calls if len(call.messages[0].content) < 40} == {of.held_out[0].messages}

@@ -53,7 +53,7 @@ from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
 from metareward.pipeline.engines import open_judge
 from metareward.pipeline.experiment import Experiment
-from metareward.pipeline.stages import measured
+from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_log import tell, timed
@@ -316,17 +316,17 @@ def _meetings(entry: Entry) -> tuple[Sequence[Meeting], int]:
 
 def _held_out_meetings(entry: Entry, base: Entry) -> tuple[Sequence[Meeting], int]:
     """By prompt, not by instruction: nothing is read out of a text that was made from several turns."""
-    theirs = {record.prompt.id: record for record in measured(entry.of, base.t)}
+    theirs = {record.prompt.id: record for record in held_out_of(entry.of, base.t)}
     met = [
         Meeting(index, record.prompt, _output(theirs[record.prompt.id], base), _output(record, entry))
-        for index, record in enumerate(measured(entry.of, entry.t))
+        for index, record in enumerate(held_out_of(entry.of, entry.t))
         if record.prompt.id in theirs
     ]
     return met, len(entry.of.held_out)
 
 
 def _held_out_outputs(entry: Entry) -> Sequence[Output]:
-    return [_output(record, entry) for record in measured(entry.of, entry.t)]
+    return [_output(record, entry) for record in held_out_of(entry.of, entry.t)]
 
 
 def _output(record: HeldOut, entry: Entry) -> Output:
@@ -354,7 +354,7 @@ async def _by_judge_of_each(entry: Entry, door: Door | None, work: Callable[[Pai
 def _present_judge(entry: Entry) -> PairJudge:
     """A judge whose verdicts are there without asking anyone."""
     if entry.graded:
-        return GradedJudge(entry.model, _scores(measured(entry.of, entry.t)))
+        return GradedJudge(entry.model, _scores(held_out_of(entry.of, entry.t)))
     return TrueJudge(_oracle(entry))
 
 
@@ -418,7 +418,7 @@ def _arena_answers(entry: Entry, by: Entry | None) -> Path:
         return by.answers if by else Path(entry.local.against)
     assert by is not None, "the recipe's check lets no file of outputs answer held-out prompts"
     path = entry.folder / ("answers.jsonl" if by == entry else "baseline.jsonl")
-    rows = (arena_row(by.model, record.prompt.id, record.own[0].text) for record in measured(entry.of, by.t))
+    rows = (arena_row(by.model, record.prompt.id, record.own[0].text) for record in held_out_of(entry.of, by.t))
     write_atomic(path, json_lines(rows))
     return path
 
@@ -484,7 +484,7 @@ async def _judge(entry: Entry, door: Door) -> Numbers:
 
 def _agreement(entry: Entry) -> Numbers:
     """M_t's scores of its own and of M0's held-out answers, against the oracle's word on which is better."""
-    pairs = [pair for record in measured(entry.of, entry.t) for pair in _pairs(entry, record)]
+    pairs = [pair for record in held_out_of(entry.of, entry.t) for pair in _pairs(entry, record)]
     return [pairs_table(pairs, {entry.model: graded(pairs)}, entry.model).as_dict()]
 
 

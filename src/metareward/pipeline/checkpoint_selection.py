@@ -78,18 +78,18 @@ async def _figures(of: Experiment, t: int, job: DpoJob, epoch: int, progress: Pr
 async def _answers(
     of: Experiment, t: int, folder: Path, place: Path, engine: Engine, progress: Progress
 ) -> tuple[HeldOut, ...]:
-    anchors, fingerprint = stages.anchors_of(of), {"model": fingerprint_model(folder), "iteration": t}
+    anchors, fingerprint = stages.anchors_by_prompt(of), {"model": fingerprint_model(folder), "iteration": t}
     prompts = tuple(prompt for prompt in of.held_out if prompt.id in anchors)
     settings, meta_pairs = of.evaluation_settings(), of.recipe.evaluation.meta_pairs
     with RecordStore.open(place, fingerprint) as store:
         outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress, _IN_FLIGHT)
-        stages.accept(of, f"choosing an epoch of M{t}", outcome)
+        stages.check_failed_prompts(of, f"choosing an epoch of M{t}", outcome)
         return held_out_records(store)
 
 
 def figures_of(of: Experiment, records: Sequence[HeldOut]) -> dict[str, float]:
     """All that can be measured without another judge."""
-    anchors, seed = stages.anchors_of(of), derive(of.recipe.seed, "intervals")
+    anchors, seed = stages.anchors_by_prompt(of), derive(of.recipe.seed, "intervals")
     found = _means(measure(records, anchors, of.oracle, seed))
     names = {"itself": "win_rate", "oracle": "oracle_win_rate"}
     fought = duels(records, {"M0": tuple(anchors.values())}, of.oracle, seed)

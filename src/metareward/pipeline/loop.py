@@ -59,7 +59,7 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
 
 async def _use(experiment: Experiment, t: int, progress: Progress) -> None:
     """One engine for all that M_t is asked, and none if nothing is owed. It is closed before any training."""
-    measuring, generating = stages.owes_evaluation(experiment, t), stages.owes_records(experiment, t + 1)
+    measuring, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
     if not (measuring or generating or benchmarking.needs_model(experiment, t)):
         return
     engine = billed(experiment.run, f"M{t}", await experiment.engine(t))

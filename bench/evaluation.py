@@ -30,8 +30,8 @@ from metareward.evaluation.alpaca_eval.run import AlpacaFiles, results
 from metareward.evaluation.arena_hard import run as arena
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, for_first, strong
 from metareward.evaluation.judge_quality.data import Item, Response
-from metareward.evaluation.judge_quality.metrics import JudgedPair, pair_quality, ranking_quality
-from metareward.evaluation.judge_quality.sections import biases
+from metareward.evaluation.judge_quality.pairs import JudgedPair, biases, pair_quality
+from metareward.evaluation.judge_quality.rankings import ranking_quality
 from metareward.evaluation.mt_bench import score as mt_bench_scores
 from metareward.evaluation.mt_bench.data import Grade, Question
 from metareward.storage.run_log import environment
@@ -165,7 +165,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def imports() -> float:
     """CPU seconds of a process that imports all that the AlpacaEval numbers take."""
-    modules = "metareward.benchmarks.alpaca_run, sklearn.linear_model, sklearn.model_selection"
+    modules = "metareward.evaluation.alpaca_eval.run, sklearn.linear_model, sklearn.model_selection"
     code = f"import time, {modules}; print(time.process_time())"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

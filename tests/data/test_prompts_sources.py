@@ -123,7 +123,7 @@ def test_parts_belong_together_and_splits_do_not() -> None:
 
 def test_the_hub_is_only_asked_where_the_network_is_allowed() -> None:
     for name in ("hub:someone/set", "hub:someone/set/data/train-*.parquet"):
-        with pytest.raises(UserError, match="hub, and the network is off; fix: allow it or name a copy"):
+        with pytest.raises(UserError, match="and the network is off; fix: set prompts"):
             load_prompts(name)
         with pytest.raises(UserError, match="the network is off"):
             load_prompts(Path(name))  # what a recipe gives

@@ -13,8 +13,7 @@ RECIPE = "extends: pocket\nbenchmarks: {mine: {questions: hub:someone/set/asked.
 ASK = """
 import sys
 from pathlib import Path
-from metareward.pipeline.benchmarks import questions_of
-from metareward.pipeline.benchmarks import Entry
+from metareward.pipeline.benchmarks import Entry, questions_of
 from metareward.errors import UserError
 from metareward.pipeline.experiment import Experiment
 from metareward.config.schema import load_recipe
@@ -42,6 +41,5 @@ def test_a_recipe_names_files_of_a_hub(tmp_path: Path) -> None:
     (tmp_path / "root/someone/set/asked.jsonl").write_text('{"instruction": "one"}\n{"instruction": "two"}\n')
     with serve_hub(tmp_path / "root") as address:
         assert ask(tmp_path, address, "true") == "['one', 'two'] hub:someone/set/asked.jsonl\n"
-        assert "hub:someone/set/asked.jsonl: is on the Hugging Face hub; fix: set prompts.network" in ask(
-            tmp_path, address, "false"
-        )
+        told = ask(tmp_path, address, "false")
+    assert "hub:someone/set/asked.jsonl: is on the Hugging Face hub, and the network is off; fix: set prompts" in told

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from made_up import json_file, lines, table
 
+from metareward.data.files import located_file
 from metareward.errors import UserError
-from metareward.evaluation.rows import Row, group, located, read_all, read_rows, unique
+from metareward.evaluation.rows import Row, group, read_folder, read_rows, unique
 
 ROWS = [{"id": "a", "n": 1.5, "text": "x\u2028y"}, {"id": "b", "n": 2, "text": "z"}]
 
@@ -19,7 +20,7 @@ def test_all_formats_hold_the_same_rows(tmp_path: Path) -> None:
             ("a", 1.5, "x\u2028y"),
             ("b", 2, "z"),
         ]
-    assert [rows[1].where for rows in read] == [f"{whole}[1]", f"{line}:2", f"{cells}:3"]
+    assert [rows[1].where for rows in read] == [f"{whole}: item 1", f"{line}:2", f"{cells}:3"]
 
 
 def test_line_separators_inside_a_line_do_not_end_it(tmp_path: Path) -> None:
@@ -31,20 +32,19 @@ def test_line_separators_inside_a_line_do_not_end_it(tmp_path: Path) -> None:
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     lines(tmp_path / "b.jsonl", ROWS[1:])
     lines(tmp_path / "a.jsonl", ROWS[:1])
-    assert [row.text("id") for row in read_all(tmp_path)] == ["a", "b"]
-    assert list(group(read_all(tmp_path), "id")) == ["a", "b"]
+    assert [row.text("id") for row in read_folder(tmp_path)] == ["a", "b"]
+    assert list(group(read_folder(tmp_path), "id")) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
         (b"", "a.jsonl: no rows in it"),
-        (b"[]", "a.jsonl: no rows in it"),
         (b'{"id": 1}\n{"id": ', "a.jsonl:2: not JSON"),
-        (b"[1]", "a.jsonl[0]: not a JSON object"),
+        (b"[1]", "a.jsonl:1: not a JSON object"),
         (b'{"id": 1}\n"text"', "a.jsonl:2: not a JSON object"),
         (b"fine\n\xff", "a.jsonl:2: this is not UTF-8"),
-        (b"[" * 100_000, "a.jsonl: not JSON"),
+        (b"[" * 100_000, "a.jsonl:1: not JSON"),
     ],
 )
 def test_what_can_t_be_read_is_one_line(tmp_path: Path, content: bytes, line: str) -> None:
@@ -53,6 +53,16 @@ def test_what_can_t_be_read_is_one_line(tmp_path: Path, content: bytes, line: st
     with pytest.raises(UserError) as error:
         read_rows(path)
     assert str(error.value).startswith(f"{tmp_path}/{line}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"), [("[]", "a.json: no rows in it"), ("[1]", "a.json: item 0: not a JSON object")]
+)
+def test_a_list_without_objects_is_one_line(tmp_path: Path, content: str, line: str) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_rows(tmp_path / "a.json")
+    assert str(error.value).startswith(f"{tmp_path}/{line}")
 
 
 def test_cells_that_are_missing_are_told(tmp_path: Path) -> None:
@@ -66,7 +76,7 @@ def test_what_isn_t_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be read"):
         read_rows(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"no \.jsonl files"):
-        read_all(tmp_path)
+        read_folder(tmp_path)
 
 
 ROW = Row("f:1", {"text": "a", "number": "2.5", "flag": True, "nan": float("nan"), "list": [1], "none": None})
@@ -100,7 +110,7 @@ def test_a_field_that_doesn_t_fit_is_named(call: object, field: str) -> None:
     assert "; fix: " in str(error.value)
 
 
-def test_a_name_is_a_path_or_a_hub_s_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert located(str(tmp_path)) == tmp_path
+def test_a_name_is_a_path_or_a_file_of_a_hub(tmp_path: Path) -> None:
+    assert located_file(str(tmp_path)) == tmp_path
     with pytest.raises(UserError, match="hub:OWNER/NAME/FILE"):
-        located("hub:owner/name")
+        located_file("hub:owner/name")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from metareward.method.stats import fit
+from metareward.method.logistic import fit_logistic
 
 
 def data(seed: int, rows: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -21,17 +21,17 @@ def test_the_optimum_is_scikit_learn_s(ridge: float) -> None:
     labels = np.repeat([1, 0], len(y))
     theirs = LogisticRegression(C=1 / ridge, fit_intercept=False, tol=1e-12, max_iter=10_000)
     theirs.fit(np.vstack([x, x]), labels, sample_weight=np.concatenate([weights * y, weights * (1 - y)]))
-    assert fit(x, y, weights, np.full(3, ridge)) == pytest.approx(theirs.coef_[0], abs=1e-6)
+    assert fit_logistic(x, y, weights, np.full(3, ridge)) == pytest.approx(theirs.coef_[0], abs=1e-6)
 
 
 @given(st.integers(0, 1000), st.floats(1e-6, 10))
 def test_swapping_the_labels_turns_the_coefficients_round(seed: int, ridge: float) -> None:
     x, y, weights = data(seed, rows=12)
     ridges = np.full(3, ridge)
-    assert fit(x, 1 - y, weights, ridges) == pytest.approx(-fit(x, y, weights, ridges), abs=1e-5)
+    assert fit_logistic(x, 1 - y, weights, ridges) == pytest.approx(-fit_logistic(x, y, weights, ridges), abs=1e-5)
 
 
 def test_one_side_that_always_wins_stays_finite() -> None:
     x = np.ones((50, 1))
-    found = fit(x, np.ones(50), np.ones(50), np.full(1, 1e-6))
+    found = fit_logistic(x, np.ones(50), np.ones(50), np.full(1, 1e-6))
     assert np.isfinite(found).all() and found[0] > 10

@@ -208,9 +208,9 @@ def judge_command(
 
 
 def _path(name: str) -> Path:
-    from metareward.evaluation.rows import located
+    from metareward.data.files import located_file
 
-    return located(name)
+    return located_file(name)
 
 
 def _optional(name: str | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""A file's rows, whatever it is: JSON Lines, a JSON list, Parquet, or a data set that `datasets` saved.
+"""A file's rows, whatever it is: JSON Lines, a JSON list, CSV, Parquet, or a data set that `datasets` saved.
 
 Every row knows its place, so that a message about it can be followed.
 """
@@ -6,11 +6,14 @@ Every row knows its place, so that a message about it can be followed.
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -47,15 +50,17 @@ class Row:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of ``path``, in its order: by its ending ``.parquet`` or ``.json`` (a list), else JSON Lines (UTF-8).
+    """The rows of ``path``, in its order: by its ending ``.parquet``, ``.csv`` or ``.json`` (a list), else JSON Lines.
 
-    A folder is one that `datasets` saved. Raises `UserError` naming the place that can't be read.
+    Text files are UTF-8. A folder is one that `datasets` saved. Raises `UserError` naming the place that can't be read.
     """
     if path.is_dir():
         return _saved(path)
     if path.suffix == ".parquet":
         return _parquet(path)
-    text = _text(path)
+    text = read_text(path)
+    if path.suffix == ".csv":
+        return _csv(path, text)
     if path.suffix == ".json" and text.lstrip().startswith("["):
         return _items(path, text)
     return _lines(path, text)
@@ -73,6 +78,14 @@ def _items(path: Path, text: str) -> Iterator[Row]:
     items = _json(text, str(path), "write one JSON list of objects")
     for number, item in enumerate(items):
         yield Row(Place(str(path), "item", number), item)
+
+
+def _csv(path: Path, text: str) -> Iterator[Row]:
+    """The first line names the columns; every cell is text."""
+    for number, cells in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
+        if None in cells or None in cells.values():
+            raise UserError(f"{path}:{number}: not as many cells as the first line; fix: give every column a cell")
+        yield Row(Place(str(path), "line", number), cells)
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -98,16 +111,15 @@ def _saved(folder: Path) -> Iterator[Row]:
         yield Row(Place(str(folder), "row", number), row)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, without a byte order mark. Raises `UserError` when it can't be read."""
     try:
         return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: this is not UTF-8; fix: save the file as UTF-8") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: can't be read: {error.strerror}; fix: name a JSONL, JSON or Parquet file, or a data set's folder"
-        ) from None
+        raise UserError(f"{path}: can't be read: {error.strerror}; fix: name a file that is there") from None
 
 
 def _json(text: str, where: str, fix: str) -> Any:
@@ -197,20 +209,39 @@ def _not_one(source: str, splits: Sequence[tuple[str, ...]]) -> UserError:
     return UserError(f"{source}: holds {', '.join(named[:8])}; fix: name one of them, as {source}/{named[0]}")
 
 
+def located_file(name: str, network: bool = True) -> Path:
+    """One file: a local path as it is, or ``hub:OWNER/NAME/FILE``.
+
+    Raises `UserError` when the hub is named without a file, with ``network`` false, or can't be reached.
+    """
+    if not name.startswith(HUB):
+        return Path(name)
+    if len(name.removeprefix(HUB).split("/", 2)) < 3:
+        raise UserError(f"{name}: names no file of a data set; fix: write hub:OWNER/NAME/FILE")
+    return _fetched(name, network)[0]
+
+
 def _fetched(source: str, network: bool) -> tuple[Path, ...]:
     owner, _, rest = source.removeprefix(HUB).partition("/")
     name, _, pattern = rest.partition("/")
     if not (owner and name):
         raise UserError(f"{source}: names no data set; fix: write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
     if not network:
-        raise UserError(f"{source}: is on the Hugging Face hub, and the network is off; fix: allow it or name a copy")
+        raise UserError(
+            f"{source}: is on the Hugging Face hub, and the network is off; "
+            "fix: set prompts.network to true, or name a local copy"
+        )
     return _download(source, f"{owner}/{name}", pattern)
 
 
+@cache
 def _download(source: str, repository: str, pattern: str) -> tuple[Path, ...]:
-    from huggingface_hub import HfApi, snapshot_download
+    """The files of the one split that ``pattern`` names. An exact name needs no listing, so the hub's cache can do."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     try:
+        if pattern and not set(pattern) & set("*?["):
+            return (Path(hf_hub_download(repository, pattern, repo_type="dataset")),)
         there = HfApi().list_repo_files(repository, repo_type="dataset")
         wanted = [name for name in there if not pattern or fnmatchcase(name, pattern)]
         splits = [tuple(sorted(wanted))] if pattern and wanted else splits_of(wanted)
@@ -219,5 +250,5 @@ def _download(source: str, repository: str, pattern: str) -> tuple[Path, ...]:
         folder = snapshot_download(repository, repo_type="dataset", allow_patterns=list(splits[0]))
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0][:200]
-        raise UserError(f"{source}: can't be fetched ({why}); fix: look at the name and the network") from None
+        raise UserError(f"{source}: can't be fetched ({why}); fix: allow the network, or name a local copy") from None
     return tuple(Path(folder) / name for name in splits[0])

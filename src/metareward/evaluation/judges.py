@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from metareward.data.files import read_text
 from metareward.data.prompts import digest
 from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judge_quality.data import Comparison, Item
-from metareward.evaluation.rows import read_text
 from metareward.generation.progress import JUDGMENTS, SILENT, Progress
 from metareward.generation.runner import sweep_with
 from metareward.method.judge import TOP_LOGPROBS, Rubric, expected_reading

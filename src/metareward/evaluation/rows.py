@@ -1,18 +1,14 @@
-"""A benchmark's file as rows: JSON, JSON Lines or CSV; every row knows its place, and fields are checked when read."""
+"""The rows of a benchmark's files: objects whose fields are checked when they are read (`metareward.data.files`)."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from metareward.data import files
 from metareward.errors import UserError
 
 
@@ -92,35 +88,30 @@ class Row:
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
-    """Every object of ``path``: rows of a CSV, the members of a JSON list, or the lines of a JSON Lines file.
+    """Every object of ``path``, in its order.
 
-    Raises `UserError` naming the place when the file can't be read, holds none, or one is no object.
+    Raises `UserError` naming the place when the file can't be read, is empty, or holds something that is no object.
     """
-    text = _text(path)
-    if path.suffix == ".csv":
-        found = tuple(_csv_rows(path, text))
-    elif text.lstrip().startswith("["):
-        found = tuple(_listed(path, text))
-    else:
-        found = tuple(_lines(path, text))
+    found = tuple(_object(row) for row in files.read_rows(path))
     if not found:
         raise UserError(f"{path}: no rows in it; fix: name a file with one object a line, a JSON list or a CSV")
     return found
 
 
-def read_all(path: Path) -> tuple[Row, ...]:
-    """The rows of a file, or of all ``.jsonl`` files of a folder, in the order of their names."""
+def _object(row: files.Row) -> Row:
+    if not isinstance(row.value, dict):
+        raise UserError(f"{row.place}: not a JSON object; fix: write {{ … }}")
+    return Row(str(row.place), row.value)
+
+
+def read_folder(path: Path) -> tuple[Row, ...]:
+    """The rows of a file, or of all ``.jsonl`` files of a folder in the order of their names."""
     if not path.is_dir():
         return read_rows(path)
-    files = sorted(path.glob("*.jsonl"))
-    if not files:
+    parts = sorted(path.glob("*.jsonl"))
+    if not parts:
         raise UserError(f"{path}: no .jsonl files in this folder; fix: name the folder that holds one file per model")
-    return tuple(row for file in files for row in read_rows(file))
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8. Raises `UserError` when it can't be read."""
-    return _text(path)
+    return tuple(row for part in parts for row in read_rows(part))
 
 
 def group(rows: Iterable[Row], *names: str) -> dict[str, list[Row]]:
@@ -139,78 +130,3 @@ def unique(rows: Sequence[Row], name: str) -> Sequence[Row]:
             raise row.wrong(name, "repeats that of an earlier row", "give every row its own")
         seen.add(row.text(name))
     return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: this is not UTF-8; fix: save the file as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}; fix: name a file that is there") from None
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    for number, fields in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
-        if None in fields or None in fields.values():
-            raise UserError(f"{path}:{number}: not as many cells as the first line; fix: give every column a cell")
-        yield Row(f"{path}:{number}", fields)
-
-
-def _listed(path: Path, text: str) -> Iterator[Row]:
-    for number, value in enumerate(_json(text, str(path))):
-        yield _object(value, f"{path}[{number}]")
-
-
-def _lines(path: Path, text: str) -> Iterator[Row]:
-    # Only a newline ends a line: answers hold U+2028 and its like, where `str.splitlines` would cut.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _object(_json(line, f"{path}:{number}"), f"{path}:{number}")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); fix: write one JSON object a line, or a JSON list") from None
-
-
-def _object(value: object, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object; fix: write {{ … }}")
-    return Row(where, value)
-
-
-# --- A benchmark's file by name: a path, or ``hub:OWNER/NAME/FILE`` for a file of a data set on the Hugging Face hub.
-
-
-HUB = "hub:"
-
-
-def located(name: str, network: bool = True) -> Path:
-    """The path of ``name``; a hub's file is fetched into the hub's own cache, or found there, if ``network`` allows it.
-
-    Raises `UserError` when the name has no file in it, or the hub can't be reached or doesn't have it.
-    """
-    if not name.startswith(HUB):
-        return Path(name)
-    owner, _, rest = name.removeprefix(HUB).partition("/")
-    data_set, _, file = rest.partition("/")
-    if not (owner and data_set and file):
-        raise UserError(f"{name}: names no file of a data set; fix: write hub:OWNER/NAME/FILE")
-    if not network:
-        raise UserError(f"{name}: is on the Hugging Face hub; fix: set prompts.network to true, or name a local copy")
-    return _fetched(name, f"{owner}/{data_set}", file)
-
-
-@cache
-def _fetched(name: str, repository: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset"))
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0][:200]
-        raise UserError(f"{name}: can't be fetched ({why}); fix: allow the network, or name a local copy") from None

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, log_expit
 
+from metareward.method.logistic import minimize
 from metareward.types import Dispute, MetaJudgment, Won
 
 Array = NDArray[np.float64]
 
 _Z95 = 1.959963984540054
-_MAX_STEPS = 100
-_GRADIENT = 1e-10  # largest component at the optimum, per unit of battle weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +96,11 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
     battles = np.array(battles_MM, dtype=np.float64)
     _check(battles, prior)
     np.fill_diagonal(battles, 0.0)
-    ratings, converged, steps = _newton(battles, prior)
+    found = minimize(_BradleyTerryLoss(battles, prior), np.zeros(len(battles)), float(battles.sum()), _centred)
+    ratings = found.b_F
     spread = _Z95 * np.sqrt(_variances(ratings, battles, prior))
     low, high = ratings - spread, ratings + spread
-    return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), converged, steps)
+    return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), found.converged, found.steps)
 
 
 def _check(battles: Array, prior: float) -> None:
@@ -114,50 +114,36 @@ def _check(battles: Array, prior: float) -> None:
         raise ValueError("without a prior every judgment must win and lose, directly or over others: use prior > 0")
 
 
-def _newton(battles: Array, prior: float) -> tuple[Array, bool, int]:
-    ratings = np.zeros(len(battles))
-    enough = _GRADIENT * max(1.0, float(battles.sum()))
-    for step in range(_MAX_STEPS):
-        gradient = _gradient(ratings, battles, prior)
-        if np.abs(gradient).max() <= enough:
-            return ratings, True, step
-        direction = np.asarray(np.linalg.solve(_curvature(ratings, battles, prior), gradient), dtype=np.float64)
-        ratings = _uphill(ratings, direction, battles, prior)
-    return ratings, False, _MAX_STEPS
+@dataclass(frozen=True, slots=True)
+class _BradleyTerryLoss:
+    """Minus the penalised log likelihood: logistic regression on rating differences (`metareward.method.logistic`)."""
+
+    battles: Array
+    prior: float
+
+    def value(self, ratings: Array) -> float:
+        margins = ratings[:, None] - ratings[None, :]
+        return float(self.prior / 2 * ratings @ ratings - (self.battles * log_expit(margins)).sum())
+
+    def gradient(self, ratings: Array) -> Array:
+        unexpected = self.battles * expit(ratings[None, :] - ratings[:, None])  # wins beyond the expected ones
+        return np.asarray(self.prior * ratings - (unexpected.sum(axis=1) - unexpected.sum(axis=0)))
+
+    def hessian(self, ratings: Array) -> Array:
+        """Plus 1/M in every cell, which makes it regular without a prior and leaves ratings that sum to 0 alone."""
+        count = len(ratings)
+        p = expit(ratings[:, None] - ratings[None, :])
+        weights = (self.battles + self.battles.T) * p * (1 - p)
+        return np.asarray(np.diag(weights.sum(axis=1)) - weights + self.prior * np.eye(count) + 1 / count)
 
 
-def _uphill(ratings: Array, direction: Array, battles: Array, prior: float) -> Array:
-    """The full Newton step, or as much of it as doesn't lower the objective (beyond rounding)."""
-    here = _objective(ratings, battles, prior)
-    floor = here - 1e-13 * (1.0 + abs(here))
-    scale = 1.0
-    while scale > 1e-6 and _objective(ratings + scale * direction, battles, prior) < floor:
-        scale /= 2
-    moved = ratings + scale * direction
-    return np.asarray(moved - moved.mean())
-
-
-def _objective(ratings: Array, battles: Array, prior: float) -> float:
-    margins = ratings[:, None] - ratings[None, :]
-    return float((battles * log_expit(margins)).sum() - prior / 2 * ratings @ ratings)
-
-
-def _gradient(ratings: Array, battles: Array, prior: float) -> Array:
-    lost = battles * expit(ratings[None, :] - ratings[:, None])  # what each win was not expected to be
-    return np.asarray(lost.sum(axis=1) - lost.sum(axis=0) - prior * ratings)
-
-
-def _curvature(ratings: Array, battles: Array, prior: float) -> Array:
-    """Minus the second derivative, plus 1/M everywhere: that makes it regular and bears on no rating that sums to 0."""
-    count = len(ratings)
-    chance = expit(ratings[:, None] - ratings[None, :])
-    pull = (battles + battles.T) * chance * (1 - chance)
-    return np.asarray(np.diag(pull.sum(axis=1)) - pull + prior * np.eye(count) + 1 / count)
+def _centred(ratings: Array) -> Array:
+    return np.asarray(ratings - ratings.mean())
 
 
 def _variances(ratings: Array, battles: Array, prior: float) -> Array:
     """The variance of each rating, with their sum held at 0."""
     count = len(ratings)
     centre = np.eye(count) - 1 / count
-    covariance = centre @ np.linalg.inv(_curvature(ratings, battles, prior)) @ centre
+    covariance = centre @ np.linalg.inv(_BradleyTerryLoss(battles, prior).hessian(ratings)) @ centre
     return np.asarray(np.clip(np.diag(covariance), 0.0, None))

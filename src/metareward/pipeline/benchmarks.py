@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metareward.config.schema import BenchmarkSettings, engine_fingerprint
+from metareward.data.files import HUB, located_file
 from metareward.data.prompts import load_prompts
 from metareward.engines.base import Engine, StripReasoning
 from metareward.errors import UserError
@@ -25,7 +26,15 @@ from metareward.evaluation.arena_hard.data import Question, by_model, read_answe
 from metareward.evaluation.arena_hard.run import verdicts_by
 from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judge_quality import run as judge_run
-from metareward.evaluation.judge_quality.data import Item, Pair, Response, Winner, graded, read_pairs, read_rankings
+from metareward.evaluation.judge_quality.data import (
+    Item,
+    Pair,
+    Response,
+    Winner,
+    read_pairs,
+    read_rankings,
+    verdicts_from_scores,
+)
 from metareward.evaluation.judge_quality.run import pairs_table
 from metareward.evaluation.judges import (
     Desk,
@@ -45,7 +54,6 @@ from metareward.evaluation.mt_bench import data as mt_bench_files
 from metareward.evaluation.mt_bench import run as mt_bench_run
 from metareward.evaluation.mt_bench.data import read_prompts, read_references
 from metareward.evaluation.mt_bench.run import grade_by_rubric
-from metareward.evaluation.rows import HUB, located
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.usage import billed
 from metareward.method.judge import with_system
@@ -93,7 +101,7 @@ class Entry:
         """
         named = self.asked.model_dump(include=_FILES)
         network = self.of.recipe.prompts.network
-        paths = {key: str(located(name, network)) for key, name in named.items() if name and name.startswith(HUB)}
+        paths = {key: str(located_file(name, network)) for key, name in named.items() if name and name.startswith(HUB)}
         return self.asked.model_copy(update=paths)
 
     @property
@@ -144,7 +152,7 @@ class Entry:
         return self.due or any(each.due and each.baseline == self for each in later)
 
     @property
-    def graded(self) -> bool:
+    def verdicts_from_scores(self) -> bool:
         """Whether all that the numbers rest on was asked when the model was measured on the held-out prompts."""
         held_out = self.asked.questions is None and self.asked.prompt is None
         against_first = self.asked.kind == "judge" or self.asked.against == "m0"
@@ -485,7 +493,7 @@ async def _judge(entry: Entry, door: Door) -> Numbers:
 def _agreement(entry: Entry) -> Numbers:
     """M_t's scores of its own and of M0's held-out answers, against the oracle's word on which is better."""
     pairs = [pair for record in held_out_of(entry.of, entry.t) for pair in _pairs(entry, record)]
-    return [pairs_table(pairs, {entry.model: graded(pairs)}, entry.model).as_dict()]
+    return [pairs_table(pairs, {entry.model: verdicts_from_scores(pairs)}, entry.model).as_dict()]
 
 
 def _pairs(entry: Entry, record: HeldOut) -> Sequence[Pair]:

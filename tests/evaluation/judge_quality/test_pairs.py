@@ -18,27 +18,22 @@ from metareward.evaluation.judge_quality.data import (
     PairVerdicts,
     Response,
     Winner,
-    graded,
     read_pairs,
     read_verdicts,
+    verdicts_from_scores,
 )
-from metareward.evaluation.judge_quality.metrics import (
+from metareward.evaluation.judge_quality.pairs import (
     JudgedPair,
+    biases,
+    chance_pair_quality,
     cohen_kappa,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
+    verdicts_by_length,
 )
+from metareward.evaluation.judge_quality.reward_bench import SECTIONS, combine, read_choices, section_scores
 from metareward.evaluation.judge_quality.run import pairs_table, sections_table
-from metareward.evaluation.judge_quality.sections import (
-    SECTIONS,
-    biases,
-    chance_at_pairs,
-    chosen_by_length,
-    combine,
-    read_choices,
-    section_scores,
-)
 from metareward.types import Message
 
 winners = st.sampled_from([None, 0, 1, 2])
@@ -185,11 +180,11 @@ def test_a_judge_of_one_order_has_no_position(tmp_path: Path) -> None:
         pair("b", 2, scores=((4.0,), (4.0,))),
         pair("c", 2, scores=((None,), (1.0,))),
     ]
-    verdicts = graded(pairs)
+    verdicts = verdicts_from_scores(pairs)
     assert [each.winners for each in verdicts] == [(1,), (0,), (None,)]
     quality, lean = pair_quality(judged_pairs(pairs, verdicts)), biases(judged_pairs(pairs, verdicts))
     assert (quality.accuracy, quality.positional_agreement, lean.position.p_first_shown) == (0.5, None, None)
-    assert chance_at_pairs(judged_pairs(pairs, verdicts))["accuracy_both_orders"] is None
+    assert chance_pair_quality(judged_pairs(pairs, verdicts))["accuracy_both_orders"] is None
 
 
 def test_position_length_and_own_outputs_by_hand() -> None:
@@ -233,7 +228,7 @@ def test_files_of_pairs_and_verdicts_are_read(tmp_path: Path) -> None:
 
 
 def test_the_longer_output_wins_by_length() -> None:
-    found = chosen_by_length([pair("a", 1, ("xxx", "y")), pair("b", 1, ("x", "y"))], 2)
+    found = verdicts_by_length([pair("a", 1, ("xxx", "y")), pair("b", 1, ("x", "y"))], 2)
     assert [each.winners for each in found] == [(1, 1), (0, 0)]
 
 

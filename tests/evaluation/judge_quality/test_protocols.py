@@ -15,6 +15,7 @@ from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Response, Winner, read_rankings
 from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_chosen, human, self_chosen
+from metareward.evaluation.judge_quality.rankings import scored_by_length
 from metareward.evaluation.judge_quality.run import JudgeFiles, Judges, grading, protocol_named, table
 from metareward.evaluation.judge_quality.sections import graded_by_length
 from metareward.generation.unit import fingerprint, run_prompt
@@ -69,7 +70,7 @@ def test_self_chosen_asks_about_best_and_worst() -> None:
 
 def test_human_averages_correlations_over_prompts(judge_data: Path) -> None:
     items = read_rankings(judge_data / "oasst_rankings.jsonl")
-    judge, length, chance = human(graded_by_length(items), "characters")
+    judge, length, chance = human(scored_by_length(items), "characters")
     assert judge == replace(length, judge="characters")
     assert length.agreement == pytest.approx(0.6957, abs=1e-4) and length.spearman == pytest.approx(0.4711, abs=1e-4)
     assert (length.n_pairs, length.n_left_out, chance.spearman) == (345, 0, 0.0)

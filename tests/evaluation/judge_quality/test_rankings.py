@@ -13,9 +13,13 @@ from made_up import lines
 
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Item, Response, read_rankings
-from metareward.evaluation.judge_quality.metrics import ranking_quality
+from metareward.evaluation.judge_quality.rankings import (
+    chance_ranking_quality,
+    ranking_quality,
+    score_histogram,
+    scored_by_length,
+)
 from metareward.evaluation.judge_quality.run import rankings_table
-from metareward.evaluation.judge_quality.sections import chance_at_rankings, graded_by_length, score_histogram
 from metareward.types import Message
 
 SAID = (Message("user", "Why?"),)
@@ -55,7 +59,7 @@ def test_the_length_only_judge_stands_in_every_table(judge_data: Path) -> None:
     assert rows["length only"]["pairwise_accuracy_ties_half"] == pytest.approx(0.6957, abs=1e-4)
     assert rows["length only"]["five_best"] is None
     assert rows["chance"]["pairwise_accuracy_ties_half"] == 0.5
-    assert list(dict(rankings_table(graded_by_length(items), "mine", 5.0).rows)) == ["mine", "length only", "chance"]
+    assert list(dict(rankings_table(scored_by_length(items), "mine", 5.0).rows)) == ["mine", "length only", "chance"]
 
 
 def test_the_rules_by_hand() -> None:
@@ -99,7 +103,7 @@ def test_chance_is_what_random_scores_reach_on_average() -> None:
     generator = np.random.default_rng(0)
     shapes = [[0, 1, 2], [0, 1], [0, 0, 1, 2]] * 400
     items = [item(str(i), ranks, generator.permutation(len(ranks)).tolist()) for i, ranks in enumerate(shapes)]
-    found, chance = ranking_quality(items).as_dict(), chance_at_rankings(items)
+    found, chance = ranking_quality(items).as_dict(), chance_ranking_quality(items)
     for name in ("pairwise_accuracy_ties_half", "exact_match", "best_of_match_ties_shared", "mean_spearman_defined"):
         assert found[name] == pytest.approx(chance[name], abs=0.05), name
 

@@ -26,7 +26,7 @@ from scipy.special import expit
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Annotation, Gamed, Weights
 from metareward.evaluation.alpaca_eval.win_rate import standard_error
-from metareward.method.stats import fit
+from metareward.method.logistic import fit_logistic
 
 Array = NDArray[np.float64]
 
@@ -192,7 +192,7 @@ def length_adjusted(rows: Sequence[Annotation], difficulty_P: Array | None = Non
         return predicted(Weights(0.0, 0.0, 0.0), hard_P)
     features = np.column_stack([scaled_difference(rows), hard_P, np.ones(len(rows))])[judged]
     shares = np.array([row.preference for row in rows if row.preference is not None])
-    coefficients = fit(features, shares, np.ones(len(shares)), np.full(3, RIDGE))
+    coefficients = fit_logistic(features, shares, np.ones(len(shares)), np.full(3, RIDGE))
     fitted = predicted(Weights(*map(float, coefficients)), hard_P)
     return replace(fitted, standard_error=_error(features, shares, coefficients, hard_P) if len(shares) > 1 else None)
 

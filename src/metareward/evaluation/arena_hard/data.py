@@ -17,8 +17,9 @@ from typing import Literal, get_args
 
 import yaml
 
+from metareward.data.files import read_text
 from metareward.errors import UserError
-from metareward.evaluation.rows import Row, read_all, read_rows, read_text
+from metareward.evaluation.rows import Row, read_folder, read_rows
 from metareward.method.template import require
 
 # --- The five verdicts of an Arena-Hard judge, and reading one from what it wrote.
@@ -175,7 +176,7 @@ def _asked(row: Row) -> str:
 
 def read_answers(path: Path) -> tuple[Answer, ...]:
     """The answers of a file, or of all ``.jsonl`` files of a folder."""
-    return tuple(_answer(row) for row in read_all(path))
+    return tuple(_answer(row) for row in read_folder(path))
 
 
 def _answer(row: Row) -> Answer:
@@ -221,7 +222,7 @@ def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[
 
     Raises `UserError` when neither the rows nor ``baseline`` name the baseline.
     """
-    matches = [_match(row, baseline, version) for row in read_all(path)]
+    matches = [_match(row, baseline, version) for row in read_folder(path)]
     return tuple(match for match in matches if match.model != match.baseline)
 
 

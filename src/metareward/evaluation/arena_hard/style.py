@@ -27,7 +27,7 @@ from scipy.special import expit
 
 from metareward.evaluation.arena_hard.data import Answer, Style, Version
 from metareward.evaluation.arena_hard.score import PERCENTILES, Battles, Range, draw_questions
-from metareward.method.stats import fit
+from metareward.method.logistic import fit_logistic
 
 Array = NDArray[np.float64]
 Control = Literal["style", "length", "markdown"]
@@ -130,7 +130,7 @@ def controlled(rows: StyledBattles, control: Control, version: Version, rounds: 
     columns = _COLUMNS[control]
     x_RF = _design(rows, columns)
     ridge_F = np.full(x_RF.shape[1], _RIDGE[version])
-    found = fit(x_RF, rows.outcome_R, rows.weight_R, ridge_F)
+    found = fit_logistic(x_RF, rows.outcome_R, rows.weight_R, ridge_F)
     count = len(rows.models)
     fought_M = np.asarray(np.bincount(rows.model_R, rows.weight_R, count), dtype=np.float64)
     scores = [float(score) if n else None for score, n in zip(_scores(found, count), fought_M, strict=True)]
@@ -155,7 +155,7 @@ def _scores(found_F: Array, models: int) -> Array:
 def _resampled(rows: StyledBattles, x_RF: Array, ridge_F: Array, start_F: Array, rounds: int, seed: int) -> Array:
     """The scores of every round, of shape (rounds, M)."""
     drawn = draw_questions(len(rows.questions), rounds, seed)[:, rows.question_R]
-    fits = [fit(x_RF, rows.outcome_R, rows.weight_R * times_R, ridge_F, start_F) for times_R in drawn]
+    fits = [fit_logistic(x_RF, rows.outcome_R, rows.weight_R * times_R, ridge_F, start_F) for times_R in drawn]
     return np.array([_scores(found, len(rows.models)) for found in fits])
 
 

@@ -1,12 +1,12 @@
-"""What judges are measured on, as JSON Lines: human rankings of responses, labelled pairs, and stored verdicts.
+"""Files that a judge is evaluated on, as JSON Lines: human rankings, labelled pairs, and stored verdicts.
 
 A ranking:  {"id", "conversation": [{"role", "text"}] or "prompt", "responses": [{"text", "rank"}]}; rank 0 is the best.
 A pair:     {"id", "input", "output_1", "output_2", "label"}; the label names the better output, 0 says neither.
 A verdict:  {"id", "evaluator", "winner_original_order", "winner_swapped_order"}; winners by the pair's own numbers,
             null where none could be read (the form of LLMBar's results, princeton-nlp/LLMBar).
 
-A judge that grades puts ``score``, or ``scores`` of several judgments with null for unreadable ones, to a response, and
-``score_1`` and ``score_2`` (``scores_1``, ``scores_2``) to a pair. A reference judge puts ``comparisons`` to a ranking,
+A scoring judge adds ``score``, or ``scores`` of several judgments with null for unreadable ones, to a response, and
+``score_1`` and ``score_2`` (``scores_1``, ``scores_2``) to a pair. A reference judge adds ``comparisons`` to a ranking,
 {"first", "second", "winner"} with indices of responses in the order shown, "tie" or null; and ``reference`` to a pair,
 a list with the winner in each order.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metareward.evaluation.rows import Row, group, read_rows, unique
+from metareward.method.stats import EQUAL
 from metareward.types import ChatRole, Message, Messages, Tied, Won
 
 Winner = Literal[0, 1, 2]  # 0: neither
@@ -27,7 +28,7 @@ _ROLES: dict[str, ChatRole] = {"prompter": "user", "human": "user", "gpt": "assi
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer. ``rank`` is the humans' (0 is the best); ``scores_N`` are a judge's, None for an unreadable one."""
+    """One answer. ``rank`` is the human rank (0 is best); ``scores_N`` are a judge's, None for an unreadable one."""
 
     text: str
     rank: float | None = None
@@ -69,10 +70,16 @@ class Pair:
     subset: str
     generators: tuple[str, str] | None
 
+    @property
+    def chars(self) -> tuple[int, int]:
+        """The lengths of the two responses in characters."""
+        one, other = self.item.responses
+        return len(one.text), len(other.text)
+
 
 @dataclass(frozen=True, slots=True)
 class PairVerdicts:
-    """What one judge says of one pair, in one or both orders, by the pair's own numbers; None where unreadable."""
+    """One judge's verdicts on one pair, in one or both orders, by the pair's own numbers; None where unreadable."""
 
     id: str
     winners: tuple[Winner | None, ...]
@@ -141,7 +148,7 @@ def _pair(row: Row) -> Pair:
 
 
 def _label(row: Row) -> Winner | None:
-    """The ``label``, else what a reference judge says in both orders (``reference``) if it says the same twice."""
+    """The ``label``, else the reference judge's verdict (``reference``) if it is the same in both orders."""
     if not row.has("reference"):
         return _winner(row, "label", row.fields.get("label"))
     orders = {_winner(row, "reference", each) for each in row.items("reference")}
@@ -158,11 +165,11 @@ def _winner(row: Row, field: str, value: Any) -> Winner | None:
 
 
 def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
-    """The verdicts of a file by evaluator; a row without that field belongs to one called after the file."""
+    """The verdicts of a file by evaluator; rows without that field belong to an evaluator named after the file."""
     unnamed = {"evaluator": path.stem}
     rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in read_rows(path)]
     return {
-        name: tuple(_verdicts(row) for row in unique(those, "id")) for name, those in group(rows, "evaluator").items()
+        name: tuple(_verdicts(row) for row in unique(found, "id")) for name, found in group(rows, "evaluator").items()
     }
 
 
@@ -174,8 +181,8 @@ def _verdicts(row: Row) -> PairVerdicts:
     return PairVerdicts(row.text("id"), tuple(_winner(row, name, row.fields[name]) for name in given))
 
 
-def graded(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
-    """The verdicts that the scores of a grading judge come to: one order, and neither where they are equal."""
+def verdicts_from_scores(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
+    """A scoring judge's verdicts: in one order, a tie where the mean scores are equal."""
     return tuple(PairVerdicts(pair.item.id, (_by_score(pair),)) for pair in pairs)
 
 
@@ -183,6 +190,6 @@ def _by_score(pair: Pair) -> Winner | None:
     one, other = (response.score for response in pair.item.responses)
     if one is None or other is None:
         return None
-    if abs(one - other) <= 1e-9:
+    if abs(one - other) <= EQUAL:
         return 0
     return 1 if one > other else 2

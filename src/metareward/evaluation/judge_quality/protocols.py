@@ -1,39 +1,35 @@
-"""The papers' own protocols for a judge that grades, by name (Meta-Rewarding section 3.3).
+"""The paper's protocols for a scoring judge, by name (Meta-Rewarding section 3.3).
 
-* ``gpt4-chosen`` (Table 3): two answers of the seed model to each held-out prompt, a reference judge asked in both
-  orders and kept only where it agrees with itself; the judge scores each answer with the mean of 11 judgments.
-* ``self-chosen`` (Table 3): seven answers, of which the judge's best and worst go to the reference judge. Where its two
-  orders differ, it ties; the paper doesn't say. Equal scores for all answers are a tie of the judge.
+* ``gpt4-chosen`` (Table 3): two answers of the seed model to each held-out prompt; the reference judge compares them in
+  both orders, and only pairs where both orders agree are used. The judge's score is the mean of 11 judgments.
+* ``self-chosen`` (Table 3): seven answers; the reference judge compares the judge's best and worst. Different verdicts
+  in the two orders count as a tie (the paper doesn't say). Equal scores for all answers are a tie of the judge.
 * ``human`` (Table 7): human rankings; Spearman's correlation is averaged over prompts.
-* ``meta-judge`` (Table 5): the meta-judge's lean to the first place and to the higher score, from a run's records, in
-  the terms of `metareward.monitors.position_statistics`.
+* ``meta-judge`` (Table 5): the meta-judge's position bias and preference for the higher score, from a run's records
+  (`metareward.method.diagnostics.position_statistics`).
 
-Agreement counts a tie 1/2; agreement without ties leaves tied pairs out. Intervals are of 95 %, from drawing prompts.
+Agreement counts a tie 1/2; agreement without ties excludes tied pairs. Intervals: 95 % bootstrap over prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from metareward.evaluation.judge_quality.data import Item, Pair
-from metareward.evaluation.judge_quality.metrics import mean
-from metareward.evaluation.judge_quality.sections import CHANCE, LENGTH, graded_by_length
-from metareward.method.stats import mean_interval, pairwise_accuracy, spearman
+from metareward.evaluation.judge_quality.rankings import CHANCE, LENGTH, scored_by_length, scored_prompt
+from metareward.method.stats import EQUAL, mean_interval, mean_or_none, pairwise_accuracy, spearman
 from metareward.types import Tied, Won
 
-Name = Literal["gpt4-chosen", "self-chosen", "human", "meta-judge"]
-
-_EQUAL = 1e-9
-Rows = list[tuple[str, float]]  # (prompt id, 1, 1/2 or 0)
+ProtocolName = Literal["gpt4-chosen", "self-chosen", "human", "meta-judge"]
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far one judge agrees with the reference; None where there is nothing to count.
+    """One judge's agreement with the reference; None where nothing can be counted.
 
-    ``n_left_out`` pairs have no usable reference, or a score that couldn't be read.
+    ``n_left_out`` counts pairs without a usable reference verdict or without a readable score.
     """
 
     judge: str
@@ -52,9 +48,9 @@ class Agreement:
 
 
 def gpt4_chosen(pairs: Sequence[Pair], judge: str, seed: int = 0) -> tuple[Agreement, ...]:
-    """The judge, the length-only judge and chance on the pairs whose reference agrees with itself."""
+    """The judge, the length-only judge and chance, on pairs whose reference verdict is the same in both orders."""
     kept = [pair for pair in pairs if pair.label in (1, 2)]
-    by_length = [Pair(graded_by_length([p.item])[0], p.label, p.subset, p.generators) for p in kept]
+    by_length = [Pair(scored_by_length([p.item])[0], p.label, p.subset, p.generators) for p in kept]
     left_out = len(pairs) - len(kept)
     return (
         _agreement(judge, [_hit(pair) for pair in kept], left_out, seed),
@@ -71,23 +67,19 @@ def _hit(pair: Pair) -> tuple[str, float | None]:
 
 
 def _share(lead: float) -> float:
-    """1 for a lead of the reference's winner, 1/2 for a tie, else 0."""
-    return 0.5 if abs(lead) <= _EQUAL else float(lead > 0)
+    """1 if the reference's winner scores higher, 1/2 for a tie, else 0."""
+    return 0.5 if abs(lead) <= EQUAL else float(lead > 0)
 
 
 def self_chosen(items: Sequence[Item], judge: str, seed: int = 0) -> tuple[Agreement, ...]:
-    """The judge on its own best and worst answers, and the length-only judge and chance on the same pairs."""
-    rows = [_judged(item) for item in items]
-    lengths = [_longer(item) for item in items]
+    """The judge, the length-only judge and chance, on the pairs of the judge's best and worst answers."""
+    rows = [_best_against_worst(item) for item in items]
+    lengths = [_longer_against_shorter(item) for item in items]
     return (
-        _agreement(judge, [row for row in rows if row[1] is not None], _absent(rows), seed),
-        _agreement(LENGTH, [row for row in lengths if row[1] is not None], _absent(lengths), seed),
-        _chance(len(rows) - _absent(rows), None),
+        _agreement(judge, rows, 0, seed),
+        _agreement(LENGTH, lengths, 0, seed),
+        _chance(sum(share is not None for _, share in rows), None),
     )
-
-
-def _absent(rows: Iterable[tuple[str, float | None]]) -> int:
-    return sum(share is None for _, share in rows)
 
 
 def chosen_by_judge(item: Item) -> tuple[int, int] | None:
@@ -95,37 +87,37 @@ def chosen_by_judge(item: Item) -> tuple[int, int] | None:
     fewer than two are there."""
     scores = {i: each.score for i, each in enumerate(item.responses)}
     known = {i: score for i, score in scores.items() if score is not None}
-    if len(known) < 2 or max(known.values()) - min(known.values()) <= _EQUAL:
+    if len(known) < 2 or max(known.values()) - min(known.values()) <= EQUAL:
         return None
     return max(known, key=lambda i: known[i]), min(known, key=lambda i: known[i])
 
 
-def _judged(item: Item) -> tuple[str, float | None]:
+def _best_against_worst(item: Item) -> tuple[str, float | None]:
     chosen = chosen_by_judge(item)
     if chosen is None:
         readable = sum(each.score is not None for each in item.responses)
         return item.id, 0.5 if readable > 1 else None
-    return item.id, _reference(item, *chosen)
+    return item.id, _reference_verdict(item, *chosen)
 
 
-def _longer(item: Item) -> tuple[str, float | None]:
-    """Whether the reference prefers the longer one of the two that the judge named."""
+def _longer_against_shorter(item: Item) -> tuple[str, float | None]:
+    """Whether the reference prefers the longer of the judge's best and worst answers."""
     chosen = chosen_by_judge(item)
     if chosen is None:
         return item.id, None
     longer, shorter = sorted(chosen, key=lambda i: len(item.responses[i].text), reverse=True)
     if len(item.responses[longer].text) == len(item.responses[shorter].text):
         return item.id, 0.5
-    return item.id, _reference(item, longer, shorter)
+    return item.id, _reference_verdict(item, longer, shorter)
 
 
-def _reference(item: Item, winner: int, loser: int) -> float | None:
-    """1 if the reference prefers ``winner``, 0 if ``loser``, 1/2 if it ties or its orders differ; None: not known."""
-    about = [each for each in item.comparisons if {each.first, each.second} == {winner, loser}]
-    said = {_side(each.verdict, winner) for each in about}
-    if not said or None in said:
+def _reference_verdict(item: Item, winner: int, loser: int) -> float | None:
+    """1 if the reference prefers ``winner``, 0 if ``loser``, 1/2 for a tie or different orders; None if unknown."""
+    comparisons = [each for each in item.comparisons if {each.first, each.second} == {winner, loser}]
+    shares = {_side(each.verdict, winner) for each in comparisons}
+    if not shares or None in shares:
         return None
-    return said.pop() if len(said) == 1 else 0.5
+    return shares.pop() if len(shares) == 1 else 0.5
 
 
 def _side(verdict: Won | Tied | None, winner: int) -> float | None:
@@ -136,28 +128,23 @@ def _side(verdict: Won | Tied | None, winner: int) -> float | None:
 
 def human(items: Sequence[Item], judge: str, seed: int = 0) -> tuple[Agreement, ...]:
     """The judge, the length-only judge and chance against human rankings."""
-    judges = ((judge, items), (LENGTH, graded_by_length(items)))
-    found = tuple(_ranked(name, those, seed) for name, those in judges)
-    return (*found, _chance(found[1].n_pairs, 0.0))
+    own, by_length = _against_ranks(judge, items, seed), _against_ranks(LENGTH, scored_by_length(items), seed)
+    return own, by_length, _chance(by_length.n_pairs, 0.0)
 
 
-def _ranked(judge: str, items: Sequence[Item], seed: int) -> Agreement:
-    rows: Rows = []
+def _against_ranks(judge: str, items: Sequence[Item], seed: int) -> Agreement:
+    rows: list[tuple[str, float]] = []
     correlations = []
     possible = 0
     for item in items:
-        known = [
-            (each.score, -each.rank) for each in item.responses if each.score is not None and each.rank is not None
-        ]
-        scores, ranks = [score for score, _ in known], [rank for _, rank in known]
-        counted = pairwise_accuracy(scores, ranks)
+        known = scored_prompt(item)
+        counted = pairwise_accuracy(known.scores, known.quality)
         every = [each.rank for each in item.responses if each.rank is not None]
         possible += pairwise_accuracy(every, every).pairs
         rows += [(item.id, 1.0)] * counted.right + [(item.id, 0.5)] * counted.tied + [(item.id, 0.0)] * counted.wrong
-        correlations.append(spearman(scores, ranks))
+        correlations.append(spearman(known.scores, known.quality))
     defined = [value for value in correlations if value is not None]
-    found = _agreement(judge, rows, possible - len(rows), seed)
-    return Agreement(**(asdict(found) | {"spearman": mean(defined)}))
+    return replace(_agreement(judge, rows, possible - len(rows), seed), spearman=mean_or_none(defined))
 
 
 def _agreement(judge: str, rows: Sequence[tuple[str, float | None]], left_out: int, seed: int) -> Agreement:
@@ -169,7 +156,7 @@ def _agreement(judge: str, rows: Sequence[tuple[str, float | None]], left_out: i
         agreement=interval.mean if interval else None,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
-        agreement_without_ties=mean([share for share in shares if share != 0.5]),
+        agreement_without_ties=mean_or_none([share for share in shares if share != 0.5]),
         spearman=None,
         n_pairs=len(known),
         n_ties=shares.count(0.5),

@@ -14,40 +14,37 @@ from metareward.evaluation.judge_quality.data import (
     Pair,
     PairVerdicts,
     Winner,
-    graded,
     read_pairs,
     read_rankings,
     read_verdicts,
+    verdicts_from_scores,
 )
-from metareward.evaluation.judge_quality.metrics import (
+from metareward.evaluation.judge_quality.pairs import (
     JudgedPair,
+    biases,
+    chance_pair_quality,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
-    ranking_quality,
+    verdicts_by_length,
 )
 from metareward.evaluation.judge_quality.protocols import (
     Agreement,
-    Name,
+    ProtocolName,
     chosen_by_judge,
     gpt4_chosen,
     human,
     self_chosen,
 )
-from metareward.evaluation.judge_quality.sections import (
+from metareward.evaluation.judge_quality.rankings import (
     CHANCE,
     LENGTH,
-    Choice,
-    biases,
-    chance_at_pairs,
-    chance_at_rankings,
-    choices_by_length,
-    chosen_by_length,
-    graded_by_length,
-    read_choices,
+    chance_ranking_quality,
+    ranking_quality,
     score_histogram,
-    section_scores,
+    scored_by_length,
 )
+from metareward.evaluation.judge_quality.reward_bench import Choice, choices_by_length, read_choices, section_scores
 from metareward.evaluation.judges import (
     Desk,
     Door,
@@ -86,8 +83,8 @@ def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTa
     scored = any(response.scores_N for item in items for response in item.responses)
     own = {**ranking_quality(items, perfect).as_dict(), "score_histogram": score_histogram(items)}
     rows: list[tuple[str, Measures]] = [(judge, own)] if scored else []
-    rows.append((LENGTH, ranking_quality(graded_by_length(items), perfect).as_dict() | _no_perfect()))
-    return JudgeTable("rankings", (*rows, (CHANCE, chance_at_rankings(items))))
+    rows.append((LENGTH, ranking_quality(scored_by_length(items), perfect).as_dict() | _no_perfect()))
+    return JudgeTable("rankings", (*rows, (CHANCE, chance_ranking_quality(items))))
 
 
 def _no_perfect() -> dict[str, object]:
@@ -101,9 +98,9 @@ def pairs_table(
     """Judges against pairwise labels, with their biases. Raises `UserError` where one judge mixes one order and two."""
     rows = [(name, _pairs_table(name, judged_pairs(pairs, verdicts), own)) for name, verdicts in judges.items()]
     orders = max((len(each.winners) for verdicts in judges.values() for each in verdicts), default=1)
-    by_length = judged_pairs(pairs, chosen_by_length(pairs, orders))
+    by_length = judged_pairs(pairs, verdicts_by_length(pairs, orders))
     rows.append((LENGTH, _pairs_table(LENGTH, by_length, own)))
-    return JudgeTable("pairs", (*rows, (CHANCE, chance_at_pairs(by_length))))
+    return JudgeTable("pairs", (*rows, (CHANCE, chance_pair_quality(by_length))))
 
 
 def _pairs_table(name: str, judged: Sequence[JudgedPair], own: str | None) -> Measures:
@@ -138,7 +135,7 @@ def meta_judge_table(records: Iterable[PromptRecord], judge: str) -> JudgeTable:
     return JudgeTable("meta-judge", ((judge, position_statistics(records).as_dict()), (CHANCE, chance)))
 
 
-_TAKES: dict[Name, str] = {
+_TAKES: dict[ProtocolName, str] = {
     "gpt4-chosen": "pairs",
     "self-chosen": "rankings",
     "human": "rankings",
@@ -170,7 +167,7 @@ class Judges:
     own: str | None = None
 
 
-async def table(files: JudgeFiles, judges: Judges, protocol: Name | None = None) -> JudgeTable:
+async def table(files: JudgeFiles, judges: Judges, protocol: ProtocolName | None = None) -> JudgeTable:
     """The measures of ``protocol``, or all that fit the file. Raises `UserError` for what doesn't fit together."""
     kind, path = _measured_on(files, protocol)
     if kind == "records":
@@ -182,7 +179,7 @@ async def table(files: JudgeFiles, judges: Judges, protocol: Name | None = None)
     return await _rankings(read_rankings(path), files, judges, protocol)
 
 
-def _measured_on(files: JudgeFiles, protocol: Name | None) -> tuple[str, Path]:
+def _measured_on(files: JudgeFiles, protocol: ProtocolName | None) -> tuple[str, Path]:
     named = {"rankings": files.rankings, "pairs": files.pairs, "sections": files.sections, "records": files.records}
     given = [(kind, path) for kind, path in named.items() if path is not None]
     if len(given) != 1:
@@ -197,11 +194,11 @@ def grading(rubric: str, n: int) -> Grading:
     return Grading(Rubric(load_template(rubric)), n, Sampling(0.8, 0.95, 1024))
 
 
-def protocol_named(name: str | None) -> Name | None:
+def protocol_named(name: str | None) -> ProtocolName | None:
     """The protocol of that name. Raises `UserError` naming those there are."""
-    found: Name | None = next((each for each in get_args(Name) if each == name), None)
+    found: ProtocolName | None = next((each for each in get_args(ProtocolName) if each == name), None)
     if name is not None and found is None:
-        raise UserError(f"--protocol {name}: no such protocol; there is {', '.join(get_args(Name))}")
+        raise UserError(f"--protocol {name}: no such protocol; there is {', '.join(get_args(ProtocolName))}")
     return found
 
 
@@ -210,7 +207,9 @@ def _records(path: Path) -> list[PromptRecord]:
         return [from_json(document) for _, document in store.documents()]
 
 
-async def _rankings(items: Sequence[Item], files: JudgeFiles, judges: Judges, protocol: Name | None) -> JudgeTable:
+async def _rankings(
+    items: Sequence[Item], files: JudgeFiles, judges: Judges, protocol: ProtocolName | None
+) -> JudgeTable:
     items = await _graded(files, judges, items)
     if protocol == "human":
         return protocol_table(protocol, human(items, judges.name))
@@ -220,7 +219,7 @@ async def _rankings(items: Sequence[Item], files: JudgeFiles, judges: Judges, pr
     return rankings_table(items, judges.name, judges.grading.rubric.high)
 
 
-async def _pairs(pairs: Sequence[Pair], files: JudgeFiles, judges: Judges, protocol: Name | None) -> JudgeTable:
+async def _pairs(pairs: Sequence[Pair], files: JudgeFiles, judges: Judges, protocol: ProtocolName | None) -> JudgeTable:
     if protocol == "gpt4-chosen":
         pairs = await _labelled(files, judges, await _scored(files, judges, pairs))
         return protocol_table(protocol, gpt4_chosen(pairs, judges.name))
@@ -230,7 +229,7 @@ async def _pairs(pairs: Sequence[Pair], files: JudgeFiles, judges: Judges, proto
         return pairs_table(pairs, {judges.name: await _pairwise(files, judges.door, pairs)}, judges.own)
     pairs = await _scored(files, judges, pairs)
     scored = all(response.scores_N or response.refused for pair in pairs for response in pair.item.responses)
-    return pairs_table(pairs, {judges.name: graded(pairs)} if scored else {}, judges.own)
+    return pairs_table(pairs, {judges.name: verdicts_from_scores(pairs)} if scored else {}, judges.own)
 
 
 async def _graded(files: JudgeFiles, judges: Judges, items: Sequence[Item]) -> Sequence[Item]:

@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from metareward.data.files import read_text
 from metareward.errors import UserError
-from metareward.evaluation.rows import Row, read_all, read_rows, read_text
+from metareward.evaluation.rows import Row, read_folder, read_rows
 from metareward.method.template import fill
 from metareward.types import Message, Messages
 
@@ -78,7 +79,7 @@ def _two(row: Row, turns: object) -> Turns:
 def read_answers(path: Path) -> dict[str, dict[int, Turns]]:
     """The two answers to each question, by model and question; of a repeated one the last counts, as upstream."""
     found: dict[str, dict[int, Turns]] = {}
-    for row in read_all(path):
+    for row in read_folder(path):
         turns = _two(row, row.rows("choices")[0].fields.get("turns"))
         found.setdefault(row.text("model_id"), {})[_id(row)] = turns
     return found
@@ -99,7 +100,7 @@ def read_prompts(path: Path) -> GradingPrompts:
 
 def read_grades(path: Path) -> tuple[Grade, ...]:
     """The judgments of a file, or of a folder's ``.jsonl`` files. The stored score -1 means that none could be read."""
-    return tuple(_grade(row) for row in read_all(path))
+    return tuple(_grade(row) for row in read_folder(path))
 
 
 def _grade(row: Row) -> Grade:

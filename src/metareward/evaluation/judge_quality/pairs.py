@@ -1,0 +1,285 @@
+"""A judge against pairwise labels: accuracy, agreement between the two orders, Cohen's kappa, and the judge's biases.
+
+Metrics, over pairs whose label names the better output; each pair is judged in one order or in both:
+
+* accuracy: mean over the orders; a tie counts 1/2, an unreadable verdict 0 (LLMBar's rule).
+* accuracy_readable: over readable verdicts only. accuracy_without_ties: over verdicts that name a winner.
+* accuracy_both_orders: the share of pairs where both orders name the label.
+* positional_agreement: pairs with the same verdict in both orders, two unreadable ones included (LLMBar's rule);
+  positional_agreement_readable: among pairs with two readable verdicts.
+* kappa: Cohen's kappa of label and verdict, mean over the orders; kappa_between_orders: of the two orders' verdicts. An
+  unreadable verdict is a class of its own.
+
+Pairs labelled as ties count in accuracy_three_classes only, where a tie is the third class.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from metareward.errors import UserError
+from metareward.evaluation.judge_quality.data import Pair, PairVerdicts, Winner
+from metareward.method.stats import mean_or_none
+
+_LENGTH_MARGIN = 30  # characters; AlpacaEval's threshold for "longer"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """A labelled pair, the judge's verdict in each order, and the outputs' lengths (characters) and generators."""
+
+    id: str
+    label: Winner
+    winners: tuple[Winner | None, ...]
+    chars: tuple[int, int]
+    generators: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairQuality:
+    """The metrics; None where nothing can be counted."""
+
+    n_pairs: int
+    n_verdicts: int
+    n_unparsable: int
+    n_ties: int
+    n_label_ties: int
+    accuracy: float | None
+    accuracy_by_order: tuple[float | None, ...]
+    accuracy_both_orders: float | None
+    accuracy_readable: float | None
+    accuracy_without_ties: float | None
+    accuracy_three_classes: float | None
+    positional_agreement: float | None
+    positional_agreement_readable: float | None
+    kappa: float | None
+    kappa_between_orders: float | None
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judged_pairs(pairs: Sequence[Pair], verdicts: Sequence[PairVerdicts]) -> tuple[JudgedPair, ...]:
+    """The labelled pairs that have verdicts. Raises `UserError` for a verdict whose id is no pair's."""
+    by_id = {each.id: each for each in verdicts}
+    unknown = by_id.keys() - {pair.item.id for pair in pairs}
+    if unknown:
+        raise UserError(f"verdicts: {min(unknown)!r} is no pair's id; fix: give the pairs that were judged")
+    return tuple(
+        JudgedPair(pair.item.id, pair.label, by_id[pair.item.id].winners, pair.chars, pair.generators)
+        for pair in pairs
+        if pair.label is not None and pair.item.id in by_id
+    )
+
+
+def pair_quality(judged: Sequence[JudgedPair]) -> PairQuality:
+    """The metrics of one judge. Raises `ValueError` when some pairs are judged in one order and some in two."""
+    orders = _orders(judged)
+    decided = [pair for pair in judged if pair.label]
+    verdicts = [(pair.label, winner) for pair in decided for winner in pair.winners]
+    all_verdicts = [(pair.label, winner) for pair in judged for winner in pair.winners]
+    both = [pair for pair in judged if len(pair.winners) == 2]
+    readable = [pair for pair in both if None not in pair.winners]
+    by_order = [[credit(pair.label, pair.winners[i]) for pair in decided] for i in range(orders)]
+    return PairQuality(
+        n_pairs=len(judged),
+        n_verdicts=len(all_verdicts),
+        n_unparsable=sum(winner is None for _, winner in all_verdicts),
+        n_ties=sum(winner == 0 for _, winner in all_verdicts),
+        n_label_ties=len(judged) - len(decided),
+        accuracy=mean_or_none([credit(label, winner) for label, winner in verdicts]),
+        accuracy_by_order=tuple(mean_or_none(credits) for credits in by_order),
+        accuracy_both_orders=mean_or_none([set(pair.winners) == {pair.label} for pair in decided]) if both else None,
+        accuracy_readable=mean_or_none([credit(label, winner) for label, winner in verdicts if winner is not None]),
+        accuracy_without_ties=mean_or_none([label == winner for label, winner in verdicts if winner]),
+        accuracy_three_classes=mean_or_none([label == winner for label, winner in all_verdicts]),
+        positional_agreement=mean_or_none([len(set(pair.winners)) == 1 for pair in both]),
+        positional_agreement_readable=mean_or_none([len(set(pair.winners)) == 1 for pair in readable]),
+        kappa=_mean_kappa([[(pair.label, pair.winners[i]) for pair in judged] for i in range(orders)]),
+        kappa_between_orders=cohen_kappa([(pair.winners[0], pair.winners[1]) for pair in both]),
+    )
+
+
+def _orders(judged: Sequence[JudgedPair]) -> int:
+    counts = {len(pair.winners) for pair in judged}
+    if len(counts) > 1:
+        raise ValueError(f"some pairs are judged in {min(counts)} order, some in {max(counts)}")
+    return counts.pop() if counts else 0
+
+
+def credit(label: Winner, winner: Winner | None) -> float:
+    """1 for naming the label's winner, 1/2 for a tie, 0 for the other output or an unreadable verdict."""
+    return 0.5 if winner == 0 else float(winner == label)
+
+
+def cohen_kappa(pairs: Sequence[tuple[object, object]]) -> float | None:
+    """(observed - expected) / (1 - expected) agreement; None without pairs, or when both sides are one constant."""
+    if not pairs:
+        return None
+    one, other = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    observed = sum(a == b for a, b in pairs) / len(pairs)
+    expected = sum(one[label] * other[label] for label in one) / len(pairs) ** 2
+    return (observed - expected) / (1 - expected) if expected < 1 else None
+
+
+def _mean_kappa(by_order: Sequence[Sequence[tuple[object, object]]]) -> float | None:
+    return mean_or_none([kappa for pairs in by_order if (kappa := cohen_kappa(pairs)) is not None])
+
+
+def llmbar_statistics(judged: Sequence[JudgedPair]) -> dict[str, float | None]:
+    """LLMBar's published ``statistics.json`` (princeton-nlp/LLMBar, LLMEvaluator/evaluate.py), shares in [0, 1].
+
+    Only for comparison with the published files: their kappa codes labels as 1 and 2 but verdicts as 1 and 0, where 0
+    is "the second output" as well as "unreadable". `PairQuality.kappa` is Cohen's kappa. All pairs must be judged in
+    both orders.
+    """
+    original, swapped = ([pair.winners[order] for pair in judged] for order in (0, 1))
+    labels = [pair.label for pair in judged]
+    correct = [[a == label for a, label in zip(side, labels, strict=True)] for side in (original, swapped)]
+    coded = [[int(winner == 1) for winner in side] for side in (original, swapped)]
+    with_labels = [list(zip(side, labels, strict=True)) for side in coded]
+    return {
+        "correct_False": mean_or_none(correct[0]),
+        "correct_True": mean_or_none(correct[1]),
+        "correct_average": mean_or_none(correct[0] + correct[1]),
+        "correct_both": mean_or_none([a and b for a, b in zip(*correct, strict=True)]),
+        "equal": mean_or_none([a == b for a, b in zip(original, swapped, strict=True)]),
+        "kappa_False": cohen_kappa(with_labels[0]),
+        "kappa_True": cohen_kappa(with_labels[1]),
+        "kappa_average": _mean_kappa(with_labels),
+        "kappa_agreement": cohen_kappa(list(zip(*coded, strict=True))),
+    }
+
+
+def verdicts_by_length(pairs: Sequence[Pair], orders: int) -> tuple[PairVerdicts, ...]:
+    """The length-only judge: the longer output wins in each of ``orders`` orders; equal lengths tie."""
+    return tuple(PairVerdicts(pair.item.id, (_longer(*pair.chars),) * orders) for pair in pairs)
+
+
+def _longer(one: int, other: int) -> Winner:
+    return 0 if one == other else 1 if one > other else 2
+
+
+def chance_pair_quality(judged: Sequence[JudgedPair]) -> Mapping[str, float | None]:
+    """The expected metrics of `pair_quality` for a judge that names a random winner."""
+    both = any(len(pair.winners) == 2 for pair in judged)
+    decided = sum(pair.label != 0 for pair in judged)
+    return {
+        "accuracy": 0.5,
+        "accuracy_both_orders": 0.25 if both else None,
+        "accuracy_readable": 0.5,
+        "accuracy_without_ties": 0.5,
+        "accuracy_three_classes": decided / len(judged) / 2 if judged else None,
+        "positional_agreement": 0.5 if both else None,
+        "positional_agreement_readable": 0.5 if both else None,
+        "kappa": 0.0,
+        "kappa_between_orders": 0.0 if both else None,
+    }
+
+
+# --- biases
+
+
+@dataclass(frozen=True, slots=True)
+class PositionBias:
+    """Over ``n`` verdicts that name a winner: the share for the output shown first (1/2 is unbiased).
+
+    A flip is a pair where the output in the same position won in both orders.
+    """
+
+    p_first_shown: float | None
+    n: int
+    flips_to_first_shown: int
+    flips_to_second_shown: int
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBias:
+    """The share of verdicts for the longer output, over all pairs and those that differ by more than 30 characters.
+
+    ``winner_length_excess`` is the mean of (winner - loser) / mean length of the two.
+    """
+
+    p_longer: float | None
+    n: int
+    p_longer_by_30: float | None
+    n_by_30: int
+    winner_length_excess: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SelfPreference:
+    """Over ``n`` verdicts on pairs where exactly one output is by ``own``: how often judge and label prefer it."""
+
+    own: str
+    judge: float | None
+    label: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """A judge's biases. ``label_length`` is the labels' own length bias: better outputs may well be longer."""
+
+    position: PositionBias
+    length: LengthBias
+    label_length: LengthBias
+    self_preference: SelfPreference | None
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def biases(judged: Sequence[JudgedPair], own: str | None = None) -> Biases:
+    """The biases of one judge; ``own`` is the generator of the judge's own outputs, None if unknown."""
+    return Biases(
+        position=position_bias(judged),
+        length=_length_bias(_decided(judged)),
+        label_length=_length_bias((pair, pair.label) for pair in judged if pair.label),
+        self_preference=None if own is None else _self_preference(judged, own),
+    )
+
+
+def _decided(judged: Sequence[JudgedPair]) -> Iterator[tuple[JudgedPair, Winner]]:
+    return ((pair, winner) for pair in judged for winner in pair.winners if winner)
+
+
+def position_bias(judged: Sequence[JudgedPair]) -> PositionBias:
+    """The bias over pairs judged in both orders; in the second order output 2 is shown first."""
+    both = [pair for pair in judged if len(pair.winners) == 2]
+    first = [winner == shown for pair in both for shown, winner in zip((1, 2), pair.winners, strict=True) if winner]
+    return PositionBias(
+        p_first_shown=mean_or_none(first),
+        n=len(first),
+        flips_to_first_shown=sum(pair.winners == (1, 2) for pair in both),
+        flips_to_second_shown=sum(pair.winners == (2, 1) for pair in both),
+    )
+
+
+def _length_bias(verdicts: Iterable[tuple[JudgedPair, Winner]]) -> LengthBias:
+    chars = [(pair.chars[winner - 1], pair.chars[2 - winner]) for pair, winner in verdicts]
+    longer = [winner > loser for winner, loser in chars if winner != loser]
+    clearly = [winner > loser for winner, loser in chars if abs(winner - loser) > _LENGTH_MARGIN]
+    excess = [2 * (winner - loser) / (winner + loser) for winner, loser in chars if winner + loser]
+    return LengthBias(mean_or_none(longer), len(longer), mean_or_none(clearly), len(clearly), mean_or_none(excess))
+
+
+def _self_preference(judged: Sequence[JudgedPair], own: str) -> SelfPreference:
+    places = [(pair, _place(pair, own)) for pair in judged]
+    rows = [(pair, place, winner) for pair, place in places if place for winner in pair.winners if winner]
+    return SelfPreference(
+        own=own,
+        judge=mean_or_none([winner == place for _, place, winner in rows]),
+        label=mean_or_none([pair.label == place for pair, place, _ in rows if pair.label]),
+        n=len(rows),
+    )
+
+
+def _place(pair: JudgedPair, own: str) -> int:
+    """Which output is the judge's own: 1, 2, or 0 for neither or both."""
+    names = pair.generators or ("", "")
+    return names.index(own) + 1 if names.count(own) == 1 else 0

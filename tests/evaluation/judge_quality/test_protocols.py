@@ -17,7 +17,6 @@ from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Res
 from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_chosen, human, self_chosen
 from metareward.evaluation.judge_quality.rankings import scored_by_length
 from metareward.evaluation.judge_quality.run import JudgeFiles, Judges, grading, protocol_named, table
-from metareward.evaluation.judge_quality.sections import graded_by_length
 from metareward.generation.unit import fingerprint, run_prompt
 from metareward.storage.store import RecordStore, to_json
 from metareward.types import Message, Messages, Sampling, Tied, Won

@@ -5,7 +5,7 @@ import yaml
 
 from metareward.config.presets import PRESETS, nearest_preset, preset_path
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import fields, section_of
+from metareward.config.yaml_file import fields, sections_of
 from metareward.method.template import load_template
 
 GIVEN = ["model=m", "prompts.source=p"]
@@ -107,7 +107,7 @@ def test_the_folder_holds_the_presets_and_nothing_else() -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    assert [key for key, field in fields(Recipe) if not (field.description or section_of(field))] == []
+    assert [key for key, field in fields(Recipe) if not (field.description or sections_of(field))] == []
 
 
 def test_the_nearest_preset() -> None:

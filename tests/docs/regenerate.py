@@ -22,7 +22,7 @@ from annotate_page import tables
 from metareward.cli.main import app
 from metareward.config.presets import PRESETS
 from metareward.config.schema import PAPER_ITERATIONS, Recipe, load_recipe
-from metareward.config.yaml_file import dotted, fields, section_of
+from metareward.config.yaml_file import dotted, fields, sections_of
 from metareward.settings import Section
 
 ROOT = Path(__file__).parents[2]
@@ -118,8 +118,8 @@ _RECIPES_HEAD = """\
 # Recipes
 
 Every key of a recipe, its default and what it means. Written by `make docs` from
-[recipe.py](../src/metareward/recipe.py). The defaults are the published setting of Meta-Rewarding (arXiv 2407.19594);
-where a line names no paper, the papers leave it open.
+[schema.py](../src/metareward/config/schema.py). The defaults are the published setting of Meta-Rewarding
+(arXiv 2407.19594); where a line names no paper, the papers leave it open.
 
 A recipe is a YAML file that says only what differs from what it `extends`, which is one of the presets
 [meta-rewarding](../src/metareward/config/recipes/meta-rewarding.yaml),
@@ -142,17 +142,18 @@ iterations:
 
 def recipes_page() -> str:
     """docs/recipes.md: a table for each section, then what the presets change."""
-    plain = [(name, field) for name, field in Recipe.model_fields.items() if section_of(field) is None]
+    plain = [(name, field) for name, field in Recipe.model_fields.items() if not sections_of(field)]
     schema = Recipe.model_json_schema()
     parts = [_RECIPES_HEAD, "\n## At the top\n\n", _table(plain, schema["properties"])]
     for key, field in fields(Recipe):
-        section = section_of(field)
-        if section is not None:
+        for section in sections_of(field):
             inside = schema["$defs"][section.__name__]["properties"]
-            about = field.description or (section.__doc__ or "").splitlines()[0]
+            about = (len(sections_of(field)) == 1 and field.description) or (section.__doc__ or "").splitlines()[0]
             name = dotted(key)
             title = {"iterations": "iterations.1, iterations.2, …", "benchmarks": "benchmarks.NAME"}.get(name, name)
-            plain = [(name, each) for name, each in section.model_fields.items() if section_of(each) is None]
+            if len(sections_of(field)) > 1:
+                title += f", kind {section.model_fields['kind'].default}"
+            plain = [(name, each) for name, each in section.model_fields.items() if not sections_of(each)]
             parts.append(f"\n## {title}\n\n{about}\n\n{_table(plain, inside)}")
     return "".join([*parts, _paper_iterations(), _changes()])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metareward.config.presets import PRESETS, nearest_preset, preset_path
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import Key, dotted, fields, read_layers, section_of, shown
+from metareward.config.yaml_file import Key, dotted, fields, read_layers, sections_of, shown
 from metareward.errors import UserError
 from metareward.settings import Section
 
@@ -47,7 +47,7 @@ def write_starter(path: Path, preset: str) -> None:
 def _unset(preset: str) -> list[Key]:
     """The keys without a default that the preset doesn't give either."""
     tree = read_layers(preset_path(preset), (), {"name": preset})
-    required = [key for key, field in fields(Recipe) if field.is_required() and section_of(field) is None]
+    required = [key for key, field in fields(Recipe) if field.is_required() and not sections_of(field)]
     return [key for key in required if key not in tree.origins and key != ("name",)]
 
 

@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,6 +28,8 @@ from metareward.config.presets import PRESET_FOLDER, PRESETS, nearest_preset, pr
 from metareward.errors import UserError
 
 Key = tuple[str | int, ...]
+# The kind of a section that names none.
+_DEFAULT_KINDS: Mapping[str | int, str] = {"engine": "local"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def _read_extended(path: Path, seen: tuple[Path, ...]) -> Tree:
 
 
 def lay_over(base: Tree, top: Tree) -> Tree:
-    """``top`` over ``base``: sections merge, an empty section changes nothing, any other value replaces."""
+    """``top`` over ``base``: sections merge, an empty section changes nothing, any other value replaces.
+
+    A section of another ``kind`` (an engine's, a benchmark's) replaces the one below it: its other keys differ.
+    """
     return Tree(_merge(base.values, top.values), {**base.origins, **top.origins})
 
 
@@ -102,7 +108,8 @@ def _merge(base: Mapping[str | int, object], top: Mapping[str | int, object]) ->
     for key, value in top.items():
         below = merged.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merge(below, value)
+            other_kind = "kind" in value and value["kind"] != below.get("kind", _DEFAULT_KINDS.get(key))
+            merged[key] = dict(value) if other_kind else _merge(below, value)
         elif not (isinstance(below, Mapping) and value is None):
             merged[key] = value
     return merged
@@ -283,16 +290,22 @@ def _place(detail: ErrorDetails, tree: Tree) -> Key:
     """The key as the user knows it: pydantic adds the member of a union that it tried, and '[key]'."""
     if "key" in detail.get("ctx", {}):
         return tuple(detail["ctx"]["key"])
-    if detail["type"] in ("missing", "extra_forbidden"):
-        return detail["loc"]
     inside: list[str | int] = []
     node: object = tree.values
-    for part in detail["loc"]:
-        if not (isinstance(node, Mapping) and part in node):
-            break
-        node = node[part]
+    for place, part in enumerate(detail["loc"]):
+        if (isinstance(node, Mapping) and part in node) or (isinstance(node, Sequence) and isinstance(part, int) and part < len(node)):
+            node = node[part]
+        elif isinstance(node, Mapping) and _is_kind(part, node, inside):
+            continue
+        else:
+            return (*inside, *detail["loc"][place:]) if detail["type"] == "missing" or not inside else tuple(inside)
         inside.append(part)
-    return tuple(inside) or detail["loc"]
+    return tuple(inside)
+
+
+def _is_kind(part: str | int, section: Mapping[str | int, object], inside: Key | list[str | int]) -> bool:
+    """Whether ``part`` of a location is the kind that pydantic tried, which is no key."""
+    return part == section.get("kind", _DEFAULT_KINDS.get(inside[-1]) if inside else None)
 
 
 def _value(detail: ErrorDetails) -> str:
@@ -328,6 +341,8 @@ def _nearest(key: Key, schema: type[BaseModel]) -> str:
     """The key that was probably meant: a sibling if one is close, else a key of that name in another section."""
     known = [place for place, _ in fields(schema)]
     general = _general(key)
+    if general in known:
+        return "not a setting of this kind"
     siblings = [str(place[-1]) for place in known if place[:-1] == general[:-1]]
     close = difflib.get_close_matches(str(key[-1]), siblings, n=1)
     if close:
@@ -349,13 +364,18 @@ def fields(schema: type[BaseModel], above: Key = ()) -> Iterator[tuple[Key, Fiel
     """Every key of a recipe, sections before what is in them, iterations and benchmarks once under ``iterations.*``."""
     for name, field in schema.model_fields.items():
         yield (*above, name), field
-        section = section_of(field)
-        if section is not None:
-            middle = () if field.annotation is section else ("*",)
-            yield from fields(section, (*above, name, *middle))
+        for section in sections_of(field):
+            repeated = get_origin(field.annotation) not in (None, Union, UnionType)
+            yield from fields(section, (*above, name, *(("*",) if repeated else ())))
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model behind a section, or behind each value of a mapping of sections; None for a plain value."""
-    options = (field.annotation, *get_args(field.annotation))
-    return next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
+def sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """The models that a field may hold, itself or in a mapping or list: one a kind for a union; none if it is plain."""
+    return tuple(_models(field.annotation))
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

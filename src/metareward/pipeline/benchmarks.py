@@ -152,7 +152,7 @@ class Entry:
         return self.due or any(each.due and each.baseline == self for each in later)
 
     @property
-    def verdicts_from_scores(self) -> bool:
+    def graded(self) -> bool:
         """Whether all that the numbers rest on was asked when the model was measured on the held-out prompts."""
         held_out = self.asked.questions is None and self.asked.prompt is None
         against_first = self.asked.kind == "judge" or self.asked.against == "m0"

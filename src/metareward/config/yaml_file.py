@@ -293,8 +293,9 @@ def _place(detail: ErrorDetails, tree: Tree) -> Key:
     inside: list[str | int] = []
     node: object = tree.values
     for place, part in enumerate(detail["loc"]):
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, Sequence) and isinstance(part, int) and part < len(node)):
-            node = node[part]
+        children = dict(enumerate(node)) if isinstance(node, list) else node
+        if isinstance(children, Mapping) and part in children:
+            node = children[part]
         elif isinstance(node, Mapping) and _is_kind(part, node, inside):
             continue
         else:

@@ -35,7 +35,6 @@ from annotate_models import SIZES, Size, Writer, make, make_tokenizer
 from metareward.engines.process_group import ProcessGroup
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.storage.run_log import environment
 from metareward.types import Message, Prompt
 
@@ -113,11 +112,11 @@ class Work:
 
     def judge(self, limit: int) -> tuple[Units, int]:
         """One stage of the packaged rubric's prompts, with many samples each; and our engine's max_num_seqs."""
-        rubric, texts = Rubric(load_template("judge")), []
+        rubric, texts = Rubric.load("judge"), []
         for _ in range(self.scale.questions):
             question = Prompt("judge", (Message("user", self._writer.text(QUESTION)),))
-            room = PROMPT - self._writer.count(rubric.ask(question, "")[-1].content)
-            texts += [rubric.ask(question, self._writer.text(room))[-1].content for _ in range(self.scale.answers)]
+            room = PROMPT - self._writer.count(rubric.render(question, "")[-1].content)
+            texts += [rubric.render(question, self._writer.text(room))[-1].content for _ in range(self.scale.answers)]
         return self._sampled(texts, limit)
 
     def unlike(self, limit: int) -> tuple[Units, int]:
@@ -144,9 +143,9 @@ class Work:
         prompt = Prompt("unit", (Message("user", question),))
         answers = [self._writer.text(NEW) for _ in range(self.scale.answers)]
         written = [self._writer.text(NEW) for _ in range(self.scale.judgments)]
-        rubric, metarubric = Rubric(load_template("judge")), MetaRubric(load_template("metajudge"))
-        judge = [rubric.ask(prompt, answer)[-1].content for answer in answers]
-        meta = [metarubric.ask(prompt, answers[0], a, b)[-1].content for a in written for b in written if a is not b]
+        rubric, metarubric = Rubric.load("judge"), MetaRubric.load("metajudge")
+        judge = [rubric.render(prompt, answer)[-1].content for answer in answers]
+        meta = [metarubric.render(prompt, answers[0], a, b)[-1].content for a in written for b in written if a is not b]
         return [
             ([question], len(answers), limit),
             (judge, len(written), limit),

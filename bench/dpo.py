@@ -109,9 +109,11 @@ def make_pairs(kind: Kind, tokenizer: Any, count: int) -> list[TrainingPair]:
     def prompt() -> str:
         if not kind.rubric:
             return text(kind.prompt)
-        rubric = Rubric(load_template("judge"))
-        room = kind.prompt - len(tokenizer(rubric.ask(Prompt("", (Message("user", ""),)), "")[0].content)["input_ids"])
-        return rubric.ask(Prompt("", (Message("user", text(room / 4)),)), text(3 * room / 4))[0].content
+        rubric = Rubric.load("judge")
+        room = kind.prompt - len(
+            tokenizer(rubric.render(Prompt("", (Message("user", ""),)), "")[0].content)["input_ids"]
+        )
+        return rubric.render(Prompt("", (Message("user", text(room / 4)),)), text(3 * room / 4))[0].content
 
     def turn(role: str, content: str) -> list[dict[str, str]]:
         return [{"role": role, "content": content}]

@@ -42,9 +42,9 @@ def workloads() -> list[Work]:
         instruction = draw_instruction(rng, held_out=True)
         prompt = Prompt(str(number), (Message("user", instruction),))
         text = answer(understand(instruction), FAULTY, rng)
-        judging.append(RUBRIC.ask(prompt, text))
+        judging.append(RUBRIC.render(prompt, text))
         four = [judgment(mark(instruction, text), FAULTY, rng) for _ in range(4)]
-        comparing += [METARUBRIC.ask(prompt, text, a, b) for a in four for b in four if a is not b]
+        comparing += [METARUBRIC.render(prompt, text, a, b) for a in four for b in four if a is not b]
     return [("judge", judging, SAMPLES, 48), ("meta-judge", comparing, 1, 16)]
 
 

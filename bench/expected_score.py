@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metareward.engines.local.engine import LocalEngine
-from metareward.method.judge import TOP_LOGPROBS, expected_reading
+from metareward.method.judge import TOP_LOGPROBS, expected_score
 from metareward.method.stats import spearman
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import RUBRIC, answer
@@ -41,7 +41,7 @@ def questions() -> list[Question]:
         instruction = draw_instruction(rng, held_out=True)
         text = answer(understand(instruction), FAULTY, rng)
         prompt = Prompt(str(number), (Message("user", instruction),))
-        asked.append((RUBRIC.ask(prompt, text), float(mark(instruction, text).score)))
+        asked.append((RUBRIC.render(prompt, text), float(mark(instruction, text).score)))
     return asked
 
 
@@ -59,8 +59,7 @@ def correlation(written: list[tuple[Completion, ...]], truth: list[float], n: in
     pairs = []
     for judgments, true in zip(written, truth, strict=True):
         read = [
-            expected_reading(each, RUBRIC) if expected else RUBRIC.read(each.text, each.finish)
-            for each in judgments[:n]
+            expected_score(each, RUBRIC) if expected else RUBRIC.read(each.text, each.finish) for each in judgments[:n]
         ]
         scores = [reading.score for reading in read if isinstance(reading, Scored)]
         if scores:

@@ -95,7 +95,7 @@ def unfiltered(given: RankedSet, folder: Path, like: SeedSets, seed: int) -> Ite
             for place, of_answer in enumerate(found.judgments_AN if found else ()):
                 read = [(one, one.reading.score) for one in of_answer if isinstance(one.reading, Scored)]
                 for one, score in read[:1]:
-                    question = RUBRIC.ask(each.prompt, each.answers[place].text)
+                    question = RUBRIC.render(each.prompt, each.answers[place].text)
                     examples.append(EftExample(each.prompt.id, place, question, one.text, 0.0, score))
     return iter(sorted(examples, key=lambda each: derive(seed, each.id))[: len(like.eft)])
 
@@ -106,7 +106,7 @@ async def measured(folder: Path, exam: Sequence[Ranked]) -> dict[str, float | No
     sampling = Sampling(1.0, 0.95, 48)
     asked = [(each, one) for each in exam for one in each.answers]
     judging = (
-        engine.complete(RUBRIC.ask(each.prompt, one.text), replace(sampling, seed=place), EXAM_JUDGMENTS)
+        engine.complete(RUBRIC.render(each.prompt, one.text), replace(sampling, seed=place), EXAM_JUDGMENTS)
         for place, (each, one) in enumerate(asked)
     )
     acting = (engine.complete(each.prompt.messages, replace(sampling, seed=n), 1) for n, each in enumerate(exam))

@@ -1,5 +1,5 @@
-"""Errors whose cause is the user's to mend."""
+"""Errors that the user can fix: a wrong setting, a missing or damaged file, a full disk."""
 
 
 class UserError(Exception):
-    """One line that names the file or folder, the field, and the fix. The command line prints it and exits with 2."""
+    """A one-line message that names the file, the field and the fix; the command line prints it and exits with 2."""

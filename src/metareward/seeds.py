@@ -1,7 +1,4 @@
-"""Randomness is derived, never drawn: seed = f(run seed, what it is for).
-
-A killed and resumed run asks for the same seeds again and so makes the same choices.
-"""
+"""Seeds derived by hashing the run's seed and a purpose, so that a resumed run makes the same random choices."""
 
 from __future__ import annotations
 
@@ -22,5 +19,5 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 
 def pick(options: Sequence[T], seed: int) -> T:
-    """One of ``options`` (not empty), by ``seed``: how ties are broken."""
+    """One of ``options`` (not empty) by ``seed``, to break ties."""
     return options[seed % len(options)]

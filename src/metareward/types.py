@@ -1,13 +1,15 @@
-"""The values that flow through the method: frozen, complete when made, never filled in later.
+"""The data types of the method, all frozen, and the `Judge` and `Reward` protocols.
 
-Letters used everywhere: K answers per prompt, N judgments per answer, M judgments of the disputed
-answer, T iterations, P prompts; a suffix such as ``scores_K`` names the shape.
+A suffix such as ``scores_K`` names a shape. K: answers per prompt, N: judgments per answer, M: valid judgments of the
+disputed answer, T: iterations, P: prompts.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 ChatRole = Literal["system", "user", "assistant"]
 ModelRole = Literal["actor", "judge", "meta_judge"]
@@ -27,7 +29,7 @@ Messages = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """An instruction to answer: a conversation whose last turn is the user's. ``id`` is unique in a run."""
+    """A prompt for the actor: a conversation whose last turn is the user's. ``id`` is unique in a run."""
 
     id: str
     messages: Messages
@@ -35,11 +37,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw a completion. ``temperature`` 0 is greedy; ``max_tokens`` counts new tokens.
+    """Sampling parameters. ``temperature`` 0 is greedy; ``max_tokens`` counts new tokens.
 
-    ``seed`` decides every draw: sample ``i`` of a request depends on ``(seed, i)`` and on nothing
-    else that happens to be in the batch. ``top_logprobs``: how many of the most probable tokens the engine reports
-    at each step, with their log-probabilities.
+    Sample ``i`` of a request depends on ``(seed, i)`` and not on the other requests of the batch. ``top_logprobs``: how
+    many of the most probable tokens the engine returns at each step, with their log-probabilities.
     """
 
     temperature: float
@@ -67,9 +68,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote. ``finish`` is ``length`` when the token limit cut it off; ``tokens`` counts new tokens.
+    """A sampled completion. ``finish`` is ``length`` when ``max_tokens`` cut it off; ``tokens`` counts new tokens.
 
-    ``steps`` are there when ``Sampling.top_logprobs`` asked for them: one to a token, and their texts make up ``text``.
+    ``steps``, one per token, are present if ``Sampling.top_logprobs`` is above 0; their texts joined are ``text``.
     """
 
     text: str
@@ -78,12 +79,12 @@ class Completion:
     steps: tuple[Step, ...] = ()
 
 
-# How the reading of a judgment ended. Only `Scored` carries a number (Meta-Rewarding section 2.1).
+# The result of parsing a judgment. Only `Scored` has a number (Meta-Rewarding section 2.1).
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The judgment ends in a readable score inside the rubric's range."""
+    """The judgment ends in a valid score in the rubric's range."""
 
     score: float
     kind: Literal["scored"] = "scored"
@@ -91,7 +92,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Unparsed:
-    """No score can be read: none is there, it is out of range, or the last anchor contradicts itself."""
+    """No valid score or verdict: none was found, it is out of range, or the line of the verdict contradicts itself."""
 
     reason: Literal["missing", "out_of_range", "contradictory"]
     kind: Literal["unparsed"] = "unparsed"
@@ -99,9 +100,14 @@ class Unparsed:
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """The token limit cut the text off, so whatever it ends in is not its verdict."""
+    """The token limit cut the text off, so its last score or winner need not be the final one."""
 
     kind: Literal["truncated"] = "truncated"
+
+    @property
+    def reason(self) -> str:
+        """``truncated``, so that every outcome without a score or verdict has a reason."""
+        return self.kind
 
 
 Reading = Scored | Unparsed | Truncated
@@ -111,7 +117,7 @@ Reading = Scored | Unparsed | Truncated
 class Judgment:
     """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1.
 
-    ``reasoning`` is what came before ``text`` and is no part of it (`metareward.method.judge`).
+    ``reasoning`` is the model's thinking, which precedes ``text`` (`metareward.method.judge.Reasoning`).
     """
 
     index: int
@@ -123,7 +129,11 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A distinct answer with its judgments. ``index``: its sample number, 0..K-1; ``reasoning``: see `Judgment`."""
+    """A distinct answer with its judgments. ``index``: its sample number, 0..K-1; ``reasoning``: see `Judgment`.
+
+    ``reward``: the score given by a `Reward`, used instead of the mean of the judgments' scores; finite, or None when
+    the answer was scored by judgments. Raises `ValueError` for NaN or infinity.
+    """
 
     index: int
     text: str
@@ -131,17 +141,23 @@ class Candidate:
     tokens: int
     judgments_N: tuple[Judgment, ...]
     reasoning: str = ""
+    reward: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the reward is finite."""
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(f"the reward of answer {self.index} must be finite, not {self.reward}")
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Sample ``index`` repeated the text of sample ``of`` exactly, and was not judged again."""
+    """Sample ``index`` has exactly the text of sample ``of`` and was not judged again."""
 
     index: int
     of: int
 
 
-# How the reading of a meta-judgment ended.
+# The result of parsing a meta-judgment: one of these two, `Unparsed` or `Truncated`.
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +170,7 @@ class Won:
 
 @dataclass(frozen=True, slots=True)
 class Tied:
-    """The meta-judge says that neither is better."""
+    """The meta-judge prefers neither judgment."""
 
     kind: Literal["tied"] = "tied"
 
@@ -175,7 +191,7 @@ class MetaJudgment:
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """The answer the judge is least sure of, and every comparison made of its judgments.
+    """The disputed answer, whose scores vary most, and all comparisons of its judgments.
 
     ``candidate`` is the answer's sample number; ``judgments_M`` are the indices of its valid judgments.
     """
@@ -187,7 +203,7 @@ class Dispute:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """One prompt's whole life. All scores, battles and pairs are recomputed from it."""
+    """All that was generated for one prompt; scores, battle matrices and pairs are computed from it."""
 
     prompt: Prompt
     candidates_K: tuple[Candidate, ...]
@@ -197,7 +213,7 @@ class PromptRecord:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two completions of one prompt, the better one first.
+    """A chosen and a rejected completion of one prompt.
 
     For ``actor`` pairs the scores are mean rewards; for ``judge`` pairs they are Elo ratings.
     ``chosen_index`` and ``rejected_index`` are sample numbers: of answers, or of judgments of answer ``candidate``.
@@ -238,3 +254,32 @@ class Dropped:
     prompt_id: str
     reason: DropReason
     detail: str
+
+
+class Judge(Protocol):
+    """Scores single answers by ``n`` sampled judgments, as `metareward.method.judge.Rubric` asks a model to do.
+
+    Any object with this method can replace the rubric judge. So that a resumed run gives the same records, the result
+    should depend on the arguments only.
+    """
+
+    async def judge(self, prompt: Prompt, answer: str, n: int) -> Sequence[Judgment]:
+        """``n`` judgments of ``answer``, with indices 0..n-1; a judgment without a valid score is `Unparsed`.
+
+        Raises `metareward.engines.base.EngineError` when this answer can't be judged: the prompt then counts as failed.
+        """
+        ...
+
+
+class Reward(Protocol):
+    """Scores answers without judgments: a verifier or a reward model.
+
+    A score becomes ``Candidate.reward``. With a `Reward` there are no judgments, so there are actor pairs only.
+    """
+
+    async def score(self, prompt: Prompt, answers: Sequence[str]) -> Sequence[float]:
+        """One finite score per answer, in their order; higher is better.
+
+        Raises `metareward.engines.base.EngineError` when the answers can't be scored: the prompt then counts as failed.
+        """
+        ...

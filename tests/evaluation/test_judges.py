@@ -26,7 +26,6 @@ from metareward.evaluation.judges import (
     load_label_prompt,
 )
 from metareward.method.judge import Reasoning, Rubric
-from metareward.method.template import load_template
 from metareward.pocket.demonstrations import RUBRIC
 from metareward.pocket.world import MODEL, PocketOracle, prompts
 from metareward.types import Completion, Message, Messages, Prompt, Sampling, Step, TopLogprob
@@ -121,9 +120,7 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
         return f"Score: {i % 6}" if "fine text" in messages[-1].content else "no idea"
 
     engine = ScriptedEngine(reply)
-    judge = ScoringJudge(
-        desk(engine, tmp_path / "k.sqlite"), Grading(Rubric(load_template("judge")), 4, Sampling(1, 1, 9))
-    )
+    judge = ScoringJudge(desk(engine, tmp_path / "k.sqlite"), Grading(Rubric.load("judge"), 4, Sampling(1, 1, 9)))
     pairs = [shown(0), shown(1, "fine text", "another fine text"), shown(2, "long beyond", "fine text")]
     told = asyncio.run(judge.shares(pairs))
     assert told["p0"] == "unparsable" and told["p2"] == "refused"
@@ -139,7 +136,7 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
 
 def test_other_grading_is_refused_by_the_same_store(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda m, s, i: "Score: 3")
-    rubric, at = Rubric(load_template("judge")), desk(engine, tmp_path / "k.sqlite")
+    rubric, at = Rubric.load("judge"), desk(engine, tmp_path / "k.sqlite")
     asyncio.run(ScoringJudge(at, Grading(rubric, 2, Sampling(1, 1, 9))).shares([shown(0)]))
     with pytest.raises(Exception, match="made with other settings: n 2 -> 3"):
         asyncio.run(ScoringJudge(at, Grading(rubric, 3, Sampling(1, 1, 9))).shares([shown(0)]))

@@ -211,7 +211,7 @@ def test_the_fingerprint_holds_what_bears_on_meaning_and_nothing_else() -> None:
         replace(base, answers=other_draw),
         replace(base, judgments=other_draw),
         replace(base, meta=other_draw),
-        replace(base, rubric=replace(base.rubric, high=6)),
+        replace(base, rubric=replace(base.rubric, max_score=6)),
         replace(base, metarubric=replace(base.metarubric, hide_scores=True)),
     ]
     assert len({str(fingerprint(chosen)) for chosen in [base, *others]}) == 11

@@ -1,8 +1,9 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from builders import RUBRIC, candidate, dispute, record, records
+from builders import candidate, dispute, record, records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +16,8 @@ from metareward.method.diagnostics import (
     readings_summary,
     verdict_counts,
 )
-from metareward.method.pairs import PairRules, PairSet, build_pairs
-from metareward.types import PromptRecord, Tied, Truncated, Unparsed
+from metareward.method.pairs import PairRules, build_pairs, of_kind
+from metareward.types import PreferencePair, PromptRecord, Tied, Truncated, Unparsed
 
 # Judgments 0..3 score 4, 4, 2, 1.
 MIXED = record(
@@ -101,9 +102,9 @@ def prompts(of: PromptRecord, count: int = 10) -> list[PromptRecord]:
     return [replace(of, prompt=replace(of.prompt, id=f"p{number}")) for number in range(count)]
 
 
-def codes(of: list[PromptRecord], pairs: PairSet | None = None) -> set[str]:
-    made = build_pairs(of, PairRules(), RUBRIC, 0) if pairs is None else pairs
-    return {finding.code for finding in findings(of, made)}
+def codes(of: list[PromptRecord], pairs: Sequence[PreferencePair] | None = None) -> set[str]:
+    built, dropped = build_pairs(of, PairRules())
+    return {finding.code for finding in findings(of, built if pairs is None else pairs, dropped)}
 
 
 HEALTHY = record([candidate(0, [4, 3, 4], chars=20), candidate(1, [1, 2, 1], chars=20), candidate(2, [2, 3, 3])])
@@ -133,16 +134,16 @@ def test_each_trouble_is_named(of: PromptRecord, code: str) -> None:
 
 def test_judge_pairs_that_grow_longer_or_take_over_are_named() -> None:
     judged = replace(MIXED, dispute=dispute({(2, 3): 2, (3, 2): 2}, 4))
-    made = build_pairs(prompts(judged), PairRules(), RUBRIC, 0)
-    assert len(made.judge) == 10 and not made.actor
-    assert "judge_pairs_dominate" in codes(prompts(judged), made)
-    longer = replace(made, judge=tuple(replace(pair, chosen=pair.chosen * 2) for pair in made.judge))
+    pairs, _ = build_pairs(prompts(judged), PairRules())
+    assert len(of_kind(pairs, "judge")) == len(pairs) == 10
+    assert "judge_pairs_dominate" in codes(prompts(judged), pairs)
+    longer = [replace(pair, chosen=pair.chosen * 2) for pair in pairs]
     assert "judgment_length_drift" in codes(prompts(judged), longer)
-    assert "judgment_length_drift" not in codes(prompts(judged), made)
+    assert "judgment_length_drift" not in codes(prompts(judged), pairs)
 
 
 @given(st.lists(records(), max_size=4))
 def test_findings_are_one_line_each_with_their_own_code(of: list[PromptRecord]) -> None:
-    found = findings(of, build_pairs(of, PairRules(), RUBRIC, 0))
+    found = findings(of, *build_pairs(of, PairRules()))
     assert len({finding.code for finding in found}) == len(found)
     assert all(finding.text and "\n" not in finding.text for finding in found)

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.method.judge import Rubric, expected_reading
-from metareward.method.template import load_template
+from metareward.method.judge import Rubric, expected_score
 from metareward.types import Completion, Scored, Step, TopLogprob, Truncated, Unparsed
 
-RUBRIC = Rubric(load_template("judge"))
+RUBRIC = Rubric.load("judge")
 
 
 def written(texts: list[str], place: int, chances: dict[str, float], finish: str = "stop") -> Completion:
@@ -24,7 +23,7 @@ def written(texts: list[str], place: int, chances: dict[str, float], finish: str
 
 
 def score(judgment: Completion) -> float:
-    reading = expected_reading(judgment, RUBRIC)
+    reading = expected_score(judgment, RUBRIC)
     assert isinstance(reading, Scored)
     return reading.score
 
@@ -47,21 +46,21 @@ def test_what_follows_the_score_does_not_move_its_place(tail: list[str]) -> None
 
 def test_a_score_of_several_tokens_stays_as_drawn() -> None:
     judgment = written(["Score:", " 4", ".", "5"], 1, {" 4": 0.5, " 1": 0.5})
-    assert expected_reading(judgment, RUBRIC) == Scored(4.5)
+    assert expected_score(judgment, RUBRIC) == Scored(4.5)
 
 
 def test_without_probabilities_the_drawn_score_counts() -> None:
-    assert expected_reading(Completion("Score: 4", "stop", 3), RUBRIC) == Scored(4.0)
+    assert expected_score(Completion("Score: 4", "stop", 3), RUBRIC) == Scored(4.0)
 
 
 def test_what_cannot_be_read_stays_that() -> None:
-    assert expected_reading(written(["Score:", " 7"], 1, {" 7": 0.5, " 4": 0.5}), RUBRIC) == Unparsed("out_of_range")
-    assert expected_reading(written(["Score:", " 4"], 1, {" 4": 1.0}, "length"), RUBRIC) == Truncated()
+    assert expected_score(written(["Score:", " 7"], 1, {" 7": 0.5, " 4": 0.5}), RUBRIC) == Unparsed("out_of_range")
+    assert expected_score(written(["Score:", " 4"], 1, {" 4": 1.0}, "length"), RUBRIC) == Truncated()
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6), st.integers(0, 5))
 def test_between_the_ends_of_the_scale_and_near_what_is_sure(weights: list[float], drawn: int) -> None:
     chances = {f" {score}": weight / sum(weights) for score, weight in enumerate(weights)}
-    reading = expected_reading(written(["Score:", f" {drawn}"], 1, chances), RUBRIC)
+    reading = expected_score(written(["Score:", f" {drawn}"], 1, chances), RUBRIC)
     mean = sum(score * chances[f" {score}"] for score in range(6))
     assert isinstance(reading, Scored) and reading.score == pytest.approx(mean)

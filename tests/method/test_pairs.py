@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, position_weights
-from metareward.method.pairs import PairRules, actor_pair, build_pairs, judge_pair, tiers
+from metareward.method.pairs import PairRules, actor_pair, build_pairs, iteration_weights, judge_pair, of_kind, tiers
 from metareward.method.scores import answer_scores
 from metareward.types import Candidate, Dropped, PreferencePair, PromptRecord, Tied, Truncated
 
@@ -163,7 +163,7 @@ def test_the_highest_rated_judgment_is_chosen() -> None:
     assert (pair.chosen_index, pair.rejected_index, pair.candidate) == (2, 0, 4)
     assert pair.chosen_score == pytest.approx(1.7584, abs=1e-4)
     assert pair.rejected_score == pytest.approx(-1.7584, abs=1e-4)
-    assert pair.prompt == RUBRIC.ask(argued(CLEAR).prompt, "the answer")
+    assert pair.prompt == RUBRIC.render(argued(CLEAR).prompt, "the answer")
 
 
 def test_ties_between_ratings_are_broken_by_the_seed() -> None:
@@ -230,27 +230,31 @@ def test_a_judge_pair_keeps_the_promises(of: PromptRecord, rules: PairRules, see
 def test_weights_are_those_of_the_whole_iteration() -> None:
     first_wins = argued({(0, 1): 0, (1, 0): 1, (0, 2): 0})
     second_wins = argued({(0, 1): 1})
-    built = build_pairs([first_wins, second_wins], PairRules(min_battles=1), RUBRIC, 0)
-    assert built.weights == PositionWeights(1 / 4, 3 / 4, 3, 1)
+    weights = iteration_weights([first_wins, second_wins])
+    assert weights == PositionWeights(1 / 4, 3 / 4, 3, 1)
+    rules = PairRules(min_battles=1)
+    pairs, _ = build_pairs([first_wins, second_wins], rules)
+    assert of_kind(pairs, "judge")[0] == judge_pair(first_wins, rules, weights, RUBRIC, 0)
 
 
 @given(some_records, rules_drawn, st.integers(0, 2**40))
 def test_every_prompt_gives_a_pair_or_a_reason(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
-    built = build_pairs(of, rules, RUBRIC, seed)
-    for kind, pairs in (("actor", built.actor), ("judge", built.judge)):
-        told = [p.prompt_id for p in pairs] + [d.prompt_id for d in built.dropped if d.kind == kind]
+    pairs, dropped = build_pairs(of, rules, RUBRIC, seed)
+    assert pairs == of_kind(pairs, "actor") + of_kind(pairs, "judge")
+    for kind in ("actor", "judge"):
+        ids = [outcome.prompt_id for outcome in (*pairs, *dropped) if outcome.kind == kind]
         expected = [each.prompt.id for each in of] if kind == "actor" or rules.judge_pairs else []
-        assert sorted(told) == sorted(expected)
-        assert all(pair.kind == kind for pair in pairs)
+        assert sorted(ids) == sorted(expected)
 
 
 @given(some_records, rules_drawn, st.integers(0, 2**40))
 def test_pairs_are_a_pure_function_of_records_and_seed(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
-    built = build_pairs(of, rules, RUBRIC, seed)
-    assert build_pairs(iter(of), rules, RUBRIC, seed) == built
-    backwards = build_pairs(of[::-1], rules, RUBRIC, seed)
-    assert (backwards.actor[::-1], backwards.judge[::-1]) == (built.actor, built.judge)
-    assert backwards.weights == built.weights
+    pairs, dropped = build_pairs(of, rules, RUBRIC, seed)
+    assert build_pairs(iter(of), rules, RUBRIC, seed) == (pairs, dropped)
+    reversed_pairs, _ = build_pairs(of[::-1], rules, RUBRIC, seed)
+    for kind in ("actor", "judge"):
+        assert of_kind(reversed_pairs, kind)[::-1] == of_kind(pairs, kind)
+    assert iteration_weights(of[::-1]) == iteration_weights(of)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_where_thinking_ends(text: str, thinking: str, answer: str) -> None:
 def test_nothing_is_lost_and_no_mark_is_left(text: str) -> None:
     thinking, answer = THINK.split(text)
     assert thinking + answer == text
-    assert THINK.closing not in answer
+    assert THINK.end not in answer
 
 
 def thinker(messages: Messages, _: Sampling, i: int) -> str | Completion:

@@ -27,8 +27,8 @@ RECORDS = (
 
 
 def made(*records: PromptRecord) -> dict[str, Any]:
-    pairs = build_pairs(records, RULES, RUBRIC, 0)
-    text = json.dumps(summarize(3, records, pairs, RUBRIC), allow_nan=False)
+    pairs, dropped = build_pairs(records, RULES)
+    text = json.dumps(summarize(3, records, pairs, dropped, RUBRIC), allow_nan=False)
     return dict(json.loads(text))
 
 

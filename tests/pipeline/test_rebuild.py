@@ -9,6 +9,7 @@ from rich.console import Console
 from small_run import PROMPTS, small_run
 
 from metareward.errors import UserError
+from metareward.method.pairs import of_kind
 from metareward.pipeline.rebuild import rebuild, write_rebuilt, yields_table
 from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
@@ -22,9 +23,9 @@ def run(tmp_path: Path) -> RunDir:
 def test_the_same_rules_give_the_run_s_own_pairs(run: RunDir) -> None:
     first = rebuild(run, [])[0]
     assert (first.t, first.prompts) == (1, PROMPTS)
-    assert first.pairs.actor == read_pairs(run.iteration(1).pairs("actor"))
-    assert first.pairs.judge == read_pairs(run.iteration(1).pairs("judge"))
-    assert first.pairs.dropped == read_dropped(run.iteration(1).dropped)
+    assert of_kind(first.pairs, "actor") == read_pairs(run.iteration(1).pairs("actor"))
+    assert of_kind(first.pairs, "judge") == read_pairs(run.iteration(1).pairs("judge"))
+    assert first.dropped == read_dropped(run.iteration(1).dropped)
 
 
 def test_a_rubric_that_has_changed_since_is_refused(run: RunDir) -> None:
@@ -38,8 +39,8 @@ def test_a_rubric_that_has_changed_since_is_refused(run: RunDir) -> None:
 
 def test_other_rules_give_other_pairs_of_the_iteration_named(run: RunDir) -> None:
     before, after = rebuild(run, []), rebuild(run, ["iterations.1.max_answer_chars=1"])
-    assert before[0].pairs.actor and not after[0].pairs.actor
-    assert any(drop.reason == "chosen_answer_too_long" for drop in after[0].pairs.dropped)
+    assert of_kind(before[0].pairs, "actor") and not of_kind(after[0].pairs, "actor")
+    assert any(drop.reason == "chosen_answer_too_long" for drop in after[0].dropped)
     assert after[1] == before[1]
 
 
@@ -59,7 +60,7 @@ def test_nothing_of_the_run_is_overwritten(run: RunDir) -> None:
     assert folder.parent == run.path / "rebuilt"
     assert {path: path.read_bytes() for path in before} == before
     assert read_pairs(IterationDir(folder / "iter-1").pairs("actor")) == ()
-    assert read_dropped(IterationDir(folder / "iter-2").dropped) == rebuilt[1].pairs.dropped
+    assert read_dropped(IterationDir(folder / "iter-2").dropped) == rebuilt[1].dropped
     assert json.loads((folder / "rules.json").read_text())["1"]["max_answer_chars"] == 1
 
 
@@ -73,7 +74,7 @@ def test_the_folder_follows_from_the_rules(run: RunDir) -> None:
 def test_another_folder_can_be_named_but_not_a_run(run: RunDir, tmp_path: Path) -> None:
     rebuilt = rebuild(run, [])
     assert write_rebuilt(run, [], rebuilt, tmp_path / "out") == tmp_path / "out"
-    assert len(read_pairs(tmp_path / "out/iter-1/pairs/actor.parquet")) == len(rebuilt[0].pairs.actor)
+    assert len(read_pairs(tmp_path / "out/iter-1/pairs/actor.parquet")) == len(of_kind(rebuilt[0].pairs, "actor"))
     with pytest.raises(UserError, match="this is a run folder"):
         write_rebuilt(run, [], rebuilt, run.path)
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from metareward.engines.local.engine import LocalEngine
-from metareward.method.meta_judge import read_verdict
+from metareward.method.meta_judge import parse_verdict
 from metareward.method.stats import spearman
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
 from metareward.pocket.oracle import mark
@@ -56,7 +56,7 @@ def test_its_actor_is_capable_but_right_less_than_half_of_the_time(answers: list
 
 
 def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, answers: list[str]) -> None:
-    questions = [RUBRIC.ask(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)]
+    questions = [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)]
     truths = [mark(prompt.messages[-1].content, text).score for prompt, text in zip(ASKED, answers, strict=True)]
     singles: list[tuple[float, float]] = []
     means: list[tuple[float, float]] = []
@@ -73,14 +73,14 @@ def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, a
 
 
 def test_its_meta_judge_leans_to_what_it_reads_first(engine: LocalEngine, answers: list[str]) -> None:
-    judged = draw(engine, [RUBRIC.ask(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)], 4)
+    judged = draw(engine, [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)], 4)
     questions = [
-        METARUBRIC.ask(prompt, text, *pair)
+        METARUBRIC.render(prompt, text, *pair)
         for prompt, text, four in zip(ASKED, answers, judged, strict=True)
         for one, two in combinations(dict.fromkeys(four), 2)
         for pair in ((one, two), (two, one))
     ]
-    verdicts = [read_verdict(texts[0], "stop", 0, 1) for texts in draw(engine, questions, 1, 16)]
+    verdicts = [parse_verdict(texts[0], "stop", 0, 1) for texts in draw(engine, questions, 1, 16)]
     named = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
     assert all(isinstance(verdict, Won | Unparsed | Truncated) for verdict in verdicts)
     assert len(named) > 0.85 * len(verdicts)

@@ -29,7 +29,6 @@ from metareward.generation.runner import sweep
 from metareward.generation.unit import UnitSettings, fingerprint
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.pocket.world import MODEL, prompts
 from metareward.storage.store import RecordStore, from_json
 from metareward.types import Message, PromptRecord, Sampling
@@ -210,7 +209,7 @@ def test_vllm_refuses_what_it_cannot_serve_and_says_why(vllm: str) -> None:
 
 
 def settings() -> UnitSettings:
-    rubric, metarubric = Rubric(load_template("pocket_judge")), MetaRubric(load_template("pocket_metajudge"), False)
+    rubric, metarubric = Rubric.load("pocket_judge"), MetaRubric.load("pocket_metajudge")
     sampling = replace(HOT, max_tokens=48)
     return UnitSettings(3, 2, sampling, sampling, replace(HOT, max_tokens=16), rubric, metarubric, 2, True, 5)
 

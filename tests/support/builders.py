@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.types import (
     Candidate,
     Dispute,
@@ -34,8 +33,8 @@ from metareward.types import (
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-RUBRIC = Rubric(load_template("judge"))
-METARUBRIC = MetaRubric(load_template("metajudge"))
+RUBRIC = Rubric.load("judge")
+METARUBRIC = MetaRubric.load("metajudge")
 
 
 def golden(name: str) -> list[dict[str, Any]]:

@@ -13,8 +13,7 @@ from pathlib import Path
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.method.diagnostics import summarize
 from metareward.method.judge import Rubric
-from metareward.method.pairs import PairSet, build_pairs
-from metareward.method.template import load_template
+from metareward.method.pairs import build_pairs, of_kind
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_dir import IterationDir, RunDir, mark_done
@@ -125,17 +124,16 @@ def write_records(
 _records_cache: dict[Path, tuple[PromptRecord, ...]] = {}
 
 
-def write_built(run: RunDir, t: int) -> PairSet:
+def write_built(run: RunDir, t: int) -> None:
     """Pairs, drop reasons and summary, by the recipe's rules."""
     recipe, folder = recipe_of(run), run.iteration(t)
     records = _records_cache[folder.records]
-    rubric = Rubric(load_template("pocket_judge"))
-    pairs = build_pairs(records, pairs_rules(recipe, t), rubric, recipe.seed)
-    write_pairs(folder.pairs("actor"), pairs.actor)
-    write_pairs(folder.pairs("judge"), pairs.judge)
-    write_dropped(folder.dropped, pairs.dropped)
-    write_atomic(folder.summary, json.dumps(summarize(t, records, pairs, rubric)))
-    return pairs
+    rubric = Rubric.load("pocket_judge")
+    pairs, dropped = build_pairs(records, pairs_rules(recipe, t), rubric, recipe.seed)
+    write_pairs(folder.pairs("actor"), of_kind(pairs, "actor"))
+    write_pairs(folder.pairs("judge"), of_kind(pairs, "judge"))
+    write_dropped(folder.dropped, dropped)
+    write_atomic(folder.summary, json.dumps(summarize(t, records, pairs, dropped, rubric)))
 
 
 def write_training(folder: IterationDir, t: int) -> None:

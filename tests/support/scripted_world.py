@@ -11,7 +11,6 @@ from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.unit import UnitSettings
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.types import Completion, Message, Messages, ModelRole, Prompt, Sampling
 
 ANSWERS = ("Paris.", "It is Paris.", "Paris, I think.", "Lyon.", "I don't know.")
@@ -21,8 +20,8 @@ VERDICTS = ("Winner: Judgment A", "Winner: Judgment B", "Winner: tie", "hard to 
 
 def settings(k: int = 4, n: int = 3, seed: int = 7, meta_judge: bool = True) -> UnitSettings:
     sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
-    rubric = Rubric(load_template("judge"))
-    metarubric = MetaRubric(load_template("metajudge"), hide_scores=False)
+    rubric = Rubric.load("judge")
+    metarubric = MetaRubric.load("metajudge")
     return UnitSettings(k, n, sampling, sampling, sampling, rubric, metarubric, 2, meta_judge, seed)
 
 

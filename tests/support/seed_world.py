@@ -10,7 +10,6 @@ from metareward.data.seed_sets import SeedSettings
 from metareward.generation.unit import UnitSettings
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.types import Message, Messages, Prompt, Sampling
 
 QUALITIES = ((5, 3), (4, 1, 2), (0, 5), (2, 4, 5), (3, 3, 1))
@@ -30,7 +29,7 @@ def ranked_set(count: int) -> RankedSet:
 
 def settings(n: int = 3, seed: int = 7) -> SeedSettings:
     sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
-    rubric, metarubric = Rubric(load_template("judge")), MetaRubric(load_template("metajudge"))
+    rubric, metarubric = Rubric.load("judge"), MetaRubric.load("metajudge")
     unit = UnitSettings(1, n, sampling, sampling, sampling, rubric, metarubric, 1, False, seed)
     return SeedSettings(unit, seed)
 

@@ -13,11 +13,11 @@ from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.progress import SILENT
 from metareward.generation.runner import sweep
 from metareward.method.judge import Rubric
-from metareward.method.pairs import PairSet, build_pairs
+from metareward.method.pairs import build_pairs, of_kind
 from metareward.method.template import load_template
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
-from metareward.storage.run_dir import IterationDir, RunDir, mark_done
+from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.store import RecordStore, from_json
 
 PROMPTS = 6
@@ -33,7 +33,7 @@ def small_run(path: Path) -> RunDir:
     entry = {"time": "2026-01-01T00:00:00+00:00", "event": "pairs", "iteration": 1, "actor": 6}
     write_atomic(run.log, json.dumps(entry) + "\nnot json \x1b[31m\n")
     generate(run, 1, PROMPTS)
-    write_built(run.iteration(1), 1, pairs_of(recipe, run, 1))
+    write_built(run, recipe, 1)
     write_atomic(run.iteration(1).model / "config.json", "{}")
     for t in (0, 1):
         write_atomic(run.iteration(t).evaluation / "model.json", json.dumps(evaluation(t)))
@@ -55,17 +55,16 @@ def generate(run: RunDir, t: int, count: int) -> None:
         store.put_failure("bad", "does not fit")
 
 
-def pairs_of(recipe: Recipe, run: RunDir, t: int) -> PairSet:
-    with RecordStore.read(run.iteration(t).records) as store:
+def write_built(run: RunDir, recipe: Recipe, t: int) -> None:
+    folder = run.iteration(t)
+    with RecordStore.read(folder.records) as store:
         records = [from_json(document) for _, document in store.documents()]
-    return build_pairs(records, pairs_rules(recipe, t), Rubric(load_template("judge")), recipe.seed)
-
-
-def write_built(folder: IterationDir, t: int, pairs: PairSet) -> None:
-    write_pairs(folder.pairs("actor"), pairs.actor)
-    write_pairs(folder.pairs("judge"), pairs.judge)
-    write_dropped(folder.dropped, pairs.dropped)
-    counts = {"actor_pairs": len(pairs.actor), "judge_pairs": len(pairs.judge), "dropped": {}}
+    pairs, dropped = build_pairs(records, pairs_rules(recipe, t), Rubric.load("judge"), recipe.seed)
+    actor, judge = of_kind(pairs, "actor"), of_kind(pairs, "judge")
+    write_pairs(folder.pairs("actor"), actor)
+    write_pairs(folder.pairs("judge"), judge)
+    write_dropped(folder.dropped, dropped)
+    counts = {"actor_pairs": len(actor), "judge_pairs": len(judge), "dropped": {}}
     write_atomic(folder.summary, json.dumps({"iteration": t, "prompts": PROMPTS, **counts}))
 
 

@@ -231,7 +231,7 @@ def fingerprint(seeds: Sequence[Prompt], apart: Sequence[Prompt], settings: Prop
         "limits": [limits.min_words, limits.max_words, limits.most_alike, *limits.keywords],
         "new": settings.new,
         "per_round": settings.per_round,
-        "reasoning": [thinking.opening, thinking.closing] if thinking else None,
+        "reasoning": [thinking.start, thinking.end] if thinking else None,
     }
 
 

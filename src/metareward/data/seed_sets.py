@@ -412,7 +412,7 @@ def _examined(ranked: Sequence[Ranked], settings: SeedSettings, folder: Path) ->
 
 def _example(ranked: Ranked, kept: Agreeing, rubric: Rubric) -> EftExample:
     answer = ranked.answers[kept.place]
-    question = rubric.ask(ranked.prompt, answer.text)
+    question = rubric.render(ranked.prompt, answer.text)
     return EftExample(ranked.prompt.id, kept.place, question, kept.text, answer.rank, kept.score)
 
 

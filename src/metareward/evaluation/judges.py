@@ -29,7 +29,7 @@ from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judge_quality.data import Comparison, Item
 from metareward.generation.progress import JUDGMENTS, SILENT, Progress
 from metareward.generation.runner import sweep_with
-from metareward.method.judge import TOP_LOGPROBS, Rubric, expected_reading
+from metareward.method.judge import TOP_LOGPROBS, Rubric, expected_score
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill, require
 from metareward.seeds import derive
@@ -286,7 +286,7 @@ class Grading:
     def score(self, written: Completion) -> float | None:
         """The score of one judgment, None without a readable one."""
         read = self.rubric.read(written.text, written.finish)
-        reading = expected_reading(written, self.rubric) if self.expected else read
+        reading = expected_score(written, self.rubric) if self.expected else read
         return reading.score if isinstance(reading, Scored) else None
 
     async def asked(self, desk: Desk, questions: Sequence[Prompt]) -> Asked:
@@ -309,8 +309,8 @@ class Grading:
         rubric, sampling = self.rubric, self.sampling
         return {
             "rubric": rubric.template.sha256,
-            "scale": [rubric.low, rubric.high],
-            "system": rubric.system,
+            "scale": [rubric.min_score, rubric.max_score],
+            "system": rubric.system_prompt,
             "n": self.n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -334,7 +334,7 @@ class ScoringJudge:
     async def shares(self, pairs: Sequence[Shown]) -> Mapping[str, FirstShare | Unjudged]:
         """What the scores of both outputs come to."""
         questions = {
-            _place(pair.prompt, text): Prompt(_place(pair.prompt, text), self.grading.rubric.ask(pair.prompt, text))
+            _place(pair.prompt, text): Prompt(_place(pair.prompt, text), self.grading.rubric.render(pair.prompt, text))
             for pair in pairs
             for text in (pair.first, pair.second)
         }
@@ -406,7 +406,7 @@ async def score_responses(
 ) -> tuple[Item, ...]:
     """``items`` with ``n`` scores to every response, None for an unreadable one. Raises `UserError` as `ask` does."""
     questions = [
-        Prompt(_judge_place(item, i), rubric.ask(Prompt(item.id, item.messages), response.text))
+        Prompt(_judge_place(item, i), rubric.render(Prompt(item.id, item.messages), response.text))
         for item in items
         for i, response in enumerate(item.responses)
     ]

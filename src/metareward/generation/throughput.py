@@ -93,7 +93,7 @@ def _judgments(answers: Sequence[_Served], settings: UnitSettings) -> Iterator[_
     for number, each in enumerate(itertools.cycle(answers)):
         prompt, answer = each.question.prompt, each.written[number % len(each.written)].text
         sampling = replace(settings.judgments, seed=derive(settings.seed, "measured judgments", number))
-        yield _Question(settings.rubric.ask(prompt, answer), sampling, settings.n, prompt, answer)
+        yield _Question(settings.rubric.render(prompt, answer), sampling, settings.n, prompt, answer)
 
 
 def _meta(judgments: Sequence[_Served], settings: UnitSettings) -> Iterator[_Question]:
@@ -102,7 +102,7 @@ def _meta(judgments: Sequence[_Served], settings: UnitSettings) -> Iterator[_Que
     for number, (each, first, second) in enumerate(pairs):
         about = each.question
         sampling = replace(settings.meta, seed=derive(settings.seed, "measured meta", number))
-        asked = settings.metarubric.ask(about.prompt, about.answer, first.text, second.text)
+        asked = settings.metarubric.render(about.prompt, about.answer, first.text, second.text)
         yield _Question(asked, sampling, 1, about.prompt)
 
 

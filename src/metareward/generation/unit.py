@@ -21,7 +21,7 @@ from typing import TypeVar
 from metareward.engines.base import Engine, EngineError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
 from metareward.method.judge import Reasoning, Rubric, RubricGrader
-from metareward.method.meta_judge import MetaRubric, read_verdict
+from metareward.method.meta_judge import MetaRubric, parse_verdict
 from metareward.method.scores import disputed
 from metareward.seeds import derive
 from metareward.storage.serialization import replace_surrogates
@@ -76,17 +76,17 @@ def fingerprint(settings: UnitSettings) -> dict[str, object]:
     meta: dict[str, object] = {
         "rubric": metarubric.template.sha256,
         "hide_scores": metarubric.hide_scores,
-        "system": metarubric.system,
+        "system": metarubric.system_prompt,
         **_drawing(settings.meta),
     }
-    judgments = {"n": settings.n, "rubric": rubric.template.sha256, "system": rubric.system}
+    judgments = {"n": settings.n, "rubric": rubric.template.sha256, "system": rubric.system_prompt}
     return {
         "seed": settings.seed,
         "answers": {"k": settings.k, **_drawing(settings.answers)},
         "judgments": {**judgments, "expected": settings.expected, **_drawing(settings.judgments)},
-        "scores": {"low": rubric.low, "high": rubric.high, "min_valid": settings.min_valid},
+        "scores": {"low": rubric.min_score, "high": rubric.max_score, "min_valid": settings.min_valid},
         "meta_judgments": meta if settings.meta_judge else None,
-        "reasoning": [settings.reasoning.opening, settings.reasoning.closing] if settings.reasoning else None,
+        "reasoning": [settings.reasoning.start, settings.reasoning.end] if settings.reasoning else None,
     }
 
 
@@ -147,7 +147,7 @@ class _Asking:
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
         grader = self.settings.grader
-        question = grader.rubric.ask(self.prompt, answer)
+        question = grader.rubric.render(self.prompt, answer)
         written_N = await self._ask(JUDGMENTS, question, grader.sampling_with(0), grader.n, k)
         return tuple(self._judgment(i, *self.split(written)) for i, written in enumerate(written_N))
 
@@ -171,10 +171,10 @@ class _Asking:
         return Dispute(answer.index, tuple(judgment.index for judgment in valid_M), tuple(meta))
 
     async def compare(self, answer: str, first: Judgment, second: Judgment) -> MetaJudgment:
-        question = self.settings.metarubric.ask(self.prompt, answer, first.text, second.text)
+        question = self.settings.metarubric.render(self.prompt, answer, first.text, second.text)
         (whole,) = await self._ask(META, question, self.settings.meta, 1, first.index, second.index)
         _, written = self.split(whole)
-        verdict = read_verdict(written.text, written.finish, first.index, second.index)
+        verdict = parse_verdict(written.text, written.finish, first.index, second.index)
         return MetaJudgment(first.index, second.index, written.text, written.tokens, verdict)
 
     async def _ask(self, stage: str, messages: Messages, sampling: Sampling, n: int, *place: int) -> list[Completion]:

@@ -1,4 +1,4 @@
-"""The papers' method as pure functions: prompts and parsers of judge and meta-judge, scores, Elo, pairs, statistics.
+"""The papers' method as pure functions: rubric prompts and parsers, scores, Elo ratings, preference pairs, statistics.
 
-No I/O, no torch.
+No engines, no torch, no files but the prompt texts.
 """

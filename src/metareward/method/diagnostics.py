@@ -1,12 +1,12 @@
-"""What an iteration's records and pairs say about the health of the loop.
+"""Statistics of an iteration's records and pairs, with warnings; the content of ``pairs/summary.json``.
 
-The position statistics are those of Meta-Rewarding Table 5, which leaves its terms undefined; here they are:
+The position statistics are those of Meta-Rewarding table 5, which leaves its terms undefined. Here:
 
-* A pair is two judgments of one answer that were compared in both orders, with a winner named both times.
-* ``flipped``: the share of pairs whose two winners differ, so that the verdict followed the position.
-* ``first_wins``: among the comparisons of those same pairs (two each), the share won by the judgment shown first.
-* ``higher_score_wins``: among pairs with different scores that are not flipped, the share won by the higher score. A
-  flipped pair has one win for each side and says nothing about scores; counted in, it would only pull to one half.
+* A pair is two judgments of one answer that were compared in both orders, with a winner both times.
+* ``flipped``: the share of pairs with two different winners, where the verdict followed the position.
+* ``first_wins``: among the comparisons of these pairs (two each), the share won by the judgment shown first.
+* ``higher_score_wins``: among pairs with different scores that are not flipped, the share won by the higher score.
+  (A flipped pair has one win for each side, so it would pull the share to one half.)
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from metareward.method.judge import Rubric
-from metareward.method.pairs import PairSet
+from metareward.method.pairs import iteration_weights, of_kind
 from metareward.types import (
     Dispute,
+    Dropped,
     Judgment,
     MetaJudgment,
     PreferencePair,
@@ -38,7 +39,7 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class PositionSplit:
-    """``pairs`` compared in both orders, and what share of them is ``flipped`` and of their wins goes to the first."""
+    """Number of ``pairs``, the share that is ``flipped``, and the share of wins of the judgment shown first."""
 
     pairs: int
     flipped: float | None
@@ -47,7 +48,7 @@ class PositionSplit:
 
 @dataclass(frozen=True, slots=True)
 class PositionStatistics:
-    """Meta-Rewarding Table 5 in the terms defined above; shares are None where there is nothing to count."""
+    """Meta-Rewarding table 5, in the terms defined above; a share of nothing is None."""
 
     higher_score_wins: float | None
     lower_score_wins: float | None
@@ -56,13 +57,13 @@ class PositionStatistics:
     all: PositionSplit
 
     def as_dict(self) -> dict[str, object]:
-        """As plain dictionaries and numbers, for JSON."""
+        """As dicts and numbers, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """A pair of judgments in both orders. ``lead`` is the score of judgment ``one`` minus that of ``other``."""
+    """Two judgments compared in both orders. ``lead``: the score of judgment ``one`` minus that of the ``other``."""
 
     lead: float
     first_wins: int
@@ -74,14 +75,14 @@ def position_statistics(records: Iterable[PromptRecord]) -> PositionStatistics:
     pairs = [pair for record in records if record.dispute for pair in _compared(record, record.dispute)]
     same = [pair for pair in pairs if abs(pair.lead) <= _EQUAL]
     different = [pair for pair in pairs if abs(pair.lead) > _EQUAL]
-    steady = [pair for pair in different if pair.one_wins != 1]
-    higher = _share(sum((pair.lead > 0) == (pair.one_wins == 2) for pair in steady), len(steady))
+    unflipped = [pair for pair in different if pair.one_wins != 1]
+    higher = _share(sum((pair.lead > 0) == (pair.one_wins == 2) for pair in unflipped), len(unflipped))
     lower = None if higher is None else 1 - higher
     return PositionStatistics(higher, lower, _split(same), _split(different), _split(pairs))
 
 
 def _compared(record: PromptRecord, dispute: Dispute) -> Iterator[_Compared]:
-    """Every pair of the dispute whose comparison named a winner in both orders."""
+    """The pairs of judgments with a winner in both orders."""
     scores = _scores(record, dispute.candidate)
     won = {(meta.first, meta.second): meta.verdict.winner for meta in dispute.meta if isinstance(meta.verdict, Won)}
     for (one, other), winner in won.items():
@@ -110,9 +111,9 @@ def _share(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How readings ended. ``read`` gave a score or a winner; ``tied`` is for meta-judgments alone."""
+    """Numbers of parse results. ``parsed``: with a score or a winner; ``tied``: meta-judgments only."""
 
-    read: int
+    parsed: int
     tied: int
     missing: int
     out_of_range: int
@@ -121,29 +122,29 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """How many there are."""
-        return self.read + self.tied + self.unread
+        """The number of judgments or meta-judgments."""
+        return self.parsed + self.tied + self.unparsed
 
     @property
-    def unread(self) -> int:
-        """How many gave nothing that could be used."""
+    def unparsed(self) -> int:
+        """The number without a score, winner or tie."""
         return self.missing + self.out_of_range + self.contradictory + self.truncated
 
 
 def judgment_counts(records: Iterable[PromptRecord]) -> Counts:
-    """How the reading of every judgment of every answer ended."""
+    """The parse results of all judgments."""
     return _counts(judgment.reading for judgment in _judgments(records))
 
 
 def verdict_counts(records: Iterable[PromptRecord]) -> Counts:
-    """How the reading of every meta-judgment ended."""
+    """The parse results of all meta-judgments."""
     return _counts(meta.verdict for meta in _metas(records))
 
 
 def readings_summary(records: Iterable[PromptRecord]) -> dict[str, int]:
-    """How the readings of the judgments ended, by name, for JSON."""
+    """`judgment_counts` by name, for JSON."""
     counts = asdict(judgment_counts(records))
-    return {"scored": counts.pop("read"), **{name: count for name, count in counts.items() if name != "tied"}}
+    return {"scored": counts.pop("parsed"), **{name: count for name, count in counts.items() if name != "tied"}}
 
 
 def _judgments(records: Iterable[PromptRecord]) -> Iterator[Judgment]:
@@ -155,65 +156,69 @@ def _metas(records: Iterable[PromptRecord]) -> Iterator[MetaJudgment]:
 
 
 def _counts(outcomes: Iterable[Reading | Verdict]) -> Counts:
-    ended = dict.fromkeys(("read", "tied", "missing", "out_of_range", "contradictory", "truncated"), 0)
+    counts = dict.fromkeys(("parsed", "tied", "missing", "out_of_range", "contradictory", "truncated"), 0)
     for outcome in outcomes:
-        ended[_ending(outcome)] += 1
-    return Counts(**ended)
+        counts[_outcome_name(outcome)] += 1
+    return Counts(**counts)
 
 
-def _ending(outcome: Reading | Verdict) -> str:
+def _outcome_name(outcome: Reading | Verdict) -> str:
     match outcome:
         case Scored() | Won():
-            return "read"
+            return "parsed"
         case Tied():
             return "tied"
-        case Truncated():
-            return "truncated"
-        case Unparsed(reason):
-            return reason
+        case Unparsed() | Truncated():
+            return outcome.reason
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a person should know about an iteration: a fixed ``code``, and a ``text`` in plain words."""
+    """A warning about an iteration: a fixed ``code`` and one line of ``text`` with the numbers."""
 
     code: str
     text: str
 
 
-# Where a finding begins. They are house rules, chosen to stay silent on a healthy run; the texts state the numbers.
-_SATURATED = 0.80  # of valid scores in the top tenth of the scale
-_TIED_PROMPTS = 0.30  # of prompts dropped because all their answers score the same
-_UNREAD = 0.10  # of judgments, or of meta-judgments
-_CUT_OFF = 0.10  # of answers
-_FLIPPED = 0.50  # of pairs of judgments: Table 5 has 44 % in the first iteration and 68 % in the second
+# Thresholds of the warnings, our choice: a healthy run has none.
+_SATURATED = 0.80  # share of valid scores in the top tenth of the range
+_TIED_PROMPTS = 0.30  # share of prompts dropped because all their answers have the same score
+_UNPARSED = 0.10  # share of judgments, or of meta-judgments
+_CUT_OFF = 0.10  # share of answers
+_FLIPPED = 0.50  # share of pairs of judgments; table 5 has 44 % in the first iteration and 68 % in the second
 _FEW_PAIRS = 0.50  # actor pairs per prompt
-_LONGER = 1.10  # chosen over rejected, mean characters
+_LONGER = 1.10  # mean characters of chosen over rejected
 
 
 def findings(
-    records: Sequence[PromptRecord], pairs: PairSet, low: float = 0.0, high: float = 5.0
+    records: Sequence[PromptRecord],
+    pairs: Iterable[PreferencePair],
+    dropped: Iterable[Dropped],
+    min_score: float = 0.0,
+    max_score: float = 5.0,
 ) -> tuple[Finding, ...]:
-    """What is worth a warning, in a fixed order; ``low`` and ``high`` are the ends of the rubric's scale."""
+    """The warnings about an iteration, in a fixed order; ``min_score`` and ``max_score`` are the rubric's."""
+    all_pairs = tuple(pairs)
+    actor, judge = of_kind(all_pairs, "actor"), of_kind(all_pairs, "judge")
     checks = (
-        _saturation(records, low, high),
-        _many_ties(records, pairs),
-        _unread("unparsed_judgments", "judgments", "score", judgment_counts(records)),
-        _unread("unparsed_meta_judgments", "meta-judgments", "winner", verdict_counts(records)),
+        _saturation(records, min_score, max_score),
+        _many_ties(records, dropped),
+        _unparsed("unparsed_judgments", "judgments", "score", judgment_counts(records)),
+        _unparsed("unparsed_meta_judgments", "meta-judgments", "winner", verdict_counts(records)),
         _cut_off(records),
         _flips(records),
-        _few_pairs(records, pairs),
-        _longer("length_drift", "answer", pairs.actor),
-        _longer("judgment_length_drift", "judgment", pairs.judge),
-        _judge_pairs_dominate(pairs),
+        _few_pairs(records, actor),
+        _longer("length_drift", "answer", actor),
+        _longer("judgment_length_drift", "judgment", judge),
+        _judge_pairs_dominate(actor, judge),
     )
     return tuple(finding for finding in checks if finding is not None)
 
 
-def _saturation(records: Sequence[PromptRecord], low: float, high: float) -> Finding | None:
+def _saturation(records: Sequence[PromptRecord], min_score: float, max_score: float) -> Finding | None:
     readings = (judgment.reading for judgment in _judgments(records))
     scores = [reading.score for reading in readings if isinstance(reading, Scored)]
-    edge = high - (high - low) / 10
+    edge = max_score - (max_score - min_score) / 10
     share = _share(sum(score >= edge for score in scores), len(scores))
     if share is None or share <= _SATURATED:
         return None
@@ -221,17 +226,17 @@ def _saturation(records: Sequence[PromptRecord], low: float, high: float) -> Fin
     return Finding("saturation", text)
 
 
-def _many_ties(records: Sequence[PromptRecord], pairs: PairSet) -> Finding | None:
-    tied = sum(drop.kind == "actor" and drop.reason == "all_scores_equal" for drop in pairs.dropped)
+def _many_ties(records: Sequence[PromptRecord], dropped: Iterable[Dropped]) -> Finding | None:
+    tied = sum(drop.kind == "actor" and drop.reason == "all_scores_equal" for drop in dropped)
     share = _share(tied, len(records))
     if share is None or share <= _TIED_PROMPTS:
         return None
     return Finding("many_ties", f"all answers score the same for {tied} of {len(records)} prompts: these give no pair")
 
 
-def _unread(code: str, what: str, wanted: str, counts: Counts) -> Finding | None:
-    share = _share(counts.unread, counts.total)
-    if share is None or share <= _UNREAD:
+def _unparsed(code: str, what: str, wanted: str, counts: Counts) -> Finding | None:
+    share = _share(counts.unparsed, counts.total)
+    if share is None or share <= _UNPARSED:
         return None
     causes = f"{counts.missing} without one, {counts.out_of_range} out of range, {counts.contradictory} contradictory"
     text = f"{share:.0%} of {counts.total} {what} hold no {wanted}: {causes}, {counts.truncated} cut off"
@@ -254,11 +259,11 @@ def _flips(records: Sequence[PromptRecord]) -> Finding | None:
     return Finding("position_flips", f"{text}; the first one shown wins {split.first_wins:.0%}")
 
 
-def _few_pairs(records: Sequence[PromptRecord], pairs: PairSet) -> Finding | None:
-    share = _share(len(pairs.actor), len(records))
+def _few_pairs(records: Sequence[PromptRecord], actor: Sequence[PreferencePair]) -> Finding | None:
+    share = _share(len(actor), len(records))
     if share is None or share >= _FEW_PAIRS:
         return None
-    return Finding("few_pairs", f"only {len(pairs.actor)} of {len(records)} prompts give an actor pair")
+    return Finding("few_pairs", f"only {len(actor)} of {len(records)} prompts give an actor pair")
 
 
 def _longer(code: str, what: str, pairs: Sequence[PreferencePair]) -> Finding | None:
@@ -269,36 +274,41 @@ def _longer(code: str, what: str, pairs: Sequence[PreferencePair]) -> Finding | 
     return Finding(code, f"the chosen {what} has {lengths}: training on these pairs makes {what}s longer")
 
 
-def _judge_pairs_dominate(pairs: PairSet) -> Finding | None:
-    if len(pairs.judge) <= len(pairs.actor):
+def _judge_pairs_dominate(actor: Sequence[PreferencePair], judge: Sequence[PreferencePair]) -> Finding | None:
+    if len(judge) <= len(actor):
         return None
-    text = f"{len(pairs.judge)} judge pairs against {len(pairs.actor)} actor pairs: training is mostly about judging"
+    text = f"{len(judge)} judge pairs against {len(actor)} actor pairs: training is mostly about judging"
     return Finding("judge_pairs_dominate", text)
 
 
-# --- What became of one iteration's records: the figures of ``pairs/summary.json``.
-
-
-def summarize(t: int, records: Sequence[PromptRecord], pairs: PairSet, rubric: Rubric) -> dict[str, object]:
-    """Counts, reasons of drops, position statistics, readings, findings and mean lengths (characters)."""
+def summarize(
+    t: int,
+    records: Sequence[PromptRecord],
+    pairs: Sequence[PreferencePair],
+    dropped: Sequence[Dropped],
+    rubric: Rubric,
+) -> dict[str, object]:
+    """Iteration ``t``'s counts, drop reasons, position statistics, parse results, warnings and mean lengths."""
     reasons: dict[str, Counter[str]] = {"actor": Counter(), "judge": Counter()}
-    for drop in pairs.dropped:
+    for drop in dropped:
         reasons[drop.kind][drop.reason] += 1
+    actor = of_kind(pairs, "actor")
     candidates = [answer for record in records for answer in record.candidates_K]
+    warnings = findings(records, pairs, dropped, rubric.min_score, rubric.max_score)
     return {
         "iteration": t,
         "prompts": len(records),
-        "actor_pairs": len(pairs.actor),
-        "judge_pairs": len(pairs.judge),
+        "actor_pairs": len(actor),
+        "judge_pairs": len(pairs) - len(actor),
         "dropped": {kind: dict(counts) for kind, counts in reasons.items()},
-        "weights": asdict(pairs.weights),
+        "weights": asdict(iteration_weights(records)),
         "position": position_statistics(records).as_dict(),
         "readings": readings_summary(records),
-        "findings": [asdict(finding) for finding in findings(records, pairs, rubric.low, rubric.high)],
-        "chosen_chars": _mean_length(pair.chosen for pair in pairs.actor),
-        "rejected_chars": _mean_length(pair.rejected for pair in pairs.actor),
+        "findings": [asdict(finding) for finding in warnings],
+        "chosen_chars": _mean_length(pair.chosen for pair in actor),
+        "rejected_chars": _mean_length(pair.rejected for pair in actor),
         "answer_chars": _mean_length(answer.text for answer in candidates),
-        "judgment_chars": _mean_length(judgment.text for answer in candidates for judgment in answer.judgments_N),
+        "judgment_chars": _mean_length(judgment.text for judgment in _judgments(records)),
     }
 
 

@@ -1,9 +1,9 @@
-"""From meta-judgments to ratings of the disputed answer's judgments (Meta-Rewarding section 2.2).
+"""Battle matrix and Elo ratings of the disputed answer's judgments (Meta-Rewarding section 2.2).
 
-With judgment m shown first and n second, r_mn is +1 if the meta-judge prefers m, -1 if it prefers n, else 0. Position
-weights w1 = wins of the second / all wins and w2 = wins of the first / all wins count a win in the favoured position
-for less, and the battle matrix is ``B_mn = w1 [r_mn = +1] + w2 [r_nm = -1]``. The ratings e maximise the
-Bradley-Terry log likelihood, with a small ridge because a judgment that never loses would be rated infinite:
+With judgment m shown first and n second, r_mn is +1 if the meta-judge prefers m, -1 if it prefers n, else 0. The
+position weights w1 = wins in second place / all wins and w2 = wins in first place / all wins correct position bias: the
+battle matrix is ``B_mn = w1 [r_mn = +1] + w2 [r_nm = -1]``. The ratings e maximise the Bradley-Terry log likelihood,
+with a ridge penalty, without which a judgment that never loses would have an infinite rating:
 
     sum_mn B_mn log sigmoid(e_m - e_n)  -  prior / 2 * sum_m e_m^2
 """
@@ -28,7 +28,7 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class PositionWeights:
-    """What a win in ``first`` or ``second`` position counts (they add up to 1), and the wins this is based on."""
+    """The weights of a win in ``first`` and in ``second`` place (they sum to 1), and the wins that they come from."""
 
     first: float
     second: float
@@ -37,7 +37,7 @@ class PositionWeights:
 
 
 def position_weights(metas: Iterable[MetaJudgment]) -> PositionWeights:
-    """w1 and w2 of all decided comparisons in ``metas``; one half each when there is none."""
+    """w1 and w2 from all comparisons in ``metas`` with a winner; one half each without any."""
     first = second = 0
     for meta in metas:
         if isinstance(meta.verdict, Won):
@@ -50,10 +50,10 @@ def position_weights(metas: Iterable[MetaJudgment]) -> PositionWeights:
 
 
 def battle_matrix(dispute: Dispute, weights: PositionWeights) -> Array:
-    """B, of shape (M, M): row m and column n hold what m's wins over n count, in the order of ``judgments_M``.
+    """B of shape (M, M): entry (m, n) is the weight of m's wins over n, in the order of ``judgments_M``.
 
-    Each verdict goes to the cell of the indices it carries; a tie or an unreadable one adds nothing. Raises
-    `ValueError` when a verdict is about judgments that aren't compared here.
+    Ties and verdicts without a winner add nothing. Raises `ValueError` when a verdict names a judgment that is not in
+    ``judgments_M``.
     """
     place = {index: at for at, index in enumerate(dispute.judgments_M)}
     battles = np.zeros((len(place), len(place)))

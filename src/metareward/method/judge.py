@@ -1,8 +1,9 @@
-"""The judge's question and the reading of its answer (Self-Rewarding section 2.2, Meta-Rewarding section 2.1).
+"""The judge's rubric prompt and the parser of its judgments (Self-Rewarding section 2.2, Meta-Rewarding section 2.1).
 
-Only the judge's own completion is read, never the prompt. The last anchor (``Score:``) decides, and what follows it is
-taken widely and then validated: if it is no clear number on the rubric's scale, the outcome says so, and an earlier
-mention is never used instead. The actor is trained against this reading, so a lenient guess here is a reward to hack.
+The parser reads the judge's completion only. The last ``Score:`` decides: what follows it is matched widely and then
+validated, with no fallback to an earlier mention, because the actor is trained against this parser and a lenient guess
+can be exploited. `expected_score` replaces the sampled score by its mean under the token probabilities. `Reasoning`
+separates a reasoning model's thinking from its answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from metareward.errors import UserError
-from metareward.method.template import Template, conversation, mask_label, render
+from metareward.method.template import Template, conversation, escape_label, load_template, render
 from metareward.types import (
     Completion,
     Message,
@@ -31,8 +32,75 @@ from metareward.types import (
 )
 
 Finish = Literal["stop", "length"]
+ChatMessages = list[dict[str, str]]
 
-# What may stand around a verdict without being part of it.
+# Top log-probabilities to request: all whole scores of a rubric, with and without a leading space, fit easily.
+TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rubric:
+    """How answers are scored: the judge's prompt text, the range of scores (inclusive), and a system prompt."""
+
+    template: Template
+    min_score: float = 0.0
+    max_score: float = 5.0
+    system_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` when the text lacks a slot or the range is empty."""
+        self.template.require("question", "answer")
+        if not self.min_score < self.max_score:
+            scores = f"min_score {self.min_score:g} must be below max_score {self.max_score:g}"
+            raise UserError(f"rubric {self.template.name!r}: {scores}")
+
+    @classmethod
+    def load(
+        cls, name_or_path: str, *, min_score: float = 0.0, max_score: float = 5.0, system_prompt: str | None = None
+    ) -> Rubric:
+        """The rubric with the packaged text of that name (``judge``), or with the ``.txt`` file at that path.
+
+        Raises `UserError` when there is no such text, when it lacks a slot, or when the range is empty.
+        """
+        return cls(load_template(name_or_path), min_score, max_score, system_prompt)
+
+    def messages(self, prompt: str, answer: str) -> ChatMessages:
+        """The judge's prompt about ``answer`` as chat messages, dicts of ``role`` and ``content``."""
+        return as_dicts(self.render(single_turn(prompt), answer))
+
+    def render(self, prompt: Prompt, answer: str) -> Messages:
+        """The judge's prompt about ``answer``: one user turn, even if ``prompt`` has several.
+
+        Lines of the answer that look like a verdict are escaped, so that a judge that quotes one does not score by it.
+        """
+        slots = {"question": conversation(prompt.messages), "answer": escape_label(answer, "Score")}
+        return with_system(self.system_prompt, (Message("user", render(self.template, slots)),))
+
+    def read(self, text: str, finish: Finish = "stop") -> Reading:
+        """The score of a judgment: `Scored` with a ``score``, or `Unparsed` or `Truncated` with a ``reason``."""
+        return parse_score(text, finish, self.min_score, self.max_score)
+
+
+def with_system(system_prompt: str | None, messages: Messages) -> Messages:
+    """``messages`` preceded by the system prompt, unless that is None or they have a system prompt already."""
+    if system_prompt is None or messages[0].role == "system":
+        return messages
+    return (Message("system", system_prompt), *messages)
+
+
+def single_turn(text: str) -> Prompt:
+    """``text`` as a prompt of one user turn, without an id."""
+    return Prompt("", (Message("user", text),))
+
+
+def as_dicts(messages: Messages) -> ChatMessages:
+    """``messages`` as the list of dicts that chat templates and chat APIs take."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+# Parsing: the last anchor (``Score:``, ``Winner:``) and what follows it. Also used for the meta-judge's verdicts.
+
+# Quotes, brackets and Markdown that may surround a score or a winner.
 MARKS = " \t\u00a0*_`\"'“”‘’()[]{}【】「」『』$"
 MARK = rf"[\s{re.escape(MARKS)}]"
 _TAG = re.compile(r"</?(?!judge?ment)[a-z][^<>]*>", re.IGNORECASE)
@@ -40,7 +108,7 @@ _ANGLES = re.compile(r"<([^<>]*)>")
 
 
 def anchor(word: str) -> re.Pattern[str]:
-    """``word`` and a colon, marked up or not (``Score:``, ``**score** :``, ``"score"：``), but not ``z-score:``."""
+    """``word`` and a colon, with or without Markdown (``Score:``, ``**score** :``, ``"score"：``); not ``z-score:``."""
     return re.compile(rf"(?<![^\W_])(?<!\w-){word}[ \t\u00a0*_`\"']*[:：]", re.IGNORECASE)
 
 
@@ -49,61 +117,25 @@ SCORE = anchor("score")
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What follows the last anchor. When it stands on the next line it counts only if it is alone there."""
+    """The text after the last anchor. Taken from a line below it, it counts only if nothing else is on that line."""
 
     text: str
     must_be_alone: bool
 
 
 def last_tail(text: str, pattern: re.Pattern[str]) -> Tail | None:
-    """The rest of the line after the last anchor, or the next line with words if there is no rest; None: no anchor."""
+    """The rest of the line after the last anchor, or the next line that isn't blank; None without an anchor."""
     starts = [match.end() for match in pattern.finditer(text)]
     if not starts:
         return None
-    lines = [unwrapped(line) for line in text[starts[-1] :].splitlines()]
-    told = (number for number, line in enumerate(lines) if line.strip(MARKS))
-    number = next(told, None)
+    lines = [strip_tags(line) for line in text[starts[-1] :].splitlines()]
+    number = next((number for number, line in enumerate(lines) if line.strip(MARKS)), None)
     return Tail("", False) if number is None else Tail(lines[number], number > 0)
 
 
-def unwrapped(line: str) -> str:
-    """``<b>4</b>`` and ``<4>`` are 4: some judges copy the angle brackets of the asked form."""
+def strip_tags(line: str) -> str:
+    """``line`` without tags and angle brackets: ``<b>4</b>`` and ``<4>``, copied from ``<points>``, become 4."""
     return _ANGLES.sub(r"\1", _TAG.sub("", line))
-
-
-@dataclass(frozen=True, slots=True)
-class Rubric:
-    """How answers are graded: the judge's prompt text, the ends of its scale, both allowed, and a system prompt."""
-
-    template: Template
-    low: float = 0.0
-    high: float = 5.0
-    system: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raise `UserError` when a slot is missing or the scale is empty."""
-        self.template.require("question", "answer")
-        if not self.low < self.high:
-            raise UserError(f"rubric {self.template.name!r}: low {self.low:g} must be below high {self.high:g}")
-
-    def ask(self, prompt: Prompt, answer: str) -> Messages:
-        """The judge's question about ``answer``: one user turn, also when the prompt has several.
-
-        A line of the answer that looks like a verdict is defanged: a judge that quotes it doesn't score by that.
-        """
-        slots = {"question": conversation(prompt.messages), "answer": mask_label(answer, "Score")}
-        return with_system(self.system, (Message("user", render(self.template, slots)),))
-
-    def read(self, text: str, finish: Finish) -> Reading:
-        """`read` on this rubric's scale."""
-        return read(text, finish, self.low, self.high)
-
-
-def with_system(system: str | None, messages: Messages) -> Messages:
-    """``messages`` with a system prompt before them, if there is one to give and they have none of their own."""
-    if system is None or messages[0].role == "system":
-        return messages
-    return (Message("system", system), *messages)
 
 
 _LEAD = re.compile(rf"{MARK}*")
@@ -114,114 +146,79 @@ _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
 _ALONE = re.compile(rf"{MARK}*(?:points?|pts)?{MARK}*", re.IGNORECASE)
 
 
-def read(text: str, finish: Finish, low: float = 0.0, high: float = 5.0) -> Reading:
-    """The score that a judge's completion ends in, or why there is none. Never raises; a score is in [low, high].
+def parse_score(text: str, finish: Finish = "stop", min_score: float = 0.0, max_score: float = 5.0) -> Reading:
+    """The final score of a judgment, in [min_score, max_score], or why there is none. Never raises.
 
     Accepted after the last ``Score:``: ``4``, ``4.5``, ``**4**``, ``<4>``, ``4/5``, ``4 out of 5``, also alone on the
-    next line, and with any words after it that name no other number. Otherwise `Unparsed`: ``contradictory`` when the
-    line holds two different numbers or no plain one (``3 or 4``, ``4-5``, ``4.5.2``, ``4,5``, ``4½``, ``4+``),
-    ``out_of_range`` when the number is off the scale or given on another scale (``4/10``, ``80%``), else ``missing``
-    (``four``, ``about 4``).
-    A text cut off by the token limit is `Truncated`, whatever it ends in.
+    next line, and followed by any words without another number. Otherwise `Unparsed`: ``contradictory`` when the line
+    has two different numbers or no plain one (``3 or 4``, ``4-5``, ``4.5.2``, ``4,5``, ``4½``, ``4+``),
+    ``out_of_range`` when the number is outside the range or on another scale (``4/10``, ``80%``), else ``missing``
+    (``four``, ``about 4``). `Truncated` when the token limit cut the text off.
     """
     if finish == "length":
         return Truncated()
     tail = last_tail(text, SCORE)
-    return Unparsed("missing") if tail is None else _grade(tail, low, high)
+    return Unparsed("missing") if tail is None else _parse_grade(tail, min_score, max_score)
 
 
-def _grade(tail: Tail, low: float, high: float) -> Reading:
+def _parse_grade(tail: Tail, min_score: float, max_score: float) -> Reading:
     grades = list(_GRADE.finditer(tail.text))
-    if not grades or not _begins(tail, grades[0]):
+    if not grades or not _starts_with(tail, grades[0]):
         return Unparsed("missing")
     numbers = {_number(grade["number"]) for grade in grades}
-    if len(numbers) > 1 or None in numbers or _goes_on(tail.text[grades[0].end("number") :]):
+    if len(numbers) > 1 or None in numbers or _continues(tail.text[grades[0].end("number") :]):
         return Unparsed("contradictory")
     score = numbers.pop()
-    if score is None or any(_other_scale(grade, high) for grade in grades) or not low <= score <= high:
+    other_scale = any(_has_other_scale(grade, max_score) for grade in grades)
+    if score is None or other_scale or not min_score <= score <= max_score:
         return Unparsed("out_of_range")
     return Scored(score)
 
 
-def _begins(tail: Tail, grade: re.Match[str]) -> bool:
-    """Whether the line begins with this number, not glued to letters, and is alone if it must be."""
+def _starts_with(tail: Tail, grade: re.Match[str]) -> bool:
+    """Whether the line starts with this number, not joined to letters, and is alone if it must be."""
     lead = _LEAD.match(tail.text)
-    glued = tail.text[grade.end("number") :][:1]
+    joined = tail.text[grade.end("number") :][:1]
     alone = not tail.must_be_alone or _ALONE.fullmatch(tail.text[grade.end() :]) is not None
-    return lead is not None and lead.end() == grade.start() and alone and not (glued.isascii() and glued.isalpha())
+    return lead is not None and lead.end() == grade.start() and alone and not (joined.isascii() and joined.isalpha())
 
 
 def _number(token: str) -> float | None:
-    """The plain decimal that ``token`` is; None for ``4.5.2`` and for ``4,5``, which may be two numbers."""
+    """``token`` as a number; None for ``4.5.2``, and for ``4,5``, which may be two numbers."""
     plain = token.replace("−", "-").replace("–", "-")
     return float(plain) + 0.0 if _PLAIN.fullmatch(plain) else None  # + 0.0 turns -0.0 into 0.0
 
 
-def _goes_on(rest: str) -> bool:
-    """Whether the number isn't whole: ``4+``, ``4½``, ``4 ²``."""
+def _continues(rest: str) -> bool:
+    """Whether ``rest`` continues the number before it: ``4+``, ``4½``, ``4 ²``."""
     following = rest.lstrip()[:1]
     return rest[:1] == "+" or (following != "" and unicodedata.category(following) == "No")
 
 
-def _other_scale(grade: re.Match[str], high: float) -> bool:
-    return grade["percent"] is not None or (grade["scale"] is not None and float(grade["scale"]) != high)
+def _has_other_scale(grade: re.Match[str], max_score: float) -> bool:
+    return grade["percent"] is not None or (grade["scale"] is not None and float(grade["scale"]) != max_score)
 
 
-# --- Models that think before they answer: where the thinking ends and the answer begins.
-#
-# What such a model thinks is no part of its answer. Judges see, parsers read and length control counts the answer
-# alone;
-# the thinking is kept beside it, because DPO trains on all that was written.
+# The expected score: the sampled score replaced by its mean under the token probabilities.
 
-
-@dataclass(frozen=True, slots=True)
-class Reasoning:
-    """The marks around the thinking. Some chat templates write the opening one themselves, so it may be missing."""
-
-    opening: str = "<think>"
-    closing: str = "</think>"
-
-    def split(self, text: str) -> tuple[str, str]:
-        """``(thinking, answer)``: the answer is what follows the last closing mark, without leading white space.
-
-        The two joined are ``text``. Thinking that was begun and not ended leaves an empty answer; a text without
-        marks is all answer.
-        """
-        place = text.rfind(self.closing)
-        if place < 0:
-            return (text, "") if self.opening in text else ("", text)
-        answer = text[place + len(self.closing) :].lstrip()
-        return text[: len(text) - len(answer)], answer
-
-
-# --- The score of one judgment as a mean over the tokens that could have stood at the score's place.
-#
-# A single judgment names one score; the model's probabilities at that place say how near the others were. Where an
-# engine
-# gives them, their mean says more than the one score that was drawn, at no further cost (docs/log.md compares them).
-
-
-# Number of top log-probabilities to ask for: all whole scores of a rubric and their spellings with a space fit easily.
-TOP_LOGPROBS = 20
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 
 
-def expected_reading(written: Completion, rubric: Rubric) -> Reading:
-    """The reading of a judgment, its score replaced by the expected one.
+def expected_score(completion: Completion, rubric: Rubric) -> Reading:
+    """The judgment's score replaced by sum_s p(s) s over the whole scores s in the rubric's range, p normalised.
 
-    Tokens that are no whole number on the rubric's scale are left out and the others' probabilities normalised. A
-    text that can't be read stays what it is. A score of several tokens, such as 4.5, stays as it was drawn: its first
-    token's most probable alternatives stand for other numbers.
+    p(s) are the probabilities of the tokens at the position of the score; other tokens are left out. The sampled score
+    is kept when the engine gave no probabilities and when it has several tokens, such as 4.5. A judgment without a
+    valid score has none here either.
     """
-    reading = rubric.read(written.text, written.finish)
+    reading = rubric.read(completion.text, completion.finish)
     if not isinstance(reading, Scored):
         return reading
-    step = _score_step(written)
-    if step is None or _score_number(step.text) != reading.score:
+    step = _score_step(completion)
+    if step is None or _whole_score(step.text) != reading.score:
         return reading
-    weights = {
-        score: 0.0 for score in map(_score_number, (each.text for each in step.top_logprobs)) if score is not None
-    }
+    scores = (_whole_score(each.text) for each in step.top_logprobs)
+    weights = {score: 0.0 for score in scores if score is not None}
     for score, weight in _weights(step.top_logprobs, rubric):
         weights[score] += weight
     total = math.fsum(weights.values())
@@ -230,24 +227,24 @@ def expected_reading(written: Completion, rubric: Rubric) -> Reading:
 
 def _weights(top_logprobs: tuple[TopLogprob, ...], rubric: Rubric) -> Iterator[tuple[float, float]]:
     for each in top_logprobs:
-        score = _score_number(each.text)
-        if score is not None and rubric.low <= score <= rubric.high:
+        score = _whole_score(each.text)
+        if score is not None and rubric.min_score <= score <= rubric.max_score:
             yield score, math.exp(each.logprob)
 
 
-def _score_number(text: str) -> float | None:
-    """The whole number that a token is, with white space around it or not."""
-    return float(text) if text.strip().isdecimal() else None
+def _whole_score(token: str) -> float | None:
+    """The whole number that ``token`` is, ignoring white space around it."""
+    return float(token) if token.strip().isdecimal() else None
 
 
-def _score_step(written: Completion) -> Step | None:
-    """The step that wrote the first digit after the last anchor; places are counted from the end of the text."""
-    anchors = list(SCORE.finditer(written.text))
-    digit = _DIGITS.search(written.text, anchors[-1].end()) if anchors else None
+def _score_step(completion: Completion) -> Step | None:
+    """The step that wrote the first digit after the last anchor; positions are counted from the end of the text."""
+    anchors = list(SCORE.finditer(completion.text))
+    digit = _DIGITS.search(completion.text, anchors[-1].end()) if anchors else None
     if digit is None:
         return None
-    left = len(written.text) - digit.start()
-    for step in reversed(written.steps):
+    left = len(completion.text) - digit.start()
+    for step in reversed(completion.steps):
         left -= len(step.text)
         if left <= 0:
             return step
@@ -258,7 +255,7 @@ def _score_step(written: Completion) -> Step | None:
 class RubricGrader:
     """How answers are graded: the rubric, N judgments of each answer, their sampling, and how their scores are read.
 
-    ``expected``: a judgment's score is the mean over the tokens possible at its place (`expected_reading`).
+    ``expected``: a judgment's score is the mean over the tokens possible at its place (`expected_score`).
     """
 
     rubric: Rubric
@@ -273,7 +270,7 @@ class RubricGrader:
     def read(self, judgment: Completion) -> Reading:
         """The score of one judgment, or why there is none."""
         if self.expected:
-            return expected_reading(judgment, self.rubric)
+            return expected_score(judgment, self.rubric)
         return self.rubric.read(judgment.text, judgment.finish)
 
     @property
@@ -282,11 +279,34 @@ class RubricGrader:
         rubric, sampling = self.rubric, self.sampling
         return {
             "rubric": rubric.template.sha256,
-            "scale": [rubric.low, rubric.high],
-            "system": rubric.system,
+            "scale": [rubric.min_score, rubric.max_score],
+            "system": rubric.system_prompt,
             "n": self.n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "expected": self.expected,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """The tags around a reasoning model's thinking. Some chat templates write the start tag, so it may be missing.
+
+    Judges see, parsers read and length control counts the answer only; the thinking is stored beside it, because DPO
+    trains on the whole completion.
+    """
+
+    start: str = "<think>"
+    end: str = "</think>"
+
+    def split(self, text: str) -> tuple[str, str]:
+        """``(thinking, answer)``, which joined are ``text``: the answer follows the last end tag and white space.
+
+        Thinking without an end tag leaves an empty answer; a text without tags is all answer.
+        """
+        position = text.rfind(self.end)
+        if position < 0:
+            return (text, "") if self.start in text else ("", text)
+        answer = text[position + len(self.end) :].lstrip()
+        return text[: len(text) - len(answer)], answer

@@ -1,7 +1,7 @@
-"""The meta-judge's question and the reading of its answer (Meta-Rewarding section 2.2).
+"""The meta-judge's prompt and the parser of its verdicts (Meta-Rewarding section 2.2).
 
-Two judgments of one answer are shown as Judgment A and Judgment B. A verdict names their indices, not their places, so
-that nothing has to be matched up by order later.
+Two judgments of one answer are shown as Judgment A and Judgment B. A verdict names the winner's index instead of its
+position, so that no later step has to match verdicts to judgments by order.
 """
 
 from __future__ import annotations
@@ -9,8 +9,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from metareward.method.judge import MARK, MARKS, SCORE, Finish, Tail, anchor, last_tail, unwrapped, with_system
-from metareward.method.template import LOOKALIKE_COLON, Template, conversation, mask_label, render
+from metareward.method.judge import (
+    MARK,
+    MARKS,
+    SCORE,
+    ChatMessages,
+    Finish,
+    Tail,
+    anchor,
+    as_dicts,
+    last_tail,
+    single_turn,
+    strip_tags,
+    with_system,
+)
+from metareward.method.template import LOOKALIKE_COLON, Template, conversation, escape_label, load_template, render
 from metareward.types import Message, Messages, Prompt, Tied, Truncated, Unparsed, Verdict, Won
 
 WINNER = anchor("winner")
@@ -18,36 +31,55 @@ WINNER = anchor("winner")
 
 @dataclass(frozen=True, slots=True)
 class MetaRubric:
-    """How judgments are compared: the meta-judge's prompt text, and whether it sees the scores they end in.
+    """How judgments are compared: the meta-judge's prompt text, whether scores are hidden, and a system prompt.
 
-    With the scores in view the higher one comes to win nearly always (Meta-Rewarding Table 5: 97.68 % in the second
-    iteration); ``hide_scores`` takes them away.
+    When the meta-judge sees the scores, the higher one wins nearly always (Meta-Rewarding table 5: 97.68 % in the
+    second iteration); ``hide_scores`` removes them from the judgments.
     """
 
     template: Template
     hide_scores: bool = False
-    system: str | None = None
+    system_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise `UserError` when a slot is missing."""
+        """Raise `UserError` when the text lacks a slot."""
         self.template.require("question", "answer", "judgment_a", "judgment_b")
 
-    def ask(self, prompt: Prompt, answer: str, first: str, second: str) -> Messages:
-        """The meta-judge's question about the judgments ``first`` (shown as A) and ``second`` (shown as B)."""
+    @classmethod
+    def load(cls, name_or_path: str, *, hide_scores: bool = False, system_prompt: str | None = None) -> MetaRubric:
+        """The rubric with the packaged text of that name (``metajudge``), or with the ``.txt`` file at that path.
+
+        Raises `UserError` when there is no such text or when it lacks a slot.
+        """
+        return cls(load_template(name_or_path), hide_scores, system_prompt)
+
+    def messages(self, prompt: str, answer: str, first: str, second: str) -> ChatMessages:
+        """The meta-judge's prompt about two judgments of ``answer``, as dicts of ``role`` and ``content``."""
+        return as_dicts(self.render(single_turn(prompt), answer, first, second))
+
+    def render(self, prompt: Prompt, answer: str, first: str, second: str) -> Messages:
+        """The meta-judge's prompt about the judgments ``first`` (shown as A) and ``second`` (shown as B)."""
         slots = {
             "question": conversation(prompt.messages),
-            "answer": mask_label(answer, "Winner"),
+            "answer": escape_label(answer, "Winner"),
             "judgment_a": self._shown(first),
             "judgment_b": self._shown(second),
         }
-        return with_system(self.system, (Message("user", render(self.template, slots)),))
+        return with_system(self.system_prompt, (Message("user", render(self.template, slots)),))
+
+    def read(self, text: str, finish: Finish = "stop", first: int = 0, second: int = 1) -> Verdict:
+        """The verdict of a meta-judgment: `Won` with the ``winner``'s index, `Tied`, or an outcome with a ``reason``.
+
+        ``first`` and ``second`` are the indices of the judgments shown as A and B.
+        """
+        return parse_verdict(text, finish, first, second)
 
     def _shown(self, judgment: str) -> str:
-        return without_winners(without_scores(judgment) if self.hide_scores else judgment)
+        return escape_winners(remove_scores(judgment) if self.hide_scores else judgment)
 
 
-def without_winners(text: str) -> str:
-    """``Winner:`` with a look-alike colon, so that a meta-judge which quotes it doesn't give a verdict by that."""
+def escape_winners(text: str) -> str:
+    """``text`` with a look-alike colon after ``Winner``, so that a meta-judge that quotes it gives no verdict by it."""
     return WINNER.sub(lambda found: found[0][:-1] + LOOKALIKE_COLON, text)
 
 
@@ -56,18 +88,18 @@ _QUALIFIERS = re.compile(r"(?:\b(?:the|my|final|total|overall)\b[ \t*_]*)+$", re
 _NUMBER_LINE = re.compile(rf"{MARK}*[+\-−–]?\.?\d")
 
 
-def without_scores(text: str) -> str:
-    """``text`` without what follows each ``Score:`` on its line, or on the next line when the number stands there."""
+def remove_scores(text: str) -> str:
+    """``text`` without what follows each ``Score:`` on its line, or on the next line if the number is there."""
     if not SCORE.search(text):
         return text
     kept: list[str] = []
-    awaiting = False  # a "Score:" has been passed, but not yet its number
+    awaiting = False  # the last "Score:" had no number on its line
     for line in text.splitlines(keepends=True):
         found = SCORE.search(line)
         if found:
             kept.append(_before_score(line[: found.start()]))
             awaiting = _is_blank(line[found.end() :])
-        elif not (awaiting and _NUMBER_LINE.match(unwrapped(line))):
+        elif not (awaiting and _NUMBER_LINE.match(strip_tags(line))):
             kept.append(line)
             awaiting = awaiting and _is_blank(line)
         else:
@@ -76,7 +108,7 @@ def without_scores(text: str) -> str:
 
 
 def _is_blank(line: str) -> bool:
-    return not unwrapped(line).strip(f"{MARKS}\r\n")
+    return not strip_tags(line).strip(f"{MARKS}\r\n")
 
 
 def _before_score(line: str) -> str:
@@ -94,18 +126,18 @@ _TIE = re.compile(
 )
 _TIE_WORD = re.compile(r"(?<![^\W_])(?:tied?)(?![^\W_])", re.IGNORECASE)
 _NOTHING = re.compile(rf"(?:[.!]|{MARK})*")
-# "a" is a name after "judgment", or where no word follows that it could be the article of.
+# "a" names Judgment A after "judgment", or where no word follows, so that it can't be an article.
 _NAMES_A = re.compile(rf"(?i:{_NAME}){MARK}*[Aa](?![^\W_])|(?<![^\W_])[Aa](?![^\W_])(?!\s+[a-z])")
 _NAMES_B = re.compile(r"(?<![^\W_])[Bb](?![^\W_])")
 
 
-def read_verdict(text: str, finish: Finish, first: int, second: int) -> Verdict:
-    """The winner that a meta-judge's completion ends in: ``first`` was shown as A, ``second`` as B. Never raises.
+def parse_verdict(text: str, finish: Finish = "stop", first: int = 0, second: int = 1) -> Verdict:
+    """The final verdict of a meta-judgment: ``first`` was shown as A, ``second`` as B. Never raises.
 
     Accepted after the last ``Winner:``: ``Judgment A``, ``**Judgement B**``, ``[B]``, also alone on the next line; a
     line that begins with a word for a tie (``tie``, ``draw``, ``neither``, ``both``) is `Tied`. Otherwise `Unparsed`:
     ``contradictory`` when the line names both judgments, or a tie and a judgment; ``out_of_range`` for a judgment that
-    wasn't shown (``Judgment C``); else ``missing``. A text cut off by the token limit is `Truncated`.
+    was not shown (``Judgment C``); else ``missing``. `Truncated` when the token limit cut the text off.
     """
     if finish == "length":
         return Truncated()
@@ -114,12 +146,12 @@ def read_verdict(text: str, finish: Finish, first: int, second: int) -> Verdict:
         return Unparsed("missing")
     named = _LETTER.fullmatch(tail.text) or _NAMED.match(tail.text)
     if named:
-        return _won(tail, named, first, second)
+        return _parse_winner(tail, named, first, second)
     tie = _TIE.match(tail.text)
-    return _tied(tail, tie) if tie else Unparsed("missing")
+    return _parse_tie(tail, tie) if tie else Unparsed("missing")
 
 
-def _won(tail: Tail, named: re.Match[str], first: int, second: int) -> Verdict:
+def _parse_winner(tail: Tail, named: re.Match[str], first: int, second: int) -> Verdict:
     letter, rest = named[1].upper(), tail.text[named.end() :]
     if letter not in ("A", "B"):
         return Unparsed("out_of_range")
@@ -131,7 +163,7 @@ def _won(tail: Tail, named: re.Match[str], first: int, second: int) -> Verdict:
     return Won(first if letter == "A" else second)
 
 
-def _tied(tail: Tail, tie: re.Match[str]) -> Verdict:
+def _parse_tie(tail: Tail, tie: re.Match[str]) -> Verdict:
     rest = tail.text[tie.end() :]
     if tail.must_be_alone and not _NOTHING.fullmatch(rest):
         return Unparsed("missing")

@@ -1,9 +1,9 @@
-"""From records to preference pairs, or to the reason why there is none (Meta-Rewarding sections 2.1 and 2.2).
+"""Preference pairs from records, or the reason why a prompt gives none (Meta-Rewarding sections 2.1 and 2.2).
 
-Actor pairs take length control. With S_max and S_min the best and worst mean score of a prompt's answers, answers in
-``[(1 - rho) S_max + rho S_min, S_max]`` count as equally good and the shortest of them is chosen; answers in
-``[S_min, (1 - rho) S_min + rho S_max]`` count as equally bad and the longest of them is rejected. Judge pairs take the
-highest and the lowest rated judgment of the disputed answer. A filter drops a pair and never looks for a substitute.
+Actor pairs have length control. With S_max and S_min the best and worst score of a prompt's answers, the shortest
+answer in ``[(1 - rho) S_max + rho S_min, S_max]`` is chosen and the longest in ``[S_min, (1 - rho) S_min + rho S_max]``
+is rejected. A judge pair has the highest and the lowest rated judgment of the disputed answer. A filter drops the pair
+and never substitutes another.
 """
 
 from __future__ import annotations
@@ -17,20 +17,29 @@ from metareward.method.elo import PositionWeights, Ratings, battle_matrix, fit_e
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE, AnswerScore, answer_scores, disputed, valid_scores
 from metareward.seeds import derive, pick
-from metareward.types import Candidate, Dispute, Dropped, DropReason, PreferencePair, PromptRecord, Tied, Won
+from metareward.types import (
+    Dispute,
+    Dropped,
+    DropReason,
+    PairKind,
+    PreferencePair,
+    PromptRecord,
+    Tied,
+    Won,
+)
 
-# Ratings closer than this are tied: well above what the fit leaves open, well below what one battle changes.
+# Ratings closer than this are tied: far above the solver's tolerance, far below the effect of one battle.
 RATING_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class PairRules:
-    """How pairs are made. Lengths are in characters, and a limit of None is no limit.
+    """How pairs are made. Lengths are in characters; None means no limit.
 
-    ``rho`` in [0, 1] is the width of the quality tiers; 0 is plain best against worst. ``min_valid``: valid judgments
-    that an answer needs. ``position_weights_scope``: position weights come from all comparisons of the iteration or of
-    one answer. ``elo_prior`` is the ridge of the ratings. ``min_battles``: readable comparisons, ties included, that a
-    judge pair needs. Raises `ValueError` for a value outside its range.
+    ``rho`` in [0, 1] is the width of the quality tiers; 0 is best against worst. ``min_valid``: valid judgments that an
+    answer needs. ``position_weights_scope``: whether position weights come from all comparisons of the iteration or of
+    the one answer. ``elo_prior``: the ridge penalty of the ratings. ``min_battles``: parsed comparisons, ties included,
+    that a judge pair needs. Raises `ValueError` for a value outside its range.
     """
 
     rho: float = 0.0
@@ -52,29 +61,33 @@ class PairRules:
             raise ValueError(f"min_valid {self.min_valid} and min_battles {self.min_battles} must be 1 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class PairSet:
-    """All pairs of an iteration, what was dropped and why, and the position weights of the whole iteration."""
+def build_pairs(
+    records: Iterable[PromptRecord], rules: PairRules, rubric: Rubric | None = None, seed: int = 0
+) -> tuple[tuple[PreferencePair, ...], tuple[Dropped, ...]]:
+    """``(pairs, dropped)`` of an iteration's ``records``: actor before judge pairs, each in the order of the records.
 
-    actor: tuple[PreferencePair, ...]
-    judge: tuple[PreferencePair, ...]
-    dropped: tuple[Dropped, ...]
-    weights: PositionWeights
-
-
-def build_pairs(records: Iterable[PromptRecord], rules: PairRules, rubric: Rubric, seed: int) -> PairSet:
-    """The pairs of ``records``, in their order: a pure function of its arguments."""
-    kept = tuple(records)
-    disputes = [record.dispute for record in kept if record.dispute is not None]
-    weights = position_weights(meta for dispute in disputes for meta in dispute.meta)
-    actor = [actor_pair(record, rules) for record in kept]
-    judge = [judge_pair(record, rules, weights, rubric, seed) for record in kept] if rules.judge_pairs else []
-    dropped = tuple(outcome for outcome in (*actor, *judge) if isinstance(outcome, Dropped))
-    return PairSet(_pairs(actor), _pairs(judge), dropped, weights)
+    Each record gives one pair or one `Dropped` of each kind. ``rubric`` must be the one that the judgments were made
+    with (default: the packaged ``judge``), because the prompt of a judge pair is the judge's prompt. ``seed``, the
+    run's, breaks ties between ratings. The result depends on the arguments only.
+    """
+    all_records = tuple(records)
+    outcomes = [actor_pair(record, rules) for record in all_records]
+    if rules.judge_pairs:
+        weights, rubric = iteration_weights(all_records), rubric or Rubric.load("judge")
+        outcomes += [judge_pair(record, rules, weights, rubric, seed) for record in all_records]
+    pairs = tuple(outcome for outcome in outcomes if isinstance(outcome, PreferencePair))
+    return pairs, tuple(outcome for outcome in outcomes if isinstance(outcome, Dropped))
 
 
-def _pairs(outcomes: Sequence[PreferencePair | Dropped]) -> tuple[PreferencePair, ...]:
-    return tuple(outcome for outcome in outcomes if isinstance(outcome, PreferencePair))
+def of_kind(pairs: Iterable[PreferencePair], kind: PairKind) -> tuple[PreferencePair, ...]:
+    """The ``pairs`` of one kind, in their order."""
+    return tuple(pair for pair in pairs if pair.kind == kind)
+
+
+def iteration_weights(records: Iterable[PromptRecord]) -> PositionWeights:
+    """The position weights from all comparisons in ``records``."""
+    disputes = (record.dispute for record in records if record.dispute is not None)
+    return position_weights(meta for dispute in disputes for meta in dispute.meta)
 
 
 def tiers(scores: Sequence[AnswerScore], rho: float) -> tuple[list[AnswerScore], list[AnswerScore]]:
@@ -86,10 +99,10 @@ def tiers(scores: Sequence[AnswerScore], rho: float) -> tuple[list[AnswerScore],
 
 
 def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropped:
-    """The shortest answer of the top tier against the longest of the bottom tier.
+    """The shortest answer of the top tier against the longest of the bottom tier; the lowest index breaks ties.
 
-    Among equally long ones the lowest sample number is taken, so there is no seed. With ``rho`` of 1/2 or more the
-    tiers can overlap; a pair whose chosen answer would be the rejected one, or score lower, is dropped.
+    With ``rho`` of 1/2 or more the tiers can overlap: the pair is dropped when the chosen answer is also the rejected
+    one, or has a lower score.
     """
     scores = answer_scores(record, rules.min_valid)
     reason = _no_choice(scores, rules.min_valid)
@@ -99,7 +112,20 @@ def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropp
     chosen = min(top, key=lambda score: (score.chars, score.index))
     rejected = min(bottom, key=lambda score: (-score.chars, score.index))
     reason = _bad_choice(chosen, rejected, rules)
-    return Dropped("actor", record.prompt.id, *reason) if reason else _actor_pair(record, chosen, rejected)
+    if reason:
+        return Dropped("actor", record.prompt.id, *reason)
+    texts = {candidate.index: candidate.reasoning + candidate.text for candidate in record.candidates_K}
+    return PreferencePair(
+        kind="actor",
+        prompt_id=record.prompt.id,
+        prompt=record.prompt.messages,
+        chosen=texts[chosen.index],
+        rejected=texts[rejected.index],
+        chosen_index=chosen.index,
+        rejected_index=rejected.index,
+        chosen_score=chosen.mean,
+        rejected_score=rejected.mean,
+    )
 
 
 def _no_choice(scores: Sequence[AnswerScore], min_valid: int) -> tuple[DropReason, str] | None:
@@ -122,32 +148,17 @@ def _bad_choice(chosen: AnswerScore, rejected: AnswerScore, rules: PairRules) ->
     return None
 
 
-def _actor_pair(record: PromptRecord, chosen: AnswerScore, rejected: AnswerScore) -> PreferencePair:
-    texts = {candidate.index: candidate.reasoning + candidate.text for candidate in record.candidates_K}
-    return PreferencePair(
-        kind="actor",
-        prompt_id=record.prompt.id,
-        prompt=record.prompt.messages,
-        chosen=texts[chosen.index],
-        rejected=texts[rejected.index],
-        chosen_index=chosen.index,
-        rejected_index=rejected.index,
-        chosen_score=chosen.mean,
-        rejected_score=rejected.mean,
-    )
-
-
 def judge_pair(
     record: PromptRecord, rules: PairRules, weights: PositionWeights, rubric: Rubric, seed: int
 ) -> PreferencePair | Dropped:
-    """The highest against the lowest rated judgment of the disputed answer; its prompt is the judge's own question.
+    """The highest against the lowest rated judgment of the disputed answer; the prompt is the judge's prompt.
 
-    Equal ratings are decided by ``seed``. ``weights`` are those of the iteration, used when the rules say so.
+    ``seed`` breaks ties. ``weights`` are the iteration's, used if ``rules.position_weights_scope`` is ``iteration``.
     """
     dispute = record.dispute
     if dispute is None:
-        return Dropped("judge", record.prompt.id, *_undisputed(record, rules.min_valid))
-    reason = _too_few(dispute, rules)
+        return Dropped("judge", record.prompt.id, *_no_dispute(record, rules.min_valid))
+    reason = _too_few_comparisons(dispute, rules)
     if reason:
         return Dropped("judge", record.prompt.id, *reason)
     own = position_weights(dispute.meta) if rules.position_weights_scope == "answer" else weights
@@ -156,13 +167,28 @@ def judge_pair(
         detail = f"{len(dispute.judgments_M)} judgments, no one rated above another"
         return Dropped("judge", record.prompt.id, "all_ratings_equal", detail)
     high, low = _extremes(ratings, derive(seed, record.prompt.id, "judge pair"))
-    pair = _judge_pair(record, dispute, rubric, (high, low), ratings)
-    reason = _bad_texts(pair, rules)
-    return Dropped("judge", record.prompt.id, *reason) if reason else pair
+    answer = next(candidate for candidate in record.candidates_K if candidate.index == dispute.candidate)
+    texts = {judgment.index: judgment.reasoning + judgment.text for judgment in answer.judgments_N}
+    chosen, rejected = dispute.judgments_M[high], dispute.judgments_M[low]
+    reason = _bad_texts((chosen, texts[chosen]), (rejected, texts[rejected]), rules)
+    if reason:
+        return Dropped("judge", record.prompt.id, *reason)
+    return PreferencePair(
+        kind="judge",
+        prompt_id=record.prompt.id,
+        prompt=rubric.render(record.prompt, answer.text),
+        chosen=texts[chosen],
+        rejected=texts[rejected],
+        chosen_index=chosen,
+        rejected_index=rejected,
+        chosen_score=ratings.values_M[high],
+        rejected_score=ratings.values_M[low],
+        candidate=answer.index,
+    )
 
 
-def _undisputed(record: PromptRecord, min_valid: int) -> tuple[DropReason, str]:
-    """Why nothing was compared: nothing to compare, or it wasn't asked for."""
+def _no_dispute(record: PromptRecord, min_valid: int) -> tuple[DropReason, str]:
+    """Why the record has no comparisons: no judgments to compare, or no meta-judging."""
     needed = max(2, min_valid)
     if disputed(record.candidates_K, min_valid, 0) is not None:
         return "no_dispute", "no judgments of this prompt were compared"
@@ -171,55 +197,34 @@ def _undisputed(record: PromptRecord, min_valid: int) -> tuple[DropReason, str]:
     return "too_few_judgments", f"no answer has {needed} valid judgments"
 
 
-def _too_few(dispute: Dispute, rules: PairRules) -> tuple[DropReason, str] | None:
+def _too_few_comparisons(dispute: Dispute, rules: PairRules) -> tuple[DropReason, str] | None:
     judgments, needed = len(dispute.judgments_M), max(2, rules.min_valid)
     if judgments < needed:
         return "too_few_judgments", f"{judgments} valid judgments of answer {dispute.candidate}, {needed} are needed"
-    read = sum(isinstance(meta.verdict, Won | Tied) for meta in dispute.meta)
-    if read < rules.min_battles:
-        return "too_few_battles", f"{read} of {len(dispute.meta)} comparisons readable, {rules.min_battles} are needed"
+    parsed = sum(isinstance(meta.verdict, Won | Tied) for meta in dispute.meta)
+    if parsed < rules.min_battles:
+        return (
+            "too_few_battles",
+            f"{parsed} of {len(dispute.meta)} comparisons readable, {rules.min_battles} are needed",
+        )
     return None
 
 
 def _extremes(ratings: Ratings, seed: int) -> tuple[int, int]:
-    """Places of the highest and of the lowest rating; ``seed`` picks among equals."""
-    places = range(len(ratings.values_M))
+    """Positions of the highest and of the lowest rating; ``seed`` breaks ties."""
     best, worst = max(ratings.values_M), min(ratings.values_M)
-    top = [place for place in places if ratings.values_M[place] >= best - RATING_TOLERANCE]
-    bottom = [place for place in places if ratings.values_M[place] <= worst + RATING_TOLERANCE]
+    top = [at for at, rating in enumerate(ratings.values_M) if rating >= best - RATING_TOLERANCE]
+    bottom = [at for at, rating in enumerate(ratings.values_M) if rating <= worst + RATING_TOLERANCE]
     return pick(top, derive(seed, "highest")), pick(bottom, derive(seed, "lowest"))
 
 
-def _judge_pair(
-    record: PromptRecord, dispute: Dispute, rubric: Rubric, places: tuple[int, int], ratings: Ratings
-) -> PreferencePair:
-    answer = _candidate(record, dispute.candidate)
-    texts = {judgment.index: judgment.reasoning + judgment.text for judgment in answer.judgments_N}
-    chosen, rejected = (dispute.judgments_M[place] for place in places)
-    return PreferencePair(
-        kind="judge",
-        prompt_id=record.prompt.id,
-        prompt=rubric.ask(record.prompt, answer.text),
-        chosen=texts[chosen],
-        rejected=texts[rejected],
-        chosen_index=chosen,
-        rejected_index=rejected,
-        chosen_score=ratings.values_M[places[0]],
-        rejected_score=ratings.values_M[places[1]],
-        candidate=answer.index,
-    )
-
-
-def _candidate(record: PromptRecord, index: int) -> Candidate:
-    return next(candidate for candidate in record.candidates_K if candidate.index == index)
-
-
-def _bad_texts(pair: PreferencePair, rules: PairRules) -> tuple[DropReason, str] | None:
-    if pair.chosen == pair.rejected:
-        return "same_judgment_text", f"judgments {pair.chosen_index} and {pair.rejected_index} have the same text"
-    if rules.max_judgment_chars is not None and len(pair.chosen) > rules.max_judgment_chars:
+def _bad_texts(chosen: tuple[int, str], rejected: tuple[int, str], rules: PairRules) -> tuple[DropReason, str] | None:
+    """Why the judgments, given as (index, text), make no pair."""
+    if chosen[1] == rejected[1]:
+        return "same_judgment_text", f"judgments {chosen[0]} and {rejected[0]} have the same text"
+    if rules.max_judgment_chars is not None and len(chosen[1]) > rules.max_judgment_chars:
         return (
             "chosen_judgment_too_long",
-            f"{len(pair.chosen)} characters, at most {rules.max_judgment_chars} are allowed",
+            f"{len(chosen[1])} characters, at most {rules.max_judgment_chars} are allowed",
         )
     return None

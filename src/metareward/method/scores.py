@@ -1,7 +1,6 @@
-"""From judgments to numbers: an answer's mean and variance, and which answer the judge is least sure of.
+"""Mean and variance of an answer's scores, and the answer with the largest variance (Meta-Rewarding 2.1 and 2.2).
 
-Only judgments that hold a score take part, and an answer without enough of them is out: no number ever stands for a
-failure (Meta-Rewarding sections 2.1 and 2.2).
+Only valid scores count, and an answer with too few of them has no score: no number stands for a failed judgment.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from dataclasses import dataclass
 from metareward.seeds import derive, pick
 from metareward.types import Candidate, PromptRecord, Scored
 
-# Means and variances that differ by less than this are equal: it covers rounding, never a real difference of scores.
+# Means and variances that differ by less than this are equal; the tolerance only covers rounding.
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """What the valid judgments of answer ``index`` come to.
+    """The score of answer ``index``: the mean of its ``n_valid`` valid judgments' scores, or its reward.
 
     ``variance`` is the sample variance (ddof = 1), so that answers with different numbers of valid judgments can be
-    compared, and None for a single judgment. ``chars`` is the answer's length in characters (code points).
+    compared; None for a single judgment and for a reward. ``chars`` is the answer's length in characters (code points).
     """
 
     index: int
@@ -33,18 +32,18 @@ class AnswerScore:
 
 
 def valid_scores(candidate: Candidate) -> tuple[float, ...]:
-    """The scores of the answer's readable judgments, in the order of the judgments."""
+    """The scores of the answer's valid judgments, in their order."""
     readings = (judgment.reading for judgment in candidate.judgments_N)
     return tuple(reading.score for reading in readings if isinstance(reading, Scored))
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean, rounded once, so that it doesn't depend on the order of ``values`` (not empty)."""
+    """The mean of ``values`` (not empty), rounded once, so that their order does not matter."""
     return math.fsum(values) / len(values)
 
 
 def variance(values: Sequence[float]) -> float | None:
-    """The sample variance (ddof = 1), None for fewer than two values; it doesn't depend on their order."""
+    """The sample variance (ddof = 1), None for fewer than two values; their order does not matter."""
     if len(values) < 2:
         return None
     centre = mean(values)
@@ -52,19 +51,25 @@ def variance(values: Sequence[float]) -> float | None:
 
 
 def answer_scores(record: PromptRecord, min_valid: int) -> tuple[AnswerScore, ...]:
-    """One `AnswerScore` for each distinct answer with at least ``min_valid`` (at least 1) valid judgments."""
-    scored = ((candidate, valid_scores(candidate)) for candidate in record.candidates_K)
-    return tuple(
-        AnswerScore(candidate.index, mean(values), variance(values), len(values), len(candidate.text))
-        for candidate, values in scored
-        if len(values) >= max(1, min_valid)
-    )
+    """One `AnswerScore` for each distinct answer with at least ``min_valid`` (at least 1) valid judgments.
+
+    If any answer of the record has a reward, the scores are the rewards, and answers without a reward have no score.
+    """
+    rewards = {each.index: each.reward for each in record.candidates_K if each.reward is not None}
+    scores = []
+    for candidate in record.candidates_K:
+        values, chars = valid_scores(candidate), len(candidate.text)
+        if candidate.index in rewards:
+            scores.append(AnswerScore(candidate.index, rewards[candidate.index], None, len(values), chars))
+        elif not rewards and len(values) >= max(1, min_valid):
+            scores.append(AnswerScore(candidate.index, mean(values), variance(values), len(values), chars))
+    return tuple(scores)
 
 
 def disputed(candidates: Sequence[Candidate], min_valid: int, seed: int) -> Candidate | None:
-    """The answer whose judgments vary most; ties are broken by ``seed``, which the caller derives for this prompt.
+    """The answer whose scores vary most; ``seed``, derived for this prompt, breaks ties.
 
-    None when no answer has ``max(2, min_valid)`` valid judgments, or when every answer's judgments agree.
+    None when no answer has ``max(2, min_valid)`` valid judgments, or when the scores of each answer are all equal.
     """
     spread = {candidate.index: _spread(candidate, min_valid) for candidate in candidates}
     largest = max(spread.values(), default=0.0)

@@ -1,11 +1,10 @@
-"""Prompt texts are files; the text being judged goes into their slots and can't get out of them.
+"""Prompt templates: text files with ``{slots}``, rendered so that judged text can't break out of its slot.
 
-One pass replaces ``{name}``, and what was put in is never scanned again. The actor is trained on what the judge
-makes of its answers, so an answer that could close its own slot and go on in the prompt's voice would be found and
-rewarded. Therefore the delimiters of the template itself (its tags such as ``</answer>`` and the labels such as
-``Answer:`` that introduce a slot) and the control tokens of chat formats (``<|end|>``) are defanged in slot text:
-``<`` becomes the look-alike ``‹`` and ``:`` becomes ``∶``. A reader sees the same text, but it is no delimiter any
-more. Text without delimiters comes through byte for byte.
+The actor is trained on the judge's scores, so an answer that could close its slot and continue as the prompt would be
+found and rewarded. `render` therefore replaces slots in one pass and escapes slot text: ``<`` of the template's own
+tags (``</answer>``) and of chat control tokens (``<|end|>``) becomes the look-alike ``‹``, and ``:`` after the
+template's own labels (``Answer:``) becomes ``∶``. Text without delimiters is unchanged. `fill` does not escape:
+published benchmark scores were made with plain substitution.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -25,14 +24,14 @@ from metareward.types import Messages
 LOOKALIKE_BRACKET = "‹"
 LOOKALIKE_COLON = "∶"
 
-# Spaces and invisible characters, which a reader of a tag passes over.
+_PROMPTS = resources.files("metareward").joinpath("method", "prompts")
+_SLOT = re.compile(r"\{(\w+)\}")
+# White space and invisible characters, which a model ignores inside a tag.
 _BLANK = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
 _LINE_START = r"(?<![^\n\r\x0b\x0c\x85\u2028\u2029])"
 _TAG_NAME = re.compile(r"</?\s*([A-Za-z][\w.-]*)[^<>\n]*>")
 _LABEL = re.compile(r"^[ \t]*([^\W_][\w ]{0,39}?)[ \t]*:[ \t]*(?=\n?\{\w+\}|$)", re.MULTILINE)
 _CONTROL_TOKEN = r"[<＜](?=\|\w[\w-]*\|[>＞])"
-_PROMPTS = resources.files("metareward").joinpath("method", "prompts")
-_SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,8 @@ class Template:
 
     def require(self, *slots: str) -> None:
         """Raise `UserError` naming every slot that the text lacks."""
-        present = set(_SLOT.findall(self.text))
-        missing = [f"{{{slot}}}" for slot in slots if slot not in present]
-        if missing:
-            raise UserError(f"prompt text {self.name!r} lacks {', '.join(missing)}: add it where the text belongs")
+        if missing := _missing(self.text, slots):
+            raise UserError(f"prompt text {self.name!r} lacks {missing}: add it where the text belongs")
 
 
 def load_template(name_or_path: str) -> Template:
@@ -62,71 +59,13 @@ def load_template(name_or_path: str) -> Template:
     if name_or_path not in names:
         nearest = _nearest(name_or_path, names)
         raise UserError(f"no prompt text named {name_or_path!r}: {nearest}, or give a path that ends in .txt")
-    text = _PROMPTS.joinpath(f"{name_or_path}.txt").read_text(encoding="utf-8")
-    return _template(name_or_path, text)
+    return _template(name_or_path, _PROMPTS.joinpath(f"{name_or_path}.txt").read_text(encoding="utf-8"))
 
 
 def packaged_names() -> tuple[str, ...]:
-    """The names of the prompt texts that come with the package, sorted."""
-    files = _PROMPTS.iterdir()
-    return tuple(sorted(file.name.removesuffix(".txt") for file in files if file.name.endswith(".txt")))
-
-
-def render(template: Template, slots: Mapping[str, str]) -> str:
-    """The template's text with every ``{name}`` in ``slots`` replaced by its defanged text, in one pass.
-
-    Other braces stay as they are, in the template as well as in slot text.
-    """
-
-    def fill(slot: re.Match[str]) -> str:
-        text = slots.get(slot[1])
-        return slot[0] if text is None else defang(text, template)
-
-    return _SLOT.sub(fill, template.text)
-
-
-def defang(text: str, template: Template) -> str:
-    """``text`` with everything that would be a delimiter in ``template`` made harmless."""
-    brackets, labels = _delimiters(template.text)
-    text = brackets.sub(LOOKALIKE_BRACKET, text)
-    return text if labels is None else _without_colons(text, labels)
-
-
-def mask_label(text: str, label: str) -> str:
-    """``text`` with a look-alike colon on every line that begins with ``label`` and a colon, however marked up."""
-    return _without_colons(text, _label_pattern((label,)))
-
-
-def conversation(messages: Messages) -> str:
-    """A prompt as one text: the user's words alone, or, for more than one turn, the turns under their roles.
-
-    A turn can't pretend to hold further turns: labels inside a turn are defanged.
-    """
-    if len(messages) == 1:
-        return messages[0].content
-    roles = _label_pattern(("System", "User", "Assistant"))
-    return "\n\n".join(f"{turn.role.capitalize()}: {_without_colons(turn.content, roles)}" for turn in messages)
-
-
-@lru_cache(maxsize=64)
-def _delimiters(text: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
-    """Patterns for the opening bracket of the template's tags and for its labels up to their colon."""
-    tags = sorted({re.escape(name) for name in _TAG_NAME.findall(text)})
-    tag = rf"[<＜](?={_BLANK}(?:/{_BLANK})?(?:{'|'.join(tags)})(?![\w-]))" if tags else None
-    brackets = re.compile("|".join(filter(None, [tag, _CONTROL_TOKEN])), re.IGNORECASE)
-    labels = tuple(sorted(set(_LABEL.findall(text))))
-    return brackets, _label_pattern(labels) if labels else None
-
-
-@lru_cache(maxsize=64)
-def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """A label at the start of a line, however marked up; group 1 is all of it but the colon."""
-    words = "|".join(r"\s+".join(map(re.escape, label.split())) for label in labels)
-    return re.compile(rf"({_LINE_START}[ \t*_#>]*(?:{words})[ \t*_]*)[:：]", re.IGNORECASE)
-
-
-def _without_colons(text: str, labels: re.Pattern[str]) -> str:
-    return labels.sub(rf"\1{LOOKALIKE_COLON}", text)
+    """The names of the packaged prompt texts, sorted."""
+    names = (file.name for file in _PROMPTS.iterdir())
+    return tuple(sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt")))
 
 
 def _template(name: str, text: str) -> Template:
@@ -140,8 +79,8 @@ def _read_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"prompt text {path}: not UTF-8 (byte {error.start}): save the file as UTF-8") from error
     except FileNotFoundError as error:
-        here = sorted(other.name for other in path.parent.glob("*.txt"))
-        raise UserError(f"no prompt text at {path}: {_nearest(path.name, here)}") from error
+        siblings = sorted(other.name for other in path.parent.glob("*.txt"))
+        raise UserError(f"no prompt text at {path}: {_nearest(path.name, siblings)}") from error
     except OSError as error:
         raise UserError(f"prompt text {path}: can't be read ({error.strerror}): name a text file") from error
 
@@ -151,18 +90,69 @@ def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     return f"there is {', '.join(near)}" if near else "there are no .txt files in that folder"
 
 
-# --- Benchmarks' prompt texts are filled byte for byte, because published scores were made so: nothing is defanged.
-#
-# One pass replaces ``{name}``; what was put in is never scanned again, and other braces stay as they are.
+def _missing(text: str, slots: Iterable[str]) -> str:
+    present = set(_SLOT.findall(text))
+    return ", ".join(f"{{{slot}}}" for slot in slots if slot not in present)
 
 
-def fill(template: str, slots: Mapping[str, str]) -> str:
-    """``template`` with every ``{name}`` that ``slots`` knows replaced."""
-    return _SLOT.sub(lambda slot: slots.get(slot[1], slot[0]), template)
+def render(template: Template, slots: Mapping[str, str]) -> str:
+    """The template's text with every ``{name}`` of ``slots`` replaced by its escaped text, in one pass.
+
+    Other braces, in the template or in slot text, are kept.
+    """
+    return fill(template.text, {name: escape(text, template) for name, text in slots.items()})
 
 
-def require(template: str, where: str, *names: str) -> None:
-    """Raise `UserError` naming every slot that ``template``, which comes from ``where``, lacks."""
-    missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in template]
-    if missing:
-        raise UserError(f"{where}: the prompt text lacks {', '.join(missing)}; fix: name the benchmark's own file")
+def fill(text: str, slots: Mapping[str, str]) -> str:
+    """``text`` with every ``{name}`` of ``slots`` replaced verbatim, in one pass; other braces are kept."""
+    return _SLOT.sub(lambda slot: slots.get(slot[1], slot[0]), text)
+
+
+def require(text: str, where: str, *slots: str) -> None:
+    """Raise `UserError` naming every slot that a benchmark's prompt ``text``, loaded from ``where``, lacks."""
+    if missing := _missing(text, slots):
+        raise UserError(f"{where}: the prompt text lacks {missing}; fix: name the benchmark's own file")
+
+
+def escape(text: str, template: Template) -> str:
+    """``text`` with the delimiters of ``template`` and chat control tokens replaced by look-alikes."""
+    brackets, labels = _delimiters(template.text)
+    text = brackets.sub(LOOKALIKE_BRACKET, text)
+    return text if labels is None else _escape_colons(text, labels)
+
+
+def escape_label(text: str, label: str) -> str:
+    """``text`` with a look-alike colon on every line that begins with ``label`` and a colon, Markdown or not."""
+    return _escape_colons(text, _label_pattern((label,)))
+
+
+def conversation(messages: Messages) -> str:
+    """A prompt as one text: the text of a single turn, or several turns with role labels.
+
+    Role labels inside a turn are escaped, so that a turn can't contain further turns.
+    """
+    if len(messages) == 1:
+        return messages[0].content
+    roles = _label_pattern(("System", "User", "Assistant"))
+    return "\n\n".join(f"{turn.role.capitalize()}: {_escape_colons(turn.content, roles)}" for turn in messages)
+
+
+@lru_cache(maxsize=64)
+def _delimiters(text: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
+    """Patterns for the opening bracket of the tags in ``text`` and for its labels up to their colon."""
+    tags = sorted({re.escape(name) for name in _TAG_NAME.findall(text)})
+    tag = rf"[<＜](?={_BLANK}(?:/{_BLANK})?(?:{'|'.join(tags)})(?![\w-]))" if tags else None
+    brackets = re.compile("|".join(filter(None, [tag, _CONTROL_TOKEN])), re.IGNORECASE)
+    labels = tuple(sorted(set(_LABEL.findall(text))))
+    return brackets, _label_pattern(labels) if labels else None
+
+
+@lru_cache(maxsize=64)
+def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
+    """A label at the start of a line, Markdown or not; group 1 is all but the colon."""
+    words = "|".join(r"\s+".join(map(re.escape, label.split())) for label in labels)
+    return re.compile(rf"({_LINE_START}[ \t*_#>]*(?:{words})[ \t*_]*)[:：]", re.IGNORECASE)
+
+
+def _escape_colons(text: str, labels: re.Pattern[str]) -> str:
+    return labels.sub(rf"\1{LOOKALIKE_COLON}", text)

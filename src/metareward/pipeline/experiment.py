@@ -33,7 +33,6 @@ from metareward.evaluation.held_out import Oracle
 from metareward.generation.unit import UnitSettings, fingerprint
 from metareward.method.judge import Reasoning, Rubric, with_system
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
@@ -175,8 +174,11 @@ class Experiment:
     def rubric(self) -> Rubric:
         """The judge's rubric."""
         judgments = self.recipe.judgments
-        return Rubric(
-            load_template(judgments.rubric), judgments.min_score, judgments.max_score, judgments.system_prompt
+        return Rubric.load(
+            judgments.rubric,
+            min_score=judgments.min_score,
+            max_score=judgments.max_score,
+            system_prompt=judgments.system_prompt,
         )
 
     def first_rubric(self) -> Rubric:
@@ -200,7 +202,7 @@ class Experiment:
             judgments=_sampling(recipe.judgments),
             meta=_sampling(meta),
             rubric=self.rubric,
-            metarubric=MetaRubric(load_template(meta.rubric), meta.hide_scores, meta.system_prompt),
+            metarubric=MetaRubric.load(meta.rubric, hide_scores=meta.hide_scores, system_prompt=meta.system_prompt),
             min_valid=recipe.judgments.min_valid,
             meta_judge=recipe.meta_judge(t),
             seed=derive(recipe.seed, "iteration", t),

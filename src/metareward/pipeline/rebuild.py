@@ -14,17 +14,18 @@ from rich.table import Table
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.errors import UserError
 from metareward.method.judge import Rubric
-from metareward.method.pairs import PairSet, build_pairs
+from metareward.method.pairs import build_pairs, of_kind
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.serialization import fingerprint_of
 from metareward.storage.store import RecordStore, from_json
-from metareward.types import PairKind, PreferencePair, PromptRecord
+from metareward.types import Dropped, PairKind, PreferencePair, PromptRecord
 
 # Settings that only the reduction reads. Any other would need other records.
 _FREE = frozenset({"rho", "max_answer_chars", "judge_pairs", "max_judgment_chars"})
+_KINDS: tuple[PairKind, ...] = ("actor", "judge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Rebuilt:
 
     t: int
     prompts: int
-    pairs: PairSet
+    pairs: tuple[PreferencePair, ...]
+    dropped: tuple[Dropped, ...]
 
 
 def rebuild(run: RunDir, overrides: Sequence[str]) -> tuple[Rebuilt, ...]:
@@ -80,9 +82,9 @@ def write_rebuilt(run: RunDir, overrides: Sequence[str], rebuilt: Sequence[Rebui
         raise UserError(f"--out {folder}: this is a run folder, whose pairs are kept as they are; name another folder")
     for each in rebuilt:
         files = IterationDir(folder / f"iter-{each.t}")
-        write_pairs(files.pairs("actor"), each.pairs.actor)
-        write_pairs(files.pairs("judge"), each.pairs.judge)
-        write_dropped(files.dropped, each.pairs.dropped)
+        for kind in _KINDS:
+            write_pairs(files.pairs(kind), of_kind(each.pairs, kind))
+        write_dropped(files.dropped, each.dropped)
     write_atomic(folder / "rules.json", json.dumps(rules, indent=2) + "\n")
     return folder
 
@@ -94,8 +96,9 @@ def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
         table.add_column(name, justify="left" if name == "kind" else "right")
     table.add_column("dropped", overflow="fold")
     for each in rebuilt:
-        for kind, pairs in _kinds(each.pairs):
-            drops = Counter(drop.reason for drop in each.pairs.dropped if drop.kind == kind)
+        for kind in _KINDS:
+            pairs = of_kind(each.pairs, kind)
+            drops = Counter(drop.reason for drop in each.dropped if drop.kind == kind)
             reasons = ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in drops.most_common())
             lengths = (_mean_length(pair.chosen for pair in pairs), _mean_length(pair.rejected for pair in pairs))
             table.add_row(str(each.t), str(each.prompts), kind, str(len(pairs)), *lengths, reasons or "-")
@@ -105,7 +108,7 @@ def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
 def _rebuilt(recipe: Recipe, t: int, records: Path, rubric: Rubric) -> Rebuilt:
     with RecordStore.read(records) as store:
         read = tuple(_records(store))
-    return Rebuilt(t, len(read), build_pairs(read, pairs_rules(recipe, t), rubric, recipe.seed))
+    return Rebuilt(t, len(read), *build_pairs(read, pairs_rules(recipe, t), rubric, recipe.seed))
 
 
 def _records(store: RecordStore) -> Iterator[PromptRecord]:
@@ -124,10 +127,6 @@ def _settings(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 
 def _free(key: tuple[str, ...]) -> bool:
     return key[0] == "pairs" or key == ("judgments", "min_valid") or (key[0] == "iterations" and key[-1] in _FREE)
-
-
-def _kinds(pairs: PairSet) -> tuple[tuple[PairKind, tuple[PreferencePair, ...]], ...]:
-    return ("actor", pairs.actor), ("judge", pairs.judge)
 
 
 def _mean_length(texts: Iterator[str]) -> str:

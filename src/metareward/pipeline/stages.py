@@ -22,7 +22,7 @@ from metareward.evaluation.win_rates import duels
 from metareward.generation.progress import Progress
 from metareward.generation.runner import SweepOutcome, sweep
 from metareward.method.diagnostics import summarize
-from metareward.method.pairs import PairSet, build_pairs
+from metareward.method.pairs import build_pairs, of_kind
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -31,7 +31,7 @@ from metareward.storage.run_log import seconds, tell, timed
 from metareward.storage.store import RecordStore, from_json
 from metareward.training.job import DpoJob
 from metareward.training.process import Step, run_in_process
-from metareward.types import PairKind, PromptRecord
+from metareward.types import PairKind
 
 # Prompts that keep failing (too long for the model, for example) are skipped up to this share.
 _MAX_FAILED_SHARE = 0.05
@@ -62,20 +62,16 @@ def make_pairs(experiment: Experiment, t: int) -> None:
         return
     with _records(experiment, t) as store:
         records = tuple(from_json(document) for _, document in store.documents())
-    pairs = build_pairs(records, pairs_rules(experiment.recipe, t), experiment.rubric, experiment.recipe.seed)
-    _write_pairs(experiment, t, records, pairs)
-    tell(
-        experiment.run, "pairs", iteration=t, actor=len(pairs.actor), judge=len(pairs.judge), dropped=len(pairs.dropped)
-    )
-
-
-def _write_pairs(experiment: Experiment, t: int, records: tuple[PromptRecord, ...], pairs: PairSet) -> None:
+    pairs, dropped = build_pairs(records, pairs_rules(experiment.recipe, t), experiment.rubric, experiment.recipe.seed)
+    actor, judge = of_kind(pairs, "actor"), of_kind(pairs, "judge")
     folder = experiment.run.iteration(t)
-    write_pairs(folder.pairs("actor"), pairs.actor)
-    write_pairs(folder.pairs("judge"), pairs.judge)
-    write_dropped(folder.dropped, pairs.dropped)
-    summary = summarize(t, records, pairs, experiment.rubric)
-    write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it marks the pairs as complete
+    write_pairs(folder.pairs("actor"), actor)
+    write_pairs(folder.pairs("judge"), judge)
+    write_dropped(folder.dropped, dropped)
+    summary = summarize(t, records, pairs, dropped, experiment.rubric)
+    write_atomic(folder.summary, json.dumps(summary, indent=2) + "
+")  # last: it marks the pairs as complete
+    tell(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
 
 
 def _has_pairs(experiment: Experiment, t: int) -> bool:

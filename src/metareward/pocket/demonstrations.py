@@ -9,7 +9,6 @@ from typing import Literal
 
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import load_template
 from metareward.pocket.oracle import CRITERIA, Marks, judgment_errors, mark
 from metareward.pocket.tasks import (
     CLOSINGS,
@@ -205,8 +204,8 @@ class Demonstration:
     completion: str
 
 
-RUBRIC = Rubric(load_template("pocket_judge"))
-METARUBRIC = MetaRubric(load_template("pocket_metajudge"))
+RUBRIC = Rubric.load("pocket_judge")
+METARUBRIC = MetaRubric.load("pocket_metajudge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +234,11 @@ def _demonstrate(part: Part, instruction: str, lesson: Lesson, rng: random.Rando
     text = answer(understand(instruction), _weakened(SPOTTY, rng), rng)
     marks = mark(instruction, text)
     if part == "judge":
-        return Demonstration(part, RUBRIC.ask(prompt, text), judgment(marks, habits, rng))
+        return Demonstration(part, RUBRIC.render(prompt, text), judgment(marks, habits, rng))
     first, second = _two_judgments(marks, lesson.shown, rng)
-    return Demonstration(part, METARUBRIC.ask(prompt, text, first, second), verdict(marks, first, second, habits, rng))
+    return Demonstration(
+        part, METARUBRIC.render(prompt, text, first, second), verdict(marks, first, second, habits, rng)
+    )
 
 
 def _two_judgments(marks: Marks, shown: Habits, rng: random.Random) -> tuple[str, str]:

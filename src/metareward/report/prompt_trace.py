@@ -21,7 +21,7 @@ from rich.text import Text
 from metareward.config.schema import pairs_rules
 from metareward.errors import UserError
 from metareward.method.elo import PositionWeights, Ratings, battle_matrix, fit_elo, position_weights
-from metareward.method.pairs import PairRules, tiers
+from metareward.method.pairs import PairRules, iteration_weights, tiers
 from metareward.method.scores import AnswerScore, answer_scores
 from metareward.report.facts import (
     AnswerLife,
@@ -128,8 +128,7 @@ def _weights(facts: Run, folder: IterationDir, number: int, dispute: Dispute, ru
     if summary is not None and summary.weights is not None:
         return summary.weights
     with RecordStore.read(folder.records) as store:
-        records = (from_json(document) for _, document in store.documents())
-        return position_weights(meta for record in records if record.dispute for meta in record.dispute.meta)
+        return iteration_weights(from_json(document) for _, document in store.documents())
 
 
 def _rated(disputed: Candidate, dispute: Dispute, ratings: Ratings, judge: Outcome | None) -> Iterable[RatedJudgment]:

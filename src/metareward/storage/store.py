@@ -234,8 +234,12 @@ _RECORD = TypeAdapter(PromptRecord)
 
 
 def to_json(record: PromptRecord) -> str:
-    """``record`` as JSON text. Its texts must be whole Unicode (no lone surrogates), as `unit` makes sure."""
-    return _RECORD.dump_json(record).decode()
+    """``record`` as JSON text, without the rewards that are None.
+
+    Its texts must be valid Unicode (no lone surrogates), as `metareward.generation.unit` makes sure.
+    """
+    unrewarded = {at: {"reward"} for at, each in enumerate(record.candidates_K) if each.reward is None}
+    return _RECORD.dump_json(record, exclude={"candidates_K": unrewarded}).decode()
 
 
 def from_json(text: str) -> PromptRecord:

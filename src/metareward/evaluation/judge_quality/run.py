@@ -56,7 +56,6 @@ from metareward.evaluation.judges import (
 )
 from metareward.method.diagnostics import position_statistics
 from metareward.method.judge import Rubric
-from metareward.method.template import load_template
 from metareward.storage.store import RecordStore, from_json
 from metareward.types import PromptRecord, Sampling, Tied, Won
 
@@ -191,7 +190,7 @@ def _measured_on(files: JudgeFiles, protocol: ProtocolName | None) -> tuple[str,
 
 def grading(rubric: str, n: int) -> Grading:
     """The paper's sampling (temperature 0.8, top-p 0.95) by a packaged rubric or a ``.txt`` file."""
-    return Grading(Rubric(load_template(rubric)), n, Sampling(0.8, 0.95, 1024))
+    return Grading(Rubric.load(rubric), n, Sampling(0.8, 0.95, 1024))
 
 
 def protocol_named(name: str | None) -> ProtocolName | None:
@@ -216,7 +215,7 @@ async def _rankings(
     if protocol == "self-chosen":
         chosen = {item.id: pair for item in items if (pair := chosen_by_judge(item)) is not None}
         return protocol_table(protocol, self_chosen(await _compared(files, judges, items, chosen), judges.name))
-    return rankings_table(items, judges.name, judges.grading.rubric.high)
+    return rankings_table(items, judges.name, judges.grading.rubric.max_score)
 
 
 async def _pairs(pairs: Sequence[Pair], files: JudgeFiles, judges: Judges, protocol: ProtocolName | None) -> JudgeTable:

@@ -91,7 +91,7 @@ def _rubric_question(grading: Grading, each: _Turn, answers: Turns) -> Prompt:
     said: Messages = (Message("user", each.question.turns[0]),)
     if each.turn == 2:
         said = (*said, Message("assistant", answers[0]), Message("user", each.question.turns[1]))
-    return Prompt(each.id, grading.rubric.ask(Prompt(each.id, said), answers[each.turn - 1]))
+    return Prompt(each.id, grading.rubric.render(Prompt(each.id, said), answers[each.turn - 1]))
 
 
 def _graded_row(each: _Turn, prompt: Prompt, judge: str, asked: Asked) -> dict[str, object]:

@@ -155,7 +155,7 @@ def test_what_is_thought_is_no_part_of_what_is_said() -> None:
     texts = ("<think>", "m?", "</think>", "\n", "M")
     steps = tuple(Step(text, (TopLogprob(text, 0.0),)) for text in texts)
     inner = ScriptedEngine(lambda m, s, i: Completion("".join(texts), "stop", 5, steps) if i else "<think>no end")
-    engine = StripReasoning(inner, Reasoning(), room=100)
+    engine = StripReasoning(inner, Reasoning(), extra_tokens=100)
     unended, said = asyncio.run(engine.complete((), Sampling(1, 1, max_tokens=1), 2))
     assert inner.calls[0].sampling.max_tokens == 101
     assert (unended.text, said.text, [step.text for step in said.steps]) == ("", "M", ["M"])

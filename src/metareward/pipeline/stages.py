@@ -69,8 +69,7 @@ def make_pairs(experiment: Experiment, t: int) -> None:
     write_pairs(folder.pairs("judge"), judge)
     write_dropped(folder.dropped, dropped)
     summary = summarize(t, records, pairs, dropped, experiment.rubric)
-    write_atomic(folder.summary, json.dumps(summary, indent=2) + "
-")  # last: it marks the pairs as complete
+    write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it marks the pairs as complete
     tell(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
 
 

@@ -98,16 +98,16 @@ def main() -> None:
             for deterministic in (True, False)
         )
         for work in workloads():
-            doors: dict[str, Callable[[], int]] = {
+            contestants: dict[str, Callable[[], int]] = {
                 "deterministic": partial(_ours, fixed, work),
                 "not deterministic": partial(_ours, free, work),
                 "generate": partial(_generate, model, tokenizer, work),
             }
-            rates: dict[str, list[float]] = {name: [] for name in doors}
-            for call in doors.values():
+            rates: dict[str, list[float]] = {name: [] for name in contestants}
+            for call in contestants.values():
                 call()  # warm-up
             for _ in range(ROUNDS):
-                for name, call in doors.items():
+                for name, call in contestants.items():
                     rates[name].append(timed(call))
             results[f"{work[0]}, {dtype}"] = {name: statistics.median(seen) for name, seen in rates.items()}
         for engine in (fixed, free):
@@ -116,11 +116,11 @@ def main() -> None:
 
 
 def _show(results: dict[str, dict[str, float]]) -> None:
-    doors: Sequence[str] = list(next(iter(results.values())))
-    table = Table("tokens/s, one thread", *doors, "deterministic / generate", "cost of determinism")
+    contestants: Sequence[str] = list(next(iter(results.values())))
+    table = Table("tokens/s, one thread", *contestants, "deterministic / generate", "cost of determinism")
     for name, rates in results.items():
-        ratio, cost = rates[doors[0]] / rates[doors[2]], rates[doors[1]] / rates[doors[0]]
-        table.add_row(name, *(f"{rates[door]:,.0f}" for door in doors), f"{ratio:.1f} x", f"{cost:.2f} x")
+        ratio, cost = rates[contestants[0]] / rates[contestants[2]], rates[contestants[1]] / rates[contestants[0]]
+        table.add_row(name, *(f"{rates[name]:,.0f}" for name in contestants), f"{ratio:.1f} x", f"{cost:.2f} x")
     Console().print(table)
     path = Path(__file__).parent / "results" / "engine.json"
     path.write_text(

@@ -39,22 +39,9 @@ class ModelRunner:
         self.shape = shape
         self.chunk_size = chunk_size
         self._checkpoint = checkpoint
-        self._cache = KVCache(shape)
+        self.cache = KVCache(shape)
         self._prefix_keys: Sequence[PrefixKeys] = ()
         self._groups: Sequence[Sequence[PrefixGroup]] = ()
-
-    @property
-    def bytes(self) -> int:
-        """Allocated bytes of the KV cache; 0 before the first prefill."""
-        return self._cache.bytes
-
-    def copy_prompt(self, source: int, target: int, columns: int) -> None:
-        """Copy the KV of the first ``columns`` prompt tokens of slot ``source`` to slot ``target``."""
-        self._cache.copy_prompt(source, target, columns)
-
-    def fill_random(self, slot: int, seed: int) -> None:
-        """Fill a slot with random keys and values that depend on ``seed`` alone. Only after a first prefill."""
-        self._cache.fill_random(slot, seed)
 
     def prefill(self, chunks: Sequence[Chunk], batch: int) -> Tensor:
         """Prefill chunks in a pass padded to ``batch`` chunks; logits (batch, V) after the last token of each.
@@ -70,7 +57,7 @@ class ModelRunner:
             ids_BC[row, size - len(tokens) :] = tokens
             slots_B[row], starts_B[row], ends_B[row] = chunk.slot, chunk.start, chunk.end
         positions_BC = np.maximum(ends_B[:, None] + np.arange(-size, 0), 0)
-        context = PrefillPass(self._cache, slots_B, starts_B, ends_B, size, self._checkpoint.device)
+        context = PrefillPass(self.cache, slots_B, starts_B, ends_B, size, self._checkpoint.device)
         return self._forward(context, ids_BC, positions_BC)
 
     def decode(
@@ -90,7 +77,7 @@ class ModelRunner:
         if prefix_keys != self._prefix_keys:
             self._prefix_keys = prefix_keys
             self._groups = [prefix_groups(keys, self._checkpoint.device) for keys in prefix_keys]
-        context = DecodePass(self._cache, self._to_device(lengths_G), self._to_device(steps_G), used, self._groups)
+        context = DecodePass(self.cache, self._to_device(lengths_G), self._to_device(steps_G), used, self._groups)
         return self._forward(context, tokens_R[: used.rows, None], positions_R[:, None])
 
     def _forward(self, context: ForwardContext, ids: Ints, positions: Ints) -> Tensor:

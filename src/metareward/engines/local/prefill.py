@@ -100,7 +100,7 @@ class Prefiller:
         size = self._runner.chunk_size
         for count in range(len(prompt.digests), prompt.stored // size, -1):
             if holders := self._holders.get(prompt.digests[count - 1]):
-                self._runner.copy_prompt(next(reversed(holders)), slot, count * size)
+                self._runner.cache.copy_prompt(next(reversed(holders)), slot, count * size)
                 self._hold(slot, prompt.digests[prompt.stored // size : count])
                 prompt.stored = count * size
                 return

@@ -61,7 +61,7 @@ def bytes_per_position(checkpoint: Checkpoint) -> int:
     """Bytes of keys and values per token position, over all layers."""
     runner = ModelRunner(checkpoint, BucketShape(slots=1, samples=1, prompt=1, suffix=1), chunk_size=1)
     runner.prefill([Chunk(0, [0], 0, 1)], 1)
-    return runner.bytes // runner.shape.positions
+    return runner.cache.bytes // runner.shape.positions
 
 
 def check_batch_invariance(checkpoint: Checkpoint, shape: BucketShape, chunk_size: int, batch: int) -> None:
@@ -87,7 +87,7 @@ def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, las
     slot = runner.shape.slots - 1 if last else 0
     prefill_logits = _prefill_logits(runner, batch, checkpoint, slot)
     # Random keys and values serve as well as those of a real prompt and its completions.
-    runner.fill_random(slot, seed=0)
+    runner.cache.fill_random(slot, seed=0)
     return torch.stack([*prefill_logits, *_decode_logits(runner, checkpoint, slot)])
 
 

@@ -92,7 +92,7 @@ def test_the_preset_says_what_the_paper_says_instead_of_leaning_on_defaults(key:
 def test_pocket_needs_nothing_and_trains_the_judge_in_two_of_four_iterations() -> None:
     pocket = load_recipe("pocket")
     assert (pocket.model, pocket.prompts.source, len(pocket.iterations)) == ("pocket", "pocket", 4)
-    assert [pocket.meta_judge(t) for t in (1, 2, 3, 4)] == [True, True, False, False]
+    assert [pocket.runs_meta_judge(t) for t in (1, 2, 3, 4)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("name", PRESETS)

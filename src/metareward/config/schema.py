@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
 from metareward.engines.device import resolved_dtype
 from metareward.method.pairs import PairRules
-from metareward.settings import Count, Section, Text
+from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
 from metareward.training.job import Loss
 
@@ -141,6 +141,13 @@ class EngineSettings(Section):
     serve: bool = Field(False, description="With kind vllm: as a server of its own, started and stopped by the run")
     endpoint: EndpointSettings
     vllm: VllmSettings
+
+
+class RoleSettings(Section):
+    """Another model for one role, such as an external judge: an ablation, as it isn't trained."""
+
+    model: Text | None = Field(None, description="Its Hugging Face folder; empty with kind openai, which names a model")
+    engine: EngineSettings
 
 
 class AdapterSettings(Section):
@@ -308,6 +315,13 @@ class Recipe(Section):
     answers: AnswerSettings
     judgments: JudgmentSettings
     meta_judgments: MetaJudgmentSettings
+    judge: ImportPath | RoleSettings | None = Field(
+        None, description="Judge other than the model itself: an object as module:name, or a section with its engine"
+    )
+    meta_judge: RoleSettings | None = Field(None, description="Meta-judge other than the model itself")
+    reward: ImportPath | None = Field(
+        None, description="Object that scores answers in place of judgments, as module:name: a verifier, a reward model"
+    )
     reasoning: ReasoningSettings
     pairs: PairSettings
     engine: EngineSettings
@@ -339,7 +353,7 @@ class Recipe(Section):
         """Every setting as plain JSON values in the schema's order: what ``resolved.json`` holds."""
         return self.model_dump(mode="json")
 
-    def meta_judge(self, t: int) -> bool:
+    def runs_meta_judge(self, t: int) -> bool:
         """Whether iteration ``t`` asks the meta-judge: where judge pairs are made, and only there."""
         return self.iterations[t].judge_pairs
 
@@ -402,6 +416,13 @@ def _judging(recipe: Recipe) -> Iterator[Mismatch]:
         )
     if judgments.min_valid > judgments.n:
         yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
+    if recipe.judge is not None and recipe.reward is not None:
+        yield ("reward",), recipe.reward, "nothing, as judge is given: answers are scored by one of them"
+    scorer = "reward" if recipe.reward is not None else "judge" if isinstance(recipe.judge, str) else None
+    for t, iteration in recipe.iterations.items():
+        if scorer is not None and iteration.judge_pairs:
+            why = f"false, as {scorer} is an object of yours: judge pairs are made of a model's own judgments"
+            yield ("iterations", t, "judge_pairs"), True, why
     if judgments.min_score >= judgments.max_score:
         why = f"a number below judgments.max_score, which is {judgments.max_score}"
         yield ("judgments", "min_score"), judgments.min_score, why
@@ -545,8 +566,8 @@ def generation_fingerprint(
         "prompts": prompts,
         **flatten(recipe.model_dump(mode="json", include=names)),
         "judgments.rubric": rubric,
-        "meta_judge": recipe.meta_judge(t),
-        **({**meta, "meta_judgments.rubric": metarubric} if recipe.meta_judge(t) else {}),
+        "meta_judge": recipe.runs_meta_judge(t),
+        **({**meta, "meta_judgments.rubric": metarubric} if recipe.runs_meta_judge(t) else {}),
         **engine_fingerprint(recipe.engine),
     }
 

@@ -204,7 +204,7 @@ class Experiment:
             rubric=self.rubric,
             metarubric=MetaRubric.load(meta.rubric, hide_scores=meta.hide_scores, system_prompt=meta.system_prompt),
             min_valid=recipe.judgments.min_valid,
-            meta_judge=recipe.meta_judge(t),
+            meta_judge=recipe.runs_meta_judge(t),
             seed=derive(recipe.seed, "iteration", t),
             reasoning=Reasoning(thinking.start, thinking.end) if thinking.strip else None,
             expected=recipe.judgments.score == "expected",
@@ -213,7 +213,7 @@ class Experiment:
     @property
     def meta_judged(self) -> int:
         """The first iteration that asks the meta-judge; the first of all if none does."""
-        return next((t for t in sorted(self.recipe.iterations) if self.recipe.meta_judge(t)), 1)
+        return next((t for t in sorted(self.recipe.iterations) if self.recipe.runs_meta_judge(t)), 1)
 
     def evaluation_settings(self) -> UnitSettings:
         """How every model is measured."""

@@ -307,7 +307,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
 def _iteration(recipe: Recipe, t: int, rates: Rates) -> IterationPlan:
     prompts, n = recipe.prompts.per_iteration, recipe.judgments.n
     answers = prompts * recipe.answers.k
-    battles = prompts * n * (n - 1) if recipe.meta_judge(t) else 0
+    battles = prompts * n * (n - 1) if recipe.runs_meta_judge(t) else 0
     judge_pairs = prompts if recipe.iterations[t].judge_pairs else 0
     steps = ceil((prompts + judge_pairs) / recipe.training.batch_size) * recipe.keep_epoch(t)
     return IterationPlan(t, _roles(recipe, answers, answers * n, battles, rates), prompts, judge_pairs, steps)

@@ -1,4 +1,4 @@
-"""What servers were asked for and what they warned of is in the run's log, in the status and in the report."""
+"""Server usage and engine warnings are in the run's log, in the status and in the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from small_run import small_run
 
 from metareward.engines.endpoint import open_endpoint
 from metareward.engines.scripted import ScriptedEngine
-from metareward.generation.usage import billed, spent, warnings, warnings_told
+from metareward.generation.usage import log_usage, log_warnings, read_usage, read_warnings
 from metareward.pipeline.status import status_text
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir
@@ -29,7 +29,7 @@ def rude_once(body: Body, place: int) -> Answer:
 
 
 async def asked(run: RunDir, server: RudeServer, cache: Path | None = None) -> None:
-    engine = billed(run, "M0", await open_endpoint(settings(server, cache=cache)))
+    engine = log_usage(run, "M0", await open_endpoint(settings(server, cache=cache)))
     try:
         for _ in range(2):
             assert len(await engine.complete(ask(), HOT, 2)) == 2
@@ -37,7 +37,7 @@ async def asked(run: RunDir, server: RudeServer, cache: Path | None = None) -> N
         await engine.aclose()
 
 
-def test_what_was_asked_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> None:
+def test_usage_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> None:
     async def twice() -> str:
         async with RudeServer(rude_once) as server:
             await asked(run, server)
@@ -45,27 +45,25 @@ def test_what_was_asked_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> 
             return f"{server.url}/v1"
 
     url = asyncio.run(twice())
-    (total,) = spent(run)
-    assert (total.who, total.server, total.requests, total.failed, total.cached) == ("M0", url, 4, 1, 1)
+    (total,) = read_usage(run)
+    assert (total.client, total.server, total.requests, total.failed, total.cached) == ("M0", url, 4, 1, 1)
     assert (total.prompt_tokens, total.completion_tokens) == (9, 15)
-    line = f"  M0 at {url}: 4 requests, 1 failed, 1 from the cache, 9 tokens read, 15 written\n"
+    line = f"  M0 at {url}: 4 requests, 1 failed, 1 from cache, 9 prompt tokens, 15 completion tokens\n"
     assert line in status_text(run)
     write_report(run)
     assert f'<th scope="row">M0</th><td class="left">{url}</td><td>4</td>' in run.report.read_text()
 
 
-def test_warnings_are_in_the_log_once_each_and_nowhere_afterwards(
-    run: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_warnings_are_in_the_log_once_each(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     async def warned() -> None:
         async with RudeServer(deaf_to_n) as server:
             await asked(run, server)
 
-    with warnings_told(run):
+    with log_warnings(run):
         asyncio.run(warned())
         logging.getLogger("metareward.engines.endpoint").warning("second")
     logging.getLogger("metareward.engines.endpoint").warning("afterwards")
-    first, second = warnings(run)
+    first, second = read_warnings(run)
     assert "one request is sent for each completion" in first and second == "second"
     assert first in status_text(run) and "warnings (2), the last ones:" in status_text(run)
     assert capsys.readouterr().err.count("one request is sent") == 1
@@ -73,8 +71,8 @@ def test_warnings_are_in_the_log_once_each_and_nowhere_afterwards(
     assert "Warning: second" in run.report.read_text()
 
 
-def test_other_engines_have_no_bill(run: RunDir) -> None:
+def test_other_engines_have_no_usage(run: RunDir) -> None:
     engine = ScriptedEngine(lambda messages, sampling, i: "")
-    assert billed(run, "M0", engine) is engine
-    assert spent(run) == () and warnings(run) == ()
-    assert "asked of servers" not in status_text(run)
+    assert log_usage(run, "M0", engine) is engine
+    assert read_usage(run) == () and read_warnings(run) == ()
+    assert "server usage" not in status_text(run)

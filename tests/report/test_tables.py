@@ -1,97 +1,81 @@
+"""Win rates and pair bars."""
+
+from __future__ import annotations
+
+import io
+import json
 from pathlib import Path
 
-from fake_run import fake_record, fake_run, finish, start, write_built, write_evaluation, write_records, write_training
+import pytest
+from fake_run import fake_run
+from rich.console import Console
 
-from metareward.report.facts import Evaluation, Iteration, Measure, Run
-from metareward.report.gather import gather
-from metareward.report.tables import sentences, unfinished
-from metareward.storage.run_dir import RunDir
+from metareward.evaluation.win_rates import Duel
+from metareward.report.facts import Evaluation, PairSummary
+from metareward.report.tables import pair_bars, win_rate_rows, win_rates_text
+from metareward.report.write import write_report
 
-
-def run_with(tmp_path: Path, **metrics: list[tuple[float, float, float]]) -> Run:
-    """A run whose models have these (mean, low, high), one model a place."""
-    count = max(len(values) for values in metrics.values())
-    evaluations = [
-        Evaluation(f"M{t}", 10, 1.0, {key: Measure(*values[t], 10) for key, values in metrics.items()}, {})
-        for t in range(count)
-    ]
-    recipe = gather(start(tmp_path / "run")).recipe
-    iterations = (Iteration(t, True, (), None, {}, each, True, 1.0) for t, each in enumerate(evaluations))
-    return Run("run", recipe, (), tuple(iterations))
+WON = Duel("M0", "oracle", 62.54, 55.0, 70.01, 58.0, 3.24, 100, 30, 20, 2, 0.00001)
+OWN = Duel("M0", "itself", 50.0, 40.0, 60.0, None, None, 0, 0, 3, 0, None)
 
 
-def plain(text: str) -> str:
-    return text.replace("\u202f", " ")
+def evaluation(*duels: Duel) -> Evaluation:
+    return Evaluation("M2", 3, 1.0, {}, {}, duels)
 
 
-def test_a_rise_is_claimed_only_when_intervals_are_apart(tmp_path: Path) -> None:
-    rose = sentences(run_with(tmp_path, answer_quality=[(2.41, 2.3, 2.5), (3.81, 3.7, 3.9)]))
-    assert plain(rose[0]) == (
-        "Mean answer quality rose from 2.41 (M0) to 3.81 of 5 (M1); the 95 % intervals do not overlap."
+def test_each_comparison_is_a_row() -> None:
+    first, second = win_rate_rows([evaluation(WON, OWN)])
+    assert first == (("M2 vs. M0", "oracle", "62.5 (55.0–70.0)", "58.0 ± 3.2", "100", "20", "30", "2", "p < 0.001"))
+    assert second[1:4] == ("M2", "50.0 (40.0–60.0)", "–") and second[-1] == "–"
+
+
+def test_the_terminal_shows_win_rates_against_m0() -> None:
+    assert win_rates_text([evaluation()]) is None
+    later = Duel("M1", "oracle", 51.0, 45.0, 57.0, 50.0, 3.0, 10, 9, 1, 0, 1.0)
+    table, stream = win_rates_text([evaluation(WON, later)]), io.StringIO()
+    Console(file=stream, width=100).print(table)
+    assert "M2 vs. M0" in stream.getvalue() and "vs. M1" not in stream.getvalue()
+
+
+def test_the_page_has_win_rates(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    path = run.iteration(1).evaluation / "model.json"
+    found = json.loads(path.read_text())
+    fields = {name: getattr(WON, name) for name in WON.__dataclass_fields__}
+    path.write_text(json.dumps({**found, "duels": [fields]}))
+    write_report(run)
+    page = run.report.read_text()
+    assert "M1 vs. M0" in page and "62.5 (55.0–70.0)" in page and 'href="#win-rates"' in page
+
+
+def summary(iteration: int, actors: int, judges: int, **dropped: dict[str, int]) -> PairSummary:
+    return PairSummary(iteration, 10, actors, judges, dropped)
+
+
+def test_bars_add_up_to_all_prompts() -> None:
+    found = pair_bars([summary(1, 6, 3, actor={"all_scores_equal": 3}, judge={"no_variance": 5, "too_few_battles": 2})])
+    assert [bar.label for bar in found] == ["actor pairs", "judge pairs"]
+    for bar in found:
+        assert sum(segment.count for segment in bar.segments) == 10
+        assert sum(segment.percent for segment in bar.segments) == pytest.approx(100)
+    assert found[0].segments[-1].label == "generation failed"
+
+
+def test_a_reason_keeps_its_shade_through_all_pair_bars() -> None:
+    found = pair_bars(
+        [
+            summary(1, 8, 0, actor={"all_scores_equal": 2}),
+            summary(2, 5, 0, actor={"tiers_overlap": 1, "all_scores_equal": 4}),
+        ]
     )
-    unclear = sentences(run_with(tmp_path, answer_quality=[(2.41, 2.3, 2.5), (2.55, 2.45, 2.65)]))
-    assert "rose" not in unclear[0] and "no change is shown" in unclear[0]
+    shades = [{s.label: s.shade for s in bar.segments} for bar in found]
+    assert shades[0]["all answers scored the same"] == shades[1]["all answers scored the same"] == 1
 
 
-def test_a_fall_is_called_a_fall(tmp_path: Path) -> None:
-    assert "fell" in sentences(run_with(tmp_path, answer_quality=[(3.0, 2.9, 3.1), (2.0, 1.9, 2.1)]))[0]
+def test_no_bar_where_no_judge_pairs_are_built() -> None:
+    assert [bar.label for bar in pair_bars([summary(1, 10, 0, actor={}, judge={})])] == ["actor pairs"]
 
 
-def test_intervals_that_touch_overlap(tmp_path: Path) -> None:
-    touching = sentences(run_with(tmp_path, answer_quality=[(2.0, 1.9, 2.1), (2.2, 2.1, 2.3)]))
-    assert "no change is shown" in touching[0]
-
-
-def test_an_earlier_peak_is_told_when_it_is_clear(tmp_path: Path) -> None:
-    clear = sentences(run_with(tmp_path, answer_quality=[(2.0, 1.9, 2.1), (3.8, 3.7, 3.9), (3.0, 2.9, 3.1)]))
-    assert "higher at M1, 3.80" in clear[0]
-    unclear = sentences(run_with(tmp_path, answer_quality=[(2.0, 1.9, 2.1), (3.1, 3.0, 3.2), (3.0, 2.9, 3.1)]))
-    assert "M1" not in unclear[0]
-
-
-def test_equal_numbers_are_said_once(tmp_path: Path) -> None:
-    same = sentences(run_with(tmp_path, answer_quality=[(2.0, 1.9, 2.1), (2.0, 1.9, 2.1)]))
-    assert same[0] == "Mean answer quality is 2.00 of 5 at M0 and at M1."
-
-
-def test_without_an_oracle_the_models_own_score_is_called_its_opinion(unmeasured: RunDir) -> None:
-    found = sentences(gather(unmeasured))
-    assert "the model gives its own answers rose" in found[0]
-    assert "opinion, not evidence" in found[-1]
-
-
-def test_little_to_say_is_said(tmp_path: Path) -> None:
-    assert sentences(gather(start(tmp_path / "none"))) == ("No model of this run has been measured yet.",)
-    assert "Only M0" in sentences(gather(fake_run(tmp_path / "one", models=1)))[0]
-
-
-def missing(run: RunDir) -> tuple[str, ...]:
-    return unfinished(gather(run))
-
-
-def test_a_finished_run_misses_nothing(whole: RunDir) -> None:
-    assert missing(whole) == ()
-
-
-def test_every_stage_of_an_unfinished_run_is_named(tmp_path: Path) -> None:
-    run = start(tmp_path / "run")
-    assert missing(run) == (
-        "M0 is not measured yet, so nothing can be compared to it.",
-        "Iterations 1 to 4: not begun.",
-    )
-    write_evaluation(run.iteration(0), 0)
-    write_records(run, 1, [fake_record(1, number) for number in range(12)])
-    assert missing(run)[0] == "Iteration 1: answers and judgments are under way; its pairs are not built yet."
-    write_built(run, 1)
-    assert missing(run)[0] == "Iteration 1: its pairs are built, but M1 is not trained yet."
-    write_training(run.iteration(1), 1)
-    assert missing(run)[0] == "Iteration 1: M1 has a training log, but is not measured yet."
-    write_evaluation(run.iteration(1), 1)
-    finish(run.iteration(1))
-    assert missing(run) == ("Iterations 2 to 4: not begun.",)
-
-
-def test_one_iteration_that_has_not_begun_is_named_alone(tmp_path: Path) -> None:
-    run = start(tmp_path / "run", ["iterations.2=drop", "iterations.3=drop", "iterations.4=drop"])
-    write_evaluation(run.iteration(0), 0)
-    assert missing(run) == ("Iteration 1: not begun.",)
+def test_a_win_rate_without_variation_has_no_interval() -> None:
+    all_won = Duel("M0", "oracle", 100.0, 100.0, 100.0, None, None, 4, 0, 0, 0, 0.125)
+    assert win_rate_rows([evaluation(all_won)])[0][2] == "100.0 (all equal)"

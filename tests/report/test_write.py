@@ -75,7 +75,7 @@ def test_every_element_is_closed_and_every_id_is_unique(html: str) -> None:
     assert links <= set(ids)
 
 
-def test_it_loads_nothing_and_runs_nothing(html: str) -> None:
+def test_the_page_loads_no_files_and_runs_no_scripts(html: str) -> None:
     reader = read(html)
     assert reader.tags["script"] == reader.tags["link"] == reader.tags["img"] == 0
     assert not any(name.startswith("on") or name == "src" for name, _ in reader.attributes)
@@ -87,14 +87,14 @@ def test_the_same_folder_gives_the_same_bytes(whole: RunDir, html: str) -> None:
     assert page(whole) == html
 
 
-def test_what_the_brief_asks_for_is_there(html: str) -> None:
+def test_the_page_has_the_main_contents(html: str) -> None:
     text = " ".join(" ".join(read(html).text).split()).replace("\u202f", " ")
     for part in (
         "Mean answer quality rose from 2.41 (M0) to 3.78 of 5 (M4)",
         "2.28 to 2.54",
         "+33.0 points",
         "all answers scored the same",
-        "Flipped with the order",
+        "Winner flips with the order",
         "Reward margin",
         "Both pairs",
         "No pair",
@@ -106,13 +106,13 @@ def test_what_the_brief_asks_for_is_there(html: str) -> None:
         assert part in text, part
 
 
-def test_a_run_without_an_oracle_claims_nothing_of_quality(unmeasured: RunDir) -> None:
+def test_a_run_without_an_oracle_has_no_quality_metrics(unmeasured: RunDir) -> None:
     text = page(unmeasured)
-    assert "Answer quality" not in text and "Meta-judge right" not in text
-    assert "opinion, not evidence" in text
+    assert "Answer quality" not in text and "Meta-judge accuracy" not in text
+    assert "no evidence of quality" in text
 
 
-def test_pictures_take_their_colours_from_the_page(html: str) -> None:
+def test_charts_take_their_colours_from_the_page(html: str) -> None:
     drawn = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert re.findall(r"#[0-9a-f]{6}\b", drawn) == []
     assert "var(--blue)" in drawn and "prefers-color-scheme: dark" in html
@@ -142,7 +142,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(run)
 
 
-def test_model_text_cannot_leave_its_place(attacked: str) -> None:
+def test_model_text_cannot_inject_markup(attacked: str) -> None:
     reader = read(attacked)
     assert reader.tags["script"] == reader.tags["img"] == 0 and reader.tags["style"] == 1
     assert not any(name.startswith("on") for name, _ in reader.attributes)
@@ -150,22 +150,22 @@ def test_model_text_cannot_leave_its_place(attacked: str) -> None:
     assert "{{ 7 * 7 }} {% raw %}" in attacked
 
 
-def test_hidden_characters_are_spelled_out_wherever_they_stand(attacked: str) -> None:
+def test_invisible_characters_are_escaped_everywhere(attacked: str) -> None:
     assert "\x00" not in attacked and "\u202e" not in attacked
     assert "␀ ⟨U+202E⟩right to left⟨U+202C⟩" in attacked
 
 
 @pytest.mark.parametrize("models", [0, 1])
-def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path, models: int) -> None:
+def test_a_run_without_iterations_has_a_report(tmp_path: Path, models: int) -> None:
     run = start(tmp_path / "begun")
     if models:
         write_evaluation(run.iteration(0), 0)
     text = page(run)
     read(text)
-    assert "This run is not finished" in text and "Iterations 1 to 4: not begun." in text
+    assert "This run is not finished" in text and "Iterations 1 to 4: not started." in text
 
 
-def test_a_report_while_records_are_still_being_made(tmp_path: Path) -> None:
+def test_a_report_during_generation(tmp_path: Path) -> None:
     run = start(tmp_path / "under-way")
     write_evaluation(run.iteration(0), 0)
     write_records(run, 1, [fake_record(1, number) for number in range(5)])
@@ -174,19 +174,19 @@ def test_a_report_while_records_are_still_being_made(tmp_path: Path) -> None:
     assert "Pairs not built yet" in text and "its pairs are not built yet" in text
 
 
-def test_what_stands_at_m1_says_what_is_missing(short: RunDir) -> None:
+def test_a_run_at_m1_lists_what_is_missing(short: RunDir) -> None:
     text = page(short)
-    assert "Iterations 2 to 4: not begun." in text and "1 of 4 done" in text
+    assert "Iterations 2 to 4: not started." in text and "1 of 4 done" in text
 
 
-def test_a_training_that_ran_away_is_still_drawn(copied: RunDir) -> None:
+def test_a_diverged_training_is_drawn(copied: RunDir) -> None:
     lines = [{"step": step, "loss": loss} for step, loss in ((1, 0.69), (2, float("nan")), (3, float("inf")))]
     log = copied.iteration(1).path / "training.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read(page(copied))
 
 
-def test_records_without_a_single_readable_judgment(tmp_path: Path) -> None:
+def test_records_without_a_parsable_judgment(tmp_path: Path) -> None:
     run = start(tmp_path / "mute")
     write_evaluation(run.iteration(0), 0)
     bare = [fake_record(1, number) for number in range(3)]
@@ -197,10 +197,10 @@ def test_records_without_a_single_readable_judgment(tmp_path: Path) -> None:
     write_built(run, 1)
     text = page(run)
     read(text)
-    assert "too few readable judgments to score" in text
+    assert "too few parsable judgments for a score" in text
 
 
-def test_no_run_folder_no_report(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
         write_report(RunDir(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ from metareward.cli.data import prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
+from metareward.report.labels import escape_control
 
 app = typer.Typer(
     name="metareward",
@@ -66,7 +67,8 @@ _INTERRUPTED = "stopped; what is finished is kept, and the same command goes on 
 
 
 def _stop(line: str, code: int) -> None:
-    sys.stderr.write(f"metareward: {' '.join(line.split())}\n")
+    # A message can quote model or server text.
+    sys.stderr.write(f"metareward: {escape_control(' '.join(line.split()))}\n")
     raise SystemExit(code)
 
 
@@ -118,16 +120,17 @@ def run_command(
 
     from metareward.pipeline.loop import run_recipe
     from metareward.report.benchmark_tables import benchmarks_text
-    from metareward.report.gather import gather, table_text
-    from metareward.report.tables import contests_text
+    from metareward.report.gather import gather
+    from metareward.report.metrics_table import metrics_text
+    from metareward.report.tables import win_rates_text
     from metareward.storage.run_dir import RunDir
 
     folder = out or Path("runs") / loaded.name
     worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
     run = RunDir(folder)
-    _print(table_text(run))
     facts = gather(run)
-    for shown in (contests_text(facts.evaluations), benchmarks_text(facts)):
+    _print(metrics_text(facts.evaluations))
+    for shown in (win_rates_text(facts.evaluations), benchmarks_text(facts)):
         if shown is not None:
             _print(shown)
     _print(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
@@ -179,11 +182,12 @@ def show_command(
     prompt: Annotated[str, typer.Option("--prompt", metavar="ID", help="The prompt's id.")],
     iteration: Annotated[int | None, typer.Option("--iteration", min=1, help="Only this iteration.")] = None,
 ) -> None:
-    """Show one prompt's whole life: answers, judgments, battles, pairs."""
-    from metareward.report.prompt_trace import life_of, render_text
+    """Show everything about one prompt: answers, judgments, meta-judgments, Elo ratings, pairs."""
+    from metareward.report.prompt_trace import find_trace
+    from metareward.report.trace_text import trace_text
     from metareward.storage.run_dir import RunDir
 
-    typer.echo(render_text(life_of(RunDir(run), prompt, iteration)))
+    typer.echo(trace_text(find_trace(RunDir(run), prompt, iteration)))
 
 
 @app.command("pairs")

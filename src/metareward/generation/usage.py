@@ -1,7 +1,7 @@
-"""What servers are asked for, and what engines warn of, is written to the run's log.
+"""Request and token counts of servers, and the warnings of engines, in the run's log.
 
-An engine's counts are told when it is closed, so a run that is taken up again adds to what it had before. Those of an
-engine that was killed are lost.
+An engine's counts are logged when it is closed, and a resumed run adds to the counts of its earlier starts. The counts
+of an engine that was killed are lost.
 """
 
 from __future__ import annotations
@@ -19,20 +19,17 @@ from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import tell
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
-# --- What servers were asked for, and what engines warned of, over all of a run's starts: added up from its log.
-
-
 USED, WARNED = "server used", "warning"
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
-    """What ``who`` (a model of the run, or a judge) had from ``server``.
+class ServerUsageTotal:
+    """The requests of ``client`` (a model of the run, or a judge) to ``server`` over all starts of the run.
 
-    ``failed`` are tries of requests, ``cached`` requests that needed no server, ``filtered`` choices.
+    ``failed`` counts attempts, ``cached`` requests answered from the cache, ``filtered`` choices.
     """
 
-    who: str
+    client: str
     server: str
     requests: int
     failed: int
@@ -45,24 +42,24 @@ class Spending:
 _COUNTS = ("requests", "failed", "cached", "prompt_tokens", "completion_tokens", "filtered")
 
 
-def spent(run: RunDir) -> tuple[Spending, ...]:
-    """What the log says, by who asked and whom, in the order of first use."""
+def read_usage(run: RunDir) -> tuple[ServerUsageTotal, ...]:
+    """The totals in the log by client and server, in the order of first use."""
     totals: dict[tuple[str, str], list[int]] = {}
     for entry in _entries(run, USED):
         key = (str(entry.get("who")), str(entry.get("server")))
         counts = (entry.get(name) for name in _COUNTS)
         new = [count if isinstance(count, int) else 0 for count in counts]
         totals[key] = [old + more for old, more in zip(totals.get(key, [0] * len(_COUNTS)), new, strict=True)]
-    return tuple(Spending(*key, *sums) for key, sums in totals.items())
+    return tuple(ServerUsageTotal(*key, *sums) for key, sums in totals.items())
 
 
-def warnings(run: RunDir) -> tuple[str, ...]:
-    """The different warnings in the log, in order."""
+def read_warnings(run: RunDir) -> tuple[str, ...]:
+    """The distinct warnings in the log, in order."""
     return tuple(dict.fromkeys(str(entry.get("text")) for entry in _entries(run, WARNED)))
 
 
 def _entries(run: RunDir, event: str) -> Iterator[Mapping[str, Any]]:
-    """The log's entries of one kind; lines that can't be read are none."""
+    """The log's entries with this event; lines that are not JSON are skipped."""
     if not run.log.is_file():
         return
     with run.log.open(encoding="utf-8", errors="replace") as lines:
@@ -75,29 +72,29 @@ def _entries(run: RunDir, event: str) -> Iterator[Mapping[str, Any]]:
                 yield entry
 
 
-class Billed:
-    """An endpoint engine whose counts go into the log of ``run`` when it is closed."""
+class UsageLoggingEngine:
+    """An endpoint engine whose counts are written to the log of ``run`` when it is closed."""
 
-    def __init__(self, run: RunDir, who: str, engine: EndpointEngine) -> None:
+    def __init__(self, run: RunDir, client: str, engine: EndpointEngine) -> None:
         self._run = run
-        self._who = who
+        self._client = client
         self._engine = engine
 
     async def complete(
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:
-        """The engine's."""
+        """The completions of the wrapped engine."""
         return await self._engine.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
-        """Close the engine, then tell."""
+        """Close the engine, then log its counts."""
         await self._engine.aclose()
         usage = self._engine.usage
         for place, server in enumerate(usage.servers):
             tell(
                 self._run,
                 USED,
-                who=self._who,
+                who=self._client,
                 server=server.url,
                 requests=server.requests,
                 failed=server.failed,
@@ -108,23 +105,23 @@ class Billed:
             )
 
 
-def billed(run: RunDir, who: str, engine: Engine) -> Engine:
-    """``engine``, with its counts told if it asks servers of the user's."""
-    return Billed(run, who, engine) if isinstance(engine, EndpointEngine) else engine
+def log_usage(run: RunDir, client: str, engine: Engine) -> Engine:
+    """``engine``, with its counts logged if it sends requests to servers."""
+    return UsageLoggingEngine(run, client, engine) if isinstance(engine, EndpointEngine) else engine
 
 
 @contextmanager
-def warnings_told(run: RunDir) -> Iterator[None]:
-    """What the engines warn of goes into the log of ``run``, and so to standard error, as long as this lasts."""
-    logger, teller = logging.getLogger("metareward.engines"), _Teller(run)
-    logger.addHandler(teller)
+def log_warnings(run: RunDir) -> Iterator[None]:
+    """Write the warnings of the engines to the log of ``run`` and to standard error inside this context."""
+    logger, handler = logging.getLogger("metareward.engines"), _RunLogHandler(run)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(teller)
+        logger.removeHandler(handler)
 
 
-class _Teller(logging.Handler):
+class _RunLogHandler(logging.Handler):
     def __init__(self, run: RunDir) -> None:
         super().__init__(logging.WARNING)
         self._run = run

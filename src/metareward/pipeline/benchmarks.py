@@ -55,7 +55,7 @@ from metareward.evaluation.mt_bench import run as mt_bench_run
 from metareward.evaluation.mt_bench.data import read_prompts, read_references
 from metareward.evaluation.mt_bench.run import grade_by_rubric
 from metareward.generation.progress import ANSWERS, Progress
-from metareward.generation.usage import billed
+from metareward.generation.usage import log_usage
 from metareward.method.judge import with_system
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
@@ -574,7 +574,7 @@ async def ask_others(of: Experiment, t: int, progress: Progress) -> None:
 
 def _opening(of: Experiment) -> OpenEngine:
     async def opened(name: str) -> Engine:
-        return billed(of.run, f"judge {name}", await open_judge(name))
+        return log_usage(of.run, f"judge {name}", await open_judge(name))
 
     return opened
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metareward.config.schema import Recipe
 from metareward.generation.progress import Progress, terminal_progress
-from metareward.generation.usage import billed, warnings_told
+from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import checkpoint_selection as choosing
 from metareward.pipeline import stages
@@ -29,7 +29,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     experiment = Experiment(run, recipe)
     experiment.check()  # before anything is written
     benchmarking.check(experiment)
-    with run.lock(), warnings_told(run):
+    with run.lock(), log_warnings(run):
         experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file():
             return False
@@ -62,7 +62,7 @@ async def _use(experiment: Experiment, t: int, progress: Progress) -> None:
     measuring, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
     if not (measuring or generating or benchmarking.needs_model(experiment, t)):
         return
-    engine = billed(experiment.run, f"M{t}", await experiment.engine(t))
+    engine = log_usage(experiment.run, f"M{t}", await experiment.engine(t))
     try:
         if measuring:
             await stages.measure_model(experiment, t, engine, progress)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.config.schema import Recipe
-from metareward.generation.usage import Spending
+from metareward.generation.usage import ServerUsageTotal
 from metareward.report.facts import Iteration
 from metareward.report.gather import gather
-from metareward.report.labels import visible
+from metareward.report.labels import escape_control
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 
@@ -48,7 +48,7 @@ class Status:
     iterations: tuple[IterationStatus, ...]
     holder: str | None
     last_lines: tuple[str, ...]
-    spendings: tuple[Spending, ...] = ()
+    server_usage: tuple[ServerUsageTotal, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -66,7 +66,7 @@ def status(run: RunDir) -> Status:
         iterations=tuple(_iteration(run, each) for each in facts.iterations),
         holder=run.holder(),
         last_lines=_last_lines(run.log),
-        spendings=facts.spendings,
+        server_usage=facts.server_usage,
         warnings=facts.warnings,
     )
 
@@ -78,22 +78,22 @@ def status_text(run: RunDir) -> str:
     width = len(str(recipe.prompts.per_iteration))
     rows = [_HEAD, *(_row(each, recipe, width) for each in found.iterations)]
     lines = [f"{found.path}: {_state(found)}", f"model {recipe.model}, {_owed(found)}", "", *_aligned(rows)]
-    if found.spendings:
-        lines += ["", "asked of servers:"]
-        lines += [f"  {each.who} at {each.server}: {_bill(each)}" for each in found.spendings]
+    if found.server_usage:
+        lines += ["", "server usage:"]
+        lines += [f"  {each.client} at {each.server}: {_usage_counts(each)}" for each in found.server_usage]
     if found.warnings:
         lines += ["", f"warnings ({len(found.warnings)}), the last ones:"]
         lines += [f"  {warning}" for warning in found.warnings[-_LOG_LINES:]]
     if found.last_lines:
         lines += ["", "last lines of the log:", *(f"  {line}" for line in found.last_lines)]
-    return visible("\n".join(lines) + "\n")
+    return escape_control("\n".join(lines) + "\n")
 
 
-def _bill(each: Spending) -> str:
-    """The counts in words, without those that are usually 0."""
-    seldom = ((each.failed, "failed"), (each.cached, "from the cache"), (each.filtered, "filtered"))
-    told = [f"{each.requests:,} requests", *(f"{count:,} {words}" for count, words in seldom if count)]
-    return ", ".join([*told, f"{each.prompt_tokens:,} tokens read, {each.completion_tokens:,} written"])
+def _usage_counts(each: ServerUsageTotal) -> str:
+    """The counts as text, without those that are 0."""
+    rare = ((each.failed, "failed"), (each.cached, "from cache"), (each.filtered, "filtered"))
+    counts = [f"{each.requests:,} requests", *(f"{count:,} {words}" for count, words in rare if count)]
+    return ", ".join([*counts, f"{each.prompt_tokens:,} prompt tokens, {each.completion_tokens:,} completion tokens"])
 
 
 def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:

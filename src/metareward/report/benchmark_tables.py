@@ -17,7 +17,7 @@ from metareward.evaluation.arena_hard.score import PERCENTILES, Range
 from metareward.evaluation.judge_quality.run import JudgeTable
 from metareward.evaluation.mt_bench.score import MtBenchScore
 from metareward.report.facts import BenchmarkResult, Run
-from metareward.report.labels import visible
+from metareward.report.labels import escape_control
 
 # --- What ``metareward evaluate`` prints: results as tables, names from files made safe to look at, - for what isn't.
 
@@ -55,7 +55,7 @@ def alpaca_table(results: Sequence[AlpacaResult]) -> Group:
         fitted = each.controlled
         values = (each.raw.win_rate, each.raw.standard_error, *_rate(fitted), each.raw.discrete_win_rate)
         counts = (each.avg_length, each.raw.n_total, each.n_missing, each.n_unparsable, each.n_refused)
-        table.add_row(visible(each.model), *map(number, (*values, *counts)))
+        table.add_row(escape_control(each.model), *map(number, (*values, *counts)))
     return Group(table, *_alpaca_note_lines(results))
 
 
@@ -68,14 +68,14 @@ def _alpaca_note_lines(results: Sequence[AlpacaResult]) -> Iterator[str]:
     for method in dict.fromkeys(each.method for each in results):
         yield f"length control by {method}"
     for each in results:
-        yield from (visible(f"{each.model}: {note}") for note in each.notes)
+        yield from (escape_control(f"{each.model}: {note}") for note in each.notes)
 
 
 def weights_table(published: Mapping[str, LengthControlled]) -> Table:
     """Win rates that published weights stand for."""
     table = _table("AlpacaEval 2, from published weights", "model", "LC win rate", "LC s.e.")
     for model, fitted in published.items():
-        table.add_row(visible(model), *map(number, _rate(fitted)))
+        table.add_row(escape_control(model), *map(number, _rate(fitted)))
     return table
 
 
@@ -89,9 +89,9 @@ def _arena_tables(result: ArenaResult) -> Iterator[Shown]:
     sure = f"{high - low:g} %"
     controls = list(result.coefficients)
     counts = ("rating", "tokens", "questions", "battles", "unparsable", "refused")
-    title = " ".join(filter(None, ("Arena-Hard", result.version, visible(result.category))))
+    title = " ".join(filter(None, ("Arena-Hard", result.version, escape_control(result.category))))
     columns = ("score", f"{sure} by question", f"{sure} by row", *controls, *counts)
-    table = _table(f"{title}, against {visible(result.baseline)}", "model", *columns)
+    table = _table(f"{title}, against {escape_control(result.baseline)}", "model", *columns)
     for each in result.models:
         table.add_row(*_arena_table_row(each, controls))
     yield table
@@ -103,7 +103,7 @@ def _arena_tables(result: ArenaResult) -> Iterator[Shown]:
 
 
 def _arena_table_row(each: ModelScore, controls: Sequence[str]) -> Iterator[str]:
-    yield visible(each.model)
+    yield escape_control(each.model)
     yield number(each.score)
     yield from (_range(each.questions), _range(each.rows))
     yield from (number(each.controlled.get(name)) for name in controls)
@@ -121,14 +121,14 @@ def mt_bench_tables(scores: Sequence[MtBenchScore]) -> Group:
     table = _table("MT-Bench", "model", *columns)
     for each in scores:
         counts = (each.n_valid, each.n_failed, each.n_refused, each.n_missing, each.n_repeated)
-        table.add_row(visible(each.model), *map(number, (each.average, each.turn1, each.turn2, *counts)))
+        table.add_row(escape_control(each.model), *map(number, (each.average, each.turn1, each.turn2, *counts)))
     return Group(table, *(_by_category(each) for each in scores if each.categories))
 
 
 def _by_category(score: MtBenchScore) -> Table:
-    table = _table(f"{visible(score.model)} by category", "category", "score", "turn 1", "turn 2", "judged")
+    table = _table(f"{escape_control(score.model)} by category", "category", "score", "turn 1", "turn 2", "judged")
     for name, each in score.categories.items():
-        table.add_row(visible(name), *map(number, (each.average, each.turn1, each.turn2, each.n_valid)))
+        table.add_row(escape_control(name), *map(number, (each.average, each.turn1, each.turn2, each.n_valid)))
     return table
 
 
@@ -196,13 +196,13 @@ def judge_table(results: JudgeTable) -> Table:
     told = judge_columns(results)
     table = _table(f"Judges: {results.kind}", "judge", *(heading for heading, _, _ in told))
     for name, measures in results.rows:
-        table.add_row(visible(name), *(show(inside(measures, path)) for _, path, show in told))
+        table.add_row(escape_control(name), *(show(inside(measures, path)) for _, path, show in told))
     return table
 
 
 def _section_columns(results: JudgeTable) -> tuple[Column, ...]:
     sections: Any = results.rows[0][1]["sections"]
-    named = tuple((f"{visible(name)} %", f"sections.{name}", percent) for name in sections)
+    named = tuple((f"{escape_control(name)} %", f"sections.{name}", percent) for name in sections)
     return (("overall %", "overall", percent), *named, ("unparsable", "n_unparsable", number))
 
 
@@ -250,15 +250,15 @@ def _text(table: BenchmarkTable) -> Table:
     shown = Table(
         box=SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
-        title=visible(table.title),
+        title=escape_control(table.title),
         title_justify="left",
-        caption=visible(" ".join(table.notes)) or None,
+        caption=escape_control(" ".join(table.notes)) or None,
         caption_justify="left",
     )
     for place, name in enumerate(table.columns):
         shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=not place)
     for row in table.rows:
-        shown.add_row(*map(visible, row))
+        shown.add_row(*map(escape_control, row))
     return shown
 
 

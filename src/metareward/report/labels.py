@@ -1,4 +1,4 @@
-"""Codes in plain words: why a pair was dropped, how a reading or a verdict ended."""
+"""Readable labels of codes (drop reasons, parse results, verdicts), and the escaping of control characters."""
 
 from __future__ import annotations
 
@@ -7,89 +7,82 @@ import unicodedata
 from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict, Won
 
 _DROPS = {
-    "too_few_valid_answers": "too few answers with enough readable judgments",
+    "too_few_valid_answers": "fewer than two answers with enough parsable judgments",
     "all_scores_equal": "all answers scored the same",
-    "tiers_overlap": "the best and the worst tier overlap, as rho is 1/2 or more",
+    "tiers_overlap": "upper and lower score tiers overlap (rho of 1/2 or more)",
     "chosen_answer_too_long": "chosen answer over the length limit",
-    "no_dispute": "no answer in dispute",
-    "no_variance": "the judge agreed with itself on every answer",
-    "too_few_judgments": "too few readable judgments of the disputed answer",
-    "too_few_battles": "too few readable meta-judgments",
-    "all_ratings_equal": "all judgments rated the same",
-    "same_judgment_text": "chosen and rejected judgment read the same",
+    "no_dispute": "the meta-judge compared no judgments",
+    "no_variance": "the judgments of each answer all gave the same score",
+    "too_few_judgments": "too few parsable judgments of one answer",
+    "too_few_battles": "too few parsable meta-judgments",
+    "all_ratings_equal": "all judgments have the same Elo rating",
+    "same_judgment_text": "chosen and rejected judgment have the same text",
     "chosen_judgment_too_long": "chosen judgment over the length limit",
 }
 
 _READINGS = {
-    "scored": "readable",
+    "scored": "parsed",
     "missing": "no score found",
     "out_of_range": "outside the scale",
-    "contradictory": "contradicts itself",
-    "truncated": "cut off",
+    "contradictory": "contradictory",
+    "truncated": "truncated",
 }
 
 
-def drop_words(reason: str) -> str:
-    """Why a pair was dropped; a reason from a newer version reads as its code."""
+def drop_label(reason: str) -> str:
+    """Why a pair was dropped; an unknown reason (of a newer version) is shown as its code."""
     return _DROPS.get(reason, reason.replace("_", " "))
 
 
-def reading_count_words(code: str) -> str:
-    """The name of one outcome in the summary's ``readings``."""
+def reading_code_label(code: str) -> str:
+    """The label of one key of ``readings`` in ``pairs/summary.json``."""
     return _READINGS.get(code, code.replace("_", " "))
 
 
-def signed(value: float) -> str:
-    """A rating: always with its sign, and a true minus."""
-    return f"{value:+.2f}".replace("-", "−")
+def format_rating(rating: float) -> str:
+    """An Elo rating, always with its sign, and with a true minus."""
+    return f"{rating:+.2f}".replace("-", "−")
 
 
-def reading_words(reading: Reading) -> str:
-    """A judgment's outcome: the score, or why there is none."""
+def reading_label(reading: Reading) -> str:
+    """The score of a judgment, or why it has none."""
     if isinstance(reading, Scored):
         return f"{reading.score:g}"
     return _READINGS["truncated" if isinstance(reading, Truncated) else reading.reason]
 
 
-def verdict_words(verdict: Verdict) -> str:
-    """A meta-judgment's outcome, naming the judgment that won."""
+def verdict_label(verdict: Verdict) -> str:
+    """The judgment that won, a tie, or why there is no verdict."""
     match verdict:
         case Won(winner):
             return f"judgment {winner} wins"
         case Tied():
             return "tie"
         case Truncated():
-            return "cut off"
+            return _READINGS["truncated"]
         case Unparsed("missing"):
             return "no winner named"
         case Unparsed(reason):
             return _READINGS[reason]
 
 
-# --- Model text made safe to look at: what a screen would hide or obey is spelled out.
-#
-# Control characters could drive a terminal, bidi controls reorder a line, tag characters hide an instruction.
-# Escaping for HTML is another matter and stays with the template.
-
-
+# Control characters can control a terminal, bidirectional overrides reorder a line, tag characters hide instructions.
+# Escaping for HTML is separate and happens in the templates.
 _KEPT = frozenset("\n\t\u200c\u200d")  # line ends, tabs, and the two joiners that scripts and emoji need
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
-def visible(text: str) -> str:
-    """``text`` with every hidden character spelled out: ``\\x00`` as ``␀``, a bidi override as ``⟨U+202E⟩``."""
-    return "".join(_shown(char) for char in text.replace("\r\n", "\n"))
+def escape_control(text: str) -> str:
+    """``text`` with every invisible character escaped: ``\\x00`` as ``␀``, a bidirectional override as ``⟨U+202E⟩``."""
+    return "".join(_escape(char) for char in text.replace("\r\n", "\n"))
 
 
-def _shown(char: str) -> str:
-    if char in _KEPT or not _hidden(char):
-        return char
+def _escape(char: str) -> str:
     code = ord(char)
+    # The supplementary variation selectors are marks, but they draw nothing and can carry hidden bytes.
+    invisible = unicodedata.category(char) in _ESCAPED_CATEGORIES or 0xE0100 <= code <= 0xE01EF
+    if char in _KEPT or not invisible:
+        return char
     if code < 0x20:
         return chr(0x2400 + code)
     return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
-
-
-def _hidden(char: str) -> bool:
-    # The supplementary variation selectors are marks, not controls, but draw nothing and can smuggle bytes.
-    return unicodedata.category(char) in _HIDDEN_CATEGORIES or 0xE0100 <= ord(char) <= 0xE01EF

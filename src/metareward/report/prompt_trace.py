@@ -1,71 +1,226 @@
-"""One prompt's life found in a run folder, and told as plain text."""
+"""The trace of one prompt: its answers, scores, tiers, meta-judge battles with Elo ratings, and pairs.
+
+Scores, tiers and ratings are recomputed from the record with the run's settings. Pairs and drop reasons are read from
+the pair files.
+"""
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
-from itertools import combinations, islice
-from typing import TYPE_CHECKING
+from itertools import combinations
+from typing import Literal
 
-from markupsafe import Markup
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table
-from rich.text import Text
+import numpy as np
+from numpy.typing import NDArray
 
 from metareward.config.schema import pairs_rules
 from metareward.errors import UserError
-from metareward.method.elo import PositionWeights, Ratings, battle_matrix, fit_elo, position_weights
+from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, position_weights
 from metareward.method.pairs import PairRules, iteration_weights, tiers
 from metareward.method.scores import AnswerScore, answer_scores
-from metareward.report.facts import (
-    AnswerLife,
-    Battle,
-    DisputeLife,
-    Life,
-    Outcome,
-    Outcomes,
-    RatedJudgment,
-    Run,
-    Side,
-    Tiers,
-    read_outcomes,
-)
+from metareward.report.facts import Run
 from metareward.report.gather import gather
-from metareward.report.labels import drop_words, reading_words, signed, verdict_words, visible
-from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
-from metareward.seeds import derive
+from metareward.report.labels import drop_label, escape_control, format_rating
+from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.store import RecordStore, from_json
-from metareward.types import Candidate, Dispute, Dropped, MetaJudgment, PreferencePair, PromptRecord
+from metareward.types import Candidate, Dispute, Dropped, Judgment, MetaJudgment, PreferencePair, PromptRecord, Won
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
-# --- Tells a prompt's life from its record: scores, tiers and ratings are computed again, by the run's own rules.
-#
-# Pairs and drop reasons are not: they are what the run wrote down when it built them.
+Side = Literal["chosen", "rejected"]
+Outcome = PreferencePair | Dropped
 
 
-def tell(facts: Run, folder: IterationDir, number: int, record: PromptRecord, outcomes: Outcomes | None) -> Life:
-    """The life told by one record and by what the run recorded of its outcomes."""
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Outcomes of one iteration by prompt id: the pair, or why it was dropped."""
+
+    actor: Mapping[str, Outcome]
+    judge: Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Length control (Meta-Rewarding section 2.1): the chosen answer is the shortest scored ``floor`` or more, the
+    rejected one the longest scored ``ceiling`` or less. ``upper`` and ``lower`` are the answers in the two tiers."""
+
+    floor: float
+    ceiling: float
+    upper: frozenset[int]
+    lower: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTrace:
+    """One distinct answer. ``score`` is None when the answer has fewer than ``min_valid`` parsable judgments."""
+
+    candidate: Candidate
+    score: AnswerScore | None
+    repeats: tuple[int, ...]
+    side: Side | None
+    disputed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RatedJudgment:
+    """A judgment of the disputed answer with its Elo rating (natural-log units) and 95 % interval."""
+
+    judgment: Judgment
+    rating: float
+    low: float
+    high: float
+    side: Side | None
+
+
+@dataclass(frozen=True, slots=True)
+class Battle:
+    """Two judgments compared in both orders; ``as_first`` shows ``one`` first, ``as_second`` shows it second."""
+
+    one: int
+    other: int
+    as_first: MetaJudgment | None
+    as_second: MetaJudgment | None
+
+    @property
+    def outcome(self) -> str:
+        """What the two comparisons say together, in a few words."""
+        verdicts = [m.verdict for m in (self.as_first, self.as_second) if m is not None]
+        winners = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
+        if len(winners) < 2:
+            return f"{winners[0]} wins in one order only" if winners else "no winner"
+        return f"{winners[0]} wins in both orders" if winners[0] == winners[1] else "flips with the order"
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeTrace:
+    """The battles between the judgments of the disputed answer. ``battles_MM[m, n]`` is what m won over n."""
+
+    candidate: int
+    weights: PositionWeights
+    battles_MM: NDArray[np.float64]
+    rated: tuple[RatedJudgment, ...]
+    battles: tuple[Battle, ...]
+
+    @property
+    def ranked(self) -> tuple[RatedJudgment, ...]:
+        """The judgments, highest rating first."""
+        return tuple(sorted(self.rated, key=lambda rated: -rated.rating))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTrace:
+    """Everything generated for one prompt in one iteration, and the pairs built from it.
+
+    ``actor`` and ``judge`` are None before pairs are ``built``; ``judge`` is also None where the iteration builds no
+    judge pairs.
+    """
+
+    iteration: int
+    record: PromptRecord
+    rules: PairRules
+    answers: tuple[AnswerTrace, ...]
+    tiers: Tiers | None
+    dispute: DisputeTrace | None
+    built: bool
+    actor: Outcome | None
+    judge: Outcome | None
+
+    @property
+    def ranked(self) -> tuple[AnswerTrace, ...]:
+        """The answers, best mean score first; those without one last."""
+        return tuple(sorted(self.answers, key=lambda a: (a.score is None, -a.score.mean if a.score else 0.0)))
+
+    @property
+    def model(self) -> str:
+        """The model that generated everything: the one the iteration starts from."""
+        return f"M{self.iteration - 1}"
+
+    def outcome_text(self, outcome: Outcome | None) -> str:
+        """The pair with its scores, or why there is none."""
+        if outcome is None:
+            return "none, this iteration builds no judge pairs" if self.built else "pairs are not built yet"
+        if isinstance(outcome, Dropped):
+            return f"none, {drop_label(outcome.reason)} ({outcome.detail})"
+        sides = f"{outcome.chosen_index} chosen over {outcome.rejected_index}"
+        if outcome.kind == "actor":
+            return f"answer {sides}, mean score {outcome.chosen_score:.2f} against {outcome.rejected_score:.2f}"
+        elo = f"Elo {format_rating(outcome.chosen_score)} against {format_rating(outcome.rejected_score)}"
+        return f"judgment {sides} of answer {outcome.candidate}, {elo}"
+
+    @property
+    def no_dispute_text(self) -> str:
+        """Why the meta-judge compared no judgments of this prompt."""
+        if not self.rules.judge_pairs:
+            return "this iteration does not run the meta-judge"
+        if isinstance(self.judge, Dropped):
+            return drop_label(self.judge.reason)
+        return "no answer has enough parsable judgments with different scores"
+
+
+def find_trace(run: RunDir, prompt_id: str, iteration: int | None = None) -> PromptTrace:
+    """The trace of one prompt, in the first iteration that has it or in ``iteration``.
+
+    Raises `UserError` when there is no such prompt, naming the nearest ids.
+    """
+    facts = gather(run)
+    numbers = [i.number for i in facts.iterations if i.generated and iteration in (None, i.number)]
+    for number in numbers:
+        record = read_record(run.iteration(number), prompt_id)
+        if record is not None:
+            return trace(run, facts, number, record, read_outcomes(run.iteration(number)))
+    raise UserError(escape_control(_not_found(run, prompt_id, iteration, numbers)))
+
+
+def read_record(folder: IterationDir, prompt_id: str) -> PromptRecord | None:
+    """The record of a prompt, None where the iteration has none."""
+    with RecordStore.read(folder.records) as store:
+        document = store.get(prompt_id)
+    return None if document is None else from_json(document)
+
+
+def read_outcomes(folder: IterationDir) -> Outcomes | None:
+    """The pair files of an iteration; None when its pairs are not built yet."""
+    if not folder.summary.is_file():
+        return None
+    found: list[Outcome] = [*read_dropped(folder.dropped)]
+    for path in (folder.pairs("actor"), folder.pairs("judge")):
+        if path.is_file():  # an iteration without judge pairs has no file of them
+            found += read_pairs(path)
+    actor, judge = ({o.prompt_id: o for o in found if o.kind == kind} for kind in ("actor", "judge"))
+    return Outcomes(actor, judge)
+
+
+def _not_found(run: RunDir, prompt_id: str, iteration: int | None, numbers: Sequence[int]) -> str:
+    """One line: the prompt failed, or its id is unknown, or nothing is generated yet."""
+    where = f"iteration {iteration}" if iteration is not None else "any iteration"
+    known: list[str] = []
+    for number in numbers:
+        with RecordStore.read(run.iteration(number).records) as store:
+            failures = store.failures()
+            known += store.keys()
+        if prompt_id in failures:
+            error = failures[prompt_id]
+            return f"{run.path}: prompt {prompt_id!r} failed in iteration {number}: {error}; fix: run again"
+    near = difflib.get_close_matches(prompt_id, known, n=3) or sorted(known)[:3]
+    hint = f"the nearest are {', '.join(map(repr, near))}" if near else "nothing is generated there yet"
+    return f"{run.path}: no prompt {prompt_id!r} in {where}; {hint}"
+
+
+def trace(run: RunDir, facts: Run, number: int, record: PromptRecord, outcomes: Outcomes | None) -> PromptTrace:
+    """The trace of ``record`` of iteration ``number``."""
     rules = pairs_rules(facts.recipe, number)
     actor = outcomes.actor.get(record.prompt.id) if outcomes else None
     judge = outcomes.judge.get(record.prompt.id) if outcomes else None
     scores = answer_scores(record, rules.min_valid)
-    return Life(
+    weights = _weights(run, facts, number, record.dispute, rules) if record.dispute else None
+    return PromptTrace(
         iteration=number,
         record=record,
         rules=rules,
         answers=tuple(_answer(record, candidate, scores, actor) for candidate in record.candidates_K),
         tiers=_tiers(scores, rules.rho),
-        dispute=_dispute(facts, folder, number, record, rules, judge),
+        dispute=_dispute(record, record.dispute, weights, rules, judge) if record.dispute and weights else None,
         built=outcomes is not None,
         actor=actor,
         judge=judge,
@@ -81,12 +236,9 @@ def _tiers(scores: Sequence[AnswerScore], rho: float) -> Tiers | None:
 
 
 def _answer(
-    record: PromptRecord,
-    candidate: Candidate,
-    scores: Sequence[AnswerScore],
-    actor: Outcome | None,
-) -> AnswerLife:
-    return AnswerLife(
+    record: PromptRecord, candidate: Candidate, scores: Sequence[AnswerScore], actor: Outcome | None
+) -> AnswerTrace:
+    return AnswerTrace(
         candidate=candidate,
         score=next((score for score in scores if score.index == candidate.index), None),
         repeats=tuple(duplicate.index for duplicate in record.duplicates if duplicate.of == candidate.index),
@@ -98,366 +250,41 @@ def _answer(
 def _side(index: int, outcome: Outcome | None) -> Side | None:
     if not isinstance(outcome, PreferencePair):
         return None
-    return {outcome.chosen_index: "chosen", outcome.rejected_index: "rejected"}.get(index)  # type: ignore[return-value]
+    return "chosen" if index == outcome.chosen_index else "rejected" if index == outcome.rejected_index else None
 
 
-def _dispute(
-    facts: Run, folder: IterationDir, number: int, record: PromptRecord, rules: PairRules, judge: Outcome | None
-) -> DisputeLife | None:
-    dispute = record.dispute
-    if dispute is None:
-        return None
-    weights = _weights(facts, folder, number, dispute, rules)
-    battles_MM = battle_matrix(dispute, weights)
-    ratings = fit_elo(battles_MM, rules.elo_prior)
-    disputed = next(candidate for candidate in record.candidates_K if candidate.index == dispute.candidate)
-    return DisputeLife(
-        candidate=dispute.candidate,
-        weights=weights,
-        battles_MM=battles_MM,
-        rated=tuple(_rated(disputed, dispute, ratings, judge)),
-        battles=tuple(_battles(dispute)),
-    )
-
-
-def _weights(facts: Run, folder: IterationDir, number: int, dispute: Dispute, rules: PairRules) -> PositionWeights:
+def _weights(run: RunDir, facts: Run, number: int, dispute: Dispute, rules: PairRules) -> PositionWeights:
     """The weights the pairs were built with; before that, those of the records there are so far."""
     if rules.position_weights_scope == "answer":
         return position_weights(dispute.meta)
     summary = facts.iterations[number].summary
     if summary is not None and summary.weights is not None:
         return summary.weights
-    with RecordStore.read(folder.records) as store:
+    with RecordStore.read(run.iteration(number).records) as store:
         return iteration_weights(from_json(document) for _, document in store.documents())
 
 
-def _rated(disputed: Candidate, dispute: Dispute, ratings: Ratings, judge: Outcome | None) -> Iterable[RatedJudgment]:
+def _dispute(
+    record: PromptRecord, dispute: Dispute, weights: PositionWeights, rules: PairRules, judge: Outcome | None
+) -> DisputeTrace:
+    battles_MM = battle_matrix(dispute, weights)
+    ratings = fit_elo(battles_MM, rules.elo_prior)
+    disputed = next(candidate for candidate in record.candidates_K if candidate.index == dispute.candidate)
     by_index = {judgment.index: judgment for judgment in disputed.judgments_N}
-    for place, index in enumerate(dispute.judgments_M):
-        low, high = float(ratings.low_M[place]), float(ratings.high_M[place])
-        yield RatedJudgment(by_index[index], float(ratings.values_M[place]), low, high, _side(index, judge))
-
-
-def _battles(dispute: Dispute) -> Iterable[Battle]:
-    shown = {(meta.first, meta.second): meta for meta in dispute.meta}
-    for one, other in combinations(dispute.judgments_M, 2):
-        yield Battle(one, other, shown.get((one, other)), shown.get((other, one)))
-
-
-# --- A prompt's life for the terminal: the outcome first, then the numbers, then every text that was written.
-#
-# Model text never reaches the terminal as it is: control characters could drive it, so they are spelled out.
-
-
-def told(life: Life) -> Group:
-    """The whole life, to print with rich."""
-    return Group(*_parts(life))
-
-
-def _parts(life: Life) -> Iterator[RenderableType]:
-    yield _plain(f"Prompt {life.record.prompt.id}, iteration {life.iteration}, written by {life.model}")
-    for message in life.record.prompt.messages:
-        yield from _quoted(message.role, message.content)
-    yield _plain(f"Actor pair: {_outcome_words(life, life.actor)}")
-    yield _plain(f"Judge pair: {_outcome_words(life, life.judge)}")
-    yield from _answers(life)
-    if life.dispute is None:
-        yield _plain(f"No dispute: {_undisputed(life)}.")
-    else:
-        yield from _dispute_text(life.dispute)
-    yield from _texts(life)
-
-
-def _outcome_words(life: Life, outcome: Outcome | None) -> str:
-    if outcome is None:
-        return "none, not asked for in this iteration" if life.built else "pairs are not built yet"
-    if isinstance(outcome, Dropped):
-        return f"none, {drop_words(outcome.reason)} ({outcome.detail})"
-    sides = f"{outcome.chosen_index} chosen over {outcome.rejected_index}"
-    if outcome.kind == "actor":
-        return f"answer {sides}, mean score {outcome.chosen_score:.2f} against {outcome.rejected_score:.2f}"
-    elo = f"Elo {signed(outcome.chosen_score)} against {signed(outcome.rejected_score)}"
-    return f"judgment {sides} of answer {outcome.candidate}, {elo}"
-
-
-def _undisputed(life: Life) -> str:
-    if life.rules.judge_pairs:
-        return "no answer has judgments that differ"
-    return "this iteration did not ask the meta-judge"
-
-
-def _answers(life: Life) -> Iterator[RenderableType]:
-    yield Rule("Answers, best score first", align="left")
-    if life.tiers is not None:
-        edges = f"upper tier {life.tiers.floor:.2f} or more, lower tier {life.tiers.ceiling:.2f} or less"
-        yield _plain(f"Length control {life.rules.rho:g}: {edges}")
-    table = _table("answer", "mean", "variance", "characters", "judgments", "")
-    for answer in life.ranked:
-        scores = " ".join(reading_words(judgment.reading) for judgment in answer.candidate.judgments_N)
-        numbers = ("–", "–")
-        if answer.score is not None:
-            spread = answer.score.variance
-            numbers = (f"{answer.score.mean:.2f}", "–" if spread is None else f"{spread:.2f}")
-        chars = str(len(answer.candidate.text))
-        table.add_row(str(answer.candidate.index), *numbers, chars, scores, ", ".join(_marks(life, answer)))
-    yield table
-
-
-def _marks(life: Life, answer: AnswerLife) -> Iterator[str]:
-    index = answer.candidate.index
-    if answer.side is not None:
-        yield answer.side.upper()
-    if life.tiers is not None:
-        yield from (name for name, tier in (("upper", life.tiers.upper), ("lower", life.tiers.lower)) if index in tier)
-    if answer.disputed:
-        yield "disputed"
-    if answer.candidate.finish == "length":
-        yield "cut off"
-    yield from (f"repeated as {index}" for index in answer.repeats)
-
-
-def _dispute_text(dispute: DisputeLife) -> Iterator[RenderableType]:
-    yield Rule(f"Judgments of answer {dispute.candidate} against each other", align="left")
-    ratings = _table("judgment", "Elo", "95 % interval", "score", "")
-    for rated in dispute.ranked:
-        interval = f"{signed(rated.low)} to {signed(rated.high)}"
-        score = reading_words(rated.judgment.reading)
-        side = rated.side.upper() if rated.side else ""
-        ratings.add_row(str(rated.judgment.index), signed(rated.rating), interval, score, side)
-    yield ratings
-    weights = f"first {dispute.weights.first:.2f}, second {dispute.weights.second:.2f}"
-    yield _plain(f"Battle matrix: what the row won over the column; a win counts, shown {weights}")
-    yield _matrix(dispute)
-    yield from (_plain(f"  {battle.one} and {battle.other}: {battle.outcome}") for battle in dispute.battles)
-
-
-def _matrix(dispute: DisputeLife) -> Table:
-    indices = [str(rated.judgment.index) for rated in dispute.rated]
-    table = _table("", *indices)
-    for row, index in enumerate(indices):
-        won = [f"{value:.2f}" for value in dispute.battles_MM[row]]
-        table.add_row(index, *(value if column != row else "·" for column, value in enumerate(won)))
-    return table
-
-
-def _texts(life: Life) -> Iterator[RenderableType]:
-    yield Rule("Every text", align="left")
-    for answer in life.answers:
-        yield from _quoted(f"answer {answer.candidate.index}", answer.candidate.text)
-        for judgment in answer.candidate.judgments_N:
-            name = f"judgment {judgment.index} of answer {answer.candidate.index}: {reading_words(judgment.reading)}"
-            yield from _quoted(name, judgment.text)
-    for battle in life.dispute.battles if life.dispute else ():
-        for meta in (battle.as_first, battle.as_second):
-            yield from _meta(meta) if meta is not None else ()
-
-
-def _meta(meta: MetaJudgment) -> Iterator[RenderableType]:
-    shown = f"judgment {meta.first} shown first, {meta.second} second: {verdict_words(meta.verdict)}"
-    yield from _quoted(shown, meta.text)
-
-
-def _quoted(name: str, text: str) -> Iterator[RenderableType]:
-    yield _plain(f"[{name}]")
-    yield Padding(_plain(text), (0, 0, 1, 2))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns:
-        words = column in ("", "judgments")
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
-    return table
-
-
-def _plain(text: str) -> Text:
-    """Text as it is, never read as markup."""
-    return Text(visible(text))
-
-
-def life_of(run: RunDir, prompt_id: str, iteration: int | None = None) -> Life:
-    """The life of one prompt, in the one iteration that has it or in the one asked for.
-
-    Raises `UserError` when there is no such prompt, naming the nearest ids.
-    """
-    facts = gather(run)
-    numbers = [i.number for i in facts.iterations if i.generated and iteration in (None, i.number)]
-    for number in numbers:
-        folder = run.iteration(number)
-        with RecordStore.read(folder.records) as store:
-            document = store.get(prompt_id)
-        if document is not None:
-            return tell(facts, folder, number, from_json(document), read_outcomes(folder))
-    raise UserError(_unknown(run, prompt_id, iteration, numbers))
-
-
-def render_text(life: Life, width: int = 100) -> str:
-    """The life as plain text, ``width`` columns wide; characters that a terminal would obey are spelled out."""
-    buffer = StringIO()
-    Console(file=buffer, width=width, color_system=None).print(told(life), highlight=False)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n"))
-
-
-def _unknown(run: RunDir, prompt_id: str, iteration: int | None, numbers: Sequence[int]) -> str:
-    """One line for a prompt that isn't there: it failed, or it is another's id, or nothing is generated at all."""
-    where = f"iteration {iteration}" if iteration is not None else "any iteration"
-    known: list[str] = []
-    for number in numbers:
-        with RecordStore.read(run.iteration(number).records) as store:
-            failures = store.failures()
-            known += store.keys()
-        if prompt_id in failures:
-            return (
-                f"{run.path}: prompt {prompt_id!r} failed in iteration {number}: {failures[prompt_id]}; fix: run again"
-            )
-    near = difflib.get_close_matches(prompt_id, known, n=3) or sorted(known)[:3]
-    hint = f"the nearest are {', '.join(map(repr, near))}" if near else "nothing is generated there yet"
-    return f"{run.path}: no prompt {prompt_id!r} in {where}; {hint}"
-
-
-# --- Two small pictures of one prompt's life: answers against the tiers, judgments against each other.
-
-
-_COLOURS: dict[Side | None, str] = {"chosen": BLUE, "rejected": AMBER, None: SOFT}
-
-
-def answers_chart(life: Life, name: str) -> Markup | None:
-    """Each answer's length over its mean score, the two tiers shaded; None when no answer has a score."""
-    scored = [answer for answer in life.answers if answer.score is not None]
-    if not scored or life.tiers is None:
-        return None
-    caption = "Length of each answer by its mean score; the chosen and rejected tiers are shaded"
-    with drawing(f"{name}-answers", caption, width=310, height=220, margins=(44, 14, 10, 36)) as chart:
-        _shade(chart.axes, life.tiers, max(a.score.mean for a in scored if a.score), BLUE, upper=True)
-        _shade(chart.axes, life.tiers, min(a.score.mean for a in scored if a.score), AMBER, upper=False)
-        for answer in scored:
-            _dot(chart.axes, answer)
-        chart.axes.set_xlabel("mean score")
-        chart.axes.set_ylabel("characters")
-        chart.axes.margins(0.14, 0.2)
-        chart.axes.yaxis.set_major_locator(ticks(4, integer=True))
-        chart.axes.xaxis.set_major_locator(ticks(6, steps=[1, 2, 5, 10]))
-    return chart.svg
-
-
-def _shade(axes: Axes, tiers: Tiers, end: float, colour: str, upper: bool) -> None:
-    edges = (tiers.floor, end) if upper else (end, tiers.ceiling)
-    axes.axvspan(*edges, color=colour, alpha=0.13, linewidth=0, zorder=0)
-    for edge in edges:
-        axes.axvline(edge, color=colour, alpha=0.5, linewidth=0.8, zorder=0)
-
-
-def _dot(axes: Axes, answer: AnswerLife) -> None:
-    assert answer.score is not None
-    colour = _COLOURS[answer.side]
-    face = colour if answer.side else CARD
-    at = (answer.score.mean, answer.score.chars)
-    axes.plot(*at, "o", color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.4, zorder=3)
-    label = f"{answer.candidate.index} {answer.side}" if answer.side else str(answer.candidate.index)
-    below = answer.side == "chosen"  # chosen answers are short: their neighbours' numbers are above them
-    lift = (0, -16 if below else 7)
-    axes.annotate(label, at, xytext=lift, textcoords="offset points", ha="center", color=INK, fontsize=10, zorder=4)
-
-
-def ratings_chart(dispute: DisputeLife, name: str) -> Markup:
-    """Elo ratings with 95 % intervals, the best judgment on top."""
-    ranked = dispute.ranked
-    height = 44 + 24 * len(ranked)
-    with drawing(
-        f"{name}-ratings", "Elo rating of each judgment with its 95 % interval", 310, height, (44, 14, 6, 38)
-    ) as chart:
-        for row, rated in enumerate(ranked):
-            colour = _COLOURS[rated.side]
-            if math.isfinite(rated.low) and math.isfinite(rated.high):
-                chart.axes.plot([rated.low, rated.high], [row, row], color=colour, linewidth=2, alpha=0.6)
-            chart.axes.plot(rated.rating, row, "o", color=colour, markersize=7)
-        chart.axes.set_yticks(range(len(ranked)), [str(rated.judgment.index) for rated in ranked])
-        chart.axes.set_ylim(len(ranked) - 0.4, -0.6)
-        chart.axes.set_xlabel("Elo rating")
-        chart.axes.set_ylabel("judgment")
-        chart.axes.grid(visible=False, axis="y")
-        chart.axes.grid(visible=True, axis="x")
-    return chart.svg
-
-
-# --- The worked examples: a prompt of each kind of outcome, drawn by the run's seed so that nobody picks pretty ones.
-
-
-_EXAMPLES = 3
-_KINDS = {
-    (True, True): "Both pairs",
-    (True, False): "An actor pair only",
-    (False, False): "No pair",
-    (False, True): "A judge pair only",
-}
-_UNBUILT = "Pairs not built yet"
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A life with its title and pictures; ``name`` is unique on the page."""
-
-    name: str
-    title: str
-    life: Life
-    answers_svg: Markup | None
-    ratings_svg: Markup | None
-
-
-def examples(run: RunDir, facts: Run) -> tuple[Example, ...]:
-    """Up to three lives, of different outcomes where the run has them; the same ones every time."""
-    outcomes = {i.number: read_outcomes(run.iteration(i.number)) for i in facts.iterations if i.generated}
-    pools = _pools(run, facts, outcomes)
-    chosen = islice(_draw(pools, facts.recipe.seed), _EXAMPLES)
-    return tuple(
-        _example(f"example-{place}", title, _life(run, facts, outcomes, number, key))
-        for place, (title, number, key) in enumerate(chosen, start=1)
+    rated = (
+        RatedJudgment(
+            judgment=by_index[index],
+            rating=float(ratings.values_M[m]),
+            low=float(ratings.low_M[m]),
+            high=float(ratings.high_M[m]),
+            side=_side(index, judge),
+        )
+        for m, index in enumerate(dispute.judgments_M)
     )
+    return DisputeTrace(dispute.candidate, weights, battles_MM, tuple(rated), tuple(_battles(dispute)))
 
 
-Place = tuple[int, str]
-
-
-def _pools(run: RunDir, facts: Run, outcomes: Mapping[int, Outcomes | None]) -> dict[str, list[Place]]:
-    """Where to find each kind of outcome. Late iterations come first, but those without judge pairs last: there,
-    'an actor pair only' says nothing."""
-    pools: dict[str, list[Place]] = {title: [] for title in (*_KINDS.values(), _UNBUILT)}
-    judged = facts.recipe.iterations
-    for number in sorted(outcomes, key=lambda number: (not judged[number].judge_pairs, -number)):
-        with RecordStore.read(run.iteration(number).records) as store:
-            keys = sorted(store.keys())
-        for key in keys:
-            pools[_title(key, outcomes[number])].append((number, key))
-    return pools
-
-
-def _title(key: str, outcomes: Outcomes | None) -> str:
-    if outcomes is None:
-        return _UNBUILT
-    actor, judge = (isinstance(kind.get(key), PreferencePair) for kind in (outcomes.actor, outcomes.judge))
-    return _KINDS[actor, judge]
-
-
-def _draw(pools: Mapping[str, Sequence[Place]], seed: int) -> Iterator[tuple[str, int, str]]:
-    """One of each kind in turn, and again from what is left, each by its own derived seed."""
-    left = {title: list(pool) for title, pool in pools.items()}
-    while any(left.values()):
-        for title, pool in left.items():
-            if pool:
-                first = [place for place in pool if place[0] == pool[0][0]]
-                number, key = first[derive(seed, "worked example", title, len(pool)) % len(first)]
-                pool.remove((number, key))
-                yield title, number, key
-
-
-def _life(run: RunDir, facts: Run, outcomes: Mapping[int, Outcomes | None], number: int, key: str) -> Life:
-    folder = run.iteration(number)
-    with RecordStore.read(folder.records) as store:
-        document = store.get(key)
-    assert document is not None, "the key was read from this store, and records are never deleted"
-    return tell(facts, folder, number, from_json(document), outcomes[number])
-
-
-def _example(name: str, title: str, life: Life) -> Example:
-    ratings = ratings_chart(life.dispute, name) if life.dispute else None
-    return Example(name, title, life, answers_chart(life, name), ratings)
+def _battles(dispute: Dispute) -> Iterator[Battle]:
+    by_order = {(meta.first, meta.second): meta for meta in dispute.meta}
+    for one, other in combinations(dispute.judgments_M, 2):
+        yield Battle(one, other, by_order.get((one, other)), by_order.get((other, one)))

@@ -1,7 +1,7 @@
-"""Figures as inline SVG that takes its colours from the page, so one drawing serves light and dark.
+"""Matplotlib figures as inline SVG with the colours of the page, so that they follow light and dark mode.
 
-Matplotlib draws with stand-in colours; each is then replaced by a CSS variable. Fixed salt, no dates, no fonts
-embedded: the same numbers give the same bytes.
+Matplotlib draws with placeholder colours; each is then replaced by a CSS variable. A fixed hash salt, no dates and no
+embedded fonts: the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class Drawing:
-    """One chart under way: draw on ``axes``, then read ``svg``."""
+    """A chart: draw on ``axes`` inside the context, read ``svg`` after it."""
 
     def __init__(self, figure: Figure, axes: Axes) -> None:
         self.figure = figure
@@ -71,11 +71,11 @@ class Drawing:
         self.svg = Markup()
 
 
-def ticks(most: int, **how: Any) -> MaxNLocator:
-    """At most so many intervals between ticks, at round numbers."""
+def ticks(most: int, **options: Any) -> MaxNLocator:
+    """A locator of round numbers with at most ``most`` intervals between ticks."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(most, **how)
+    return MaxNLocator(most, **options)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def drawing(
 ) -> Iterator[Drawing]:
     """A chart of ``width`` × ``height`` CSS pixels; ``margins`` are left, right, top, bottom.
 
-    ``name`` makes its ids unique on the page; ``caption`` is what a screen reader says.
+    ``name`` makes its ids unique on the page; ``caption`` is the text for screen readers.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -96,7 +96,7 @@ def drawing(
 
     left, right, top, bottom = margins
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the report
+        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the report
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         FigureCanvasSVG(figure)  # becomes the figure's canvas
@@ -111,15 +111,15 @@ def drawing(
 
 
 def _inline(text: str, name: str, caption: str, width: float) -> Markup:
-    """The bare ``<svg>`` element: no prologue, no page-wide style, unique ids, colours as variables."""
+    """The ``<svg>`` element alone: no prologue, no page-wide style, unique ids, colours as CSS variables."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
-    for stand_in, variable in _VARIABLES.items():
-        body = body.replace(stand_in, f"var({variable})")
+    for placeholder, variable in _VARIABLES.items():
+        body = body.replace(placeholder, f"var({variable})")
     opening = f'<svg role="img" aria-label="{html.escape(caption)}" style="max-width:{width:g}px"'
     body = re.sub(
         r'<svg\b((?:\s+(?!viewBox)[\w:]+="[^"]*")*)\s+(viewBox="[^"]*")[^>]*>', rf"{opening} \2>", body, count=1

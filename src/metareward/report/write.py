@@ -1,4 +1,4 @@
-"""Writes the report: one HTML file that loads nothing, runs nothing and is the same for the same run folder."""
+"""Writes the report: one HTML file without scripts or external files, the same bytes for the same run folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from metareward.report.benchmark_tables import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
+from metareward.report.examples import examples
 from metareward.report.facts import Run
-from metareward.report.gather import bars, gather, setting_rows
-from metareward.report.labels import drop_words, reading_count_words, reading_words, signed, verdict_words, visible
+from metareward.report.gather import gather, setting_rows
+from metareward.report.headline import sentences, unfinished
+from metareward.report.labels import escape_control, format_rating, reading_code_label, reading_label, verdict_label
 from metareward.report.metrics_table import Row, rows, show
-from metareward.report.prompt_trace import examples
-from metareward.report.tables import COLUMNS as CONTEST_COLUMNS
-from metareward.report.tables import contests, sentences, unfinished
+from metareward.report.tables import WIN_RATE_COLUMNS, pair_bars, win_rate_rows
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 
@@ -54,37 +54,35 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        reading_words=reading_words, verdict_words=verdict_words, drop_words=drop_words, signed=signed
-    )
+    environment.globals.update(reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating)
     return environment
 
 
 def _finalize(value: object) -> object:
-    """Every text that reaches the page, wherever it comes from, is made visible; our own markup already is."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Escape control characters in every text of the page, except in our own markup."""
+    return escape_control(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _context(run: RunDir, facts: Run) -> dict[str, object]:
-    measured = facts.evaluations
-    table = rows(measured) if measured else ()
+    evaluated = facts.evaluations
+    table = rows(evaluated) if evaluated else ()
     context: dict[str, object] = {
         "run": facts,
         "css": Markup(files("metareward.report").joinpath("page.css").read_text(encoding="utf-8")),
         "sentences": sentences(facts),
         "missing": unfinished(facts),
         "facts": tuple(_facts(facts)),
-        "trends": trend_charts(measured),
+        "trends": trend_charts(evaluated),
         "groups": [(group, tuple(members)) for group, members in groupby(table, key=_group)],
-        "contests": contests(measured),
-        "contest_columns": CONTEST_COLUMNS,
+        "win_rates": win_rate_rows(evaluated),
+        "win_rate_columns": WIN_RATE_COLUMNS,
         "benchmarks": benchmark_tables(facts),
-        "any_good_side": any(row.metric.better != "neither" for row in table),
-        "bars": bars(facts.summaries),
+        "any_direction": any(row.metric.better != "neither" for row in table),
+        "bars": pair_bars(facts.summaries),
         "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),
         "failures": tuple(_failures(facts)),
-        "reading_count_words": reading_count_words,
-        "histograms": histogram_charts(measured),
+        "reading_code_label": reading_code_label,
+        "histograms": histogram_charts(evaluated),
         "positions": position_charts(facts.summaries),
         "cited": _CITED,
         "any_findings": any(summary.findings for summary in facts.summaries),
@@ -102,25 +100,25 @@ def _group(row: Row) -> str:
 
 
 _SECTIONS = (
-    ("trends", "change", "Model by model"),
-    ("trends", "table", "All measurements"),
-    ("contests", "contests", "Model against model"),
+    ("trends", "trends", "Metrics by model"),
+    ("trends", "metrics", "All metrics"),
+    ("win_rates", "win-rates", "Win rates"),
     ("benchmarks", "benchmarks", "Benchmarks"),
-    ("bars", "yield", "Prompts"),
-    ("histograms", "scores", "Scores"),
-    ("positions", "position", "Meta-judge"),
+    ("bars", "pairs", "Preference pairs"),
+    ("histograms", "scores", "Judge scores"),
+    ("positions", "meta-judge", "Meta-judge bias"),
     ("bars", "findings", "Findings"),
     ("trainings", "training", "Training"),
-    ("examples", "examples", "Worked examples"),
+    ("examples", "examples", "Example prompts"),
 )
 
 
 def _sections(context: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """The parts of the page that this run has something for."""
+    """(anchor, title) of the sections that this run has content for."""
     for key, anchor, title in _SECTIONS:
         if context[key]:
             yield anchor, title
-    yield "made", "How it was made"
+    yield "setup", "Recipe and environment"
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -129,14 +127,14 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Model", recipe.model
     yield "Seed", str(recipe.seed)
     yield "Iterations", f"{done} of {len(recipe.iterations)} done"
-    yield "Prompts each", f"{recipe.prompts.per_iteration:,}"
-    yield "Answers × judgments", f"{recipe.answers.k} × {recipe.judgments.n}"
-    yield "Judge pairs in", _judged(run)
+    yield "Prompts per iteration", f"{recipe.prompts.per_iteration:,}"
+    yield "Answers (K) × judgments (N)", f"{recipe.answers.k} × {recipe.judgments.n}"
+    yield "Judge pairs built in", _judge_pair_iterations(run)
     if run.evaluations:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
     if run.summaries:
-        yield "Warnings", str(sum(len(summary.findings) for summary in run.summaries))
-    yield "Time, all stages", duration(sum(iteration.seconds for iteration in run.iterations))
+        yield "Findings", str(sum(len(summary.findings) for summary in run.summaries))
+    yield "Total time", duration(sum(iteration.seconds for iteration in run.iterations))
     known = dict(run.environment)
     if "started" in known:
         yield "Started (UTC)", known["started"][:16].replace("T", " ")
@@ -163,17 +161,18 @@ def duration(seconds: float) -> str:
 
 
 def _failures(run: Run) -> Iterator[str]:
-    """One line an iteration for prompts that the engine could not serve."""
+    """One line for each iteration with prompts that failed."""
     for iteration in run.iterations:
         if iteration.failed:
             key, error = iteration.failed[0]
             count = len(iteration.failed)
-            yield f"Iteration {iteration.number}: {count} prompts failed, the first ({key}) with: {error}"
+            prompts = "1 prompt" if count == 1 else f"{count} prompts"
+            yield f"Iteration {iteration.number}: {prompts} failed; the error of the first ({key}): {error}"
 
 
-def _judged(run: Run) -> str:
-    judged = [str(number) for number, settings in run.recipe.iterations.items() if settings.judge_pairs]
-    return f"iteration {', '.join(judged)}" if judged else "no iteration (Self-Rewarding)"
+def _judge_pair_iterations(run: Run) -> str:
+    numbers = [str(number) for number, settings in run.recipe.iterations.items() if settings.judge_pairs]
+    return f"iteration {', '.join(numbers)}" if numbers else "no iteration (Self-Rewarding)"
 
 
 def _chars(value: float | None) -> str:

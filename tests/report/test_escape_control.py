@@ -1,6 +1,6 @@
 import pytest
 
-from metareward.report.labels import visible
+from metareward.report.labels import escape_control
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,14 @@ from metareward.report.labels import visible
         ("half \ud83d", "half ⟨U+D83D⟩"),
     ],
 )
-def test_hidden_characters_are_spelled_out(text: str, shown: str) -> None:
-    assert visible(text) == shown
+def test_invisible_characters_are_escaped(text: str, shown: str) -> None:
+    assert escape_control(text) == shown
 
 
-def test_scripts_and_emoji_that_need_joiners_stay_whole() -> None:
+def test_joiners_of_scripts_and_emoji_are_kept() -> None:
     for text in ("می‌خواهم", "👩‍👩‍👧", "हिन्दी", "שלום", "naïve café"):
-        assert visible(text) == text
+        assert escape_control(text) == text
 
 
-def test_what_is_shown_can_always_be_written() -> None:
-    visible("".join(map(chr, range(0x20000)))).encode()
+def test_escaped_text_can_always_be_encoded() -> None:
+    escape_control("".join(map(chr, range(0x20000)))).encode()

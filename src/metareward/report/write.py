@@ -128,7 +128,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Seed", str(recipe.seed)
     yield "Iterations", f"{done} of {len(recipe.iterations)} done"
     yield "Prompts per iteration", f"{recipe.prompts.per_iteration:,}"
-    yield "Answers (K) × judgments (N)", f"{recipe.answers.k} × {recipe.judgments.n}"
+    yield "K answers × N judgments", f"{recipe.answers.k} × {recipe.judgments.n}"
     yield "Judge pairs built in", _judge_pair_iterations(run)
     if run.evaluations:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"

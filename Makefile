@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-servers lint bench docs clean
+.PHONY: demo test test-slow test-data test-servers lint bench docs clean
 
 demo: .venv/ready
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -15,6 +15,10 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow --timeout 3600
+
+# Published numbers of the benchmarks, on public data in ../shared/data or METAREWARD_TEST_DATA: see tests/full_data/README.md.
+test-data: .venv/ready
+	$(BIN)/pytest -m full_data
 
 # Real servers, in environments of their own: some gigabytes, made once.
 test-servers: .venv/ready

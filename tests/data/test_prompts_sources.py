@@ -21,8 +21,6 @@ from metareward.data.prompts import gather_prompts, load_prompts
 from metareward.errors import UserError
 
 TURNS = [{"role": "user", "content": "two"}]
-DATA = Path(__file__).parents[3] / "shared/data/prompts"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not on this machine")
 
 
 def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -170,27 +168,40 @@ def test_data_sets_of_a_hub(hub: str, tmp_path: Path) -> None:
     assert "hub:someone/nothing: can't be fetched (" in told
 
 
-# --- real files ---
-
-
-@needs_data
-def test_real_files_of_every_form() -> None:
-    counts = {
-        "self_instruct_seed_tasks.jsonl": 175,
-        "koala_test_set.jsonl": 180,
-        "oasst_prompt_lottery_en_250.jsonl": 250,
-        "oasst_en_100_prompts.jsonl": 100,
+def test_the_forms_of_public_prompt_sets(tmp_path: Path) -> None:
+    seed_task = {"id": "s", "name": "n", "instruction": "one", "instances": [{"input": "", "output": "x"}]}
+    forms: dict[str, list[object]] = {
+        "self-instruct": [{**seed_task, "is_classification": False}],
+        "koala": [{"id": "koala_0", "prompt": "one"}],
+        "oasst": ["one"],
+        "alpaca": [{"instruction": "one", "input": "", "output": "x"}],
     }
-    for name, count in counts.items():
-        assert len(load_prompts(DATA / name)) == count
+    for name, rows in forms.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert texts(path) == ["one"], name
 
 
-@needs_data
-def test_a_real_alpaca_file_repeats_itself_and_says_so() -> None:
-    path = DATA / "llms_from_scratch_instruction_data.json"
+def test_an_alpaca_list_with_repeated_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    rows = [{"instruction": f"task {n % 5}", "input": "", "output": str(n)} for n in range(7)]
+    path.write_text(json.dumps(rows, indent=4))
     gathered = gather_prompts(path)
-    assert len(gathered.prompts) + len(gathered.repeats) == 1100
-    assert len(gathered.repeats) >= 20
-    with pytest.raises(UserError, match=r"data\.json: item \d+: the same prompt as in item \d+; fix:"):
+    assert (len(gathered.prompts), len(gathered.repeats)) == (5, 2)
+    with pytest.raises(UserError, match=r"data\.json: item 5: the same prompt as in item 0; fix:"):
         load_prompts(path)
-    assert len({prompt.id for prompt in gathered.prompts}) == len(gathered.prompts)
+
+
+def test_csv_rows(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('id,prompt\na,one\nb,"two, and\nmore"\n')
+    assert texts(path) == ["one", "two, and\nmore"]
+    path.write_text("id,prompt\na\n")
+    with pytest.raises(UserError, match=r"data\.csv:2: not as many cells as the first line"):
+        load_prompts(path)
+
+
+def test_one_file_of_a_hub_is_found_again_without_the_network(hub: str, tmp_path: Path) -> None:
+    name = "hub:someone/single/train.jsonl"
+    assert ask(hub, tmp_path / "cache", name)[0] == "['four']\n"
+    assert ask("http://127.0.0.1:9", tmp_path / "cache", name)[0] == "['four']\n"

@@ -45,7 +45,6 @@ SEEDS = tuple(
     Prompt(f"s{number}", (Message("user", f"Seed number {number}: {word * 3} about {word}"),))
     for number, word in enumerate(("ash", "elm", "fir", "oak", "yew", "box", "bay", "fig", "gum", "may"))
 )
-DATA = Path(__file__).parents[3] / "shared/data/prompts/self_instruct_seed_tasks.jsonl"
 
 
 def reply(messages: Messages, sampling: Sampling, i: int) -> str:
@@ -264,9 +263,12 @@ def test_what_is_written_comes_back_as_prompts(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/summary.json").read_text())["taken"] == 10
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="the real seed tasks are not on this machine")
-def test_real_seed_tasks_can_be_shown(tmp_path: Path) -> None:
-    seeds = load_prompts(DATA)
+def test_seeds_may_be_a_file_of_self_instruct(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"seed_{n}", "instruction": f"Task number {n} is to count to {n}", "instances": []} for n in range(12)
+    ]
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seeds = load_prompts(tmp_path / "seeds.jsonl")
     engine = ScriptedEngine(reply)
     with RecordStore.open(tmp_path / "a.sqlite", fingerprint(seeds, (), SETTINGS)) as store:
         found = asyncio.run(propose(engine, seeds, 15, SETTINGS, store, SILENT))

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up import ranked_trees
 
 from metareward.data.ranked import Ranked, RankedAnswer, RankedSet, read_ranked
 from metareward.errors import UserError
 from metareward.types import Message, Prompt
 
-DATA = Path(__file__).parents[3] / "shared/data/judge/oasst_rankings.jsonl"
 ASK = (Message("user", "Why?"),)
 LATER = (*ASK, Message("assistant", "So."), Message("user", "And now?"))
 TWO = (RankedAnswer("So.", 0.0), RankedAnswer("No.", 1.0))
@@ -161,13 +161,10 @@ def test_the_best_answer_and_whether_there_is_one() -> None:
     assert not Ranked(Prompt("x", ASK), tied[1:]).comparable
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="the real rankings are not on this machine")
-def test_real_rankings() -> None:
-    every = read_ranked(DATA, first_turns=False)
-    assert (len(every.ranked), every.passed_over) == (93, {})
+def test_a_flat_export_of_whole_trees(tmp_path: Path) -> None:
+    path = ranked_trees(tmp_path / "trees.jsonl", trees=12)
+    every, first = read_ranked(path, first_turns=False), read_ranked(path)
+    assert (len(every.ranked), every.passed_over) == (24, {})
     assert all(each.comparable and each.best.rank == 0 for each in every.ranked)
-    assert len({each.prompt.id for each in every.ranked}) == 93
-    first = read_ranked(DATA)
-    assert (len(first.ranked), first.passed_over) == (46, {"a later turn": 47})
-    assert {each.group for each in every.ranked} >= {each.group for each in first.ranked}
-    assert len({each.group for each in every.ranked}) == 46
+    assert (len(first.ranked), first.passed_over) == (12, {"a later turn": 12})
+    assert len({each.group for each in every.ranked}) == len({each.group for each in first.ranked}) == 12

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import pytest
+from made_up import ranked_trees
 from seed_world import ranked_set, reply, settings
 
 from metareward.data.ranked import RankedSet, read_ranked
@@ -33,8 +34,6 @@ from metareward.generation.progress import SILENT
 from metareward.storage.store import RecordStore
 from metareward.training.sft_examples import count_kinds, read_examples
 from metareward.types import Messages, Sampling
-
-DATA = Path(__file__).parents[3] / "shared/data/judge/oasst_rankings.jsonl"
 
 
 def build(folder: Path, ranked: RankedSet, engine: Engine | None = None, how: SeedSettings | None = None) -> SeedSets:
@@ -188,21 +187,18 @@ def test_killed_and_started_again_it_makes_the_same_sets(tmp_path: Path) -> None
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="the real rankings are not on this machine")
-def test_real_rankings_judged_by_length(tmp_path: Path) -> None:
-    """A judge that counts characters, with a shake: it agrees with people often enough (docs/data.md)."""
-
+def test_a_judge_that_counts_characters_agrees_where_ranks_follow_length(tmp_path: Path) -> None:
     def by_length(messages: Messages, sampling: Sampling, i: int) -> str:
         answer = messages[-1].content.split("<answer>\n")[1].split("\n</answer>")[0]
-        return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 400 + sampling.seed % 3 * 0.2):.2f}"
+        return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 150):.2f}"
 
+    ranked = read_ranked(ranked_trees(tmp_path / "trees.jsonl", trees=20), first_turns=False)
     how = replace(settings(), ift_share=0.3, most_share=0.3)
-    sets = build(tmp_path, read_ranked(DATA, first_turns=False), ScriptedEngine(by_length), how)
-    told: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
-    assert told["read"] == {"prompts": 93, "answers": 283}
-    assert told["ift"] + told["held_out"] + told["judged"] + told["passed_over"]["nothing to compare"] == 93
-    assert told["judged"] == told["agreeing"] + sum(told["refused"].values())
-    assert told["refused"].keys() == {"disagrees"} and told["agreeing"] > 0
-    assert told["eft"] == len(sets.eft) == sum(told["scores_kept"].values()) < sum(told["scores_agreeing"].values())
+    sets = build(tmp_path, ranked, ScriptedEngine(by_length), how)
+    summary: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["read"] == {"prompts": 40, "answers": 120}
+    assert summary["judged"] == summary["agreeing"] + sum(summary["refused"].values())
+    follows = [int(each.prompt.id[1:]) % 3 != 2 for each in parts_of(ranked, how).eft]
+    assert summary["agreeing"] == sum(follows) > 0 and summary["refused"] == {"disagrees": follows.count(False)}
     found = read_examples((tmp_path / "ift.jsonl", tmp_path / "eft.jsonl"))
     assert count_kinds(found) == {"eft": len(sets.eft), "ift": len(sets.ift)}

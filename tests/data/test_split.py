@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from itertools import combinations
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import ranked_trees
 
 from metareward.data.ranked import Ranked, RankedAnswer, read_ranked
 from metareward.data.seed_sets import Parts, split
 from metareward.types import Message, Prompt
 
-DATA = Path(__file__).parents[3] / "shared/data/judge/oasst_rankings.jsonl"
 SHARES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0])
 
 
@@ -88,11 +86,9 @@ def test_the_seed_decides() -> None:
     assert [len(lot) for lot in sets(split(ranked, 0.5, 0.25, 1))] == [20, 15, 5]
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="the real rankings are not on this machine")
-def test_real_trees_are_not_torn() -> None:
-    parts = split(read_ranked(DATA, first_turns=False).ranked, 0.5, 0.25, 0)
-    rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").split("\n") if line]
-    trees = {row["id"]: row["tree_id"] for row in rows}
-    lots = [{trees[each.prompt.id] for each in lot} for lot in sets(parts)]
-    assert [len(lot) for lot in lots] == [23, 17, 6]
-    assert not any(one & other for one, other in combinations(lots, 2))
+def test_rows_of_one_tree_are_in_one_set(tmp_path: Path) -> None:
+    path = ranked_trees(tmp_path / "trees.jsonl", trees=12)
+    parts = split(read_ranked(path, first_turns=False).ranked, 0.5, 0.25, 0)
+    trees = [{int(each.prompt.id[1:]) // 2 for each in part} for part in sets(parts)]
+    assert [len(each) for each in trees] == [6, 4, 2]
+    assert not any(one & other for one, other in combinations(trees, 2))

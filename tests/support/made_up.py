@@ -81,3 +81,23 @@ def door(reply: Callable[[Messages, Sampling, int], str | Completion]) -> Door:
         return ScriptedEngine(reply)
 
     return Door("scripted", opened)
+
+
+def ranked_trees(path: Path, trees: int = 12) -> Path:
+    """A file in the form of OpenAssistant's rankings: a tree has a first question and a later one, three answers each.
+
+    Longer answers have better ranks in two of three rows, so a judge that counts characters is right about as often as
+    on the real trees.
+    """
+    rows = []
+    for number in range(2 * trees):
+        tree = number // 2
+        turns = [{"role": "prompter", "text": f"How does machine {tree} work?"}]
+        if number % 2:
+            turns += [{"role": "assistant", "text": "Slowly."}, {"role": "prompter", "text": f"And part {number}?"}]
+        lengths = [40 + (number * 37 + place * 211) % 700 for place in range(3)]
+        by_length = sorted(lengths, reverse=True)
+        ranks = [(by_length.index(length) + (number % 3 == 2)) % 3 for length in lengths]
+        responses = [{"text": "x" * length, "rank": rank} for length, rank in zip(lengths, ranks, strict=True)]
+        rows.append({"id": f"q{number}", "tree_id": f"t{tree}", "conversation": turns, "responses": responses})
+    return lines(path, rows)

@@ -1,7 +1,6 @@
 """A judge of one's own for AlpacaEval 2: order, labels, probabilities, and what becomes of refusals."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from made_up import LABEL_PROMPT, desk, door, json_file, token
 from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
-from metareward.evaluation.alpaca_eval.data import Output, read_outputs
+from metareward.evaluation.alpaca_eval.data import Output
 from metareward.evaluation.alpaca_eval.run import AlpacaFiles, annotate, annotated, model_first, preference, results
 from metareward.evaluation.judges import SAMPLING, FirstShare, load_label_prompt, read_label
 from metareward.types import Completion, Messages, Sampling
@@ -55,30 +54,6 @@ def test_half_of_the_instructions_show_the_model_first() -> None:
 def test_the_share_goes_to_the_model_wherever_it_stood() -> None:
     assert preference(0.9, model_was_first=True) == 0.9
     assert preference(0.9, model_was_first=False) == pytest.approx(0.1)
-
-
-def test_stored_preferences_follow_from_order_and_probabilities(alpaca_data: Path, tmp_path: Path) -> None:
-    """The stored judge, asked again through our door: the same questions, the same order, the same preferences."""
-    folder = alpaca_data / "results" / "phi-2"
-    path = folder / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))[:KEPT]
-    prompt = load_label_prompt(alpaca_data / "judge_prompt_alpaca_eval_clf.txt")
-    said: dict[str, Completion] = {}
-    for row in stored:
-        if isinstance(row["raw_completion"], dict):
-            (step,) = row["raw_completion"]["logprobs"]["content"]
-            probabilities = {each["token"]: 2.718281828459045 ** each["logprob"] for each in step["top_logprobs"]}
-            pair = (row["output_1"], row["output_2"])
-            shown = pair[::-1] if model_first(row["instruction"]) else pair
-            said[prompt.ask(row["instruction"], *shown)[-1].content] = token(step["token"], **probabilities)
-    engine = ScriptedEngine(lambda messages, sampling, i: said[messages[-1].content])
-    reference = read_outputs(alpaca_data / "instructions_and_reference.jsonl")
-    own = read_outputs(folder / "model_outputs.json")[:KEPT]
-    rows = asyncio.run(annotate(desk(engine, tmp_path / "kept.sqlite"), prompt, reference, own))
-    assert len(engine.calls) == len(said) == KEPT - 1  # identical outputs are not judged
-    assert [row["instruction"] for row in rows] == [row["instruction"] for row in stored]
-    for row, before in zip(rows, stored, strict=True):
-        assert row["preference"] == pytest.approx(before["preference"], abs=1e-8)
 
 
 # --- reading ---
@@ -209,3 +184,17 @@ def vars_of(output: Output) -> dict[str, str]:
 def test_files_that_a_judge_needs_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs --outputs, --reference"):
         asyncio.run(annotated(AlpacaFiles((tmp_path / "a.json",)), door(prefers("model"))))
+
+
+def test_a_preference_is_the_share_of_the_two_labels_probabilities(tmp_path: Path, prompt: Path) -> None:
+    """The reply holds other tokens among its five, and "m" is whoever is shown first."""
+    probabilities = {f"model's {i}": (0.03 + 0.04 * i, 0.57 - 0.04 * i) for i in range(COUNT)}
+
+    def reply(messages: Messages, sampling: Sampling, i: int) -> Completion:
+        text = messages[-1].content
+        mine, base = next(pair for output, pair in probabilities.items() if f": {output}\n" in text)
+        first = "Output m: model" in text
+        return token("M", The=0.3, m=mine if first else base, M=base if first else mine)
+
+    rows = judged(tmp_path, prompt, reply)
+    assert [row["preference"] for row in rows] == pytest.approx([1 + (0.03 + 0.04 * i) / 0.6 for i in range(COUNT)])

@@ -1,9 +1,8 @@
 """AlpacaEval 2: the stored annotations give the published numbers, and the numbers have the properties they should."""
 
-import csv
 import json
-import time
-from collections.abc import Mapping
+import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import comparisons, json_file, swapped, table
+from scipy.optimize import minimize
+from sklearn.model_selection import GroupKFold
 
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import (
@@ -47,118 +48,9 @@ def rows_of(drawn: list[tuple[float, int, int]], missing: int = 0) -> tuple[list
     return kept, [(base, own) for _, base, own in drawn]
 
 
-# --- the published numbers ---
-
-
-@pytest.fixture(scope="module")
-def board(alpaca_data: Path) -> Mapping[str, Mapping[str, str]]:
-    with (alpaca_data / "leaderboard_rows.csv").open(encoding="utf-8") as file:
-        return {row["model"]: row for row in csv.DictReader(file)}
-
-
-@pytest.fixture(scope="module")
-def stored(alpaca_data: Path) -> dict[str, AlpacaResult]:
-    files = AlpacaFiles(
-        (alpaca_data / "annotations_compact.csv",),
-        difficulty=alpaca_data / "instruction_difficulty.csv",
-        gamed=alpaca_data / "df_gamed_reconstructed.csv",
-    )
-    return {each.model: each for each in results(files)}
-
-
-def test_raw_columns_are_those_of_the_leaderboard(
-    stored: Mapping[str, AlpacaResult], board: Mapping[str, Mapping[str, str]]
-) -> None:
-    assert len(stored) == 6
-    for model, each in stored.items():
-        told = each.as_dict()
-        for name in ("win_rate", "standard_error", "discrete_win_rate"):
-            assert told[name] == pytest.approx(float(board[model][name]), abs=1e-8), (model, name)
-        for name in ("n_wins_base", "n_draws", "n_total", "avg_length"):
-            assert told[name] == int(board[model][name]), (model, name)
-
-
-def test_length_controlled_win_rates_are_those_of_the_leaderboard(
-    stored: Mapping[str, AlpacaResult], board: Mapping[str, Mapping[str, str]]
-) -> None:
-    off = {model: abs(rate(each) - float(board[model]["length_controlled_winrate"])) for model, each in stored.items()}
-    assert max(off.values()) < 0.01  # 0.0007 with the versions that are pinned
-    for model, each in stored.items():
-        assert each.official and "length_controlled_winrate" in each.as_dict()
-        recorded = board[model]["lc_standard_error"]
-        if recorded:
-            assert each.controlled is not None
-            assert each.controlled.standard_error == pytest.approx(float(recorded), abs=2e-4)
-
-
 def rate(each: AlpacaResult) -> float:
     assert each.controlled is not None
     return each.controlled.win_rate
-
-
-def test_it_is_what_the_official_package_gives(stored: Mapping[str, AlpacaResult], alpaca_data: Path) -> None:
-    with (alpaca_data / "expected_official_package.csv").open(encoding="utf-8") as file:
-        expected = {row["model"]: row for row in csv.DictReader(file)}
-    for model, each in stored.items():
-        assert rate(each) == pytest.approx(float(expected[model]["LC"]), abs=1e-6)
-
-
-def test_published_weights_give_the_published_rates(alpaca_data: Path, board: Mapping[str, Mapping[str, str]]) -> None:
-    found = published(alpaca_data / "leaderboard_rows.csv", alpaca_data / "instruction_difficulty.csv")
-    assert found["Meta-Llama-3-8B-Instruct"].win_rate == pytest.approx(22.9188, abs=5e-5)
-    off = {
-        model: abs(each.win_rate - float(board[model]["length_controlled_winrate"])) for model, each in found.items()
-    }
-    assert max(off.values()) < 0.2  # the weights of two models are of another run
-    assert sum(each < 1e-6 for each in off.values()) >= 48
-
-
-def test_predictions_for_single_instructions_are_the_published_ones(alpaca_data: Path) -> None:
-    weights = read_weights(alpaca_data / "leaderboard_rows.csv")
-    hard = read_difficulty(alpaca_data / "instruction_difficulty.csv")
-    told = [json.loads(line) for line in (alpaca_data / "glm_preferences.jsonl").read_text("utf-8").split("\n") if line]
-    known = [row for row in told if row["model"] in weights]
-    assert len(known) >= 4
-    for row in known:
-        predictions = predicted(weights[row["model"]], hard).predictions_P
-        assert np.abs(np.array(predictions) - row["glm_preference"]).max() < 1e-8
-
-
-@pytest.mark.parametrize("model", ["gemma-7b-it", "phi-2"])
-def test_whole_annotation_files_give_the_same(
-    alpaca_data: Path, stored: Mapping[str, AlpacaResult], model: str
-) -> None:
-    folder = alpaca_data / "results" / model
-    files = AlpacaFiles(
-        (folder / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json",),
-        outputs=folder / "model_outputs.json",
-        difficulty=alpaca_data / "instruction_difficulty.csv",
-        gamed=alpaca_data / "df_gamed_reconstructed.csv",
-    )
-    began = time.process_time()
-    (each,) = results(files)
-    assert time.process_time() - began < 2
-    assert each.raw == stored[model].raw
-    assert rate(each) == pytest.approx(rate(stored[model]), abs=1e-9)
-    assert each.baseline == BASELINE and each.model == model
-    assert each.avg_length == stored[model].avg_length
-    assert each.n_missing == (2 if model == "phi-2" else 0)
-    assert bool(each.notes) == (model == "phi-2")
-
-
-def test_rows_found_by_instruction_keep_their_difficulty(alpaca_data: Path, stored: Mapping[str, AlpacaResult]) -> None:
-    """Upstream counts rows by place, which shifts after a gap; with the reference they are counted by instruction."""
-    folder = alpaca_data / "results" / "phi-2" / "weighted_alpaca_eval_gpt4_turbo"
-    files = AlpacaFiles(
-        (folder / "annotations.json",),
-        reference=alpaca_data / "instructions_and_reference.jsonl",
-        difficulty=alpaca_data / "instruction_difficulty.csv",
-        gamed=alpaca_data / "df_gamed_reconstructed.csv",
-    )
-    (by_place,), (by_instruction,) = results(files), results(replace(files, by_instruction=True))
-    assert rate(by_place) == pytest.approx(rate(stored["phi-2"]), abs=1e-9)
-    assert any("counted by place" in note for note in by_place.notes) and not by_instruction.notes
-    assert 0.3 < abs(rate(by_instruction) - rate(by_place)) < 0.7  # the published 4.40 would be 3.89
 
 
 # --- properties ---
@@ -375,3 +267,141 @@ def test_the_official_fit_on_a_handful_of_rows_is_a_number_or_none(shares: list[
     assert each.official and "length_controlled_winrate" in told
     assert (each.controlled is None) == (shares == [None])
     assert each.controlled is None or 0 < each.controlled.win_rate < 100
+
+
+# --- the leaderboard's regression, written down a second time
+
+
+def lasso(x: np.ndarray, p: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
+    """The b that minimises |b|_1 + C sum w (log(1 + exp(x b)) - p x b), as the difference of two positive parts."""
+
+    def loss(parts: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = x @ (parts[:3] - parts[3:])
+        slope = strength * x.T @ (weights * (1 / (1 + np.exp(-logits)) - p))
+        value = strength * weights @ (np.logaddexp(0, logits) - p * logits) + parts.sum()
+        return float(value), np.concatenate([1 + slope, 1 - slope])
+
+    found = minimize(loss, np.zeros(6), jac=True, bounds=[(0, None)] * 6, options={"ftol": 1e-13, "gtol": 1e-9})
+    return np.asarray(found.x[:3] - found.x[3:])
+
+
+def cross_validated(x: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """C from ten values by five folds of the mean weighted log loss. Row i and its copy with the other label are one
+    group of `GroupKFold`, which deals groups of one size to the folds from the last to the first."""
+    twice = GroupKFold(5).split(np.zeros(2 * len(p)), groups=np.tile(np.arange(len(p)), 2))
+    held_out = [np.unique(test % len(p)) for _, test in twice]
+
+    def log_loss(strength: float, test: np.ndarray) -> float:
+        rest = np.setdiff1d(np.arange(len(p)), test)
+        chance = 1 / (1 + np.exp(-x[test] @ lasso(x[rest], p[rest], weights[rest], strength)))
+        return float(np.mean(-weights[test] * (p[test] * np.log(chance) + (1 - p[test]) * np.log(1 - chance))))
+
+    strengths = np.logspace(-4, 4, 10)
+    losses = [np.mean([log_loss(strength, test) for test in held_out]) for strength in strengths]
+    return lasso(x, p, weights, float(strengths[int(np.argmin(losses))]))
+
+
+@pytest.mark.parametrize(("liking", "quality"), [(1.0, -0.5), (0.2, 1.0)])
+def test_the_length_controlled_win_rate_is_the_leaderboard_s_regression(liking: float, quality: float) -> None:
+    model = judge_that_likes_length(liking, quality, rows=120)[0]
+    generator = np.random.default_rng(8)
+    hard = generator.normal(size=120)
+    gamed = Gamed(generator.uniform(size=60), generator.normal(size=60), generator.normal(size=60))
+    difference = np.array([row.baseline_chars - row.model_chars for row in model.rows])
+    own = np.column_stack([np.tanh(difference / difference.std(ddof=1)), hard, np.ones(120)])
+    baseline = np.column_stack([np.tanh(gamed.length_R), gamed.difficulty_R, np.zeros(60)])
+    p = np.concatenate([gamed.preference_R, [row.preference or 0.0 for row in model.rows]])
+    b = cross_validated(np.vstack([baseline, own]), p, np.repeat([0.1, 1.0], [60, 120]))
+    found = length_controlled(model.rows, hard, gamed)
+    assert found is not None
+    assert found.win_rate == pytest.approx(100 * np.mean(1 / (1 + np.exp(-(b[1] * hard + b[2])))), abs=0.05)
+    assert list(found.predictions_P) == pytest.approx((1 / (1 + np.exp(-(b[1] * hard + b[2])))).tolist(), abs=2e-3)
+
+
+# --- from files to the leaderboard's columns
+
+
+def stored_run(folder: Path, count: int = 40, gap: int = 7) -> AlpacaFiles:
+    """Upstream's layout for one model that lacks the output to instruction ``gap``, and its three tables."""
+    generator = np.random.default_rng(2)
+    base, own = (generator.integers(5, 60, count).tolist() for _ in range(2))
+    difficulty = generator.normal(size=count)
+    preferences = (1 + 1 / (1 + np.exp(-(0.8 + 1.5 * difficulty)))).round(10).tolist()
+    rows = [
+        {
+            "instruction": f"Task {i}",
+            "output_1": "b" * base[i],
+            "generator_1": BASELINE,
+            "output_2": "m" * own[i],
+            "generator_2": "me",
+            "annotator": "weighted_alpaca_eval_gpt4_turbo",
+            "preference": preferences[i],
+        }
+        for i in range(count)
+        if i != gap
+    ]
+    results_folder = folder / "results" / "me" / "weighted_alpaca_eval_gpt4_turbo"
+    results_folder.mkdir(parents=True)
+    outputs = [{"instruction": row["instruction"], "output": row["output_2"], "generator": "me"} for row in rows]
+    reference = [{"instruction": f"Task {i}", "output": "b" * base[i], "generator": BASELINE} for i in range(count)]
+    hard = [{"index": i, "instruction_difficulty": float(difficulty[i])} for i in range(count)]
+    gamed = [
+        {"preference": float(generator.uniform()), "std_delta_len": float(generator.normal()), **each} for each in hard
+    ]
+    return AlpacaFiles(
+        (json_file(results_folder / "annotations.json", rows),),
+        outputs=json_file(folder / "model_outputs.json", outputs),
+        reference=json_file(folder / "reference.json", reference),
+        difficulty=table(folder / "hard.csv", hard),
+        gamed=table(folder / "gamed.csv", gamed),
+    )
+
+
+def test_the_raw_columns_of_stored_annotations(tmp_path: Path) -> None:
+    files = stored_run(tmp_path)
+    (found,) = results(files)
+    rows = json.loads(files.annotations[0].read_text(encoding="utf-8"))
+    p = [row["preference"] - 1 for row in rows]
+    wins = sum(share > 0.5 for share in p)
+    expected = {
+        "model": "me",
+        "baseline": BASELINE,
+        "win_rate": 100 * statistics.fmean(p),
+        "standard_error": 100 * statistics.stdev(p) / math.sqrt(len(p)),
+        "discrete_win_rate": 100 * wins / len(p),
+        "n_wins": wins,
+        "n_wins_base": len(p) - wins,
+        "n_draws": 0,
+        "n_total": 39,
+        "n_missing": 1,
+        "avg_length": sum(len(row["output_2"]) for row in rows) // 40,
+    }
+    columns = found.as_dict()
+    assert {name: columns[name] for name in expected} == {
+        name: pytest.approx(value, rel=1e-12) if isinstance(value, float) else value for name, value in expected.items()
+    }
+    assert found.official and "length_controlled_winrate" in columns
+
+
+def test_rows_after_a_gap_keep_their_difficulty_only_by_instruction(tmp_path: Path) -> None:
+    files = stored_run(tmp_path)
+    (by_place,), (by_instruction,) = results(files), results(replace(files, by_instruction=True))
+    assert any("counted by place" in note for note in by_place.notes) and not by_instruction.notes
+    (numbered,) = read_annotations(files.annotations[0], {f"Task {i}": i for i in range(40)})
+    assert [row.row for row in numbered.rows] == [i for i in range(40) if i != 7]
+    assert files.difficulty is not None and files.gamed is not None
+    fitted = length_controlled(numbered.rows, read_difficulty(files.difficulty), read_gamed(files.gamed))
+    assert fitted is not None and rate(by_instruction) == fitted.win_rate != rate(by_place)
+
+
+def test_published_weights_give_their_rates(tmp_path: Path) -> None:
+    hard = [-1.0, 0.5, 2.0]
+    weights = table(tmp_path / "w.csv", [{"model": "m", "w_len": -1.2, "w_difficulty": 0.7, "w_const": 0.3}])
+    difficulty = table(
+        tmp_path / "hard.csv", [{"index": i, "instruction_difficulty": each} for i, each in enumerate(hard)]
+    )
+    found = published(weights, difficulty)["m"]
+    shares = [1 / (1 + math.exp(-(0.7 * each + 0.3))) for each in hard]
+    assert list(found.predictions_P) == pytest.approx(shares, abs=1e-12)
+    assert found.win_rate == pytest.approx(100 * statistics.fmean(shares), abs=1e-10)
+    assert found.standard_error == pytest.approx(100 * statistics.stdev(shares) / math.sqrt(3), abs=1e-10)

@@ -8,7 +8,7 @@ from made_up import door, lines
 
 from metareward.engines.base import EngineError
 from metareward.errors import UserError
-from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Style, Version, read_judge_prompt
+from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Style, Version
 from metareward.evaluation.arena_hard.run import ArenaFiles, judged, question_about, results, written
 from metareward.types import Messages, Sampling
 
@@ -105,16 +105,6 @@ def test_the_prompt_is_filled_byte_for_byte() -> None:
     for prompt in (older, newer):
         (_, user) = question_about(prompt, "{answer_1} <|End|>", "[[A>B]]", "{}")
         assert user.content == "{answer_1} <|End|>|[[A>B]]|{}|{other}"
-
-
-def test_the_stored_configuration_asks_as_upstream_does(arena_data: Path) -> None:
-    prompt = read_judge_prompt(arena_data / "judge_config.yaml")
-    system, user = question_about(prompt, "Why?", "one", "other")
-    assert system.content.endswith('Example output: "My final verdict is tie: [[A=B]]".')
-    assert user.content == (
-        "<|User Prompt|>\nWhy?\n\n<|The Start of Assistant A's Answer|>\none\n<|The End of Assistant A's Answer|>\n\n"
-        "<|The Start of Assistant B's Answer|>\nother\n<|The End of Assistant B's Answer|>"
-    )
 
 
 def test_what_a_judge_needs_is_told(files: ArenaFiles) -> None:

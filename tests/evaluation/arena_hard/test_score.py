@@ -1,9 +1,9 @@
 """Arena-Hard: stored verdicts give the published scores, and the scores have the properties they should."""
 
-import csv
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import lines, match, table
+from sklearn.linear_model import LogisticRegression
 
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import (
@@ -32,7 +33,7 @@ from metareward.evaluation.arena_hard.data import (
     verdict,
     version_named,
 )
-from metareward.evaluation.arena_hard.run import ArenaFiles, ArenaResult, evaluate, results
+from metareward.evaluation.arena_hard.run import ArenaFiles, evaluate, results
 from metareward.evaluation.arena_hard.score import battles, rating, scores
 from metareward.evaluation.arena_hard.style import styled
 from metareward.method.elo import fit_elo
@@ -40,64 +41,6 @@ from metareward.method.elo import fit_elo
 VERDICTS = get_args(Verdict)
 MIRROR: dict[Verdict, Verdict] = {"A>>B": "B>>A", "A>B": "B>A", "A=B": "A=B", "B>A": "A>B", "B>>A": "A>>B"}
 games = st.tuples(st.sampled_from([*VERDICTS, None]), st.sampled_from([*VERDICTS, None]))
-BASELINE = "claude-3.7-sonnet"
-
-
-# --- the published numbers ---
-
-
-@pytest.fixture(scope="module")
-def expected(arena_data: Path) -> Mapping[str, Mapping[str, str]]:
-    with (arena_data / "ko_expected.csv").open(encoding="utf-8") as file:
-        return {row["model"]: row for row in csv.DictReader(file)}
-
-
-@pytest.fixture(scope="module")
-def stored(arena_data: Path) -> ArenaResult:
-    answers = arena_data / "ko_answer_style.csv"
-    (result,) = results(ArenaFiles(arena_data / "ko_judgments.csv", "v0.1", BASELINE, answers))
-    return result
-
-
-def test_scores_are_the_published_ones(stored: ArenaResult, expected: Mapping[str, Mapping[str, str]]) -> None:
-    assert len(stored.models) == 12
-    for each in stored.models:
-        assert each.score == pytest.approx(float(expected[each.model]["published_no_control"]), abs=0.006)
-        assert each.score == pytest.approx(float(expected[each.model]["upstream_bt"]), abs=6e-5)
-        assert each.n_battles == int(expected[each.model]["n_battles"])
-        assert int(each.avg_tokens or 0) == int(float(expected[each.model]["published_avg_tokens"]))
-
-
-def test_style_controlled_scores_are_upstream_s(stored: ArenaResult, expected: Mapping[str, Mapping[str, str]]) -> None:
-    for each in stored.models:
-        for control, score in each.controlled.items():
-            wanted = float(expected[each.model][f"upstream_{control}_control"])
-            assert score == pytest.approx(wanted, abs=0.05), (each.model, control)
-
-
-def test_style_coefficients_are_upstream_s(stored: ArenaResult, arena_data: Path) -> None:
-    wanted = json.loads((arena_data / "ko_expected_style_coefs.json").read_text(encoding="utf-8"))
-    for control, found in stored.coefficients.items():
-        assert list(found.values()) == pytest.approx(wanted[f"{control}_control"], abs=0.002)
-
-
-def test_intervals_are_the_published_ones(stored: ArenaResult, expected: Mapping[str, Mapping[str, str]]) -> None:
-    for each in stored.models:
-        assert each.questions is not None and each.rows is not None
-        for found, name in ((each.questions, "question"), (each.rows, "row")):
-            assert found.low == pytest.approx(float(expected[each.model][f"{name}_boot_lo"]), abs=0.6)
-            assert found.high == pytest.approx(float(expected[each.model][f"{name}_boot_hi"]), abs=0.6)
-        assert each.questions.high - each.questions.low > 1.2 * (each.rows.high - each.rows.low)
-
-
-def test_upstream_s_own_files_are_read(arena_data: Path) -> None:
-    questions = read_questions(arena_data / "v0.1_question.jsonl")
-    answers = read_answers(arena_data / "v0.1_baseline_gpt-4-0314.jsonl")
-    assert len(questions) == len(answers) == 500
-    assert {question.id for question in questions} == {answer.question for answer in answers}
-    tokens = [answer.style.tokens or 0 for answer in answers]
-    assert sum(tokens) / 500 == pytest.approx(423.26, abs=0.005)
-    assert "{question_1}" in read_judge_prompt(arena_data / "judge_config.yaml").template
 
 
 # --- verdicts ---
@@ -386,3 +329,72 @@ def test_a_judge_s_configuration_that_isn_t_one_is_told(tmp_path: Path, text: st
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=line):
         read_judge_prompt(path)
+
+
+def test_a_judge_s_configuration_of_both_versions_is_read(tmp_path: Path) -> None:
+    texts = {"v0.1": "- '<|Q|>{question_1}<|A|>{answer_1}<|B|>{answer_2}'", "v2": "'{QUESTION} {ANSWER_A} {ANSWER_B}'"}
+    for version, template in texts.items():
+        path = tmp_path / f"{version}.yaml"
+        path.write_text(f"judge_model: some\nsystem_prompt: Be fair.\nprompt_template:\n  {template}\n", "utf-8")
+        found = read_judge_prompt(path)
+        assert (found.system, found.template) == ("Be fair.", template.strip("- ").strip("'"))
+
+
+def test_questions_of_both_versions_are_read(tmp_path: Path) -> None:
+    older = {"question_id": "q", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "Why?"}]}
+    newer = {"uid": "r", "category": "hard_prompt", "prompt": "How?"}
+    found = read_questions(lines(tmp_path / "question.jsonl", [older, newer]))
+    assert [(each.id, each.category, each.text) for each in found] == [
+        ("q", "arena-hard-v0.1", "Why?"),
+        ("r", "hard_prompt", "How?"),
+    ]
+    with pytest.raises(UserError, match="repeats an earlier row"):
+        read_questions(lines(tmp_path / "twice.jsonl", [older, older]))
+
+
+def test_style_control_is_one_ridge_regression_of_scikit_learn() -> None:
+    """Rows as upstream's v0.1 makes them: a column to each model, four differences, a ridge of 1 on doubled battles."""
+    matches, answers = length_lovers(80)
+    generator = np.random.default_rng(3)
+    for by_question in answers.values():
+        for question, answer in by_question.items():
+            headers, lists, bolds = map(float, generator.integers(0, 9, 3))
+            by_question[question] = replace(answer, style=Style(answer.style.tokens, None, headers, lists, bolds))
+    (result,) = evaluate(matches, answers, "v0.1", rounds=5)
+    names = ["long", "even"]
+    rows, won = [], []
+    for each in matches:
+        styles = [answers[name][each.question].style for name in ("base", each.model)]
+        counts = [np.array([s.tokens or 0.0, s.headers, s.lists, s.bolds]) for s in styles]
+        difference = (counts[0] - counts[1]) / (counts[0] + counts[1] + 1)
+        rating = [float(name == each.model) for name in names] + [-1.0]
+        for game, verdict_of_model in zip(each.games, ("B>A", "A>B"), strict=True):
+            rows.append([*np.log(10) * np.array(rating), *difference])
+            won.append(game == verdict_of_model)
+    x = np.array(rows)
+    x[:, 3:] = (x[:, 3:] - x[:, 3:].mean(axis=0)) / x[:, 3:].std(axis=0)
+    upstream = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    ratings = upstream.fit(np.vstack([x, x]), np.tile(won, 2)).coef_[0]
+    for place, name in enumerate(names):
+        (found,) = (each.controlled["style"] for each in result.models if each.model == name)
+        assert found == pytest.approx(100 / (1 + 10 ** (ratings[2] - ratings[place])), abs=1e-4)
+    assert list(result.coefficients["style"].values()) == pytest.approx((-ratings[3:]).tolist(), abs=1e-5)
+
+
+def test_intervals_are_those_of_a_plain_bootstrap() -> None:
+    """Whole questions or single battles drawn with replacement, one round after the other."""
+    generator = np.random.default_rng(9)
+    drawn = generator.choice(len(VERDICTS), size=(150, 2), p=[0.05, 0.3, 0.2, 0.35, 0.1])
+    matches = [match(str(q), "m", VERDICTS[a], VERDICTS[b]) for q, (a, b) in enumerate(drawn)]
+    fought = battles(matches, "v0.1")
+    (each,) = evaluate(matches, {}, "v0.1", rounds=2000)[0].models
+    by_question = [np.flatnonzero(fought.question_R == q) for q in range(150)]
+    singly = np.repeat(fought.outcome_R, fought.weight_R.astype(int))
+    of_questions, of_battles = [], []
+    for _ in range(2000):
+        picked = np.concatenate([by_question[q] for q in generator.integers(150, size=150)])
+        of_questions.append(100 * np.average(fought.outcome_R[picked], weights=fought.weight_R[picked]))
+        of_battles.append(100 * generator.choice(singly, size=len(singly)).mean())
+    for found, means in ((each.questions, of_questions), (each.rows, of_battles)):
+        assert found is not None
+        assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.6)

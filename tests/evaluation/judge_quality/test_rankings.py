@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import builders  # noqa: F401  (sets hypothesis up)
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import lines
+from made_up import lines, ranked_trees
+from scipy.stats import kendalltau, spearmanr
 
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Item, Response, read_rankings
@@ -32,31 +35,43 @@ def item(name: str, ranks: Sequence[float], scores: Sequence[float | None]) -> I
     return Item(name, SAID, tuple(responses))
 
 
-TOY: dict[str, Callable[[str], float]] = {
-    "char_length": lambda text: float(len(text)),
-    "length_bucket_0_5": lambda text: float(min(5, len(text) // 200)),
-    "constant_3": lambda text: 3.0,
-}
-
-
-@pytest.mark.parametrize("judge", TOY)
-def test_the_toy_judges_have_their_expected_values(judge_data: Path, judge: str) -> None:
-    items = read_rankings(judge_data / "oasst_rankings.jsonl")
-    graded = [
-        replace(each, responses=tuple(replace(r, scores_N=(TOY[judge](r.text),)) for r in each.responses))
-        for each in items
+@pytest.mark.parametrize("judge", [len, lambda text: min(5, len(text) // 150), lambda text: 3])
+def test_the_metrics_are_those_of_counting(tmp_path: Path, judge: Callable[[str], float]) -> None:
+    """Pair by pair, and with SciPy's correlations."""
+    items = [
+        replace(each, responses=tuple(replace(r, scores_N=(float(judge(r.text)),)) for r in each.responses))
+        for each in read_rankings(ranked_trees(tmp_path / "trees.jsonl", trees=15))
     ]
-    found = ranking_quality(graded).as_dict()
-    expected = json.loads((judge_data / "oasst_expected_baseline_judges.json").read_text(encoding="utf-8"))[judge]
-    for name, value in expected.items():
-        assert found[name] == (None if value is None else pytest.approx(value, abs=1e-9)), name
+    credits, exact, fives, best_of, rank_correlations, taus = [], [], [], [], [], []
+    for each in items:
+        scores, ranks = [r.score or 0.0 for r in each.responses], [r.rank or 0.0 for r in each.responses]
+        leads = [(scores[a] - scores[b]) * (ranks[b] - ranks[a]) for a, b in combinations(range(3), 2)]
+        credits += [0.5 if lead == 0 else float(lead > 0) for lead in leads]
+        exact.append(all(lead > 0 for lead in leads))
+        fives += [rank == 0 for score, rank in zip(scores, ranks, strict=True) if score >= 5]
+        top = [rank == 0 for score, rank in zip(scores, ranks, strict=True) if score == max(scores)]
+        best_of.append(sum(top) / len(top))
+        if len(set(scores)) > 1:
+            quality = [-rank for rank in ranks]
+            rank_correlations.append(spearmanr(scores, quality).statistic)
+            taus.append(kendalltau(scores, quality).statistic)
+    found = ranking_quality(items)
+    assert (found.n_prompts, found.n_pairs, found.n_tied_pairs) == (30, 90, credits.count(0.5))
+    assert found.pairwise_accuracy_ties_half == pytest.approx(fmean(credits))
+    decided = [credit for credit in credits if credit != 0.5]
+    assert found.pairwise_accuracy_without_ties == (pytest.approx(fmean(decided)) if decided else None)
+    assert found.exact_match == pytest.approx(fmean(exact))
+    assert (found.five_best, found.n_fives) == (pytest.approx(fmean(fives)) if fives else None, len(fives))
+    assert found.best_of_match_ties_shared == pytest.approx(fmean(best_of))
+    assert found.mean_spearman_defined == (pytest.approx(fmean(rank_correlations)) if rank_correlations else None)
+    assert found.mean_kendall_tau_b_defined == (pytest.approx(fmean(taus)) if taus else None)
 
 
-def test_the_length_only_judge_stands_in_every_table(judge_data: Path) -> None:
-    items = read_rankings(judge_data / "oasst_rankings.jsonl")
+def test_the_length_only_judge_stands_in_every_table(tmp_path: Path) -> None:
+    items = read_rankings(ranked_trees(tmp_path / "trees.jsonl"))
     rows = dict(rankings_table(items, "mine", 5.0).rows)
     assert list(rows) == ["length only", "chance"]  # the file holds no scores of a judge
-    assert rows["length only"]["pairwise_accuracy_ties_half"] == pytest.approx(0.6957, abs=1e-4)
+    assert rows["length only"]["pairwise_accuracy_ties_half"] == pytest.approx(7 / 9)  # in every third row 1 of 3
     assert rows["length only"]["five_best"] is None
     assert rows["chance"]["pairwise_accuracy_ties_half"] == 0.5
     assert list(dict(rankings_table(scored_by_length(items), "mine", 5.0).rows)) == ["mine", "length only", "chance"]

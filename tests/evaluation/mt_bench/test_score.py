@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import builders  # noqa: F401  (sets hypothesis up)
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,66 +18,14 @@ from metareward.evaluation.mt_bench.data import (
     Grade,
     GradingPrompts,
     Question,
-    prompt_name,
     question_about,
-    read_answers,
     read_grades,
-    read_prompts,
     read_questions,
-    read_references,
     read_score,
 )
 from metareward.evaluation.mt_bench.run import MtBenchFiles, judged, results
 from metareward.evaluation.mt_bench.score import evaluate
 from metareward.types import Messages, Sampling
-
-JUDGMENTS = "gpt-4_single.jsonl"
-
-
-# --- the stored judgments ---
-
-
-@pytest.fixture(scope="module")
-def judgments(mt_bench_data: Path) -> list[Mapping[str, object]]:
-    text = (mt_bench_data / JUDGMENTS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
-def test_every_stored_prompt_is_rendered_byte_for_byte(mt_bench_data: Path, judgments: list[dict[str, object]]) -> None:
-    questions = read_questions(mt_bench_data / "question.jsonl")
-    references = read_references(mt_bench_data / "reference_answer_gpt-4.jsonl")
-    prompts = read_prompts(mt_bench_data / "judge_prompts.jsonl")
-    answers = read_answers(mt_bench_data / "model_answer")
-    assert (len(questions), len(references), len(judgments)) == (80, 30, 320)
-    for row in judgments:
-        question, turn = questions[int(str(row["question_id"]))], int(str(row["turn"]))
-        answer = answers[str(row["model"])][question.id]
-        _, user = question_about(prompts, question, answer, references.get(question.id), turn)
-        assert user.content == row["user_prompt"]
-        assert row["judge"] == ["gpt-4", prompt_name(question.category, turn)]
-
-
-def test_every_stored_score_is_read_again(judgments: list[dict[str, object]]) -> None:
-    assert [read_score(str(row["judgment"])) for row in judgments] == [row["score"] for row in judgments]
-
-
-def test_averages_are_the_published_ones(mt_bench_data: Path) -> None:
-    expected = json.loads((mt_bench_data / "expected_scores.json").read_text(encoding="utf-8"))
-    found = {each.model: each.as_dict() for each in results(MtBenchFiles(mt_bench_data / JUDGMENTS))}
-    assert set(found) == set(expected)
-    for model, numbers in expected.items():
-        for name, value in numbers.items():
-            assert found[model][name] == pytest.approx(value, abs=1e-6), (model, name)
-
-
-def test_categories_make_up_the_average(mt_bench_data: Path) -> None:
-    files = MtBenchFiles(mt_bench_data / JUDGMENTS, questions=mt_bench_data / "question.jsonl")
-    for each in results(files):
-        assert len(each.categories) == 8 and each.n_missing == 0
-        assert all(category.n_valid == 20 for category in each.categories.values())
-        averages = [category.average or 0 for category in each.categories.values()]
-        assert sum(averages) / 8 == pytest.approx(each.average)
-
 
 # --- scores ---
 
@@ -213,3 +162,29 @@ def test_judgments_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object
 def test_a_question_has_two_turns(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are not two texts"):
         read_questions(lines(tmp_path / "q.jsonl", [{"question_id": 1, "category": "math", "turns": ["one"]}]))
+
+
+def test_averages_of_stored_judgments_by_model_and_category(tmp_path: Path) -> None:
+    """FastChat's table: rows of score -1 are dropped, and all other rows of a model are averaged."""
+    categories = ("writing", "math", "coding", "stem")
+    questions = [{"question_id": 81 + i, "category": categories[i % 4], "turns": ["a", "b"]} for i in range(8)]
+    rows: list[dict[str, Any]] = [
+        {"question_id": 81 + i, "model": model, "turn": turn, "score": (i * factor + turn * 3) % 11 - 1}
+        for model, factor in (("one", 3), ("other", 7))
+        for i in range(8)
+        for turn in (1, 2)
+    ]
+    judgments = lines(tmp_path / "gpt-4_single.jsonl", rows)
+    found = results(MtBenchFiles(judgments, questions=lines(tmp_path / "question.jsonl", questions)))
+    assert {each.model for each in found} == {"one", "other"}
+    assert found[0].average is not None and found[1].average is not None and found[0].average >= found[1].average
+    for each in found:
+        own = [row for row in rows if row["model"] == each.model and row["score"] != -1]
+        by_turn = [[row["score"] for row in own if row["turn"] == turn] for turn in (1, 2)]
+        assert each.average == pytest.approx(np.mean([row["score"] for row in own]))
+        assert each.turn1 == pytest.approx(np.mean(by_turn[0])) and each.turn2 == pytest.approx(np.mean(by_turn[1]))
+        assert each.n_missing == 0 and each.n_failed == 16 - len(own)
+        for place, name in enumerate(categories):
+            scores = [row["score"] for row in own if (row["question_id"] - 81) % 4 == place]
+            assert each.categories[name].average == pytest.approx(np.mean(scores))
+            assert each.categories[name].n_valid == len(scores)

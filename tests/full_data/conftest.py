@@ -1,19 +1,19 @@
-"""The benchmarks' own files, where they are: in a folder beside the checkout. They are not part of the repository."""
+"""Where the full public data sets lie: see README.md in this folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-STORED = Path(__file__).parents[3] / "shared" / "data"
+FOLDER = Path(os.environ.get("METAREWARD_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 def _folder(name: str) -> Path:
-    folder = STORED / name
-    if not folder.is_dir():
-        pytest.skip(f"the benchmark's stored files ({name}) are not beside the checkout")
-    return folder
+    if not (FOLDER / name).is_dir():
+        pytest.fail(f"{FOLDER / name} is missing: tests/full_data/README.md says which files belong there")
+    return FOLDER / name
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +34,8 @@ def mt_bench_data() -> Path:
 @pytest.fixture(scope="session")
 def judge_data() -> Path:
     return _folder("judge")
+
+
+@pytest.fixture(scope="session")
+def prompt_data() -> Path:
+    return _folder("prompts")

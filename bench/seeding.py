@@ -1,11 +1,11 @@
-"""Does teaching a judge on EFT make it a better judge? The pocket world's oracle says, before and after.
+"""Does training on EFT improve the judge? Measured against the pocket world's oracle, before and after.
 
-Ranked answers are made by program: faulty answers to pocket instructions, ranked by their true scores. The pocket model
-judges them; what agrees with the ranks and is thinned becomes EFT (`metareward.seeding`), which the same model is then
-taught. Beside it, the same number of judgments of the same answers that nobody filtered, and EFT together with IFT.
-Measured on held-out instructions: the judge on faulty answers, the actor on its own.
+The ranked answers are synthetic: faulty answers to pocket instructions, ranked by their true scores. The pocket model
+judges them, EFT is built from its judgments (`metareward.data.seed_sets`), and the same model is trained on EFT, on as
+many unfiltered judgments of the same answers, and on IFT and EFT together. Evaluated on held-out instructions: the
+judge on faulty answers, the actor on its own answers.
 
-    python bench/seeding.py [PROMPTS] [SEED] [TRIES]
+    python bench/seeding.py [PROMPTS] [SEED] [JUDGMENT_SETS]
 
 Prints a table and writes bench/results/seeding.json.
 """
@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from metareward.config.schema import load_recipe
-from metareward.data.ranked import Ranked, RankedAnswer, RankedSet, read_ranked
-from metareward.data.seed_sets import RECORDS, EftExample, SeedSets, eft_rows, judged, write_rows
+from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet, read_ranked
+from metareward.data.seed_sets import RECORDS, EftExample, SeedSets, read_judged, write_eft
 from metareward.engines.local.engine import LocalEngine
 from metareward.generation.progress import SILENT
 from metareward.method.stats import PairwiseAccuracy, pairwise_accuracy, spearman
-from metareward.pipeline.seeding import SeedChoices, build_seed_sets, teach
+from metareward.pipeline.seeding import SeedOptions, build_seed_sets, train_sft
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import RUBRIC, answer
 from metareward.pocket.oracle import mark
@@ -44,9 +44,9 @@ from metareward.storage.serialization import json_lines
 from metareward.storage.store import RecordStore
 from metareward.types import Message, Prompt, Sampling, Scored
 
-ANSWERS, EXAM, EXAM_JUDGMENTS = 3, 300, 3
-SHARES = SeedChoices(ift_share=0.3, held_out_share=0.0)
-TEACHING: dict[str, Any] = {
+ANSWERS, EVAL_PROMPTS, EVAL_JUDGMENTS = 3, 300, 3
+SHARES = SeedOptions(ift_share=0.3, held_out_share=0.0)
+TRAINING: dict[str, Any] = {
     "learning_rate": 2e-4,
     "final_learning_rate": 2e-5,
     "epochs": 3,
@@ -57,8 +57,8 @@ TEACHING: dict[str, Any] = {
 }
 
 
-def ranked(count: int, seed: int, held_out: bool) -> Iterator[Ranked]:
-    """Instructions with `ANSWERS` faulty answers of different true scores, the best of rank 0."""
+def ranked(count: int, seed: int, held_out: bool) -> Iterator[RankedPrompt]:
+    """Instructions with `ANSWERS` faulty answers of different true scores; rank 0 is the best."""
     rng = random.Random(seed)
     for number, instruction in enumerate(draw_instructions(count, seed, held_out)):
         scores: dict[int, str] = {}
@@ -67,11 +67,11 @@ def ranked(count: int, seed: int, held_out: bool) -> Iterator[Ranked]:
             scores.setdefault(mark(instruction, text).score, text)
         order = sorted(scores, reverse=True)
         answers = [RankedAnswer(scores[score], order.index(score)) for score in scores]
-        yield Ranked(Prompt(f"p{number:04d}", (Message("user", instruction),)), tuple(answers))
+        yield RankedPrompt(Prompt(f"p{number:04d}", (Message("user", instruction),)), tuple(answers))
 
 
-def write_ranked(path: Path, rows: Sequence[Ranked]) -> None:
-    """As people give them to `metareward seed build`."""
+def write_ranked(path: Path, rows: Sequence[RankedPrompt]) -> None:
+    """Write a file for `metareward seed build`."""
     path.write_text(
         json_lines(
             {
@@ -87,11 +87,11 @@ def write_ranked(path: Path, rows: Sequence[Ranked]) -> None:
 
 
 def unfiltered(given: RankedSet, folder: Path, like: SeedSets, seed: int) -> Iterator[EftExample]:
-    """As many judgments as EFT has, of the answers that EFT was chosen from: the first readable one of each."""
+    """As many judgments as EFT has, of the same prompts' answers: the first readable one of each."""
     examples: list[EftExample] = []
     with RecordStore.read(folder / RECORDS) as store:
-        for each in given.ranked:
-            found = judged(store, each.prompt.id)
+        for each in given.prompts:
+            found = read_judged(store, each.prompt.id)
             for place, of_answer in enumerate(found.judgments_AN if found else ()):
                 read = [(one, one.reading.score) for one in of_answer if isinstance(one.reading, Scored)]
                 for one, score in read[:1]:
@@ -100,22 +100,24 @@ def unfiltered(given: RankedSet, folder: Path, like: SeedSets, seed: int) -> Ite
     return iter(sorted(examples, key=lambda each: derive(seed, each.id))[: len(like.eft)])
 
 
-async def measured(folder: Path, exam: Sequence[Ranked]) -> dict[str, float | None]:
-    """What the judge makes of faulty answers, and what the actor's own answers are worth."""
+async def measured(folder: Path, eval_set: Sequence[RankedPrompt]) -> dict[str, float | None]:
+    """The judge's accuracy on faulty answers, and the quality of the actor's own answers."""
     engine = LocalEngine.open(folder, device="cpu", dtype="auto", max_num_seqs=176, deterministic=False)
     sampling = Sampling(1.0, 0.95, 48)
-    asked = [(each, one) for each in exam for one in each.answers]
+    asked = [(each, one) for each in eval_set for one in each.answers]
     judging = (
-        engine.complete(RUBRIC.render(each.prompt, one.text), replace(sampling, seed=place), EXAM_JUDGMENTS)
+        engine.complete(RUBRIC.render(each.prompt, one.text), replace(sampling, seed=place), EVAL_JUDGMENTS)
         for place, (each, one) in enumerate(asked)
     )
-    acting = (engine.complete(each.prompt.messages, replace(sampling, seed=n), 1) for n, each in enumerate(exam))
+    acting = (engine.complete(each.prompt.messages, replace(sampling, seed=n), 1) for n, each in enumerate(eval_set))
     judgments, answers = await asyncio.gather(*judging), await asyncio.gather(*acting)
     await engine.aclose()
     truth = [float(mark(each.prompt.messages[0].content, one.text).score) for each, one in asked]
     read = [[RUBRIC.read(one.text, one.finish) for one in written] for written in judgments]
     scores = [[one.score for one in readings if isinstance(one, Scored)] for readings in read]
-    own = [mark(each.prompt.messages[0].content, one.text).score for each, (one,) in zip(exam, answers, strict=True)]
+    own = [
+        mark(each.prompt.messages[0].content, one.text).score for each, (one,) in zip(eval_set, answers, strict=True)
+    ]
     return {**_judge(scores, truth), "answer_quality": sum(own) / len(own)}
 
 
@@ -128,7 +130,7 @@ def _judge(scores: Sequence[Sequence[float]], truth: Sequence[float]) -> dict[st
         of_prompt = [place for place in range(first, first + ANSWERS) if means[place] is not None]
         pairs += pairwise_accuracy([means[place] or 0.0 for place in of_prompt], [truth[place] for place in of_prompt])
     return {
-        "readable": len(each) / (len(truth) * EXAM_JUDGMENTS),
+        "readable": len(each) / (len(truth) * EVAL_JUDGMENTS),
         "exact": sum(score == true for score, true in each) / len(each),
         "pairwise_accuracy": pairs.accuracy,
         "rank_correlation": spearman([mean for mean, _ in known], [true for _, true in known]),
@@ -138,23 +140,27 @@ def _judge(scores: Sequence[Sequence[float]], truth: Sequence[float]) -> dict[st
 
 
 def main() -> None:
-    """Build, teach, measure, print, write."""
+    """Build, train, evaluate, print, write."""
     given_words = [int(word) for word in sys.argv[1:]]
-    count, seed, tries = (*given_words, *(300, 1, 1)[len(given_words) :])
-    exam = tuple(ranked(EXAM, derive(seed, "exam"), held_out=True))
+    count, seed, judgment_sets = (*given_words, *(300, 1, 1)[len(given_words) :])
+    eval_set = tuple(ranked(EVAL_PROMPTS, derive(seed, "exam"), held_out=True))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_ranked(folder / "ranked.jsonl", tuple(ranked(count, derive(seed, "ranked"), held_out=False)))
         given = read_ranked(folder / "ranked.jsonl")
         recipe = load_recipe("pocket", [f"seed={seed}", "engine.workers=1"])
-        sets = build_seed_sets(recipe, given, folder / "sets", replace(SHARES, tries=tries), SILENT)
-        write_rows(folder / "sets/unfiltered.jsonl", eft_rows(unfiltered(given, folder / "sets", sets, seed)))
-        found = {"M0": asyncio.run(measured(MODEL, exam))}
+        sets = build_seed_sets(recipe, given, folder / "sets", replace(SHARES, judgment_sets=judgment_sets), SILENT)
+        write_eft(folder / "sets/unfiltered.jsonl", unfiltered(given, folder / "sets", sets, seed))
+        found = {"M0": asyncio.run(measured(MODEL, eval_set))}
         for name, files in (("EFT", ["eft"]), ("unfiltered", ["unfiltered"]), ("IFT + EFT", ["ift", "eft"])):
             data = [folder / f"sets/{file}.jsonl" for file in files]
-            made = teach("pocket", data, folder / name, TEACHING | {"seed": seed}, SILENT)
-            found[name] = asyncio.run(measured(made.output, exam))
-    table = Table("model", *next(iter(found.values())), title=f"{count} ranked prompts, seed {seed}, {tries} tries")
+            trained = train_sft("pocket", data, folder / name, TRAINING | {"seed": seed}, SILENT)
+            found[name] = asyncio.run(measured(trained.output, eval_set))
+    table = Table(
+        "model",
+        *next(iter(found.values())),
+        title=f"{count} ranked prompts, seed {seed}, {judgment_sets} judgment sets",
+    )
     for name, values in found.items():
         table.add_row(name, *(f"{value:.3f}" for value in values.values()))
     console = Console(width=160)
@@ -162,9 +168,9 @@ def main() -> None:
     console.print(table)
     path = Path(__file__).parent / "results" / "seeding.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    known[f"{count} prompts, seed {seed}, {tries} tries"] = {
+    known[f"{count} prompts, seed {seed}, {judgment_sets} judgment sets"] = {
         "sets": sets.summary,
-        "teaching": TEACHING,
+        "training": TRAINING,
         "measured": found,
     }
     path.write_text(json.dumps({**known, **environment()}, indent=2) + "\n")

@@ -1,15 +1,27 @@
-"""Prompt files are read whole or refused with line, field and fix; slices never share a prompt."""
+"""Prompts: rows in every form, errors that name line, field and fix, and slices of iterations."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metareward.data.prompts import choose, digest, gather_prompts, hold_out, load_prompts, write_prompts
+from metareward.data.prompts import (
+    digest_prompts,
+    gather_prompts,
+    load_prompts,
+    parse_example,
+    parse_prompt,
+    prompts_of_iteration,
+    split_held_out,
+    write_prompts,
+)
 from metareward.errors import UserError
-from metareward.types import Message, Prompt
+from metareward.types import Message, Messages, Prompt
 
 USER = {"role": "user", "content": "hello"}
 BOT = {"role": "assistant", "content": "hi"}
@@ -30,7 +42,7 @@ def many(count: int) -> tuple[Prompt, ...]:
     return tuple(Prompt(f"p{number}", (Message("user", f"question {number}"),)) for number in range(count))
 
 
-def test_all_three_forms(path: Path) -> None:
+def test_prompts_in_three_forms(path: Path) -> None:
     put(
         path,
         {"id": "a", "prompt": "hello"},
@@ -45,7 +57,7 @@ def test_all_three_forms(path: Path) -> None:
     )
 
 
-def test_without_an_id_the_content_is_the_id(path: Path) -> None:
+def test_the_default_id_is_a_hash_of_the_content(path: Path) -> None:
     first = load_prompts(put(path, {"prompt": "one"}, {"prompt": "two", "source": "x"}))
     again = load_prompts(put(path, {"messages": [{"role": "user", "content": "two"}]}, {"prompt": "one"}))
     assert {prompt.id for prompt in first} == {prompt.id for prompt in again}
@@ -58,12 +70,12 @@ def test_only_a_newline_ends_a_line(path: Path) -> None:
     assert [prompt.messages[0].content for prompt in load_prompts(path)] == [text, "x"]
 
 
-def test_windows_files(path: Path) -> None:
+def test_byte_order_mark_and_windows_line_ends(path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "two\\r\\n"}\r\n')
     assert [prompt.messages[0].content for prompt in load_prompts(path)] == ["one", "two\r\n"]
 
 
-def test_repeats_are_refused_or_gathered_once(path: Path) -> None:
+def test_duplicates_are_refused_or_reported(path: Path) -> None:
     put(
         path,
         {"prompt": "one"},
@@ -71,14 +83,14 @@ def test_repeats_are_refused_or_gathered_once(path: Path) -> None:
         {"prompt": "one"},
         {"messages": [{"role": "user", "content": "one"}]},
     )
-    with pytest.raises(UserError, match=r"prompts\.jsonl:3: the same prompt as in line 1; fix: take one out"):
+    with pytest.raises(UserError, match=r"prompts\.jsonl:3: the same prompt as in .*prompts\.jsonl:1; fix: remove one"):
         load_prompts(path)
     gathered = gather_prompts(path)
     assert [prompt.messages[0].content for prompt in gathered.prompts] == ["one", "two"]
-    assert [(again.number, first.number) for again, first in gathered.repeats] == [(3, 1), (4, 1)]
+    assert gathered.repeats == ((f"{path}:3", f"{path}:1"), (f"{path}:4", f"{path}:1"))
 
 
-def test_the_same_words_under_two_ids_are_two_prompts(path: Path) -> None:
+def test_equal_texts_with_different_ids_are_two_prompts(path: Path) -> None:
     assert len(load_prompts(put(path, {"id": "a", "prompt": "one"}, {"id": "b", "prompt": "one"}))) == 2
 
 
@@ -104,20 +116,20 @@ BAD = [
     ('{"prompt": [{"role": "user"}]}', r'field "prompt\[0\].content": is missing or null'),
     ('{"prompt": [{"role": "user", "content": [{"type": "text"}]}]}', r'field "prompt\[0\].content": is a list'),
     ('{"prompt": [{"role": "system", "content": "x"}]}', 'field "prompt": has no user turn'),
-    (json.dumps({"messages": [USER, BOT]}), 'field "messages": ends with an assistant turn; fix: take that turn out'),
-    (json.dumps({"messages": [USER, USER]}), r'field "messages\[1\].role": is "user" where "assistant" is due'),
-    (json.dumps({"messages": [BOT, USER]}), r'field "messages\[0\].role": is "assistant" where "user" is due'),
-    (json.dumps({"messages": [USER, SYSTEM]}), r'field "messages\[1\].role": is "system" where "assistant" is due'),
+    (json.dumps({"messages": [USER, BOT]}), 'field "messages": ends with an assistant turn; fix: remove it'),
+    (json.dumps({"messages": [USER, USER]}), r'field "messages\[1\].role": is "user", should be "assistant"'),
+    (json.dumps({"messages": [BOT, USER]}), r'field "messages\[0\].role": is "assistant", should be "user"'),
+    (json.dumps({"messages": [USER, SYSTEM]}), r'field "messages\[1\].role": is "system", should be "assistant"'),
     ('{"id": "", "prompt": "x"}', 'field "id": is empty'),
     ('{"id": true, "prompt": "x"}', 'field "id": is true or false'),
     ('{"id": 1.5, "prompt": "x"}', 'field "id": is a number'),
-    ('{"id": "a", "prompt": "x"}', 'field "id": "a" is taken by line 1'),
-    ('{"id": "a", "prompt": "fine"}', "the same prompt as in line 1"),
+    ('{"id": "a", "prompt": "x"}', r'field "id": "a" is taken by .*prompts\.jsonl:1'),
+    ('{"id": "a", "prompt": "fine"}', r"the same prompt as in .*prompts\.jsonl:1"),
 ]
 
 
 @pytest.mark.parametrize(("line", "expected"), BAD)
-def test_a_bad_line_is_told_by_file_line_field_and_fix(path: Path, line: str, expected: str) -> None:
+def test_errors_name_file_line_field_and_fix(path: Path, line: str, expected: str) -> None:
     path.write_text('{"id": "a", "prompt": "fine"}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=expected) as caught:
         load_prompts(path)
@@ -149,7 +161,7 @@ def test_written_prompts_come_back(tmp_path_factory: pytest.TempPathFactory, tex
     prompts = tuple(Prompt(text, (Message("system", text), Message("user", text))) for text in texts)
     write_prompts(path, prompts)
     assert load_prompts(path) == prompts
-    assert digest(load_prompts(path)) == digest(prompts)
+    assert digest_prompts(load_prompts(path)) == digest_prompts(prompts)
 
 
 def test_the_digest_sees_every_change() -> None:
@@ -160,27 +172,157 @@ def test_the_digest_sees_every_change() -> None:
         (base[0], Prompt("p1", (Message("user", "other"),))),
         (base[0], Prompt("p1", (Message("system", "question 1"),))),
     ]
-    assert len({digest(prompts) for prompts in [base, *others]}) == 5
+    assert len({digest_prompts(prompts) for prompts in [base, *others]}) == 5
 
 
 def test_slices_are_disjoint_cover_everything_and_repeat() -> None:
-    slices = [choose(many(20), 5, iteration, seed=3) for iteration in (1, 2, 3, 4)]
+    slices = [prompts_of_iteration(many(20), 5, iteration, seed=3) for iteration in (1, 2, 3, 4)]
     assert sorted(prompt.id for part in slices for prompt in part) == sorted(prompt.id for prompt in many(20))
-    assert slices == [choose(many(20)[::-1], 5, iteration, seed=3) for iteration in (1, 2, 3, 4)]
-    assert slices[0] != choose(many(20), 5, 1, seed=4)
+    assert slices == [prompts_of_iteration(many(20)[::-1], 5, iteration, seed=3) for iteration in (1, 2, 3, 4)]
+    assert slices[0] != prompts_of_iteration(many(20), 5, 1, seed=4)
     assert [prompt.id for part in slices for prompt in part] != [prompt.id for prompt in many(20)]
 
 
 def test_too_few_prompts() -> None:
     with pytest.raises(UserError, match=r"iteration 3 needs 15 \(3 x 5\) and there are 14; fix:"):
-        choose(many(14), 5, 3, seed=1)
+        prompts_of_iteration(many(14), 5, 3, seed=1)
 
 
 def test_held_out_prompts_are_not_among_the_rest() -> None:
-    held, rest = hold_out(many(20), 6, seed=1)
+    held, rest = split_held_out(many(20), 6, seed=1)
     assert len(held) == 6
     assert {prompt.id for prompt in held} | {prompt.id for prompt in rest} == {prompt.id for prompt in many(20)}
     assert len(rest) == 14
-    assert held == hold_out(many(20)[::-1], 6, seed=1)[0]
+    assert held == split_held_out(many(20)[::-1], 6, seed=1)[0]
     with pytest.raises(UserError, match="20 held out of 20"):
-        hold_out(many(20), 20, seed=1)
+        split_held_out(many(20), 20, seed=1)
+
+
+# --- forms of rows ---
+
+
+RULE, ASKED, SAID, AGAIN = (
+    Message("system", "be kind"),
+    Message("user", "hello"),
+    Message("assistant", "hi"),
+    Message("user", "and now?"),
+)
+
+
+def turn(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+def share(message: Message) -> dict[str, str]:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    return {"from": names[message.role], "value": message.content}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("hello", (ASKED,)),
+        ({"prompt": "hello"}, (ASKED,)),
+        ({"prompt": [turn(RULE), turn(ASKED)], "completion": "not looked at"}, (RULE, ASKED)),
+        ({"messages": [turn(ASKED), turn(SAID), turn(AGAIN)], "prompt": None}, (ASKED, SAID, AGAIN)),
+        ({"instruction": "hello", "input": "", "output": "hi"}, (ASKED,)),
+        ({"instruction": "hello", "input": " \n", "system": None}, (ASKED,)),
+        ({"instruction": "Sort.", "input": "3, 2"}, (Message("user", "Sort.\n\n3, 2"),)),
+        (
+            {"instruction": "and now?", "system": "be kind", "history": [["hello", "hi"]]},
+            (RULE, ASKED, SAID, AGAIN),
+        ),
+        ({"conversations": [share(ASKED), share(SAID)]}, (ASKED,)),
+        (
+            {"conversations": [share(RULE), share(ASKED), share(SAID), share(AGAIN)]},
+            (RULE, ASKED, SAID, AGAIN),
+        ),
+        ({"conversations": [share(ASKED), share(SAID)], "system": "be kind", "tools": ""}, (RULE, ASKED)),
+        ({"conversations": [share(RULE), share(ASKED)], "system": "be rude"}, (RULE, ASKED)),
+        ({"conversations": [turn(ASKED), turn(SAID)]}, (ASKED,)),
+        ({"messages": [share(ASKED)]}, (ASKED,)),
+    ],
+)
+def test_prompts_are_parsed_in_every_form(row: object, expected: Messages) -> None:
+    assert parse_prompt(row, "here") == expected
+
+
+def test_the_prompt_field_can_be_named() -> None:
+    row = {"prompt": "hello", "messages": [turn(ASKED), turn(SAID)], "question": "and now?"}
+    assert parse_prompt(row, "here", "prompt") == (ASKED,)
+    assert parse_prompt(row, "here", "messages") == (ASKED,)
+    assert parse_prompt(row, "here", "question") == (AGAIN,)
+    with pytest.raises(UserError, match='here: field "answer": is missing or null; fix: '):
+        parse_prompt(row, "here", "answer")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"instruction": 3}, 'field "instruction": is a number; fix: write text'),
+        ({"instruction": "x", "input": ["y"]}, 'field "input": is a list; fix: write text'),
+        ({"instruction": "x", "history": [["a", "b"], ["c"]]}, r'field "history\[1\]": is no pair of texts'),
+        ({"instruction": "x", "history": [["a", ""]]}, r'field "history\[0\]\[1\]": is empty'),
+        ({"instruction": "x", "conversations": []}, 'fields "conversations" and "instruction" are both there'),
+        (
+            {"conversations": [{"from": "tool", "value": "x"}]},
+            r'"conversations\[0\].from": is "tool"; fix: use system, h',
+        ),
+        ({"conversations": [{"from": "human"}]}, r'field "conversations\[0\].value": is missing or null'),
+        (
+            {"conversations": [share(SAID), share(ASKED)]},
+            r'conversations\[0\].role": is "assistant", should be "user"',
+        ),
+        ({"conversations": [share(SAID)]}, 'field "conversations": has no user turn'),
+        ({"conversations": "hello"}, 'field "conversations": is text'),
+        ({"messages": [turn(ASKED), turn(SAID)]}, 'field "messages": ends with an assistant turn'),
+    ],
+)
+def test_errors_name_place_field_and_fix(row: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        parse_prompt(row, "data.json: item 7")
+    assert str(caught.value).startswith("data.json: item 7: ")
+    assert "; fix: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hello", "completion": "hi"},
+        {"prompt": [turn(ASKED)], "completion": [turn(SAID)]},
+        {"messages": [turn(ASKED), turn(SAID)]},
+        {"instruction": "hello", "input": "", "output": "hi"},
+        {"conversations": [share(ASKED), share(SAID)]},
+    ],
+)
+def test_examples_are_parsed_in_every_form(row: dict[str, Any]) -> None:
+    assert parse_example(row, "here") == ((ASKED,), "hi")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("hello", "not a JSON object"),
+        ({"prompt": "hello"}, 'field "prompt": doesn\'t end with an assistant turn'),
+        ({"prompt": "hello", "completion": ""}, 'field "completion": is empty'),
+        ({"prompt": "hello", "completion": [turn(ASKED)]}, 'field "completion": doesn\'t end with an assistant turn'),
+        ({"prompt": [turn(ASKED), turn(SAID)], "completion": "hi"}, 'field "completion": ends with an assistant turn'),
+        ({"completion": "hi"}, 'field "prompt": is missing or null'),
+        ({"instruction": "hello"}, 'field "output": is missing or null'),
+        ({"messages": [turn(SAID)]}, 'field "messages": has no user turn'),
+        ({"messages": []}, 'field "messages": doesn\'t end with an assistant turn'),
+    ],
+)
+def test_rows_that_are_no_example_are_user_errors(row: object, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        parse_example(row, "here")
+
+
+def test_a_prompt_has_the_same_id_in_every_form(tmp_path: Path) -> None:
+    rows = ["hello", {"prompt": "hello"}, {"instruction": "hello", "output": "x"}, {"conversations": [share(ASKED)]}]
+    ids = set()
+    for number, row in enumerate(rows):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        ids.add(load_prompts(path)[0].id)
+    assert len(ids) == 1

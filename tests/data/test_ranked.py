@@ -1,4 +1,4 @@
-"""Ranked answers from every form there is, Open Assistant's trees among them."""
+"""Ranked answers in every form, Open Assistant's trees included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_up import ranked_trees
 
-from metareward.data.ranked import Ranked, RankedAnswer, RankedSet, read_ranked
+from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet, read_ranked
 from metareward.errors import UserError
 from metareward.types import Message, Prompt
 
@@ -60,23 +60,28 @@ def table() -> list[dict[str, Any]]:
 
 def test_prompt_answers_and_ranks(tmp_path: Path) -> None:
     row = {"id": "q1", "prompt": "Why?", "answers": ["So.", "No."], "ranks": [0, 1], "lang": "en-GB"}
-    assert read_ranked(put(tmp_path / "a.jsonl", row)) == RankedSet((Ranked(Prompt("q1", ASK), TWO, "en-GB"),), {})
+    assert read_ranked(put(tmp_path / "a.jsonl", row)) == RankedSet(
+        (RankedPrompt(Prompt("q1", ASK), TWO, "en-GB"),), {}
+    )
     turns = [{"role": each.role, "content": each.content} for each in LATER]
     row = {"messages": turns, "answers": ["So.", "No."], "ranks": [0, 1.0]}
-    (found,) = read_ranked(put(tmp_path / "a.jsonl", row), first_turns=False).ranked
+    (found,) = read_ranked(put(tmp_path / "a.jsonl", row), first_turns=False).prompts
     assert (found.prompt.messages, found.answers, found.language) == (LATER, TWO, None)
 
 
 def test_the_flat_export(tmp_path: Path) -> None:
     responses = [{"text": "So.", "rank": 0, "id": "x"}, {"text": "No.", "rank": 1}]
     row = {"id": "q1", "conversation": [{"role": "prompter", "text": "Why?"}], "responses": responses}
-    assert read_ranked(put(tmp_path / "a.jsonl", row)).ranked == (Ranked(Prompt("q1", ASK), TWO),)
+    assert read_ranked(put(tmp_path / "a.jsonl", row)).prompts == (RankedPrompt(Prompt("q1", ASK), TWO),)
     row = {"id": "q1", "prompt": "Why?", "responses": responses}
-    assert read_ranked(put(tmp_path / "a.jsonl", row)).ranked == (Ranked(Prompt("q1", ASK), TWO),)
+    assert read_ranked(put(tmp_path / "a.jsonl", row)).prompts == (RankedPrompt(Prompt("q1", ASK), TWO),)
 
 
-def test_a_tree_and_its_table_are_one(tmp_path: Path) -> None:
-    first, later = Ranked(Prompt("q1", ASK), TWO, "en"), Ranked(Prompt("q2", LATER), (RankedAnswer("Wait.", 0),), "en")
+def test_a_tree_and_its_message_table_give_the_same_prompts(tmp_path: Path) -> None:
+    first, later = (
+        RankedPrompt(Prompt("q1", ASK), TWO, "en"),
+        RankedPrompt(Prompt("q2", LATER), (RankedAnswer("Wait.", 0),), "en"),
+    )
     pq.write_table(pa.Table.from_pylist(table()), tmp_path / "table.parquet")
     for path in (
         put(tmp_path / "tree.jsonl", tree()),
@@ -87,25 +92,25 @@ def test_a_tree_and_its_table_are_one(tmp_path: Path) -> None:
         assert read_ranked(path, first_turns=False) == RankedSet((first, later), {})
 
 
-def test_what_follows_a_message_that_was_turned_down_is_left_out(tmp_path: Path) -> None:
+def test_rejected_messages_and_their_replies_are_left_out(tmp_path: Path) -> None:
     given = tree()
     given["prompt"]["replies"][0]["review_result"] = False
-    (found,) = read_ranked(put(tmp_path / "a.jsonl", given), first_turns=False).ranked
+    (found,) = read_ranked(put(tmp_path / "a.jsonl", given), first_turns=False).prompts
     assert [answer.text for answer in found.answers] == ["No."]
     given["prompt"]["deleted"] = True
     with pytest.raises(UserError, match="no ranked prompt is left"):
         read_ranked(put(tmp_path / "a.jsonl", given))
 
 
-def test_other_languages_are_passed_over_and_counted(tmp_path: Path) -> None:
+def test_other_languages_are_skipped_and_counted(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"q{n}", "answers": ["a"], "ranks": [0], "lang": lang}
         for n, lang in enumerate(("en", "de", "ja", None))
     ]
     path = put(tmp_path / "a.jsonl", *rows)
-    assert read_ranked(path).passed_over == {"another language": 2}
-    assert len(read_ranked(path, language=None).ranked) == 4
-    assert len(read_ranked(path, language="de").ranked) == 2
+    assert read_ranked(path).skipped == {"another language": 2}
+    assert len(read_ranked(path, language=None).prompts) == 4
+    assert len(read_ranked(path, language="de").prompts) == 2
     with pytest.raises(UserError, match=r"a\.jsonl: no ranked prompt is left \(3 another language\); fix:"):
         read_ranked(put(path, *[row | {"lang": "fi"} for row in rows[:3]]))
 
@@ -113,7 +118,7 @@ def test_other_languages_are_passed_over_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ([1], "a.jsonl:1: not a JSON object"),
+        (1, "a.jsonl:1: not a JSON object"),
         ({"prompt": "x"}, 'a.jsonl:1: field "answers": missing or no list; fix: write "answers"'),
         ({"prompt": "x", "answers": ["a"]}, 'field "ranks": missing or no list'),
         ({"prompt": "x", "answers": ["a", "b"], "ranks": [0]}, 'field "ranks": 1 for 2 answers; fix: give each'),
@@ -130,41 +135,41 @@ def test_other_languages_are_passed_over_and_counted(tmp_path: Path) -> None:
         ({"prompt": {"role": "user"}}, "field \"prompt.role\": is 'user'; fix: use prompter or assistant"),
     ],
 )
-def test_a_wrong_row_is_told_by_place_field_and_fix(tmp_path: Path, row: object, told: str) -> None:
+def test_errors_name_place_field_and_fix(tmp_path: Path, row: object, told: str) -> None:
     with pytest.raises(UserError, match=told) as caught:
         read_ranked(put(tmp_path / "a.jsonl", row))
     assert "; fix: " in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_table_that_ends_in_something_else(tmp_path: Path) -> None:
+def test_a_message_without_an_id_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'a\.jsonl:6: field "message_id": missing; fix:'):
         read_ranked(put(tmp_path / "a.jsonl", *table()[:5], {"text": "x"}))
 
 
-def test_one_id_for_two_prompts_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_id_is_a_user_error(tmp_path: Path) -> None:
     row = {"id": "q", "prompt": "x", "answers": ["a"], "ranks": [0]}
-    with pytest.raises(UserError, match='the id "q" stands twice'):
+    with pytest.raises(UserError, match='two rows have the id "q"'):
         read_ranked(put(tmp_path / "a.jsonl", row, row | {"prompt": "y"}))
 
 
 @pytest.mark.parametrize(("first", "second"), [("Why?", "why"), ("Say: one, two!", "say one two")])
-def test_prompts_of_the_same_words_are_one_group(first: str, second: str) -> None:
-    one, two = (Ranked(Prompt(text, (Message("user", text),)), TWO) for text in (first, second))
-    assert one.group == two.group == Ranked(Prompt("x", (Message("user", first), *LATER[1:])), TWO).group
-    assert Ranked(Prompt("?", (Message("user", "???"),)), TWO).group != one.group
+def test_prompts_of_the_same_words_share_a_group(first: str, second: str) -> None:
+    one, two = (RankedPrompt(Prompt(text, (Message("user", text),)), TWO) for text in (first, second))
+    assert one.group == two.group == RankedPrompt(Prompt("x", (Message("user", first), *LATER[1:])), TWO).group
+    assert RankedPrompt(Prompt("?", (Message("user", "???"),)), TWO).group != one.group
 
 
-def test_the_best_answer_and_whether_there_is_one() -> None:
+def test_best_answer_and_comparability() -> None:
     tied = (RankedAnswer("a", 1), RankedAnswer("b", 0), RankedAnswer("c", 0))
-    assert Ranked(Prompt("x", ASK), tied).best.text == "b"
-    assert Ranked(Prompt("x", ASK), tied).comparable
-    assert not Ranked(Prompt("x", ASK), tied[1:]).comparable
+    assert RankedPrompt(Prompt("x", ASK), tied).best.text == "b"
+    assert RankedPrompt(Prompt("x", ASK), tied).is_comparable
+    assert not RankedPrompt(Prompt("x", ASK), tied[1:]).is_comparable
 
 
 def test_a_flat_export_of_whole_trees(tmp_path: Path) -> None:
     path = ranked_trees(tmp_path / "trees.jsonl", trees=12)
     every, first = read_ranked(path, first_turns=False), read_ranked(path)
-    assert (len(every.ranked), every.passed_over) == (24, {})
-    assert all(each.comparable and each.best.rank == 0 for each in every.ranked)
-    assert (len(first.ranked), first.passed_over) == (12, {"a later turn": 12})
-    assert len({each.group for each in every.ranked}) == len({each.group for each in first.ranked}) == 12
+    assert (len(every.prompts), every.skipped) == (24, {})
+    assert all(each.is_comparable and each.best.rank == 0 for each in every.prompts)
+    assert (len(first.prompts), first.skipped) == (12, {"a later turn": 12})
+    assert len({each.group for each in every.prompts}) == len({each.group for each in first.prompts}) == 12

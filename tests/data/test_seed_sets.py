@@ -1,4 +1,4 @@
-"""Seed sets from ranked answers to files: what is in them, what is counted, and that a kill changes nothing."""
+"""Seed sets from ranked answers to files: contents, counts, caching and resuming."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from metareward.data.seed_sets import (
     RECORDS,
     SeedSets,
     SeedSettings,
-    judge,
-    parts_of,
-    score_class,
-    seed_sets,
+    judge_prompts,
+    score_bin,
+    select_sets,
+    split_prompts,
     write_seed_sets,
 )
 from metareward.engines.base import Engine, EngineError
@@ -38,9 +38,9 @@ from metareward.types import Messages, Sampling
 
 def build(folder: Path, ranked: RankedSet, engine: Engine | None = None, how: SeedSettings | None = None) -> SeedSets:
     how = how or settings()
-    parts = parts_of(ranked, how)
-    asyncio.run(judge(engine or ScriptedEngine(reply), parts, how, folder, {"model": "m"}, SILENT))
-    sets = seed_sets(ranked, parts, how, folder)
+    split = split_prompts(ranked.prompts, how)
+    asyncio.run(judge_prompts(engine or ScriptedEngine(reply), split.eft, how, folder, {"model": "m"}, SILENT))
+    sets = select_sets(ranked, split, how, folder)
     write_seed_sets(folder, sets)
     return sets
 
@@ -49,7 +49,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def test_every_kept_judgment_is_of_an_order_that_agrees(tmp_path: Path) -> None:
+def test_eft_scores_agree_with_the_ranks(tmp_path: Path) -> None:
     ranked = ranked_set(60)
     sets = build(tmp_path, ranked)
     by_prompt: dict[str, dict[float, float]] = {}
@@ -61,7 +61,7 @@ def test_every_kept_judgment_is_of_an_order_that_agrees(tmp_path: Path) -> None:
         assert sorted(scores, key=lambda rank: -scores[rank]) == sorted(scores)
 
 
-def test_the_files_hold_what_is_said_and_no_prompt_twice(tmp_path: Path) -> None:
+def test_the_files_share_no_prompt(tmp_path: Path) -> None:
     ranked = ranked_set(60)
     sets = build(tmp_path, ranked)
     ift, eft, held = (rows(tmp_path / name) for name in ("ift.jsonl", "eft.jsonl", "held_out.jsonl"))
@@ -69,12 +69,12 @@ def test_the_files_hold_what_is_said_and_no_prompt_twice(tmp_path: Path) -> None
     prompts = [{row["prompt_id"] for row in ift}, {row["prompt_id"] for row in eft}, {row["id"] for row in held}]
     assert not any(one & other for place, one in enumerate(prompts) for other in prompts[:place])
     assert len({row["id"] for row in [*ift, *eft]}) == len(ift) + len(eft)
-    best = {each.prompt.id: each.best.text for each in ranked.ranked}
+    best = {each.prompt.id: each.best.text for each in ranked.prompts}
     assert all(row["completion"] == [{"role": "assistant", "content": best[row["prompt_id"]]}] for row in ift)
     assert all("Answer of quality" in row["prompt"][0]["content"] for row in eft)
 
 
-def test_the_files_are_what_training_and_datasets_read(tmp_path: Path) -> None:
+def test_training_and_datasets_read_the_files(tmp_path: Path) -> None:
     sets = build(tmp_path, ranked_set(60))
     found = read_examples((tmp_path / "ift.jsonl", tmp_path / "eft.jsonl"))
     assert count_kinds(found) == {"eft": len(sets.eft), "ift": 30}
@@ -82,20 +82,20 @@ def test_the_files_are_what_training_and_datasets_read(tmp_path: Path) -> None:
         loaded = datasets.Dataset.from_json(str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
         assert {"prompt", "completion", "id"} <= set(loaded.column_names)
     held = read_ranked(tmp_path / "held_out.jsonl")
-    assert [(each.prompt, each.answers) for each in held.ranked] == [
+    assert [(each.prompt, each.answers) for each in held.prompts] == [
         (each.prompt, each.answers) for each in sets.held_out
     ]
 
 
-def test_the_numbers_add_up(tmp_path: Path) -> None:
+def test_counts_add_up(tmp_path: Path) -> None:
     sets = build(tmp_path, ranked_set(60))
     summary: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
     assert summary == sets.summary
     refused = rows(tmp_path / "dropped.jsonl")
-    judged = parts_of(ranked_set(60), settings()).eft
+    judged = split_prompts(ranked_set(60).prompts, settings()).eft
     assert summary["read"] == {"prompts": 60, "answers": 60 // 5 * 13}
     assert summary["judged"] == len(judged) == summary["agreeing"] + len(refused)
-    assert sum(summary["refused"].values()) == len(refused)
+    assert sum(summary["rejected"].values()) == len(refused)
     assert sum(summary["judgments"].values()) == 3 * sum(len(each.answers) for each in judged)
     assert summary["judgments"]["unparsed"] > 0
     assert sum(summary["scores_kept"].values()) == summary["eft"] == len(sets.eft)
@@ -104,37 +104,37 @@ def test_the_numbers_add_up(tmp_path: Path) -> None:
         assert kept <= 0.4 * summary["eft"]
 
 
-def test_a_score_that_is_given_too_often_is_thinned(tmp_path: Path) -> None:
-    how = replace(settings(), most_share=0.25)
+def test_over_represented_scores_are_limited(tmp_path: Path) -> None:
+    how = replace(settings(), max_score_share=0.25)
     sets = build(tmp_path, ranked_set(60), how=how)
-    classes = [score_class(each.score) for each in sets.eft]
+    classes = [score_bin(each.score) for each in sets.eft]
     assert max(classes.count(each) for each in classes) <= 0.25 * len(classes)
     assert len(sets.eft) < sum(json.loads((tmp_path / "summary.json").read_text())["scores_agreeing"].values())
 
 
-def test_ties_are_allowed_only_when_asked(tmp_path: Path) -> None:
+def test_ties_are_rejected_by_default(tmp_path: Path) -> None:
     def blunt(messages: Messages, sampling: Sampling, i: int) -> str:
         return reply(messages, sampling, i).replace("Score: 4", "Score: 5").replace("Score: 1", "Score: 2")
 
     strict = build(tmp_path / "a", ranked_set(60), ScriptedEngine(blunt))
-    loose = build(tmp_path / "b", ranked_set(60), ScriptedEngine(blunt), replace(settings(), ties=True))
+    loose = build(tmp_path / "b", ranked_set(60), ScriptedEngine(blunt), replace(settings(), allow_ties=True))
     assert len(loose.eft) > len(strict.eft)
 
 
-def test_without_a_judge_there_are_the_other_two_sets(tmp_path: Path) -> None:
+def test_ift_and_held_out_sets_without_judging(tmp_path: Path) -> None:
     ranked, how = ranked_set(60), settings()
-    sets = seed_sets(ranked, parts_of(ranked, how), how, None)
+    sets = select_sets(ranked, split_prompts(ranked.prompts, how), how, None)
     whole = build(tmp_path, ranked)
     assert (sets.ift, sets.held_out, sets.eft) == (whole.ift, whole.held_out, ())
     assert (sets.summary["judged"], sets.summary["eft"]) == (0, 0)
 
 
-def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
+def test_judgments_are_cached(tmp_path: Path) -> None:
     first = build(tmp_path, ranked_set(40))
     engine = ScriptedEngine(reply)
     assert build(tmp_path, ranked_set(40), engine) == first
     assert engine.calls == []
-    again = build(tmp_path, ranked_set(40), engine, replace(settings(), ties=True, most_share=0.2))
+    again = build(tmp_path, ranked_set(40), engine, replace(settings(), allow_ties=True, max_score_share=0.2))
     assert engine.calls == [] and again != first
     for other in (settings(n=2), settings(seed=8)):
         with pytest.raises(UserError, match=r"judgments\.sqlite: the records here were made with other settings"):
@@ -143,7 +143,7 @@ def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
         build(tmp_path, ranked_set(41), engine)
 
 
-def test_prompts_that_fail_are_counted_and_many_stop_it(tmp_path: Path) -> None:
+def test_failed_prompts_are_counted_and_many_are_an_error(tmp_path: Path) -> None:
     def failing(every: int, of: int) -> ScriptedEngine:
         def say(messages: Messages, sampling: Sampling, i: int) -> str:
             number = int(messages[-1].content.split("What is thing ")[1].split("?")[0])
@@ -154,14 +154,14 @@ def test_prompts_that_fail_are_counted_and_many_stop_it(tmp_path: Path) -> None:
         return ScriptedEngine(say)
 
     sets = build(tmp_path / "a", ranked_set(120), failing(1, 3))
-    failed = [each for each in sets.refused if each.reason == "failed"]
+    failed = [each for each in sets.rejected if each.reason == "failed"]
     assert failed and {each.detail for each in failed} == {"the answer is too long"}
-    assert sets.summary["judged"] == len(parts_of(ranked_set(120), settings()).eft) - len(failed)
+    assert sets.summary["judged"] == len(split_prompts(ranked_set(120).prompts, settings()).eft) - len(failed)
     with pytest.raises(UserError, match=r"\d+ of 45 prompts could not be judged, the first .* too long; fix:"):
         build(tmp_path / "b", ranked_set(120), failing(3, 4))
 
 
-def test_killed_and_started_again_it_makes_the_same_sets(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_sets(tmp_path: Path) -> None:
     count, folder = 120, tmp_path / "killed"
     command = [
         sys.executable,
@@ -193,12 +193,12 @@ def test_a_judge_that_counts_characters_agrees_where_ranks_follow_length(tmp_pat
         return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 150):.2f}"
 
     ranked = read_ranked(ranked_trees(tmp_path / "trees.jsonl", trees=20), first_turns=False)
-    how = replace(settings(), ift_share=0.3, most_share=0.3)
+    how = replace(settings(), ift_share=0.3, max_score_share=0.3)
     sets = build(tmp_path, ranked, ScriptedEngine(by_length), how)
     summary: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
     assert summary["read"] == {"prompts": 40, "answers": 120}
-    assert summary["judged"] == summary["agreeing"] + sum(summary["refused"].values())
-    follows = [int(each.prompt.id[1:]) % 3 != 2 for each in parts_of(ranked, how).eft]
-    assert summary["agreeing"] == sum(follows) > 0 and summary["refused"] == {"disagrees": follows.count(False)}
+    assert summary["judged"] == summary["agreeing"] + sum(summary["rejected"].values())
+    follows = [int(each.prompt.id[1:]) % 3 != 2 for each in split_prompts(ranked.prompts, how).eft]
+    assert summary["agreeing"] == sum(follows) > 0 and summary["rejected"] == {"disagrees": follows.count(False)}
     found = read_examples((tmp_path / "ift.jsonl", tmp_path / "eft.jsonl"))
     assert count_kinds(found) == {"eft": len(sets.eft), "ift": len(sets.ift)}

@@ -10,9 +10,9 @@ from typing import Any, get_args
 import datasets
 import pytest
 
-from metareward.data.prompts import prompt_of
-from metareward.data.propose import LIMITS, SAMPLING, Reason
-from metareward.data.seed_sets import Why
+from metareward.data.prompts import parse_prompt
+from metareward.data.propose import LIMITS, SAMPLING, DropReason
+from metareward.data.seed_sets import RejectReason
 from metareward.storage.pair_files import write_pairs
 from metareward.training.sft_job import SftJob
 from metareward.training.sft_papers import SETTINGS, Paper
@@ -83,13 +83,13 @@ def test_every_form_in_the_table_is_read() -> None:
     forms = [json.loads(cell) for cell in re.findall(r"^\| `([\"{].*?)` \|", section("What is read"), re.MULTILINE)]
     assert len(forms) == 6
     for form in forms:
-        assert prompt_of(form, "here")[-1].role == "user"
+        assert parse_prompt(form, "here")[-1].role == "user"
 
 
 def test_every_reason_is_explained() -> None:
     named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", section("New prompts"), re.MULTILINE))))
-    assert named == set(get_args(Reason))
-    assert all(f"`{reason}`" in section("Seed sets") for reason in get_args(Why))
+    assert named == set(get_args(DropReason))
+    assert all(f"`{reason}`" in section("Seed sets") for reason in get_args(RejectReason))
 
 
 def test_the_numbers_are_the_code_s() -> None:

@@ -18,9 +18,9 @@ from metareward.engines.base import EngineError
 from metareward.engines.endpoint import EndpointEngine
 from metareward.engines.endpoint_place import Pauses, Place
 from metareward.engines.endpoint_server import Server, TroubleError
+from metareward.generation.annotate import annotation_fingerprint
 from metareward.generation.progress import SILENT
-from metareward.generation.runner import sweep
-from metareward.generation.unit import fingerprint
+from metareward.generation.runner import annotate_prompts
 from metareward.storage.store import RecordStore
 from metareward.types import Message, Sampling
 
@@ -271,11 +271,11 @@ def test_servers_that_differ_in_n_share_the_work() -> None:
     asyncio.run(scene())
 
 
-# --- a whole sweep ---
+# --- a whole annotate_prompts ---
 
 
 def spoken(body: Body, _: int = 0) -> Answer:
-    """What the made-up model of the sweep's tests says to this."""
+    """What the made-up model of the annotate_prompts's tests says to this."""
     messages = tuple(Message(each["role"], each["content"]) for each in body["messages"])
     sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"], body["seed"])
     said = (scripted_world.reply(messages, sampling, i) for i in range(body["n"]))
@@ -283,7 +283,7 @@ def spoken(body: Body, _: int = 0) -> Answer:
 
 
 def swept(folder: Path, dies: bool) -> dict[str, str]:
-    """The records of a sweep over two servers, one of which may die on the way."""
+    """The records of a annotate_prompts over two servers, one of which may die on the way."""
 
     async def scene(store: RecordStore) -> None:
         async with RudeServer(spoken) as steady, RudeServer(spoken) as mortal:
@@ -296,11 +296,13 @@ def swept(folder: Path, dies: bool) -> dict[str, str]:
             deaths: list[asyncio.Task[None]] = []
             mortal.manner = die_at_sixty
             async with engine_for(steady, mortal, pauses=QUICK) as engine:
-                outcome = await sweep(engine, scripted_world.prompts(24), scripted_world.settings(), store, SILENT)
+                outcome = await annotate_prompts(
+                    engine, scripted_world.prompts(24), scripted_world.settings(), store, SILENT
+                )
             assert (outcome.finished, outcome.failed) == (24, ())
             assert len(deaths) == int(dies)
 
-    with RecordStore.open(folder / f"{dies}.sqlite", fingerprint(scripted_world.settings())) as store:
+    with RecordStore.open(folder / f"{dies}.sqlite", annotation_fingerprint(scripted_world.settings())) as store:
         asyncio.run(scene(store))
         return dict(store.documents())
 

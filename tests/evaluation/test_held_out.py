@@ -12,7 +12,7 @@ from scripted_world import prompts, reply, role_of, settings
 from metareward.engines.scripted import Call, ScriptedEngine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records
 from metareward.generation.progress import SILENT
-from metareward.generation.runner import SweepOutcome
+from metareward.generation.runner import RunnerResult
 from metareward.seeds import derive
 from metareward.storage.store import RecordStore
 from metareward.types import Messages, Sampling, Scored
@@ -34,7 +34,7 @@ def later(tmp_path: Path) -> Iterator[RecordStore]:
         yield opened
 
 
-def run(engine: ScriptedEngine, store: RecordStore, anchors: Mapping[str, HeldOut] | None = None) -> SweepOutcome:
+def run(engine: ScriptedEngine, store: RecordStore, anchors: Mapping[str, HeldOut] | None = None) -> RunnerResult:
     return asyncio.run(evaluate(engine, PROMPTS, SETTINGS, META_PAIRS, store, anchors, SILENT))
 
 
@@ -152,7 +152,7 @@ def test_with_nothing_to_compare_nothing_is_compared(store: RecordStore) -> None
 def test_what_is_measured_is_not_measured_again(store: RecordStore) -> None:
     run(ScriptedEngine(reply), store)
     engine = ScriptedEngine(reply)
-    assert run(engine, store).already == len(PROMPTS)
+    assert run(engine, store).cached == len(PROMPTS)
     assert engine.calls == []
 
 

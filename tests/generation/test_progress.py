@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from metareward.generation.progress import SILENT, BarProgress, LineProgress, SilentProgress, settled, terminal_progress
+from metareward.generation.progress import (
+    SILENT,
+    BarProgress,
+    LineProgress,
+    SilentProgress,
+    final_totals,
+    terminal_progress,
+)
 
 TOTAL = {"prompts": 10, "answers": 70, "judgments": 770}
 
@@ -58,8 +65,8 @@ def test_a_stage_gone_through_ends_with_what_it_took() -> None:
 
 
 def test_a_stage_that_was_stopped_keeps_its_totals() -> None:
-    assert settled({"prompts": 9, "answers": 63}, {"prompts": 10, "answers": 70}) == {"prompts": 10, "answers": 70}
-    assert settled({"steps": 9}, {"steps": 10}) == {"steps": 10}
+    assert final_totals({"prompts": 9, "answers": 63}, {"prompts": 10, "answers": 70}) == {"prompts": 10, "answers": 70}
+    assert final_totals({"steps": 9}, {"steps": 10}) == {"steps": 10}
 
 
 def test_unknown_roles_and_empty_steps_do_no_harm() -> None:
@@ -96,7 +103,7 @@ def test_one_progress_serves_many_stages() -> None:
     assert stream.getvalue().count("prompts 1/1 (1.0/s)") == 2
 
 
-def test_bars_show_every_role_and_end_settled() -> None:
+def test_bars_show_every_role_and_end_final_totals() -> None:
     stream = io.StringIO()
     progress = BarProgress(Console(file=stream, force_terminal=True, width=100))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Many prompts: bounded, resumable, and the same records whatever happens on the way."""
+"""Annotating many prompts: bounded, resumable, and the same records after any interruption."""
 
 import asyncio
 import signal
@@ -14,23 +14,23 @@ from scripted_world import SlowEngine, here, prompts, reply, role_of, settings
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
+from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.generation.progress import SILENT, Progress
-from metareward.generation.runner import SweepOutcome, sweep, sweep_with
-from metareward.generation.unit import fingerprint, run_prompt
+from metareward.generation.runner import RunnerResult, annotate_prompts, run_tasks
 from metareward.storage.store import RecordStore, from_json
 from metareward.types import Messages, Prompt, Sampling
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[RecordStore]:
-    with RecordStore.open(tmp_path / "records.sqlite", fingerprint(settings())) as opened:
+    with RecordStore.open(tmp_path / "records.sqlite", annotation_fingerprint(settings())) as opened:
         yield opened
 
 
 def run(
-    engine: Engine, store: RecordStore, count: int = 12, in_flight: int = 64, progress: Progress = SILENT
-) -> SweepOutcome:
-    return asyncio.run(sweep(engine, prompts(count), settings(), store, progress, in_flight))
+    engine: Engine, store: RecordStore, count: int = 12, max_concurrent_prompts: int = 64, progress: Progress = SILENT
+) -> RunnerResult:
+    return asyncio.run(annotate_prompts(engine, prompts(count), settings(), store, progress, max_concurrent_prompts))
 
 
 def failing(fails: Callable[[int], bool], error: Exception | None = None, at: str = "actor") -> ScriptedEngine:
@@ -63,43 +63,43 @@ class Log:
         self.finished += 1
 
 
-def test_every_prompt_is_kept_as_it_comes_out_alone(store: RecordStore) -> None:
-    assert run(SlowEngine(0.0005), store) == SweepOutcome(12, 0, ())
-    alone = [asyncio.run(run_prompt(ScriptedEngine(reply), prompt, settings())) for prompt in prompts(12)]
+def test_records_equal_those_of_single_prompts(store: RecordStore) -> None:
+    assert run(SlowEngine(0.0005), store) == RunnerResult(12, 0, ())
+    alone = [asyncio.run(annotate_prompt(ScriptedEngine(reply), prompt, settings())) for prompt in prompts(12)]
     assert [from_json(document) for _, document in store.documents()] == alone
 
 
-def test_what_is_done_is_not_done_again(store: RecordStore) -> None:
+def test_finished_prompts_are_cached(store: RecordStore) -> None:
     run(ScriptedEngine(reply), store, 5)
     engine, log = ScriptedEngine(reply), Log()
-    assert run(engine, store, 8, progress=log) == SweepOutcome(3, 5, ())
+    assert run(engine, store, 8, progress=log) == RunnerResult(3, 5, ())
     assert [call.messages for call in engine.calls if role_of(call.messages) == "actor"] == [
         prompt.messages for prompt in prompts(8)[5:]
     ]
     assert log.total["prompts"] == 3
-    assert run(ScriptedEngine(reply), store, 8, progress=(idle := Log())) == SweepOutcome(0, 8, ())
+    assert run(ScriptedEngine(reply), store, 8, progress=(idle := Log())) == RunnerResult(0, 8, ())
     assert (idle.total, idle.finished) == ({}, 0)
 
 
-def test_no_more_than_the_bound_are_in_flight_and_they_start_in_order(store: RecordStore) -> None:
+def test_concurrency_is_bounded_and_prompts_start_in_order(store: RecordStore) -> None:
     started: list[str] = []
-    under_way = 0
+    running = 0
 
-    async def work(prompt: Prompt) -> str:
-        nonlocal under_way
+    async def task(prompt: Prompt) -> str:
+        nonlocal running
         started.append(prompt.id)
-        under_way += 1
-        assert under_way <= 3
+        running += 1
+        assert running <= 3
         await asyncio.sleep(0.001 * (1 + len(started) % 3))
-        under_way -= 1
+        running -= 1
         return "{}"
 
-    asyncio.run(sweep_with(work, prompts(20), store, SILENT, "testing", {}, in_flight=3))
+    asyncio.run(run_tasks(task, prompts(20), store, SILENT, "testing", {}, max_concurrent_prompts=3))
     assert started == [prompt.id for prompt in prompts(20)]
     assert store.keys() == set(started)
 
 
-def test_progress_counts_every_role(store: RecordStore) -> None:
+def test_progress_counts_every_kind(store: RecordStore) -> None:
     log = Log()
     run(ScriptedEngine(reply), store, 12, progress=log)
     records = [from_json(document) for _, document in store.documents()]
@@ -114,7 +114,7 @@ def test_progress_counts_every_role(store: RecordStore) -> None:
 
 
 @pytest.mark.parametrize("role", ["actor", "judge", "meta"])
-def test_a_failed_prompt_is_one_failure_and_tried_again(store: RecordStore, role: str) -> None:
+def test_a_failed_prompt_is_stored_and_retried(store: RecordStore, role: str) -> None:
     log = Log()
     outcome = run(failing(lambda number: number in (2, 3, 5, 7, 9), at=role), store, progress=log)
     failed = [key for key, _ in outcome.failed]
@@ -125,37 +125,37 @@ def test_a_failed_prompt_is_one_failure_and_tried_again(store: RecordStore, role
     assert dict(outcome.failed) == store.failures()
     assert log.done["prompts"] == 12
     engine = ScriptedEngine(reply)
-    assert run(engine, store, 14) == SweepOutcome(len(failed) + 2, outcome.finished, ())
+    assert run(engine, store, 14) == RunnerResult(len(failed) + 2, outcome.finished, ())
     first = next(call.messages for call in engine.calls if role_of(call.messages) == "actor")
     assert first == prompts(14)[12].messages, "what was never tried comes first"
     assert store.failures() == {}
 
 
-def test_any_other_error_goes_through_and_stops_the_rest(store: RecordStore) -> None:
+def test_other_errors_propagate_and_cancel_the_rest(store: RecordStore) -> None:
     engine = SlowEngine(0.001, failing(lambda number: number == 6, ZeroDivisionError("ours")))
     log = Log()
     with pytest.raises(ZeroDivisionError, match=r"^ours$"):
-        run(engine, store, 200, in_flight=4, progress=log)
+        run(engine, store, 200, max_concurrent_prompts=4, progress=log)
     assert engine.under_way == 0
     assert log.finished == 1
     assert 1 <= len(store.keys()) < 20
     assert store.failures() == {}
 
 
-def test_a_dead_engine_stops_the_sweep_early(store: RecordStore) -> None:
+def test_a_dead_engine_stops_early(store: RecordStore) -> None:
     run(ScriptedEngine(reply), store, 3)
     engine = failing(lambda number: number >= 30)
     with pytest.raises(UserError) as caught:
-        run(engine, store, 500, in_flight=4)
+        run(engine, store, 500, max_concurrent_prompts=4)
     assert str(caught.value).startswith("20 prompts in a row failed; the last one, p0")
     assert ": unknown; fix:" in str(caught.value) and "\n" not in str(caught.value)
     assert 27 <= len(store.keys()) <= 30, "up to three were under way"
     assert 20 <= len(store.failures()) < 24
 
 
-def test_bad_prompts_among_good_ones_do_not_stop_the_sweep(store: RecordStore) -> None:
+def test_bad_prompts_among_good_ones_do_not_stop_the_run(store: RecordStore) -> None:
     engine = SlowEngine(0.0005, failing(lambda number: number % 3 > 0))
-    outcome = run(engine, store, 120, in_flight=64)
+    outcome = run(engine, store, 120, max_concurrent_prompts=64)
     assert (outcome.finished, len(outcome.failed)) == (40, 80)
 
 
@@ -166,22 +166,22 @@ def test_prompts_that_failed_before_do_not_stop_the_next_call(store: RecordStore
     assert len(store.keys()) == 50
 
 
-def test_when_all_fail_it_is_an_error(store: RecordStore) -> None:
+def test_if_all_prompts_fail_it_is_an_error(store: RecordStore) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match=r"all 5 prompts failed; the last one, p00\d: country \d: unknown; fix:"):
             run(failing(lambda number: True), store, 5)
 
 
-def test_nothing_at_a_time_is_a_mistake(store: RecordStore) -> None:
-    with pytest.raises(ValueError, match="in_flight is 0"):
-        run(ScriptedEngine(reply), store, in_flight=0)
+def test_concurrency_below_one_is_refused(store: RecordStore) -> None:
+    with pytest.raises(ValueError, match="max_concurrent_prompts is 0"):
+        run(ScriptedEngine(reply), store, max_concurrent_prompts=0)
 
 
-def test_no_prompts_are_no_work(store: RecordStore) -> None:
-    assert run(ScriptedEngine(reply), store, 0) == SweepOutcome(0, 0, ())
+def test_no_prompts(store: RecordStore) -> None:
+    assert run(ScriptedEngine(reply), store, 0) == RunnerResult(0, 0, ())
 
 
-def test_a_store_that_cannot_be_written_stops_the_sweep(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     RecordStore.open(tmp_path / "records.sqlite", {}).close()
     engine = SlowEngine(0.001)
     with RecordStore.read(tmp_path / "records.sqlite") as store, pytest.raises(UserError, match="read-only"):
@@ -190,7 +190,7 @@ def test_a_store_that_cannot_be_written_stops_the_sweep(tmp_path: Path) -> None:
 
 
 def process(store: Path, count: int, seconds: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(here() / "sweep_process.py"), str(store), str(count), str(seconds)]
+    command = [sys.executable, str(here() / "annotate_process.py"), str(store), str(count), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -199,27 +199,27 @@ def contents(store: Path) -> dict[str, str]:
         return dict(opened.documents())
 
 
-def undisturbed(folder: Path, count: int) -> dict[str, str]:
-    with RecordStore.open(folder / "whole.sqlite", fingerprint(settings())) as store:
+def uninterrupted(folder: Path, count: int) -> dict[str, str]:
+    with RecordStore.open(folder / "whole.sqlite", annotation_fingerprint(settings())) as store:
         run(ScriptedEngine(reply), store, count)
         return dict(store.documents())
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_sweep_goes_on_to_the_same_records(tmp_path: Path, blow: signal.Signals) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_resumes_to_the_same_records(tmp_path: Path, sent: signal.Signals) -> None:
     store, count = tmp_path / "records.sqlite", 60
     kept: dict[str, str] = {}
     for commits in (1, 9, 14):
         with process(store, count, 0.002) as running:
             assert running.stdout is not None
             said = [running.stdout.readline() for _ in range(commits)]
-            running.send_signal(blow)
+            running.send_signal(sent)
             said += running.stdout.readlines()
         before, kept = kept, contents(store)
         assert len(before) + said.count("committed\n") <= len(kept) < count
         assert before.items() <= kept.items()
-        assert running.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else -signal.SIGINT)
+        assert running.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else -signal.SIGINT)
     with process(store, count, 0.0) as running:
         assert running.stdout is not None
-        assert running.stdout.readlines()[-1] == f"finished {count - len(kept)} already {len(kept)} failed 0\n"
-    assert contents(store) == undisturbed(tmp_path, count)
+        assert running.stdout.readlines()[-1] == f"finished {count - len(kept)} cached {len(kept)} failed 0\n"
+    assert contents(store) == uninterrupted(tmp_path, count)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scripted_world import prompt, role_of, settings
 
 from metareward.engines.scripted import ScriptedEngine
-from metareward.generation.unit import run_prompt
+from metareward.generation.annotate import annotate_prompt
 from metareward.method.elo import position_weights
 from metareward.method.judge import Reasoning
 from metareward.method.pairs import PairRules, actor_pair, judge_pair
@@ -57,7 +57,7 @@ def thinker(messages: Messages, _: Sampling, i: int) -> str | Completion:
 
 def test_roles_see_answers_only_and_pairs_hold_all() -> None:
     chosen = replace(settings(), reasoning=THINK, n=3, k=2)
-    record = asyncio.run(run_prompt(ScriptedEngine(thinker), prompt(1), chosen))
+    record = asyncio.run(annotate_prompt(ScriptedEngine(thinker), prompt(1), chosen))
     first = record.candidates_K[0]
     assert (first.reasoning, first.text) == ("<think>Score: 0, I guess</think>", "answer ")
     assert [judgment.reading for judgment in first.judgments_N][2] == Truncated()

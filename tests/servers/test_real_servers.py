@@ -24,9 +24,9 @@ from metareward.engines.base import EngineError
 from metareward.engines.endpoint import EndpointEngine
 from metareward.engines.endpoint_place import Pauses
 from metareward.errors import UserError
+from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.progress import PROMPTS, SilentProgress
-from metareward.generation.runner import sweep
-from metareward.generation.unit import UnitSettings, fingerprint
+from metareward.generation.runner import annotate_prompts
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.pocket.world import MODEL, prompts
@@ -205,13 +205,13 @@ def test_vllm_refuses_what_it_cannot_serve_and_says_why(vllm: str) -> None:
     asyncio.run(scene())
 
 
-# --- a sweep, and one of two servers killed in the middle of it ---
+# --- a annotate_prompts, and one of two servers killed in the middle of it ---
 
 
-def settings() -> UnitSettings:
+def settings() -> AnnotationSettings:
     rubric, metarubric = Rubric.load("pocket_judge"), MetaRubric.load("pocket_metajudge")
     sampling = replace(HOT, max_tokens=48)
-    return UnitSettings(3, 2, sampling, sampling, replace(HOT, max_tokens=16), rubric, metarubric, 2, True, 5)
+    return AnnotationSettings(3, 2, sampling, sampling, replace(HOT, max_tokens=16), rubric, metarubric, 2, True, 5)
 
 
 class KillAt(SilentProgress):
@@ -229,7 +229,7 @@ class KillAt(SilentProgress):
 
 
 async def swept(engine: EndpointEngine, store: RecordStore, progress: SilentProgress) -> None:
-    outcome = await sweep(engine, prompts(12, seed=1), settings(), store, progress, in_flight=6)
+    outcome = await annotate_prompts(engine, prompts(12, seed=1), settings(), store, progress, max_concurrent_prompts=6)
     assert (outcome.finished, outcome.failed) == (12, ())
 
 
@@ -264,6 +264,6 @@ def test_one_of_two_servers_killed_in_mid_run_costs_nothing(
         assert used[f"{mortal.url}/v1"].failed >= 1, "it was killed with requests under way"
 
     for steady, mortal in running(commands, tmp_path):
-        with RecordStore.open(tmp_path / "records.sqlite", fingerprint(settings())) as store:
+        with RecordStore.open(tmp_path / "records.sqlite", annotation_fingerprint(settings())) as store:
             asyncio.run(scene(steady, mortal, store))
             check([from_json(document) for _, document in store.documents()])

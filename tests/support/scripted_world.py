@@ -1,4 +1,4 @@
-"""A made-up model for the tests of `unit` and `sweep`: what it says follows from what it is asked and from the seed."""
+"""A scripted model for the tests of annotation: its text is a function of the messages and the seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metareward.engines.scripted import ScriptedEngine
-from metareward.generation.unit import UnitSettings
+from metareward.generation.annotate import AnnotationSettings
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.types import Completion, Message, Messages, ModelRole, Prompt, Sampling
@@ -18,11 +18,11 @@ SCORES = ("Score: 0", "Score: 2", "Score: 3", "Score: 4.5", "Score: 5", "no idea
 VERDICTS = ("Winner: Judgment A", "Winner: Judgment B", "Winner: tie", "hard to say")
 
 
-def settings(k: int = 4, n: int = 3, seed: int = 7, meta_judge: bool = True) -> UnitSettings:
+def settings(k: int = 4, n: int = 3, seed: int = 7, meta_judge: bool = True) -> AnnotationSettings:
     sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
     rubric = Rubric.load("judge")
     metarubric = MetaRubric.load("metajudge")
-    return UnitSettings(k, n, sampling, sampling, sampling, rubric, metarubric, 2, meta_judge, seed)
+    return AnnotationSettings(k, n, sampling, sampling, sampling, rubric, metarubric, 2, meta_judge, seed)
 
 
 def prompt(number: int) -> Prompt:

@@ -1,6 +1,6 @@
 """The judging of seed sets in a process of its own, to be killed: ``python seed_process.py FOLDER PROMPTS SECONDS``.
 
-Says a line for every committed prompt.
+Prints a line for every committed prompt.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from scripted_world import SlowEngine
 from seed_world import ranked_set, reply, settings
 
-from metareward.data.seed_sets import judge, parts_of
+from metareward.data.seed_sets import judge_prompts, split_prompts
 from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.progress import SilentProgress
 
 
-class Told(SilentProgress):
+class Committed(SilentProgress):
     def advance(self, role: str, n: int) -> None:
         if role == "prompts":
             print("committed", flush=True)
@@ -28,7 +28,8 @@ class Told(SilentProgress):
 def main(folder: Path, count: int, seconds: float) -> None:
     ranked = ranked_set(count)
     engine = SlowEngine(seconds, ScriptedEngine(reply))
-    asyncio.run(judge(engine, parts_of(ranked, settings()), settings(), folder, {"model": "m"}, Told()))
+    split = split_prompts(ranked.prompts, settings())
+    asyncio.run(judge_prompts(engine, split.eft, settings(), folder, {"model": "m"}, Committed()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from scripted_world import prompts, reply, settings
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.progress import SILENT
-from metareward.generation.runner import sweep
+from metareward.generation.runner import annotate_prompts
 from metareward.method.judge import Rubric
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.method.template import load_template
@@ -51,7 +51,7 @@ def generate(run: RunDir, t: int, count: int) -> None:
     path = run.iteration(t).records
     path.parent.mkdir(parents=True)
     with RecordStore.open(path, {"iteration": t}) as store:
-        asyncio.run(sweep(ScriptedEngine(reply), prompts(count), settings(k=4, n=3, seed=t), store, SILENT))
+        asyncio.run(annotate_prompts(ScriptedEngine(reply), prompts(count), settings(k=4, n=3, seed=t), store, SILENT))
         store.put_failure("bad", "does not fit")
 
 

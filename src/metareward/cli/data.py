@@ -1,6 +1,6 @@
-"""``metareward seed build``, ``metareward sft`` and ``metareward prompts propose``: what models are taught from.
+"""The commands ``metareward seed build``, ``metareward sft`` and ``metareward prompts propose``.
 
-Heavy modules are imported inside the commands, so that ``--help`` and typing mistakes answer at once.
+Heavy modules are imported inside the commands, so that ``--help`` and usage errors are quick.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from metareward.config.schema import Recipe
 
 
-seed_app = typer.Typer(no_args_is_help=True, help="Seed sets: what the first model is taught, from ranked answers.")
-prompts_app = typer.Typer(no_args_is_help=True, help="Prompts: what models are asked.")
+seed_app = typer.Typer(
+    no_args_is_help=True, help="Seed sets: training data for the first model, from human-ranked answers."
+)
+prompts_app = typer.Typer(no_args_is_help=True, help="Prompts for the iterations.")
 
-_RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Its model, engine and settings are used.")]
+_RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Gives the model, the engine and settings.")]
 _Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of it. Again for more.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe. Repeatable.")
 ]
-_Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for all that is made.")]
-_Network = Annotated[bool, typer.Option("--network", help="Allow to fetch what is named hub:OWNER/NAME.")]
+_Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")]
+_Network = Annotated[bool, typer.Option("--network", help="Allow downloads of hub:OWNER/NAME.")]
 
 
 @seed_app.command("build")
@@ -35,43 +37,43 @@ def seed_build_command(
     ],
     out: _Out,
     changes: _Changes = None,
-    tries: Annotated[
-        int, typer.Option("--tries", min=1, help="Sets of judgments a prompt may have; of many, one agrees by chance.")
+    judgment_sets: Annotated[
+        int, typer.Option("--judgment-sets", min=1, help="Judgments of each answer. With many, some agree by chance.")
     ] = 1,
     language: Annotated[
-        str, typer.Option("--language", help="Pass over prompts told to be in another; '' for none.")
+        str, typer.Option("--language", help="Skip prompts marked as another language; '' skips none.")
     ] = "en",
-    all_turns: Annotated[bool, typer.Option("--all-turns", help="Also prompts later in a conversation.")] = False,
+    all_turns: Annotated[bool, typer.Option("--all-turns", help="Also use later turns of a conversation.")] = False,
     ift_share: Annotated[
-        float, typer.Option("--ift-share", min=0, max=1, help="Share of the prompts for IFT; 0: none.")
+        float, typer.Option("--ift-share", min=0, max=1, help="Share of the prompts for IFT; 0 for none.")
     ] = 0.5,
     held_out_share: Annotated[
-        float, typer.Option("--held-out-share", min=0, max=1, help="Share of the others kept to measure judges on.")
+        float, typer.Option("--held-out-share", min=0, max=1, help="Share of the rest held out to evaluate judges.")
     ] = 0.25,
-    ties: Annotated[bool, typer.Option("--allow-ties", help="The judge may give answers of unlike rank one score.")] = (
-        False
-    ),
-    most_share: Annotated[
-        float, typer.Option("--most-share", min=0, max=1, help="Largest share of EFT that one score may have.")
+    allow_ties: Annotated[
+        bool, typer.Option("--allow-ties", help="Accept equal scores for answers of different rank.")
+    ] = False,
+    max_score_share: Annotated[
+        float, typer.Option("--max-score-share", min=0, max=1, help="Largest share of EFT that one score may have.")
     ] = 0.4,
     judging: Annotated[
-        bool, typer.Option("--judging/--no-judging", help="Without judging: IFT and what is held out only.")
+        bool, typer.Option("--judging/--no-judging", help="Without judging, only IFT and the held-out set.")
     ] = True,
     network: _Network = False,
 ) -> None:
-    """Make IFT and EFT sets from human-ranked answers. The same command again goes on where it stopped."""
+    """Build IFT and EFT sets from human-ranked answers. Run again to resume."""
     from metareward.data.ranked import read_ranked
 
     loaded = _recipe(recipe, changes)
-    found = read_ranked(ranked, language or None, not all_turns, network)
+    prompts = read_ranked(ranked, language or None, not all_turns, network)
 
     from metareward.generation.progress import terminal_progress
-    from metareward.pipeline.seeding import SeedChoices, build_seed_sets
+    from metareward.pipeline.seeding import SeedOptions, build_seed_sets
 
-    choices = SeedChoices(tries, ift_share, held_out_share, ties, most_share, judging)
-    sets = build_seed_sets(loaded, found, out, choices, terminal_progress())
-    _tell("seed sets", sets.summary)
-    _say(f"written to {out}")
+    options = SeedOptions(judgment_sets, ift_share, held_out_share, allow_ties, max_score_share, judging)
+    sets = build_seed_sets(loaded, prompts, out, options, terminal_progress())
+    _print_counts("seed sets", sets.summary)
+    _print(f"written to {out}")
 
 
 def sft_command(
@@ -79,62 +81,63 @@ def sft_command(
     data: Annotated[list[Path], typer.Argument(metavar="DATA...", help="Files of examples, such as eft.jsonl.")],
     out: _Out,
     paper: Annotated[
-        str, typer.Option("--paper", help="Whose settings: self-rewarding or meta-rewarding.")
+        str,
+        typer.Option("--paper", help="Paper with the default settings: self-rewarding or meta-rewarding."),
     ] = "self-rewarding",
     changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change one of them, as epochs=2 or device=cpu. Again for more."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as epochs=2 or device=cpu. Repeatable."),
     ] = None,
 ) -> None:
-    """Teach a model from examples, with the loss on the answers alone. The result is DIR/model."""
+    """Supervised fine-tuning (SFT) with the loss on the answers only. The result is DIR/model."""
     from metareward.generation.progress import terminal_progress
-    from metareward.pipeline.seeding import teach
+    from metareward.pipeline.seeding import train_sft
     from metareward.training.sft_papers import settings_of_paper
 
-    result = teach(model, data, out, settings_of_paper(paper, changes or ()), terminal_progress())
+    result = train_sft(model, data, out, settings_of_paper(paper, changes or ()), terminal_progress())
     lineage = result.lineage
-    numbers = {"learned": lineage.examples, "too long": lineage.too_long, "steps": lineage.steps}
-    _tell("supervised training", numbers)
-    _say(f"{'made before' if result.seconds == 0 else 'written'}: {result.output}")
+    numbers = {"examples": lineage.examples, "too long": lineage.too_long, "steps": lineage.steps}
+    _print_counts("supervised training", numbers)
+    _print(f"{'already trained' if result.seconds == 0 else 'written'}: {result.output}")
 
 
 @prompts_app.command("propose")
 def prompts_propose_command(
     recipe: _RecipeName,
     seeds: Annotated[
-        str, typer.Option("--seeds", metavar="SOURCE", help="Prompts by people: a file, a folder, or hub:OWNER/NAME.")
+        str,
+        typer.Option("--seeds", metavar="SOURCE", help="Human-written: a file, a folder, or hub:OWNER/NAME."),
     ],
     count: Annotated[int, typer.Option("--count", min=1, help="How many new prompts.")],
     out: _Out,
     changes: _Changes = None,
-    apart: Annotated[
-        list[str] | None, typer.Option("--apart-from", metavar="SOURCE", help="Nothing like these, such as a test set.")
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="SOURCE", help="Drop proposals similar to these, such as a test set."),
     ] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="Sampling temperature.")] = 0.6,
     top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling mass.")] = 0.9,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion, in new tokens.")] = 1024,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Token limit of a completion.")] = 1024,
     network: _Network = False,
 ) -> None:
-    """Have a model write new prompts after eight that it is shown. The same command again goes on where it stopped."""
+    """Generate new prompts by 8-shot sampling. Run again to resume."""
     from metareward.data.prompts import gather_prompts
 
     loaded = _recipe(recipe, changes)
-    shown = gather_prompts(seeds, network)
-    others = tuple(prompt for source in apart or () for prompt in gather_prompts(source, network).prompts)
+    seed_prompts = gather_prompts(seeds, network).prompts
+    excluded = tuple(prompt for source in exclude or () for prompt in gather_prompts(source, network).prompts)
 
-    from metareward.data.propose import counts
+    from metareward.data.propose import summarize_proposals
     from metareward.generation.progress import terminal_progress
     from metareward.pipeline.seeding import propose_prompts
     from metareward.types import Sampling
 
     sampling = Sampling(temperature, top_p, max_tokens)
-    found = propose_prompts(loaded, shown.prompts, count, out, sampling, others, terminal_progress())
-    _tell("prompts", counts(found))
-    if found.exhausted:
-        _say(f"the model came up with nothing new any more after {len(found.prompts)} of {count} prompts")
-    _say(f"written to {out / 'prompts.jsonl'}")
+    proposals = propose_prompts(loaded, seed_prompts, count, out, sampling, excluded, terminal_progress())
+    _print_counts("prompts", summarize_proposals(proposals))
+    if proposals.exhausted:
+        _print(f"the model proposes no new prompts after {len(proposals.prompts)} of {count}")
+    _print(f"written to {out / 'prompts.jsonl'}")
 
 
 def _recipe(name: str, changes: list[str] | None) -> Recipe:
@@ -143,19 +146,19 @@ def _recipe(name: str, changes: list[str] | None) -> Recipe:
     return load_recipe(name, changes or ())
 
 
-def _tell(title: str, numbers: Mapping[str, object]) -> None:
-    """A table of numbers, those with several parts as ``part number, part number``."""
+def _print_counts(title: str, numbers: Mapping[str, object]) -> None:
+    """Print a table of counts; a mapping becomes ``name number, name number``."""
     from rich.table import Table
 
     table = Table("", title, title_justify="left")
     for name, value in numbers.items():
         parts = [f"{part} {number}" for part, number in value.items()] if isinstance(value, Mapping) else [str(value)]
         table.add_row(name.replace("_", " "), ", ".join(parts).replace("_", " ") or "-")
-    _say(table)
+    _print(table)
 
 
-def _say(what: Any) -> None:
+def _print(content: Any) -> None:
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+    console.print(content, markup=False, highlight=False, soft_wrap=isinstance(content, str))

@@ -208,9 +208,9 @@ def judge_command(
 
 
 def _path(name: str) -> Path:
-    from metareward.data.files import located_file
+    from metareward.data.files import resolve_file
 
-    return located_file(name)
+    return resolve_file(name, network=True)
 
 
 def _optional(name: str | None) -> Path | None:

@@ -1,6 +1,10 @@
-"""A file's rows, whatever it is: JSON Lines, a JSON list, CSV, Parquet, or a data set that `datasets` saved.
+"""Data files: from a name (a file, folder, pattern or Hugging Face data set) to paths, and from a path to rows.
 
-Every row knows its place, so that a message about it can be followed.
+    FILE.jsonl  FILE.json  FILE.parquet  FILE.csv  FILE.txt      hub:OWNER/NAME
+    FOLDER      FOLDER/train-*.parquet                           hub:OWNER/NAME/data/train-*.parquet
+
+A folder is one saved by `datasets`, or a copy of a data set's files. Where there are several splits, one must be named.
+Every row carries its place, such as ``prompts.jsonl:3``, for error messages.
 """
 
 from __future__ import annotations
@@ -9,106 +13,153 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metareward.errors import UserError
 
-STATE = "state.json"  # stands in a folder that `datasets` saved one split in
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a row stands. Lines are counted from 1, as editors do; rows and items from 0, as data sets do."""
-
-    file: str
-    kind: Literal["line", "row", "item"]
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.number}" if self.kind == "line" else f"{self.file}: {self.kind} {self.number}"
-
-    def seen_from(self, other: Place) -> str:
-        """This place in few words, for a message that has named ``other`` already."""
-        return f"{self.kind} {self.number}" if self.file == other.file else str(self)
+HUB = "hub:"
+STATE = "state.json"  # in a folder that `datasets` saved one split in
+_SPLITS = "dataset_dict.json"  # in a folder that `datasets` saved several splits in
+_DATA = (".parquet", ".jsonl", ".json", ".csv")
+_METADATA = (STATE, _SPLITS, "dataset_info.json", "dataset_infos.json")
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_FORMATS = "JSON Lines, .json (a list), .parquet, .csv (with a header), .txt (one prompt a line) or a data set's folder"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What stands at a place, as JSON would have it."""
+    """One row of a file, as JSON would have it. ``where`` is its place, such as ``outputs.jsonl:3``.
 
-    place: Place
+    Lines are counted from 1, as editors do; items of a list and rows of a table from 0, as data sets do. Every method
+    that reads a field raises `UserError` naming the place, the field and the fix.
+    """
+
+    where: str
     value: Any
 
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The row as a JSON object."""
+        if not isinstance(self.value, dict):
+            raise UserError(f"{self.where}: not a JSON object; fix: write {{ … }}")
+        return self.value
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of ``path``, in its order: by its ending ``.parquet``, ``.csv`` or ``.json`` (a list), else JSON Lines.
+    def has(self, *names: str) -> bool:
+        """Whether all these fields are present and not null."""
+        return all(self.fields.get(name) is not None for name in names)
 
-    Text files are UTF-8. A folder is one that `datasets` saved. Raises `UserError` naming the place that can't be read.
+    def text(self, *names: str) -> str:
+        """The first of these fields that is present, as text; a number becomes its digits."""
+        value = self._first(names)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str):
+            raise self.error(names[0], "is not text", "write text")
+        return value
+
+    def number(self, *names: str) -> float:
+        """The first of these fields that is present, as a finite number."""
+        value = self.optional_number(*names)
+        if value is None:
+            raise self.error(names[0], "is missing or no finite number", "write a number")
+        return value
+
+    def optional_number(self, *names: str) -> float | None:
+        """Like `number`, but None for a field that is absent, null, empty or not finite."""
+        value = next((self.fields[name] for name in names if self.fields.get(name) not in (None, "")), None)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise self.error(names[0], "is not a number", "write a number")
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise self.error(names[0], "is not a number", "write a number") from None
+        return number if math.isfinite(number) else None
+
+    def items(self, name: str) -> Sequence[Any]:
+        """A field that holds a list."""
+        value = self._first((name,))
+        if not isinstance(value, list):
+            raise self.error(name, "is not a list", "write [ … ]")
+        return value
+
+    def rows(self, name: str) -> tuple[Row, ...]:
+        """A field that holds a list of objects."""
+        return tuple(self._inner(each, f"{name}[{i}]") for i, each in enumerate(self.items(name)))
+
+    def row(self, name: str) -> Row:
+        """A field that holds an object."""
+        return self._inner(self._first((name,)), name)
+
+    def error(self, field: str, problem: str, fix: str) -> UserError:
+        """The error to raise about a field."""
+        return field_error(self.where, field, problem, fix)
+
+    def _first(self, names: Sequence[str]) -> Any:
+        for name in names:
+            if self.fields.get(name) is not None:
+                return self.fields[name]
+        present = ", ".join(map(str, self.fields)) or "none"
+        raise self.error(names[0], "is missing", f"add it (fields here: {present})")
+
+    def _inner(self, value: object, name: str) -> Row:
+        if not isinstance(value, dict):
+            raise self.error(name, "is not an object", "write { … }")
+        return Row(f"{self.where} {name}", value)
+
+
+def field_error(where: str, field: str, problem: str, fix: str) -> UserError:
+    """The error about a field of the row at ``where``."""
+    return UserError(f'{where}: field "{field}": {problem}; fix: {fix}')
+
+
+# --- reading ---
+
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """The rows of ``path`` in order, read as its ending says; any other ending is JSON Lines or a JSON list.
+
+    The rows of a CSV file are objects of text, those of a text file its lines that aren't blank. Raises `UserError`
+    naming the place that can't be read.
     """
     if path.is_dir():
-        return _saved(path)
+        return _saved_dataset(path)
     if path.suffix == ".parquet":
         return _parquet(path)
     text = read_text(path)
     if path.suffix == ".csv":
         return _csv(path, text)
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        return _items(path, text)
-    return _lines(path, text)
+    if path.suffix == ".txt":
+        return _text_lines(path, text)
+    return _json_list(path, text) if text.lstrip().startswith("[") else _json_lines(path, text)
 
 
-def _lines(path: Path, text: str) -> Iterator[Row]:
-    """Only a newline ends a line: U+2028 and its like are text (`str.splitlines` differs)."""
-    for number, line in enumerate(text.split("\n"), 1):
-        place = Place(str(path), "line", number)
-        if line.strip():
-            yield Row(place, _json(line, str(place), "write one JSON object a line"))
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """The rows of ``path``, which are objects. Raises `UserError` when there are none or one is no object."""
+    rows = tuple(Row(row.where, row.fields) for row in iter_rows(path))
+    if not rows:
+        raise UserError(f"{path}: no rows in it; fix: name a file with one object a line, a JSON list or a CSV")
+    return rows
 
 
-def _items(path: Path, text: str) -> Iterator[Row]:
-    items = _json(text, str(path), "write one JSON list of objects")
-    for number, item in enumerate(items):
-        yield Row(Place(str(path), "item", number), item)
-
-
-def _csv(path: Path, text: str) -> Iterator[Row]:
-    """The first line names the columns; every cell is text."""
-    for number, cells in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
-        if None in cells or None in cells.values():
-            raise UserError(f"{path}:{number}: not as many cells as the first line; fix: give every column a cell")
-        yield Row(Place(str(path), "line", number), cells)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-            for number, row in enumerate(rows):
-                yield Row(Place(str(path), "row", number), row)
-    except (pa.ArrowException, OSError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable Parquet file ({why}); fix: name another, or write it again") from None
-
-
-def _saved(folder: Path) -> Iterator[Row]:
-    from datasets import load_from_disk
-
-    try:
-        rows = load_from_disk(str(folder))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{folder}: can't be read: {why}; fix: save the data set again") from None
-    for number, row in enumerate(rows):
-        yield Row(Place(str(folder), "row", number), row)
+def read_all_rows(path: Path) -> tuple[Row, ...]:
+    """The rows of a file, or of all ``.jsonl`` files in a folder, in the order of their names."""
+    if not path.is_dir():
+        return read_rows(path)
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
+        raise UserError(f"{path}: no .jsonl files in this folder; fix: name the folder that holds one file per model")
+    return tuple(row for file in files for row in read_rows(file))
 
 
 def read_text(path: Path) -> str:
@@ -117,138 +168,193 @@ def read_text(path: Path) -> str:
         return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: this is not UTF-8; fix: save the file as UTF-8") from None
+        raise UserError(f"{path}:{line}: this is not UTF-8; fix: save the file as UTF-8: {_FORMATS}") from None
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}; fix: name a file that is there") from None
+        raise UserError(f"{path}: can't be read: {error.strerror}; fix: name one that is there: {_FORMATS}") from None
 
 
-def _json(text: str, where: str, fix: str) -> Any:
+def group_by(rows: Iterable[Row], *names: str) -> dict[str, list[Row]]:
+    """Rows by the text of the first of these fields that is present, in the order of first appearance."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.text(*names), []).append(row)
+    return groups
+
+
+def require_unique(rows: Sequence[Row], name: str) -> Sequence[Row]:
+    """``rows`` unchanged. Raises `UserError` when two of them have the same text in this field."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.text(name) in seen:
+            raise row.error(name, "repeats that of an earlier row", "give every row its own")
+        seen.add(row.text(name))
+    return rows
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):  # only newlines: `str.splitlines` would cut at U+2028
+        if line.strip():
+            yield Row(f"{path}:{number}", _json(line, f"{path}:{number}"))
+
+
+def _json_list(path: Path, text: str) -> Iterator[Row]:
+    for number, item in enumerate(_json(text, str(path))):
+        yield Row(f"{path}: item {number}", item)
+
+
+def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); fix: {fix}") from None
+        raise UserError(
+            f"{where}: not JSON ({error}); fix: write one JSON object a line or one JSON list, or name a file that its "
+            "ending marks as something else: .parquet, .csv (with a header), .txt (one prompt a line)"
+        ) from None
 
 
-# --- From a name to files: a file, a folder, a pattern, or a data set on the Hugging Face hub.
-#
-#     FILE.jsonl   FILE.json   FILE.parquet   FOLDER   FOLDER/train-*.parquet
-#     hub:OWNER/NAME   hub:OWNER/NAME/data/train-*.parquet
-#
-# A folder is one that `datasets` saved, or a copy of a data set's files. What isn't here is fetched only where the
-# caller
-# allows the network. Of several splits one must be named: nothing is chosen or thrown together unasked.
+def _text_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.lstrip().startswith(('{"', '["')):
+            raise UserError(f"{path}:{number}: JSON in a .txt file, where each line is a prompt; fix: name it .jsonl")
+        if line.strip():
+            yield Row(f"{path}:{number}", line.strip())
 
 
-HUB = "hub:"
-_SPLITS = "dataset_dict.json"  # stands in a folder that `datasets` saved several splits in
-_DATA = (".parquet", ".jsonl", ".json")
-_ABOUT = (STATE, _SPLITS, "dataset_info.json", "dataset_infos.json")  # JSON about the data, not data
-_SHARD = re.compile(r"-\d+-of-\d+$")
+def _csv(path: Path, text: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    line = 1
+    try:
+        if reader.fieldnames:
+            line = reader.line_num + 1
+        for fields in reader:
+            if None in fields or None in fields.values():
+                raise UserError(f"{path}:{line}: not as many cells as the first line; fix: give every column a cell")
+            yield Row(f"{path}:{line}", fields)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line}: not CSV ({error}); fix: write the file as JSON Lines") from None
 
 
-def located(source: Path | str, network: bool = False) -> tuple[Path, ...]:
-    """The files of ``source``, in the order of their names.
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows):
+                yield Row(f"{path}: row {number}", row)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: not a readable Parquet file ({reason}); fix: name another or write it again"
+        ) from None
+
+
+def _saved_dataset(folder: Path) -> Iterator[Row]:
+    from datasets import load_from_disk
+
+    try:
+        rows = load_from_disk(str(folder))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: can't be read: {reason}; fix: save the data set again") from None
+    for number, row in enumerate(rows):
+        yield Row(f"{folder}: row {number}", row)
+
+
+# --- from names to paths ---
+
+
+def resolve_files(source: Path | str, network: bool = False) -> tuple[Path, ...]:
+    """The files of ``source`` in the order of their names; those of ``hub:OWNER/NAME`` are downloaded or cached.
 
     Raises `UserError` when there are none, when there are several splits and none is named, or when the hub is named
-    and ``network`` is false or it can't be reached.
+    and ``network`` is false or the hub can't be reached.
     """
     name = str(source)
     if name.startswith(HUB):
-        return _fetched(name, network)
+        return _resolve_hub(name, network)
     path = Path(name)
     if path.is_dir():
-        return _in_folder(path)
-    return _matching(path) if "*" in name and not path.exists() else (path,)
-
-
-def _matching(pattern: Path) -> tuple[Path, ...]:
-    root = Path(pattern.anchor or ".")
-    files = tuple(sorted(root.glob(str(pattern.relative_to(pattern.anchor)))))
+        return _resolve_folder(path)
+    if "*" not in name or path.exists():
+        return (path,)
+    files = tuple(sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))))
     if not files:
-        raise UserError(f"{pattern}: no file is named like this; fix: name files that are there")
+        raise UserError(f"{name}: no file matches; fix: name files that are there")
     return files
 
 
-def _in_folder(folder: Path) -> tuple[Path, ...]:
-    if (folder / STATE).is_file():
-        return (folder,)
-    if (folder / _SPLITS).is_file():
-        splits = sorted(path.parent.name for path in folder.glob(f"*/{STATE}"))
-        return _one(str(folder), [(split,) for split in splits], folder)
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return _one(str(folder), splits_of(path.relative_to(folder).as_posix() for path in files), folder)
+def resolve_file(source: Path | str, network: bool = False) -> Path:
+    """The one file or folder of ``source``: a path, or ``hub:OWNER/NAME/FILE``. Raises like `resolve_files`."""
+    name = str(source)
+    if not name.startswith(HUB):
+        return Path(name)
+    if name.count("/") < 2 or name.endswith("/") or _is_pattern(name):
+        raise UserError(f"{name}: doesn't name one file of a data set; fix: write hub:OWNER/NAME/FILE")
+    return _resolve_hub(name, network)[0]
 
 
 def splits_of(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """The data files among ``names``, those that are parts of one split together, each name as it is."""
-    found: dict[str, list[str]] = {}
+    """The data files among ``names``, the shards of a split together."""
+    splits: dict[str, list[str]] = {}
     for name in sorted(names):
         path = PurePosixPath(name)
         hidden = any(part.startswith(".") for part in path.parts)
-        if path.suffix in _DATA and path.name not in _ABOUT and not hidden:
-            found.setdefault(_pattern(path), []).append(name)
-    return [tuple(parts) for parts in found.values()]
+        if path.suffix in _DATA and path.name not in _METADATA and not hidden:
+            splits.setdefault(_split_pattern(name), []).append(name)
+    return [tuple(shards) for shards in splits.values()]
 
 
-def _pattern(path: PurePosixPath) -> str:
-    """The name that all parts of the file's split share: ``data/train-*.parquet``; its own if it is no part."""
-    stem = _SHARD.sub("-*", path.stem)
-    return str(path.with_name(stem + path.suffix))
+def _split_pattern(name: str) -> str:
+    """The pattern that all shards of a file's split match (``data/train-*.parquet``), or the file's own name."""
+    path = PurePosixPath(name)
+    return str(path.with_name(_SHARD.sub("-*", path.stem) + path.suffix))
 
 
-def _one(source: str, splits: Sequence[tuple[str, ...]], folder: Path) -> tuple[Path, ...]:
-    if len(splits) != 1:
-        raise _not_one(source, splits)
-    return tuple(folder / name for name in splits[0])
+def _resolve_folder(folder: Path) -> tuple[Path, ...]:
+    if (folder / STATE).is_file():
+        return (folder,)
+    if (folder / _SPLITS).is_file():
+        splits = [(path.parent.name,) for path in sorted(folder.glob(f"*/{STATE}"))]
+    else:
+        splits = splits_of(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return tuple(folder / name for name in _only_split(str(folder), splits))
 
 
-def _not_one(source: str, splits: Sequence[tuple[str, ...]]) -> UserError:
+def _only_split(source: str, splits: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     if not splits:
-        return UserError(f"{source}: can't be read: no data files in it ({', '.join(_DATA)}); fix: name another")
-    named = [_pattern(PurePosixPath(split[0])) for split in splits]
-    return UserError(f"{source}: holds {', '.join(named[:8])}; fix: name one of them, as {source}/{named[0]}")
+        raise UserError(f"{source}: can't be read: no data files in it ({', '.join(_DATA)}); fix: name another")
+    if len(splits) > 1:
+        patterns = [_split_pattern(split[0]) for split in splits]
+        names = ", ".join(patterns[:8])
+        raise UserError(f"{source}: holds {names}; fix: name one of them, as {source}/{patterns[0]}")
+    return splits[0]
 
 
-def located_file(name: str, network: bool = True) -> Path:
-    """One file: a local path as it is, or ``hub:OWNER/NAME/FILE``.
-
-    Raises `UserError` when the hub is named without a file, with ``network`` false, or can't be reached.
-    """
-    if not name.startswith(HUB):
-        return Path(name)
-    if len(name.removeprefix(HUB).split("/", 2)) < 3:
-        raise UserError(f"{name}: names no file of a data set; fix: write hub:OWNER/NAME/FILE")
-    return _fetched(name, network)[0]
-
-
-def _fetched(source: str, network: bool) -> tuple[Path, ...]:
+def _resolve_hub(source: str, network: bool) -> tuple[Path, ...]:
     owner, _, rest = source.removeprefix(HUB).partition("/")
     name, _, pattern = rest.partition("/")
     if not (owner and name):
         raise UserError(f"{source}: names no data set; fix: write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
     if not network:
         raise UserError(
-            f"{source}: is on the Hugging Face hub, and the network is off; "
-            "fix: set prompts.network to true, or name a local copy"
+            f"{source}: is on the Hugging Face hub, and the network is off; fix: allow it (prompts.network: true in a "
+            "recipe, --network in a command), or name a local copy"
         )
-    return _download(source, f"{owner}/{name}", pattern)
-
-
-@cache
-def _download(source: str, repository: str, pattern: str) -> tuple[Path, ...]:
-    """The files of the one split that ``pattern`` names. An exact name needs no listing, so the hub's cache can do."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
+    repository = f"{owner}/{name}"
     try:
-        if pattern and not set(pattern) & set("*?["):
+        if pattern and not _is_pattern(pattern):
             return (Path(hf_hub_download(repository, pattern, repo_type="dataset")),)
-        there = HfApi().list_repo_files(repository, repo_type="dataset")
-        wanted = [name for name in there if not pattern or fnmatchcase(name, pattern)]
-        splits = [tuple(sorted(wanted))] if pattern and wanted else splits_of(wanted)
-        if len(splits) != 1:
-            raise _not_one(source, splits)
-        folder = snapshot_download(repository, repo_type="dataset", allow_patterns=list(splits[0]))
+        names = HfApi().list_repo_files(repository, repo_type="dataset")
+        matching = sorted(name for name in names if not pattern or fnmatchcase(name, pattern))
+        wanted = tuple(matching) if pattern and matching else _only_split(source, splits_of(matching))
+        folder = snapshot_download(repository, repo_type="dataset", allow_patterns=list(wanted))
     except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0][:200]
-        raise UserError(f"{source}: can't be fetched ({why}); fix: allow the network, or name a local copy") from None
-    return tuple(Path(folder) / name for name in splits[0])
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{source}: can't be fetched ({reason}); fix: check the name and the network") from None
+    return tuple(Path(folder) / name for name in wanted)
+
+
+def _is_pattern(name: str) -> bool:
+    return any(mark in name for mark in "*?[")

@@ -1,9 +1,14 @@
-"""Prompts from files of any kind, checked whole before anything is generated; and which of them each iteration uses.
+"""Prompts: rows of any common data set as conversations, and which prompts each iteration uses.
 
-What a row may look like is in `metareward.data.prompts`, which files and names there are in
-`metareward.data.files`. A prompt is known by its ``id``, or without one by a hash of its content. Slices are cut
-from one seeded order, so no prompt serves two iterations (the papers don't say whether theirs did; 4 x 5,000 of 20,000
-suggests so).
+    "..."                                                  a prompt
+    {"prompt": "..." or [turns]}    {"messages": [turns]}  a prompt, or a conversation that ends with the user's turn
+    {"instruction": "...", "input": "...", "output": ...}  Alpaca; ``system`` and ``history`` are read where present
+    {"conversations": [{"from": "human", "value": ...}]}   ShareGPT
+
+A turn is ``{"role", "content"}`` or ``{"from", "value"}``. Alpaca and ShareGPT rows end with the answer, which a prompt
+leaves out. Other fields are ignored. A prompt's id is its ``id`` field or else a hash of its content. Iterations take
+slices of one seeded order, so no prompt serves two of them (the papers don't say whether theirs did; 4 x 5,000 of
+20,000 suggests so).
 """
 
 from __future__ import annotations
@@ -16,24 +21,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from metareward.data.files import Place, Row, located, read_rows
+from metareward.data.files import Row, field_error, iter_rows, resolve_files
 from metareward.errors import UserError
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.serialization import canonical_json, json_lines
 from metareward.types import ChatRole, Message, Messages, Prompt
-
-# --- What a row says, in any of the forms that data sets have.
-#
-#     "..."                                                  a prompt
-#     {"prompt": "..." or [turns]}    {"messages": [turns]}  a prompt, or a conversation that the user has ended
-#     {"instruction": "...", "input": "...", "output": ...}  Alpaca; ``system`` and ``history`` count, if they are there
-#     {"conversations": [{"from": "human", "value": ...}]}   ShareGPT
-#
-# A turn is ``{"role", "content"}`` or ``{"from", "value"}``. Alpaca's and ShareGPT's rows hold the answer too: as
-# prompts
-# they end before it. Fields that no form names are passed over.
-
 
 _FORMS = ("prompt", "messages", "conversations", "instruction")
 _ROLES: Mapping[str, ChatRole] = {
@@ -46,29 +39,29 @@ _ROLES: Mapping[str, ChatRole] = {
 }
 
 
-def prompt_of(value: object, where: str, field: str | None = None) -> Messages:
-    """The conversation up to the user's last turn. ``where`` is the row's place, for messages.
+def parse_prompt(value: object, where: str, field: str | None = None) -> Messages:
+    """The conversation up to the last user turn of the row at ``where``.
 
-    ``field`` names the field to read, in rows that have several. Raises `UserError` naming place, field and fix.
+    ``field`` names the field to read, for rows that have several. Raises `UserError` naming the place, field and fix.
     """
     if isinstance(value, str):
-        return (Message("user", checked(value, where, "prompt")),)
-    row = as_object(value, where)
-    name = field or _form(row, where)
+        return (Message("user", checked_text(value, where, "prompt")),)
+    row = json_object(value, where)
+    name = field or _prompt_field(row, where)
     turns = _conversation(row, name, where)
     if name == "conversations" or field is not None:
-        turns = _before_the_answer(turns)
-    _check_order(turns, where, name)
+        turns = _without_answer(turns)
+    _check_turn_order(turns, where, name)
     return turns
 
 
-def example_of(value: object, where: str) -> tuple[Messages, str]:
-    """A prompt and the answer to it: ``prompt`` with ``completion``, or any form that ends with the assistant's turn.
+def parse_example(value: object, where: str) -> tuple[Messages, str]:
+    """A prompt and its answer: ``prompt`` with ``completion``, or any form that ends with an assistant turn.
 
-    Raises `UserError` naming place, field and fix.
+    Raises `UserError` naming the place, field and fix.
     """
-    row = as_object(value, where)
-    name = "completion" if row.get("completion") is not None else _form(row, where)
+    row = json_object(value, where)
+    name = "completion" if row.get("completion") is not None else _prompt_field(row, where)
     if name == "completion":
         turns = (*_conversation(row, "prompt", where), *_answer(row["completion"], where, name))
     elif name == "instruction":
@@ -76,39 +69,34 @@ def example_of(value: object, where: str) -> tuple[Messages, str]:
     else:
         turns = _conversation(row, name, where)
     if not turns or turns[-1].role != "assistant":
-        raise wrong(where, name, "ends without the assistant's turn", "add the answer that is to be learned")
-    _check_order(turns[:-1], where, name)
+        raise field_error(where, name, "doesn't end with an assistant turn", "add the answer to train on")
+    _check_turn_order(turns[:-1], where, name)
     return turns[:-1], turns[-1].content
 
 
-def as_object(value: object, where: str) -> dict[str, Any]:
+def json_object(value: object, where: str) -> dict[str, Any]:
     """``value``, which must be a JSON object."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: not a JSON object; fix: write {{"prompt": "..."}}')
     return value
 
 
-def checked(value: object, where: str, field: str) -> str:
-    """``value``, which must be text, not blank, of whole characters."""
+def checked_text(value: object, where: str, field: str) -> str:
+    """``value``, which must be text that isn't blank and has no lone surrogate."""
     if not isinstance(value, str):
-        raise wrong(where, field, f"is {_kind(value)}", "write text")
+        raise field_error(where, field, f"is {_kind(value)}", "write text")
     if not value.strip():
-        raise wrong(where, field, "is empty", "write the text or take the line out")
+        raise field_error(where, field, "is empty", "write the text or remove the row")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise wrong(where, field, f"holds {half}, half of a character", "write the whole character") from None
+        code = f"\\u{ord(value[error.start]):04x}"
+        raise field_error(where, field, f"holds {code}, half of a character", "write the whole character") from None
     return value
 
 
-def wrong(where: str, field: str, what: str, fix: str) -> UserError:
-    """What to raise about a field."""
-    return UserError(f'{where}: field "{field}": {what}; fix: {fix}')
-
-
-def _form(row: Mapping[str, Any], where: str) -> str:
-    """The field that tells the row's form."""
+def _prompt_field(row: Mapping[str, Any], where: str) -> str:
+    """The field that holds the prompt."""
     given = [field for field in _FORMS if row.get(field) is not None]
     if len(given) > 1:
         raise UserError(f'{where}: fields "{given[0]}" and "{given[1]}" are both there; fix: keep one of them')
@@ -119,14 +107,14 @@ def _form(row: Mapping[str, Any], where: str) -> str:
 
 
 def _conversation(row: Mapping[str, Any], name: str, where: str) -> Messages:
-    """The turns in field ``name``, in any order still; of Alpaca's fields those before the answer."""
+    """The turns in field ``name``, their order unchecked; for Alpaca, the turns before the answer."""
     value = row.get(name)
     if name == "instruction":
         return (*_system(row, where), *_history(row, where), Message("user", _instruction(row, where)))
     if isinstance(value, str) and name not in ("messages", "conversations"):
-        return (Message("user", checked(value, where, name)),)
+        return (Message("user", checked_text(value, where, name)),)
     if not isinstance(value, list):
-        raise wrong(where, name, f"is {_kind(value)}", 'write text or a list of {"role", "content"} turns')
+        raise field_error(where, name, f"is {_kind(value)}", 'write text or a list of {"role", "content"} turns')
     turns = tuple(_turn(turn, where, f"{name}[{i}]") for i, turn in enumerate(value))
     if name == "conversations" and not any(turn.role == "system" for turn in turns):
         return (*_system(row, where), *turns)
@@ -135,65 +123,67 @@ def _conversation(row: Mapping[str, Any], name: str, where: str) -> Messages:
 
 def _turn(turn: object, where: str, field: str) -> Message:
     if not isinstance(turn, dict):
-        raise wrong(where, field, f"is {_kind(turn)}", 'write {"role": "user", "content": "..."}')
-    shares = "from" in turn and "role" not in turn  # ShareGPT's names
-    who, says = ("from", "value") if shares else ("role", "content")
-    given = turn.get(who)
+        raise field_error(where, field, f"is {_kind(turn)}", 'write {"role": "user", "content": "..."}')
+    sharegpt = "from" in turn and "role" not in turn
+    role_field, text_field = ("from", "value") if sharegpt else ("role", "content")
+    given = turn.get(role_field)
     role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        known = "use system, human or gpt" if shares else "use system, user or assistant"
-        raise wrong(where, f"{field}.{who}", f"is {json.dumps(given)}", known)
-    return Message(role, checked(turn.get(says), where, f"{field}.{says}"))
+        fix = "use system, human or gpt" if sharegpt else "use system, user or assistant"
+        raise field_error(where, f"{field}.{role_field}", f"is {json.dumps(given)}", fix)
+    return Message(role, checked_text(turn.get(text_field), where, f"{field}.{text_field}"))
 
 
 def _instruction(row: Mapping[str, Any], where: str) -> str:
-    """Alpaca's instruction and the input that it is about, if there is one, as one text."""
-    instruction = checked(row["instruction"], where, "instruction")
-    return instruction if _blank(row.get("input")) else f"{instruction}\n\n{checked(row['input'], where, 'input')}"
+    """Alpaca's instruction, followed by its input if there is one."""
+    instruction = checked_text(row["instruction"], where, "instruction")
+    return instruction if _blank(row.get("input")) else f"{instruction}\n\n{checked_text(row['input'], where, 'input')}"
 
 
 def _system(row: Mapping[str, Any], where: str) -> Messages:
-    return () if _blank(row.get("system")) else (Message("system", checked(row["system"], where, "system")),)
+    return () if _blank(row.get("system")) else (Message("system", checked_text(row["system"], where, "system")),)
 
 
 def _blank(value: object) -> bool:
-    """Whether a field that may be left out is: data sets have empty texts in such fields."""
+    """Whether an optional field is absent; data sets write empty text in such fields."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _history(row: Mapping[str, Any], where: str) -> Messages:
-    """Alpaca's earlier exchanges: pairs of what the user said and what the assistant said."""
+    """Alpaca's earlier turns: pairs of a user's and an assistant's text."""
     turns: list[Message] = []
     for i, pair in enumerate(row.get("history") or ()):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise wrong(where, f"history[{i}]", "is no pair of texts", "write [what was asked, what was answered]")
-        turns.append(Message("user", checked(pair[0], where, f"history[{i}][0]")))
-        turns.append(Message("assistant", checked(pair[1], where, f"history[{i}][1]")))
+            raise field_error(where, f"history[{i}]", "is no pair of texts", "write [user text, assistant text]")
+        turns.append(Message("user", checked_text(pair[0], where, f"history[{i}][0]")))
+        turns.append(Message("assistant", checked_text(pair[1], where, f"history[{i}][1]")))
     return tuple(turns)
 
 
 def _answer(value: object, where: str, field: str) -> Messages:
-    """An answer as text, or as TRL's list of the one turn."""
+    """An answer as text, or as TRL's list of one turn."""
     if isinstance(value, list):
         return tuple(_turn(turn, where, f"{field}[{i}]") for i, turn in enumerate(value))
-    return (Message("assistant", checked(value, where, field)),)
+    return (Message("assistant", checked_text(value, where, field)),)
 
 
-def _before_the_answer(turns: Messages) -> Messages:
+def _without_answer(turns: Messages) -> Messages:
     return turns[:-1] if turns and turns[-1].role == "assistant" else turns
 
 
-def _check_order(messages: Messages, where: str, field: str) -> None:
-    """System first if at all, then user and assistant by turns, the user last: what every chat template takes."""
+def _check_turn_order(messages: Messages, where: str, field: str) -> None:
+    """Check what chat templates require: an optional system turn, then user and assistant alternating, user last."""
     talk = messages[1:] if messages and messages[0].role == "system" else messages
     start = len(messages) - len(talk)
     for i, (message, due) in enumerate(zip(talk, cycle(("user", "assistant")), strict=False), start):
         if message.role != due:
-            raise wrong(where, f"{field}[{i}].role", f'is "{message.role}" where "{due}" is due', "mend the turns")
+            raise field_error(
+                where, f"{field}[{i}].role", f'is "{message.role}", should be "{due}"', "alternate user and assistant"
+            )
     if not talk:
-        raise wrong(where, field, "has no user turn", "add what the user says")
+        raise field_error(where, field, "has no user turn", "add the user's text")
     if talk[-1].role == "assistant":
-        raise wrong(where, field, "ends with an assistant turn", "take that turn out: the model is to write it")
+        raise field_error(where, field, "ends with an assistant turn", "remove it: the model writes that turn")
 
 
 def _kind(value: object) -> str:
@@ -202,72 +192,71 @@ def _kind(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """``prompts`` in their order, each once; ``repeats`` says where one of them stood again, and where first."""
+class GatheredPrompts:
+    """``prompts`` in file order without duplicates; ``repeats`` has (place of the duplicate, place of the first)."""
 
     prompts: tuple[Prompt, ...]
-    repeats: tuple[tuple[Place, Place], ...]
+    repeats: tuple[tuple[str, str], ...]
 
 
 def load_prompts(source: Path | str, network: bool = False, field: str | None = None) -> tuple[Prompt, ...]:
-    """The prompts of ``source``, in their order; a prompt that is there twice is refused.
+    """The prompts of ``source`` in file order; a duplicate is an error.
 
-    ``source`` is what `metareward.data.files` takes; ``network`` allows to fetch it from the hub. ``field`` names
-    the field that holds the prompt in rows that have several. Raises `UserError` naming file, place, field and fix.
+    ``source`` is a name that `metareward.data.files` resolves; ``network`` allows downloads from the hub. ``field``
+    names the field that holds the prompt, for rows that have several. Raises `UserError` naming place, field and fix.
     """
     gathered = gather_prompts(source, network, field)
     if gathered.repeats:
         again, first = gathered.repeats[0]
-        raise UserError(
-            f"{again}: the same prompt as in {first.seen_from(again)}; fix: take one out, or give each its own id"
-        )
+        raise UserError(f"{again}: the same prompt as in {first}; fix: remove one, or give each its own id")
     return gathered.prompts
 
 
-def gather_prompts(source: Path | str, network: bool = False, field: str | None = None) -> Gathered:
-    """The same, but a prompt that is there twice is taken once and told."""
+def gather_prompts(source: Path | str, network: bool = False, field: str | None = None) -> GatheredPrompts:
+    """Like `load_prompts`, but a duplicate is reported in ``repeats`` instead of refused."""
     prompts: dict[str, Prompt] = {}
-    places: dict[str, Place] = {}
-    repeats: list[tuple[Place, Place]] = []
-    for row in (row for path in located(source, network) for row in read_rows(path)):
+    places: dict[str, str] = {}
+    repeats: list[tuple[str, str]] = []
+    for row in (row for path in resolve_files(source, network) for row in iter_rows(path)):
         prompt = _prompt(row, field)
-        first = places.setdefault(prompt.id, row.place)
+        first = places.setdefault(prompt.id, row.where)
         if prompts.setdefault(prompt.id, prompt).messages != prompt.messages:
-            taken = f"{json.dumps(prompt.id)} is taken by {first.seen_from(row.place)}"
-            raise wrong(str(row.place), "id", taken, "give each prompt its own id")
-        if first != row.place:
-            repeats.append((row.place, first))
+            taken = f"{json.dumps(prompt.id)} is taken by {first}"
+            raise field_error(row.where, "id", taken, "give each prompt its own id")
+        if first != row.where:
+            repeats.append((row.where, first))
     if not prompts:
         raise UserError(f'{source}: no prompts in it; fix: put one JSON object a line, as {{"prompt": "..."}}')
-    return Gathered(tuple(prompts.values()), tuple(repeats))
+    return GatheredPrompts(tuple(prompts.values()), tuple(repeats))
 
 
 def content_id(messages: Messages) -> str:
-    """16 hex digits that change with any role or word: the id of a prompt that has none."""
-    return hashlib.blake2b(canonical_json(turns_of(messages)).encode(), digest_size=8).hexdigest()
+    """The id of a prompt that has none: 16 hex digits over its roles and texts."""
+    return hashlib.blake2b(canonical_json(chat_turns(messages)).encode(), digest_size=8).hexdigest()
 
 
-def turns_of(messages: Messages) -> list[dict[str, str]]:
-    """``messages`` as chat templates and files have them."""
+def chat_turns(messages: Messages) -> list[dict[str, str]]:
+    """``messages`` as the dicts of role and content that chat templates take and files hold."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
-    """Write ``prompts`` as `load_prompts` reads them."""
-    write_atomic(path, json_lines({"id": prompt.id, "prompt": turns_of(prompt.messages)} for prompt in prompts))
+    """Write ``prompts`` as JSON Lines for `load_prompts`."""
+    write_atomic(path, json_lines({"id": prompt.id, "prompt": chat_turns(prompt.messages)} for prompt in prompts))
 
 
-def digest(prompts: Sequence[Prompt]) -> str:
-    """64 hex digits that change with any id, role, word or the order of ``prompts``."""
-    content = [[prompt.id, turns_of(prompt.messages)] for prompt in prompts]
+def digest_prompts(prompts: Sequence[Prompt]) -> str:
+    """64 hex digits over the ids, roles, texts and order of ``prompts``."""
+    content = [[prompt.id, chat_turns(prompt.messages)] for prompt in prompts]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def choose(prompts: Sequence[Prompt], per_iteration: int, iteration: int, seed: int) -> tuple[Prompt, ...]:
-    """The ``per_iteration`` prompts of ``iteration`` (1, 2, …); no two iterations share one.
+def prompts_of_iteration(
+    prompts: Sequence[Prompt], per_iteration: int, iteration: int, seed: int
+) -> tuple[Prompt, ...]:
+    """The ``per_iteration`` prompts of ``iteration`` (counted from 1); no two iterations share one.
 
-    The order depends on the seed and the ids, not on where a prompt stands in the file. Raises `UserError` when
-    there are too few.
+    The order depends on the seed and the ids, not on the order of the file. Raises `UserError` when there are too few.
     """
     end = per_iteration * iteration
     if len(prompts) < end:
@@ -278,8 +267,8 @@ def choose(prompts: Sequence[Prompt], per_iteration: int, iteration: int, seed: 
     return _shuffled(prompts, seed, "prompt order")[end - per_iteration : end]
 
 
-def hold_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """``count`` prompts kept for evaluation, and the rest. Raises `UserError` when nothing would be left."""
+def split_held_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """``count`` prompts held out for evaluation, and the rest. Raises `UserError` when no prompt would be left."""
     if count >= len(prompts):
         raise UserError(
             f"prompts: {count} held out of {len(prompts)} leaves none; fix: add prompts or lower prompts.held_out"
@@ -293,16 +282,16 @@ def _shuffled(prompts: Sequence[Prompt], seed: int, purpose: str) -> tuple[Promp
 
 
 def _prompt(row: Row, field: str | None) -> Prompt:
-    where = str(row.place)
-    messages = prompt_of(row.value, where, field)
-    return Prompt(given_id(row.value, where) or content_id(messages), messages)
+    where = row.where
+    messages = parse_prompt(row.value, where, field)
+    return Prompt(row_id(row.value, where) or content_id(messages), messages)
 
 
-def given_id(value: object, where: str) -> str | None:
+def row_id(value: object, where: str) -> str | None:
     """The row's ``id`` as text; None when it has none."""
     given = value.get("id") if isinstance(value, dict) else None
     if given is None:
         return None
     if isinstance(given, int) and not isinstance(given, bool):
         return str(given)
-    return checked(given, where, "id")
+    return checked_text(given, where, "id")

@@ -1,9 +1,15 @@
-"""New prompts by few-shot sampling (Self-Rewarding section 3.1): eight tasks are shown, the model writes more.
+"""Proposes new prompts by few-shot sampling (Self-Rewarding section 3.1): the model sees eight tasks and writes more.
 
-Six of the eight come from people and two from what the model wrote before, in rounds: the requests of a round are made
-at once, and show what the rounds before it brought in. So every round follows from the seeds, the settings and the
-answers to earlier ones alone; a run that was killed goes on with the request it owes, and one that is asked for more
-prompts goes on where it ended. Nothing is thrown away silently: each proposal is kept, with the reason against it.
+Six of the eight are human-written and two were accepted in earlier rounds. A round's requests run concurrently, so a
+round depends only on the seeds, the settings and earlier completions: a killed run resumes, and one that is asked for
+more prompts continues. Every proposal that is dropped is kept with the reason.
+
+A proposal is dropped when it is too short or too long, names what text can't give (a picture, a file), repeats a known
+prompt, or has a ROUGE-L with one above a limit: with LCS(a, b) the length of the longest common subsequence of words,
+
+    P = LCS / |a|     R = LCS / |b|     F = 2 P R / (P + R) = 2 LCS / (|a| + |b|)
+
+which is rapidfuzz's normalized Indel similarity: equal to ``rouge-score``, hundreds of times faster (docs/data.md).
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -21,11 +27,11 @@ from typing import Literal
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import extractOne
 
-from metareward.data.prompts import content_id, digest, write_prompts
+from metareward.data.prompts import content_id, digest_prompts, write_prompts
 from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.generation.progress import Progress
-from metareward.generation.runner import sweep_with
+from metareward.generation.runner import run_tasks
 from metareward.method.judge import Reasoning
 from metareward.method.template import Template, render
 from metareward.seeds import derive
@@ -34,21 +40,7 @@ from metareward.storage.serialization import json_lines, replace_surrogates
 from metareward.storage.store import RecordStore
 from metareward.types import Completion, Message, Prompt, Sampling
 
-# --- Which proposals become prompts, and why the others don't (Self-Rewarding section 3.1, after Self-Instruct).
-#
-# A proposal is dropped when it is too short or too long, names what words alone can't give (a picture, a file), says
-# what
-# a known prompt says, or is too much like one by ROUGE-L: with LCS(a, b) the length of the longest common subsequence
-# of
-# the words of a and b,
-#
-#     P = LCS / |a|     R = LCS / |b|     F = 2 P R / (P + R) = 2 LCS / (|a| + |b|)
-#
-# which is the normalised similarity of insertions and deletions that rapidfuzz computes: exactly the F-measure of
-# ``rouge-score``, several hundred times as fast (docs/data.md).
-
-
-Reason = Literal[
+DropReason = Literal[
     "failed", "unreadable", "cut_off", "too_short", "too_long", "keyword", "repeated", "too_similar"
 ]  # fmt: skip
 KEYWORDS = (
@@ -56,123 +48,49 @@ KEYWORDS = (
     *("diagram", "chart", "graph", "map", "video", "videos", "audio", "recording", "file", "files"),
     *("attached", "attachment", "upload", "download", "link", "click", "website", "url"),
 )
-# A run of letters or digits is a word; in scripts that write no spaces between words, every character is one.
+HUMAN_EXAMPLES, GENERATED_EXAMPLES = 6, 2
+EXAMPLES = HUMAN_EXAMPLES + GENERATED_EXAMPLES
+_SLOTS = tuple(f"task_{place}" for place in range(1, EXAMPLES + 1))
+_MAX_ROUNDS_WITHOUT_NEW = 3  # after so many in a row, the model proposes no new prompts
+_MAX_FAILED_SHARE = 0.5  # of a round's requests that may fail twice
+# The paper's sampling of new prompts; it doesn't give the length limit.
+SAMPLING = Sampling(temperature=0.6, top_p=0.9, max_tokens=1024)
+
+# A run of letters or digits is a word; in scripts without spaces between words, every character is one.
 _SPACELESS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
 _TASK = re.compile(r"<task>(.*?)</task>", re.DOTALL | re.IGNORECASE)
-_OPEN = re.compile(r"<task>(?!.*</task>)(.*)", re.DOTALL | re.IGNORECASE)
+_UNCLOSED_TASK = re.compile(r"<task>(?!.*</task>)(.*)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a proposal must be like: its length in words, its likeness (ROUGE-L) to any known prompt, its words.
+class ProposalLimits:
+    """What a proposal must satisfy: length in words, the largest ROUGE-L with a known prompt, forbidden words.
 
-    The papers name the filters and not their limits; these lengths and this likeness are Self-Instruct's.
+    The paper names these filters without limits; lengths and similarity are Self-Instruct's.
     """
 
     min_words: int = 4
     max_words: int = 150
-    most_alike: float = 0.7
+    max_similarity: float = 0.7
     keywords: tuple[str, ...] = KEYWORDS
 
 
-LIMITS = Limits()
+LIMITS = ProposalLimits()
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A text that was proposed, and why it was dropped; None: it was not."""
+    """A proposed text, and why it was dropped; None if it wasn't."""
 
     text: str
-    reason: Reason | None = None
+    reason: DropReason | None = None
     detail: str = ""
 
 
-def words_of(text: str) -> list[str]:
-    """The words of ``text``, without case or punctuation."""
-    return _WORD.findall(text.casefold())
-
-
-def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """ROUGE-L's F-measure of two lists of words, 0 to 1; 0 when one is empty."""
-    return Indel.normalized_similarity(first, second) if first and second else 0.0
-
-
-def proposals_in(written: Completion) -> Iterator[Proposal]:
-    """The tasks that a completion proposes, unfiltered; what isn't one is told as such."""
-    tasks = [task.strip() for task in _TASK.findall(written.text)]
-    for task in tasks:
-        yield Proposal(task) if "<task" not in task.casefold() else Proposal(task, "unreadable", "a task in a task")
-    rest = _OPEN.search(written.text)
-    if rest is not None:
-        yield Proposal(rest[1].strip(), "cut_off", f"finish {written.finish}")
-    elif not tasks:
-        yield Proposal(written.text, "unreadable", "no <task> in it")
-
-
-class Known:
-    """The prompts that there are already: what is proposed must be none of them, and like none of them.
-
-    The one thing here that changes: every prompt that is taken is known from then on.
-    """
-
-    def __init__(self, texts: Iterable[str], limits: Limits) -> None:
-        self._limits = limits
-        self._keywords = _any_of(limits.keywords)
-        self._words: list[list[str]] = []
-        self._seen: set[tuple[str, ...]] = set()
-        for text in texts:
-            self._learn(words_of(text))
-
-    def examine(self, text: str) -> Proposal:
-        """``text`` with the first reason against it; without one it is known from now on."""
-        words = words_of(text)
-        found = self._reason(text, words)
-        if found.reason is None:
-            self._learn(words)
-        return found
-
-    def _reason(self, text: str, words: list[str]) -> Proposal:
-        limits = self._limits
-        if len(words) < limits.min_words:
-            return Proposal(text, "too_short", f"{len(words)} words")
-        if len(words) > limits.max_words:
-            return Proposal(text, "too_long", f"{len(words)} words")
-        named = self._keywords.search(text) if self._keywords else None
-        if named is not None:
-            return Proposal(text, "keyword", named[0].lower())
-        if tuple(words) in self._seen:
-            return Proposal(text, "repeated", "word for word")
-        nearest = extractOne(words, self._words, scorer=Indel.normalized_similarity, score_cutoff=limits.most_alike)
-        if nearest is not None:
-            return Proposal(text, "too_similar", f"ROUGE-L {nearest[1]:.2f} with: {' '.join(nearest[0][:20])}")
-        return Proposal(text)
-
-    def _learn(self, words: list[str]) -> None:
-        self._seen.add(tuple(words))
-        if words:
-            self._words.append(words)
-
-
-def _any_of(keywords: Sequence[str]) -> re.Pattern[str] | None:
-    words = "|".join(re.escape(word) for word in keywords)
-    return re.compile(rf"(?<![^\W_])(?:{words})(?![^\W_])", re.IGNORECASE) if keywords else None
-
-
-HUMAN, GENERATED = 6, 2
-SHOTS = HUMAN + GENERATED
-_SLOTS = tuple(f"task_{place}" for place in range(1, SHOTS + 1))
-# After so many rounds in a row that brought nothing new, the model has said what it has to say.
-_BARREN = 3
-# A round goes on without the requests that fail twice, if no more than this share of them do.
-_MOST_FAILED = 0.5
-# The papers' sampling of new prompts; how long a completion may be they leave open.
-SAMPLING = Sampling(temperature=0.6, top_p=0.9, max_tokens=1024)
-
-
 @dataclass(frozen=True, slots=True)
-class ProposingSettings:
-    """How prompts are proposed: ``new`` tasks asked in each request, ``per_round`` requests at once.
+class ProposalSettings:
+    """How prompts are proposed: ``new`` tasks per request, ``per_round`` concurrent requests.
 
     ``sampling``'s seed is not used: each request's is derived from ``seed``.
     """
@@ -180,21 +98,21 @@ class ProposingSettings:
     template: Template
     seed: int
     sampling: Sampling = SAMPLING
-    limits: Limits = LIMITS
+    limits: ProposalLimits = LIMITS
     new: int = 4
     per_round: int = 64
     reasoning: Reasoning | None = None
 
     def __post_init__(self) -> None:
-        """Raise `UserError` when a slot is missing in the text."""
+        """Raise `UserError` when the template lacks a slot."""
         self.template.require(*_SLOTS, "new")
 
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """``prompts`` that were taken, the proposals that were ``dropped``, and how many ``requests`` it took.
+    """The accepted ``prompts``, the ``dropped`` proposals, and the number of ``requests``.
 
-    ``exhausted``: it ended because nothing new came any more, not because there were enough.
+    ``exhausted``: proposing ended because no new prompts came, not because there were enough.
     """
 
     prompts: tuple[Prompt, ...]
@@ -203,35 +121,100 @@ class Proposals:
     exhausted: bool
 
 
-def seed_texts(seeds: Sequence[Prompt], limits: Limits) -> tuple[str, ...]:
-    """The seeds that can be shown: of one user turn, and no longer than what may be proposed.
+def words_of(text: str) -> list[str]:
+    """The words of ``text``, case-folded and without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
+    """The ROUGE-L F-measure of two lists of words, 0 to 1; 0 when one is empty."""
+    return Indel.normalized_similarity(first, second) if first and second else 0.0
+
+
+def parse_proposals(completion: Completion) -> Iterator[Proposal]:
+    """The tasks in a completion before filtering; what can't be read is a dropped proposal."""
+    tasks = [task.strip() for task in _TASK.findall(completion.text)]
+    for task in tasks:
+        yield Proposal(task) if "<task" not in task.casefold() else Proposal(task, "unreadable", "a task in a task")
+    unclosed = _UNCLOSED_TASK.search(completion.text)
+    if unclosed is not None:
+        yield Proposal(unclosed[1].strip(), "cut_off", f"finish {completion.finish}")
+    elif not tasks:
+        yield Proposal(completion.text, "unreadable", "no <task> in it")
+
+
+class ProposalFilter:
+    """Checks proposals against the limits and all known prompts; an accepted proposal becomes a known prompt."""
+
+    def __init__(self, known: Iterable[str], limits: ProposalLimits) -> None:
+        self._limits = limits
+        words = "|".join(re.escape(word) for word in limits.keywords)
+        self._keywords = re.compile(rf"(?<![^\W_])(?:{words})(?![^\W_])", re.IGNORECASE) if words else None
+        self._words: list[list[str]] = []
+        self._seen: set[tuple[str, ...]] = set()
+        for text in known:
+            self._add(words_of(text))
+
+    def check(self, text: str) -> Proposal:
+        """``text`` with the first reason to drop it, if there is one."""
+        words = words_of(text)
+        proposal = self._check(text, words)
+        if proposal.reason is None:
+            self._add(words)
+        return proposal
+
+    def _check(self, text: str, words: list[str]) -> Proposal:
+        limits = self._limits
+        if len(words) < limits.min_words:
+            return Proposal(text, "too_short", f"{len(words)} words")
+        if len(words) > limits.max_words:
+            return Proposal(text, "too_long", f"{len(words)} words")
+        keyword = self._keywords.search(text) if self._keywords else None
+        if keyword is not None:
+            return Proposal(text, "keyword", keyword[0].lower())
+        if tuple(words) in self._seen:
+            return Proposal(text, "repeated", "word for word")
+        nearest = extractOne(words, self._words, scorer=Indel.normalized_similarity, score_cutoff=limits.max_similarity)
+        if nearest is not None:
+            return Proposal(text, "too_similar", f"ROUGE-L {nearest[1]:.2f} with: {' '.join(nearest[0][:20])}")
+        return Proposal(text)
+
+    def _add(self, words: list[str]) -> None:
+        self._seen.add(tuple(words))
+        if words:
+            self._words.append(words)
+
+
+def usable_seeds(seeds: Sequence[Prompt], limits: ProposalLimits) -> tuple[str, ...]:
+    """The seeds that can be shown as examples: one user turn, no longer than a proposal may be.
 
     Raises `UserError` when there are too few.
     """
     single = [prompt.messages[0].content for prompt in seeds if len(prompt.messages) == 1]
-    shown = tuple(text for text in single if len(words_of(text)) <= limits.max_words)
-    if len(shown) < SHOTS:
+    usable = tuple(text for text in single if len(words_of(text)) <= limits.max_words)
+    if len(usable) < EXAMPLES:
         raise UserError(
-            f"seeds: {len(shown)} of {len(seeds)} are of one turn and at most {limits.max_words} words long, and "
-            f"{SHOTS} are shown at a time; fix: name more seeds"
+            f"seeds: {len(usable)} of {len(seeds)} have one turn and at most {limits.max_words} words, each request "
+            f"shows {EXAMPLES}; fix: name more seeds"
         )
-    return shown
+    return usable
 
 
-def fingerprint(seeds: Sequence[Prompt], apart: Sequence[Prompt], settings: ProposingSettings) -> dict[str, object]:
-    """What decides the proposals, beside the model: for `RecordStore.open`. How many are wanted is no part of it."""
-    sampling, limits = settings.sampling, settings.limits
-    thinking = settings.reasoning
+def proposal_fingerprint(
+    seeds: Sequence[Prompt], exclude: Sequence[Prompt], settings: ProposalSettings
+) -> dict[str, object]:
+    """What decides the proposals, except the model, for `RecordStore.open`. The wanted number is not part of it."""
+    sampling, limits, reasoning = settings.sampling, settings.limits, settings.reasoning
     return {
-        "seeds": digest(seeds),
-        "apart": digest(apart),
+        "seeds": digest_prompts(seeds),
+        "apart": digest_prompts(exclude),
         "text": settings.template.sha256,
         "seed": settings.seed,
         "sampling": [sampling.temperature, sampling.top_p, sampling.max_tokens],
-        "limits": [limits.min_words, limits.max_words, limits.most_alike, *limits.keywords],
+        "limits": [limits.min_words, limits.max_words, limits.max_similarity, *limits.keywords],
         "new": settings.new,
         "per_round": settings.per_round,
-        "reasoning": [thinking.start, thinking.end] if thinking else None,
+        "reasoning": [reasoning.start, reasoning.end] if reasoning else None,
     }
 
 
@@ -239,118 +222,109 @@ async def propose(
     engine: Engine,
     seeds: Sequence[Prompt],
     wanted: int,
-    settings: ProposingSettings,
+    settings: ProposalSettings,
     store: RecordStore,
     progress: Progress,
-    apart: Sequence[Prompt] = (),
+    exclude: Sequence[Prompt] = (),
 ) -> Proposals:
-    """``wanted`` new prompts, unless the model runs out of them; none is like a seed or like one of ``apart``.
+    """``wanted`` new prompts, fewer if the model runs out; none is similar to a seed or to one of ``exclude``.
 
-    What the engine answers goes into ``store``, and what is there is not asked again. Raises `UserError` for too few
-    seeds, when most requests of a round fail, or when the store can't be written.
+    Completions are cached in ``store``. Raises `UserError` for too few seeds, when most requests of a round fail, or
+    when the store can't be written.
     """
-    shown = seed_texts(seeds, settings.limits)
-    known = Known((prompt.messages[-1].content for prompt in (*seeds, *apart)), settings.limits)
-    taken: list[Prompt] = []
+    examples = usable_seeds(seeds, settings.limits)
+    known = ProposalFilter((prompt.messages[-1].content for prompt in (*seeds, *exclude)), settings.limits)
+    accepted: list[Prompt] = []
     dropped: list[Proposal] = []
-    barren = requests = 0
+    rounds_without_new = sent = 0
     for number in count():
-        asked = _requests(number, shown, taken, settings)
-        await _answered(engine, asked, settings, store, progress, f"proposing, round {number + 1}")
-        requests, before = requests + len(asked), len(taken)
-        for proposal in _examined(asked, store, known, settings):
+        requests = _requests(number, examples, accepted, settings)
+        await _complete(engine, requests, settings, store, progress, f"proposing, round {number + 1}")
+        sent, before = sent + len(requests), len(accepted)
+        for proposal in _filtered(requests, store, known, settings):
             if proposal.reason is None:
-                taken.append(_prompt(proposal.text))
-                if len(taken) == wanted:
-                    return Proposals(tuple(taken), tuple(dropped), requests, exhausted=False)
+                messages = (Message("user", proposal.text),)
+                accepted.append(Prompt(content_id(messages), messages))
+                if len(accepted) == wanted:
+                    return Proposals(tuple(accepted), tuple(dropped), sent, exhausted=False)
             else:
                 dropped.append(proposal)
-        barren = barren + 1 if len(taken) == before else 0
-        if barren == _BARREN:
+        rounds_without_new = rounds_without_new + 1 if len(accepted) == before else 0
+        if rounds_without_new == _MAX_ROUNDS_WITHOUT_NEW:
             break
-    return Proposals(tuple(taken), tuple(dropped), requests, exhausted=True)
+    return Proposals(tuple(accepted), tuple(dropped), sent, exhausted=True)
 
 
-def _prompt(text: str) -> Prompt:
-    messages = (Message("user", text),)
-    return Prompt(content_id(messages), messages)
+def _requests(
+    number: int, examples: Sequence[str], accepted: Sequence[Prompt], settings: ProposalSettings
+) -> list[Prompt]:
+    """The requests of round ``number``."""
+    requests = []
+    for place in range(settings.per_round):
+        rng = random.Random(derive(settings.seed, "shots", number, place))
+        generated = rng.sample(range(len(accepted)), min(GENERATED_EXAMPLES, len(accepted)))
+        tasks = [accepted[each].messages[0].content for each in generated]
+        tasks += rng.sample(examples, EXAMPLES - len(tasks))
+        rng.shuffle(tasks)
+        text = render(settings.template, dict(zip(_SLOTS, tasks, strict=True)) | {"new": str(settings.new)})
+        requests.append(Prompt(f"{number:05d}-{place:03d}", (Message("user", text),)))
+    return requests
 
 
-def _requests(number: int, shown: Sequence[str], taken: Sequence[Prompt], settings: ProposingSettings) -> list[Prompt]:
-    """The questions of round ``number``, known by their round and place."""
-    return [
-        Prompt(f"{number:05d}-{place:03d}", (Message("user", _ask(number, place, shown, taken, settings)),))
-        for place in range(settings.per_round)
-    ]
-
-
-def _ask(number: int, place: int, shown: Sequence[str], taken: Sequence[Prompt], settings: ProposingSettings) -> str:
-    draw = random.Random(derive(settings.seed, "shots", number, place))
-    generated = draw.sample(range(len(taken)), min(GENERATED, len(taken)))
-    tasks = [taken[each].messages[0].content for each in generated]
-    tasks += draw.sample(shown, SHOTS - len(tasks))
-    draw.shuffle(tasks)
-    return render(settings.template, dict(zip(_SLOTS, tasks, strict=True)) | {"new": str(settings.new)})
-
-
-async def _answered(
+async def _complete(
     engine: Engine,
-    asked: Sequence[Prompt],
-    settings: ProposingSettings,
+    requests: Sequence[Prompt],
+    settings: ProposalSettings,
     store: RecordStore,
     progress: Progress,
     stage: str,
 ) -> None:
-    """See that every request of the round has its document; one that fails twice gets one that says so."""
+    """Complete the pending requests of a round; one that fails twice is stored as failed."""
 
-    async def work(request: Prompt) -> str:
-        seeded = derive(settings.seed, "propose", request.id)
-        sampling = Sampling(
-            settings.sampling.temperature, settings.sampling.top_p, settings.sampling.max_tokens, seeded
-        )
-        (written,) = await engine.complete(request.messages, sampling, 1, "actor")
-        return json.dumps(
-            {"text": replace_surrogates(written.text), "finish": written.finish, "tokens": written.tokens}
-        )
+    async def task(request: Prompt) -> str:
+        sampling = replace(settings.sampling, seed=derive(settings.seed, "propose", request.id))
+        (completion,) = await engine.complete(request.messages, sampling, 1, "actor")
+        text = replace_surrogates(completion.text)
+        return json.dumps({"text": text, "finish": completion.finish, "tokens": completion.tokens})
 
-    await sweep_with(work, asked, store, progress, stage, {}, settings.per_round)
+    await run_tasks(task, requests, store, progress, stage, {}, settings.per_round)
     if store.failures():
-        outcome = await sweep_with(work, asked, store, progress, stage, {}, settings.per_round)
-        if len(outcome.failed) > _MOST_FAILED * len(asked):
-            request, error = outcome.failed[0]
-            raise UserError(f"{stage}: {len(outcome.failed)} of {len(asked)} requests failed, {request} with: {error}")
-        for request, error in outcome.failed:
+        result = await run_tasks(task, requests, store, progress, stage, {}, settings.per_round)
+        if len(result.failed) > _MAX_FAILED_SHARE * len(requests):
+            (request, error), failed = result.failed[0], len(result.failed)
+            raise UserError(f"{stage}: {failed} of {len(requests)} requests failed, {request} with: {error}")
+        for request, error in result.failed:
             store.put(request, json.dumps({"failed": error}))
 
 
-def _examined(
-    asked: Sequence[Prompt], store: RecordStore, known: Known, settings: ProposingSettings
+def _filtered(
+    requests: Sequence[Prompt], store: RecordStore, known: ProposalFilter, settings: ProposalSettings
 ) -> Iterator[Proposal]:
-    """The proposals of a round in the order of its requests, each with the reason against it if there is one."""
-    for request in asked:
-        told = json.loads(store.get(request.id) or "")
-        if "failed" in told:
-            yield Proposal("", "failed", told["failed"])
+    """The proposals of a round in the order of its requests, each with the reason to drop it, if there is one."""
+    for request in requests:
+        document = json.loads(store.get(request.id) or "")
+        if "failed" in document:
+            yield Proposal("", "failed", document["failed"])
             continue
-        text = settings.reasoning.split(told["text"])[1] if settings.reasoning else told["text"]
-        for proposal in proposals_in(Completion(text, told["finish"], told["tokens"])):
-            yield known.examine(proposal.text) if proposal.reason is None else proposal
+        text = settings.reasoning.split(document["text"])[1] if settings.reasoning else document["text"]
+        for proposal in parse_proposals(Completion(text, document["finish"], document["tokens"])):
+            yield known.check(proposal.text) if proposal.reason is None else proposal
 
 
-def counts(proposals: Proposals) -> dict[str, object]:
-    """The numbers of a run: what was asked, proposed, taken and dropped, and why."""
+def summarize_proposals(proposals: Proposals) -> dict[str, object]:
+    """The numbers of requests, of proposals accepted, and of those dropped by reason."""
     dropped: Mapping[str | None, int] = Counter(each.reason for each in proposals.dropped)
     return {
         "requests": proposals.requests,
         "proposed": len(proposals.prompts) + len(proposals.dropped),
-        "taken": len(proposals.prompts),
+        "accepted": len(proposals.prompts),
         "dropped": {str(reason): number for reason, number in sorted(dropped.items(), key=lambda item: -item[1])},
         "exhausted": proposals.exhausted,
     }
 
 
 def write_proposals(folder: Path, proposals: Proposals) -> None:
-    """Write prompts.jsonl, dropped.jsonl (each proposal with the reason against it) and, last, summary.json."""
+    """Write prompts.jsonl, dropped.jsonl (dropped proposals and why) and, last, summary.json."""
     write_prompts(folder / "prompts.jsonl", proposals.prompts)
     write_atomic(folder / "dropped.jsonl", json_lines(asdict(each) for each in proposals.dropped))
-    write_atomic(folder / "summary.json", json.dumps(counts(proposals), indent=2) + "\n")
+    write_atomic(folder / "summary.json", json.dumps(summarize_proposals(proposals), indent=2) + "\n")

@@ -1,10 +1,17 @@
-"""From ranked answers to seed sets: split, judge, keep what agrees, thin, write.
+"""Builds the IFT, EFT and held-out sets from human-ranked answers (Self-Rewarding section 3.1).
 
     ranked answers ──► IFT: the best answer to each prompt
-                   ├─► held out, to measure judges on
-                   └─► judged N times ──► the first set in people's order ──► no score too often ──► EFT
+                   ├─► held out, to evaluate judges
+                   └─► judged N times ──► the first agreeing set ──► no score too often ──► EFT
 
-Only the judging costs anything; it is kept in judgments.sqlite, and the rest is made anew from it in a second.
+The n-th judgments of a prompt's answers are a set. The first set whose scores order the answers as the human ranks do
+is kept whole; the others would train a wrong judge. With many sets some agree by chance: a judge that tosses coins over
+two answers agrees on half of all prompts with one set, and on nearly all with eight. Left open by the paper: the number
+of sets, and ties of the judge where ranks differ (they disagree unless ``allow_ties``, which still wants one pair
+ordered and none wrongly).
+
+ift.jsonl and eft.jsonl are in TRL's conversational prompt-completion format, for `metareward sft`. Only judging needs
+a model; its records are in judgments.sqlite, and everything else is computed from them in a second.
 """
 
 from __future__ import annotations
@@ -19,14 +26,13 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from metareward.data.prompts import turns_of
-from metareward.data.ranked import Ranked, RankedSet
+from metareward.data.prompts import chat_turns
+from metareward.data.ranked import RankedPrompt, RankedSet
 from metareward.engines.base import Engine
 from metareward.errors import UserError
+from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint, judge_answer, run_concurrently
 from metareward.generation.progress import JUDGMENTS, Progress
-from metareward.generation.runner import SweepOutcome, sweep_with
-from metareward.generation.unit import UnitSettings, fingerprint, judge_answer, together
-from metareward.method.judge import Rubric
+from metareward.generation.runner import run_tasks
 from metareward.method.stats import pairwise_accuracy
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -34,401 +40,321 @@ from metareward.storage.serialization import canonical_json, fingerprint_of, jso
 from metareward.storage.store import RecordStore
 from metareward.types import Judgment, Message, Messages, Prompt, Scored
 
-# --- What the seed sets look like on the disk.
-#
-# ift.jsonl and eft.jsonl are in TRL's conversational prompt-completion format, with ids, kinds, scores and ranks
-# beside:
-# `metareward sft` takes them, and so does TRL. held_out.jsonl keeps ranked answers for measuring judges.
+IFT, EFT, HELD_OUT, RECORDS = "ift.jsonl", "eft.jsonl", "held_out.jsonl", "judgments.sqlite"
+# Prompts that can't be judged (too long for the model, say) are skipped, unless they are more than this share.
+_MAX_FAILED_SHARE = 0.5
+
+RejectReason = Literal["unreadable", "disagrees", "failed"]
 
 
-IFT, EFT, HELD_OUT = "ift.jsonl", "eft.jsonl", "held_out.jsonl"
-Row = dict[str, object]
+@dataclass(frozen=True, slots=True)
+class SeedSettings:
+    """How seed sets are built.
+
+    ``annotation`` says how the judge is prompted, and how many sets of judgments there are. ``ift_share`` is a share of
+    the prompts, ``held_out_share`` of those that aren't in IFT; the defaults are the paper's (3,200 prompts in IFT,
+    2,171 in EFT of which a quarter is held out). ``max_score_share`` is the largest share of EFT that one score may
+    have; the paper discards examples with the over-represented score 4 without giving a limit.
+    """
+
+    annotation: AnnotationSettings
+    seed: int
+    ift_share: float = 0.5
+    held_out_share: float = 0.25
+    allow_ties: bool = False
+    max_score_share: float = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class SeedSplit:
+    """Prompts by use, without a conversation in common; ``unused`` prompts have nothing to compare."""
+
+    ift: tuple[RankedPrompt, ...]
+    eft: tuple[RankedPrompt, ...]
+    held_out: tuple[RankedPrompt, ...]
+    unused: tuple[RankedPrompt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswers:
+    """The judgments of a prompt's answers: ``judgments_AN[a][n]`` is judgment n of answer a."""
+
+    judgments_AN: tuple[tuple[Judgment, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class EftExample:
-    """A judgment to learn: of the answer at ``place`` among those to a prompt, which people gave ``rank``."""
+    """A judgment to train on: of answer ``index`` of a prompt, which humans gave ``rank``; ``request`` asks for it."""
 
     prompt_id: str
-    place: int
-    question: Messages
+    index: int
+    request: Messages
     judgment: str
     rank: float
     score: float
 
     @property
     def id(self) -> str:
-        """Tells it from every other example."""
-        return f"{self.prompt_id}/eft/{self.place}"
-
-
-def ift_rows(ranked: Iterable[Ranked]) -> Iterator[Row]:
-    """Prompts with the answers that people like best."""
-    for each in ranked:
-        yield {
-            "id": f"{each.prompt.id}/ift",
-            "kind": "ift",
-            "prompt": turns_of(each.prompt.messages),
-            "completion": turns_of((Message("assistant", each.best.text),)),
-            "prompt_id": each.prompt.id,
-            "rank": each.best.rank,
-        }
-
-
-def eft_rows(examples: Iterable[EftExample]) -> Iterator[Row]:
-    """The judge's question about an answer, with the judgment that is to be learned."""
-    for each in examples:
-        yield {
-            "id": each.id,
-            "kind": "eft",
-            "prompt": turns_of(each.question),
-            "completion": turns_of((Message("assistant", each.judgment),)),
-            "prompt_id": each.prompt_id,
-            "rank": each.rank,
-            "score": each.score,
-        }
-
-
-def held_out_rows(ranked: Iterable[Ranked]) -> Iterator[Row]:
-    """Rankings, as Open Assistant's flat export has them."""
-    for each in ranked:
-        yield {
-            "id": each.prompt.id,
-            "conversation": [_turn(message) for message in each.prompt.messages],
-            "responses": [{"text": answer.text, "rank": answer.rank} for answer in each.answers],
-        }
-
-
-def _turn(message: Message) -> dict[str, str]:
-    return {"role": "prompter" if message.role == "user" else message.role, "text": message.content}
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write ``rows`` as JSON Lines, all or nothing."""
-    write_atomic(path, json_lines(rows))
-
-
-# --- The model judges the ranked answers, each N times; what is judged is kept, and a killed run goes on.
-
-
-# Prompts under way at once: as many as fill batches, since one prompt has only a few answers.
-_IN_FLIGHT = 64
+        """Unique among all examples."""
+        return f"{self.prompt_id}/eft/{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """The judgments of a prompt's answers: ``judgments_AN[a][n]`` is judgment n of answer a."""
-
-    judgments_AN: tuple[tuple[Judgment, ...], ...]
-
-
-_CODEC = TypeAdapter(Judged)
-
-
-async def judge_ranked(
-    engine: Engine, ranked: Sequence[Ranked], settings: UnitSettings, store: RecordStore, progress: Progress
-) -> SweepOutcome:
-    """See that every prompt that the store lacks is judged, as `metareward.sweep.sweep_with` says."""
-    answers = {each.prompt.id: each.answers for each in ranked}
-
-    async def work(prompt: Prompt) -> str:
-        judged = await together(
-            judge_answer(engine, prompt, index, answer.text, settings, progress)
-            for index, answer in enumerate(answers[prompt.id])
-        )
-        return _CODEC.dump_json(Judged(tuple(judged))).decode()
-
-    most = {JUDGMENTS: settings.n * max(map(len, answers.values()), default=0)}
-    prompts = [each.prompt for each in ranked]
-    return await sweep_with(work, prompts, store, progress, "judging ranked answers", most, _IN_FLIGHT)
-
-
-def judged(store: RecordStore, prompt_id: str) -> Judged | None:
-    """What the store has of a prompt; None when it has nothing."""
-    document = store.get(prompt_id)
-    return None if document is None else _CODEC.validate_json(document)
-
-
-# --- Judgments that put answers in people's order (Self-Rewarding section 3.1): the others teach a wrong judge.
-#
-# The n-th judgments of a prompt's answers are a set. The first set whose scores order the answers as people did is
-# kept,
-# whole; a set with an unreadable judgment is no set. Of many sets some agree by chance: a judge that tosses coins over
-# two answers gets half of all prompts through in one try, and nearly all of them in eight.
-#
-# What the papers leave open is how many tries there are, and a tie of the judge where people see a difference: it
-# disagrees, unless ties are allowed, and then some pair must still be ordered, and none wrongly.
-
-
-Why = Literal["unreadable", "disagrees", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Agreeing:
-    """A judgment that is kept: of the answer at ``place`` in the prompt's answers. ``text`` is all that was written."""
-
-    place: int
-    text: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A prompt of which no judgments are kept, and why; ``detail`` gives the numbers."""
+class RejectedPrompt:
+    """A prompt that gave no EFT examples, and why; ``detail`` gives the numbers."""
 
     id: str
-    reason: Why
+    reason: RejectReason
     detail: str
 
 
-def agrees(scores: Sequence[float], ranks: Sequence[float], ties: bool = False) -> bool:
-    """Whether ``scores`` (more is better) order as ``ranks`` (less is better) do; pairs that people tie don't count."""
-    pairs = pairwise_accuracy(scores, [-rank for rank in ranks])
-    return pairs.right > 0 and pairs.wrong == 0 and (ties or pairs.tied == 0)
+@dataclass(frozen=True, slots=True)
+class SeedSets:
+    """The contents of the three files, the prompts that gave no EFT examples, and all counts."""
+
+    ift: tuple[RankedPrompt, ...]
+    eft: tuple[EftExample, ...]
+    held_out: tuple[RankedPrompt, ...]
+    rejected: tuple[RejectedPrompt, ...]
+    summary: Mapping[str, object]
 
 
-def agreeing_set(ranked: Ranked, judged: Judged, ties: bool = False) -> tuple[Agreeing, ...] | Refused:
-    """One judgment for each answer, in the order of the answers; or why there is no such set."""
-    ranks = [answer.rank for answer in ranked.answers]
-    sets = [_readable(each) for each in zip(*judged.judgments_AN, strict=True)]
-    whole = [each for each in sets if len(each) == len(ranks)]
-    for each in whole:
-        if agrees([one.score for one in each], ranks, ties):
-            return each
-    detail = f"{len(ranks)} answers, {len(sets)} sets, {len(whole)} readable, none in people's order"
-    return Refused(ranked.prompt.id, "disagrees" if whole else "unreadable", detail)
+_JUDGED = TypeAdapter(JudgedAnswers)
 
 
-def _readable(judgments: Sequence[Judgment]) -> tuple[Agreeing, ...]:
-    """Those of a set that have a score."""
-    return tuple(
-        Agreeing(place, judgment.reasoning + judgment.text, judgment.reading.score)
-        for place, judgment in enumerate(judgments)
-        if isinstance(judgment.reading, Scored)
+# --- splitting ---
+
+
+def split_prompts(prompts: Sequence[RankedPrompt], settings: SeedSettings) -> SeedSplit:
+    """Split ``prompts`` by conversation: ``ift_share`` for IFT, ``held_out_share`` of the rest held out, the rest EFT.
+
+    Conversations without answers to compare go to IFT first, since a judge can't be trained on them.
+    """
+    groups: dict[tuple[str, ...], list[RankedPrompt]] = {}
+    for each in prompts:
+        groups.setdefault(each.group, []).append(each)
+    order = sorted(groups, key=lambda group: (derive(settings.seed, "seed sets", *group), group))
+    order.sort(key=lambda group: any(each.is_comparable for each in groups[group]))
+    ift_count = round(settings.ift_share * len(order))
+    comparable = [group for group in order[ift_count:] if any(each.is_comparable for each in groups[group])]
+    ift = set(order[:ift_count])
+    held_out = set(comparable[: round(settings.held_out_share * len(comparable))])
+    rest = [each for each in prompts if each.group not in ift]
+    return SeedSplit(
+        ift=tuple(each for each in prompts if each.group in ift),
+        eft=tuple(each for each in rest if each.is_comparable and each.group not in held_out),
+        held_out=tuple(each for each in rest if each.is_comparable and each.group in held_out),
+        unused=tuple(each for each in rest if not each.is_comparable),
     )
 
 
-# --- Which prompts are for IFT, for EFT, and held out: by groups, so that no prompt is in two of them.
-#
-# Self-Rewarding has 3,200 prompts in IFT and 2,171 in EFT, a quarter of which evaluate the judge, without overlap.
+# --- judging ---
 
 
-Group = tuple[str, ...]
+async def judge_prompts(
+    engine: Engine,
+    ranked: Sequence[RankedPrompt],
+    settings: SeedSettings,
+    folder: Path,
+    model: Mapping[str, object],
+    progress: Progress,
+) -> None:
+    """Judge the answers of ``ranked`` into ``folder``; ``model`` has what decides the engine's text but the settings.
 
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Three lots of prompts without a group in common, and those ``left_over``, which teach nothing where they are."""
-
-    ift: tuple[Ranked, ...]
-    eft: tuple[Ranked, ...]
-    held_out: tuple[Ranked, ...]
-    left_over: tuple[Ranked, ...]
-
-
-def split(ranked: Sequence[Ranked], ift_share: float, held_out_share: float, seed: int) -> Parts:
-    """``ift_share`` of the groups for IFT, and of the others ``held_out_share`` held out; both 0 to 1, by ``seed``.
-
-    Groups in which nothing can be compared go to IFT first, since the judge learns nothing from them.
+    Raises `UserError` when the records in ``folder`` were made with other settings, when most prompts can't be judged,
+    or when the disk is full.
     """
-    groups: dict[Group, list[Ranked]] = {}
-    for each in ranked:
-        groups.setdefault(each.group, []).append(each)
-    order = sorted(groups, key=lambda group: (derive(seed, "seed sets", *group), group))
-    order.sort(key=lambda group: any(each.comparable for each in groups[group]))
-    count = round(ift_share * len(order))
-    ift, rest = order[:count], order[count:]
-    usable = [group for group in rest if any(each.comparable for each in groups[group])]
-    held = round(held_out_share * len(usable))
-    chosen = {
-        **dict.fromkeys(ift, "ift"),
-        **dict.fromkeys(usable[:held], "held_out"),
-        **dict.fromkeys(usable[held:], "eft"),
+    folder.mkdir(parents=True, exist_ok=True)
+    annotation = settings.annotation
+    answers = {each.prompt.id: each.answers for each in ranked}
+    texts = {
+        each.prompt.id: canonical_json([chat_turns(each.prompt.messages), [answer.text for answer in each.answers]])
+        for each in ranked
     }
-    lots: dict[str, list[Ranked]] = {"ift": [], "eft": [], "held_out": [], "": []}
-    for each in ranked:
-        lot = chosen.get(each.group, "")
-        lots[lot if lot == "ift" or each.comparable else ""].append(each)
-    return Parts(tuple(lots["ift"]), tuple(lots["eft"]), tuple(lots["held_out"]), tuple(lots[""]))
+    fingerprint = {**annotation_fingerprint(annotation), "answers": None, "ranked": fingerprint_of(texts), **model}
+
+    async def task(prompt: Prompt) -> str:
+        judgments_AN = await run_concurrently(
+            judge_answer(engine, prompt, index, answer.text, annotation, progress)
+            for index, answer in enumerate(answers[prompt.id])
+        )
+        return _JUDGED.dump_json(JudgedAnswers(tuple(judgments_AN))).decode()
+
+    totals = {JUDGMENTS: annotation.n * max(map(len, answers.values()), default=0)}
+    prompts = [each.prompt for each in ranked]
+    with RecordStore.open(folder / RECORDS, fingerprint) as store:
+        result = await run_tasks(task, prompts, store, progress, "judging ranked answers", totals)
+    if len(result.failed) > _MAX_FAILED_SHARE * len(ranked):
+        prompt_id, error = result.failed[0]
+        raise UserError(
+            f"{folder}: {len(result.failed)} of {len(ranked)} prompts could not be judged, the first ({prompt_id}) "
+            f"with: {error}; fix: correct that and run again"
+        )
 
 
-# --- Scores that are given too often are thinned, or the judge learns to give nothing else.
-#
-# Self-Rewarding (section 3.1) found one score, 4, over-represented, and discarded some of its examples; how many it
-# doesn't say. Here no score may stand in more than a share s of the examples that are kept: each score keeps at most
-# m of
-# its c_k examples, with the largest m for which
-#
-#     min(c_k, m) <= max(s, 1 / number of different scores) * sum_k min(c_k, m)     for every k
-#
-# Scores count as the whole number next to them: a judge may give 4.5.
+def read_judged(store: RecordStore, prompt_id: str) -> JudgedAnswers | None:
+    """A prompt's judgments in the store; None when there are none."""
+    document = store.get(prompt_id)
+    return None if document is None else _JUDGED.validate_json(document)
 
 
-def score_class(score: float) -> int:
-    """The whole number next to ``score``; halves go up."""
+# --- selecting ---
+
+
+def agrees_with_ranks(scores: Sequence[float], ranks: Sequence[float], allow_ties: bool = False) -> bool:
+    """Whether ``scores`` (higher is better) order as ``ranks`` (lower is better) do, where the ranks differ."""
+    pairs = pairwise_accuracy(scores, [-rank for rank in ranks])
+    return pairs.right > 0 and pairs.wrong == 0 and (allow_ties or pairs.tied == 0)
+
+
+def agreeing_set(
+    ranked: RankedPrompt, judged: JudgedAnswers, allow_ties: bool = False
+) -> tuple[Judgment, ...] | RejectedPrompt:
+    """The first set of judgments, one for each answer, that agrees with the ranks; or why there is none."""
+    ranks = [answer.rank for answer in ranked.answers]
+    sets = list(zip(*judged.judgments_AN, strict=True))
+    readable = 0
+    for judgments in sets:
+        scores = [judgment.reading.score for judgment in judgments if isinstance(judgment.reading, Scored)]
+        if len(scores) < len(ranks):
+            continue
+        readable += 1
+        if agrees_with_ranks(scores, ranks, allow_ties):
+            return judgments
+    detail = f"{len(ranks)} answers, {len(sets)} sets, {readable} readable, none agrees with the ranks"
+    return RejectedPrompt(ranked.prompt.id, "disagrees" if readable else "unreadable", detail)
+
+
+def score_bin(score: float) -> int:
+    """The integer nearest to ``score`` (a judge may give 4.5); halves round up."""
     return math.floor(score + 0.5)
 
 
-def most_of_each(counts: Sequence[int], share: float) -> int:
-    """The largest m of the rule above, for the numbers of examples by score (all above 0)."""
+def max_per_score(counts: Sequence[int], share: float) -> int:
+    """How many examples each score may keep, from the positive numbers c_k of examples by score: the largest m with
+
+    min(c_k, m) <= max(share, 1 / number of scores) * sum_k min(c_k, m)     for every k
+    """
     allowed = max(share, 1 / len(counts))
     downwards = range(max(counts), 0, -1)  # m = 1 always fits
     return next(m for m in downwards if m <= allowed * sum(min(count, m) for count in counts) + 1e-9)
 
 
-def thinned(examples: Sequence[tuple[str, float]], share: float, seed: int) -> frozenset[str]:
-    """Of examples (id, score), the ids that are kept; which ones of a score, ``seed`` decides, not their order."""
+def limit_scores(examples: Sequence[tuple[str, float]], share: float, seed: int) -> frozenset[str]:
+    """The ids kept of (id, score), so that no score has more than ``share``; ``seed`` decides which."""
     if not examples:
         return frozenset()
-    counts = Counter(score_class(score) for _, score in examples)
-    most = most_of_each(tuple(counts.values()), share)
+    counts = Counter(score_bin(score) for _, score in examples)
+    limit = max_per_score(tuple(counts.values()), share)
     kept: list[str] = []
-    for wanted in counts:
-        ids = (name for name, score in examples if score_class(score) == wanted)
-        kept += sorted(ids, key=lambda name: (derive(seed, "thinning", name), name))[:most]
+    for bin_ in counts:
+        ids = (name for name, score in examples if score_bin(score) == bin_)
+        kept += sorted(ids, key=lambda name: (derive(seed, "thinning", name), name))[:limit]
     return frozenset(kept)
 
 
-RECORDS = "judgments.sqlite"
-# Prompts that the model can't judge (too long for it, say) are told and left behind, unless they are most of them.
-_MOST_FAILED = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class SeedSettings:
-    """How seed sets are made.
-
-    ``unit`` says how the judge is asked, and how often. ``ift_share`` and ``held_out_share`` are shares of the prompts,
-    the second of those that aren't IFT's. ``ties``: a tie of the judge is no disagreement. ``most_share``: of the
-    judgments kept, none but this share may give one score. The papers' shares follow from their numbers of examples
-    (`metareward.data.seed_sets`); a limit on one score they don't give.
-    """
-
-    unit: UnitSettings
-    seed: int
-    ift_share: float = 0.5
-    held_out_share: float = 0.25
-    ties: bool = False
-    most_share: float = 0.4
-
-
-@dataclass(frozen=True, slots=True)
-class SeedSets:
-    """What goes into the three files, why prompts gave no EFT examples, and the numbers of everything."""
-
-    ift: tuple[Ranked, ...]
-    eft: tuple[EftExample, ...]
-    held_out: tuple[Ranked, ...]
-    refused: tuple[Refused, ...]
-    summary: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class _Examined:
-    """The examples that agree, why prompts gave none, and how the readings of all judgments ended."""
-
-    examples: tuple[EftExample, ...]
-    refused: tuple[Refused, ...]
-    read: Mapping[str, int]
-
-
-def parts_of(ranked: RankedSet, settings: SeedSettings) -> Parts:
-    """Which prompt is for what."""
-    return split(ranked.ranked, settings.ift_share, settings.held_out_share, settings.seed)
-
-
-async def judge(
-    engine: Engine,
-    parts: Parts,
-    settings: SeedSettings,
-    folder: Path,
-    made_by: Mapping[str, object],
-    progress: Progress,
-) -> None:
-    """Judge what EFT is made of; ``made_by`` is what decides the engine's texts beside the settings.
-
-    Raises `UserError` when the records in ``folder`` were made otherwise, when most of the prompts can't be
-    judged, or when the disk is full.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {**fingerprint(settings.unit), "answers": None, "ranked": _digest(parts.eft), **made_by}
-    with RecordStore.open(folder / RECORDS, asked) as store:
-        outcome = await judge_ranked(engine, parts.eft, settings.unit, store, progress)
-    if len(outcome.failed) > _MOST_FAILED * len(parts.eft):
-        prompt, error = outcome.failed[0]
-        raise UserError(
-            f"{folder}: {len(outcome.failed)} of {len(parts.eft)} prompts could not be judged, the first ({prompt}) "
-            f"with: {error}; fix: mend that and run again"
-        )
-
-
-def _digest(ranked: Sequence[Ranked]) -> str:
-    """Changes with any prompt or answer that is judged."""
-    texts = [[turns_of(each.prompt.messages), [answer.text for answer in each.answers]] for each in ranked]
-    return fingerprint_of({each.prompt.id: canonical_json(text) for each, text in zip(ranked, texts, strict=True)})
-
-
-def seed_sets(ranked: RankedSet, parts: Parts, settings: SeedSettings, folder: Path | None) -> SeedSets:
-    """The three sets, from the judgments in ``folder``; without a folder there is no EFT yet."""
-    found = _examined(parts.eft, settings, folder) if folder else _Examined((), (), {})
-    scores = [(each.id, each.score) for each in found.examples]
-    chosen = thinned(scores, settings.most_share, settings.seed)
-    eft = tuple(each for each in found.examples if each.id in chosen)
+def select_sets(ranked: RankedSet, split: SeedSplit, settings: SeedSettings, folder: Path | None) -> SeedSets:
+    """The three sets, with EFT from the judgments in ``folder``, or without EFT if there is no folder."""
+    agreeing: list[EftExample] = []
+    rejected: list[RejectedPrompt] = []
+    readings: Counter[str] = Counter()
+    if folder is not None:
+        with RecordStore.read(folder / RECORDS) as store:
+            failures = store.failures()
+            for each in split.eft:
+                judged = read_judged(store, each.prompt.id)
+                if judged is None:
+                    error = failures.get(each.prompt.id, "not judged yet")
+                    rejected.append(RejectedPrompt(each.prompt.id, "failed", error))
+                    continue
+                readings.update(one.reading.kind for judgments in judged.judgments_AN for one in judgments)
+                found = agreeing_set(each, judged, settings.allow_ties)
+                if isinstance(found, RejectedPrompt):
+                    rejected.append(found)
+                else:
+                    agreeing += _eft_examples(each, found, settings)
+    kept = limit_scores([(each.id, each.score) for each in agreeing], settings.max_score_share, settings.seed)
+    eft = tuple(each for each in agreeing if each.id in kept)
+    failed = sum(each.reason == "failed" for each in rejected)
     summary = {
-        "read": {"prompts": len(ranked.ranked), "answers": sum(len(each.answers) for each in ranked.ranked)},
-        "passed_over": {**ranked.passed_over, "nothing to compare": len(parts.left_over)},
-        "ift": len(parts.ift),
-        "held_out": len(parts.held_out),
-        "judged": len(parts.eft) - sum(each.reason == "failed" for each in found.refused) if folder else 0,
-        "judgments": found.read,
-        "agreeing": len({each.prompt_id for each in found.examples}),
-        "refused": dict(Counter(each.reason for each in found.refused)),
-        "scores_agreeing": _by_score(found.examples),
-        "scores_kept": _by_score(eft),
+        "read": {"prompts": len(ranked.prompts), "answers": sum(len(each.answers) for each in ranked.prompts)},
+        "skipped": {**ranked.skipped, "nothing to compare": len(split.unused)},
+        "ift": len(split.ift),
+        "held_out": len(split.held_out),
+        "judged": len(split.eft) - failed if folder else 0,
+        "judgments": dict(readings),
+        "agreeing": len({each.prompt_id for each in agreeing}),
+        "rejected": dict(Counter(each.reason for each in rejected)),
+        "scores_agreeing": _count_scores(agreeing),
+        "scores_kept": _count_scores(eft),
         "eft": len(eft),
     }
-    return SeedSets(parts.ift, eft, parts.held_out, found.refused, summary)
+    return SeedSets(split.ift, eft, split.held_out, tuple(rejected), summary)
 
 
-def _examined(ranked: Sequence[Ranked], settings: SeedSettings, folder: Path) -> _Examined:
-    examples: list[EftExample] = []
-    refused: list[Refused] = []
-    read: Counter[str] = Counter()
-    with RecordStore.read(folder / RECORDS) as store:
-        failures = store.failures()
-        for each in ranked:
-            found = judged(store, each.prompt.id)
-            if found is None:
-                refused.append(Refused(each.prompt.id, "failed", failures.get(each.prompt.id, "not judged yet")))
-                continue
-            read.update(one.reading.kind for of_answer in found.judgments_AN for one in of_answer)
-            outcome = agreeing_set(each, found, settings.ties)
-            if isinstance(outcome, Refused):
-                refused.append(outcome)
-            else:
-                examples += (_example(each, one, settings.unit.rubric) for one in outcome)
-    return _Examined(tuple(examples), tuple(refused), dict(read))
+def _eft_examples(ranked: RankedPrompt, judgments: Sequence[Judgment], settings: SeedSettings) -> Iterator[EftExample]:
+    for index, (answer, judgment) in enumerate(zip(ranked.answers, judgments, strict=True)):
+        if isinstance(judgment.reading, Scored):
+            request = settings.annotation.rubric.render(ranked.prompt, answer.text)
+            text, score = judgment.reasoning + judgment.text, judgment.reading.score
+            yield EftExample(ranked.prompt.id, index, request, text, answer.rank, score)
 
 
-def _example(ranked: Ranked, kept: Agreeing, rubric: Rubric) -> EftExample:
-    answer = ranked.answers[kept.place]
-    question = rubric.render(ranked.prompt, answer.text)
-    return EftExample(ranked.prompt.id, kept.place, question, kept.text, answer.rank, kept.score)
-
-
-def _by_score(examples: Iterable[EftExample]) -> dict[str, int]:
-    counts = Counter(score_class(each.score) for each in examples)
+def _count_scores(examples: Iterable[EftExample]) -> dict[str, int]:
+    counts = Counter(score_bin(each.score) for each in examples)
     return {str(score): number for score, number in sorted(counts.items())}
 
 
-def write_seed_sets(folder: Path, sets: SeedSets) -> None:
-    """Write ift.jsonl, held_out.jsonl, eft.jsonl, dropped.jsonl (why prompts gave no EFT) and, last, summary.json.
+# --- writing ---
 
-    Where nothing was judged, what is there of the judged ones stays.
+
+def write_seed_sets(folder: Path, sets: SeedSets) -> None:
+    """Write ift.jsonl, held_out.jsonl, eft.jsonl, dropped.jsonl (prompts without EFT examples) and, last, summary.json.
+
+    If nothing was judged, existing eft.jsonl and dropped.jsonl stay.
     """
-    write_rows(folder / IFT, ift_rows(sets.ift))
-    write_rows(folder / HELD_OUT, held_out_rows(sets.held_out))
-    if sets.eft or sets.refused:
-        write_rows(folder / EFT, eft_rows(sets.eft))
-        write_rows(folder / "dropped.jsonl", (asdict(each) for each in sets.refused))
+    write_atomic(folder / IFT, json_lines(map(_ift_row, sets.ift)))
+    write_atomic(folder / HELD_OUT, json_lines(map(_held_out_row, sets.held_out)))
+    if sets.eft or sets.rejected:
+        write_eft(folder / EFT, sets.eft)
+        write_atomic(folder / "dropped.jsonl", json_lines(asdict(each) for each in sets.rejected))
     write_atomic(folder / "summary.json", json.dumps(sets.summary, indent=2) + "\n")
+
+
+def write_eft(path: Path, examples: Iterable[EftExample]) -> None:
+    """Write ``examples`` as JSON Lines for `metareward sft`: the judge's request, and the judgment to train on."""
+    rows = (
+        {
+            "id": each.id,
+            "kind": "eft",
+            "prompt": chat_turns(each.request),
+            "completion": chat_turns((Message("assistant", each.judgment),)),
+            "prompt_id": each.prompt_id,
+            "rank": each.rank,
+            "score": each.score,
+        }
+        for each in examples
+    )
+    write_atomic(path, json_lines(rows))
+
+
+def _ift_row(ranked: RankedPrompt) -> dict[str, object]:
+    """A prompt with its best answer."""
+    return {
+        "id": f"{ranked.prompt.id}/ift",
+        "kind": "ift",
+        "prompt": chat_turns(ranked.prompt.messages),
+        "completion": chat_turns((Message("assistant", ranked.best.text),)),
+        "prompt_id": ranked.prompt.id,
+        "rank": ranked.best.rank,
+    }
+
+
+def _held_out_row(ranked: RankedPrompt) -> dict[str, object]:
+    """A ranking in the form of Open Assistant's flat export."""
+    turns = [
+        {"role": "prompter" if message.role == "user" else message.role, "text": message.content}
+        for message in ranked.prompt.messages
+    ]
+    answers = [{"text": answer.text, "rank": answer.rank} for answer in ranked.answers]
+    return {"id": ranked.prompt.id, "conversation": turns, "responses": answers}

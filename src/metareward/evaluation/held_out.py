@@ -16,9 +16,15 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from metareward.engines.base import Engine
+from metareward.generation.annotate import (
+    AnnotationSettings,
+    annotate_prompt,
+    judge_answer,
+    meta_judge_pair,
+    run_concurrently,
+)
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, SILENT, Progress
-from metareward.generation.runner import SweepOutcome, sweep_with
-from metareward.generation.unit import UnitSettings, judge_answer, meta_judge_pair, run_prompt, together
+from metareward.generation.runner import RunnerResult, run_tasks
 from metareward.method.stats import Interval, mean_interval, spearman
 from metareward.seeds import derive
 from metareward.storage.store import RecordStore
@@ -65,13 +71,13 @@ _CODEC = TypeAdapter(HeldOut)
 async def evaluate(
     engine: Engine,
     prompts: Sequence[Prompt],
-    settings: UnitSettings,
+    settings: AnnotationSettings,
     meta_pairs: int,
     store: RecordStore,
     anchors: Mapping[str, HeldOut] | None,
     progress: Progress,
     in_flight: int = 64,
-) -> SweepOutcome:
+) -> RunnerResult:
     """Do all that is measured on every prompt that the store lacks; ``anchors`` None: this model is M0 itself."""
 
     async def measure(prompt: Prompt) -> str:
@@ -80,27 +86,27 @@ async def evaluate(
 
     judged = settings.k * settings.n * (1 if anchors is None else 2)
     most = {ANSWERS: settings.k, JUDGMENTS: judged, META: 2 * meta_pairs}
-    return await sweep_with(measure, prompts, store, progress, "evaluating", most, in_flight)
+    return await run_tasks(measure, prompts, store, progress, "evaluating", most, in_flight)
 
 
 async def _measure(
     engine: Engine,
     prompt: Prompt,
-    settings: UnitSettings,
+    settings: AnnotationSettings,
     meta_pairs: int,
     anchor: HeldOut | None,
     progress: Progress = SILENT,
 ) -> HeldOut:
     acting = replace(settings, meta_judge=False, seed=derive(settings.seed, "own"))
     judging = replace(settings, seed=derive(settings.seed, "anchors"))
-    own = _every_sample(await run_prompt(engine, prompt, acting, progress))
+    own = _every_sample(await annotate_prompt(engine, prompt, acting, progress))
     if anchor is None:
         given = anchors = own
     else:
         given = anchor.own
         anchors = await judged_again(engine, prompt, given, judging, progress)
     pairs = _pairs_to_compare(given, meta_pairs, derive(judging.seed, prompt.id, "pairs"))
-    comparisons = await together(
+    comparisons = await run_concurrently(
         _compare(engine, prompt, candidate, first, second, judging, progress) for candidate, first, second in pairs
     )
     return HeldOut(prompt, own, anchors, tuple(comparisons))
@@ -114,10 +120,10 @@ def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:
 
 
 async def judged_again(
-    engine: Engine, prompt: Prompt, given: Sequence[Candidate], settings: UnitSettings, progress: Progress
+    engine: Engine, prompt: Prompt, given: Sequence[Candidate], settings: AnnotationSettings, progress: Progress
 ) -> tuple[Candidate, ...]:
     """The ``given`` answers to a prompt with judgments by ``engine`` in the place of theirs."""
-    judged = await together(
+    judged = await run_concurrently(
         judge_answer(engine, prompt, answer.index, answer.text, settings, progress) for answer in given
     )
     return tuple(replace(answer, judgments_N=judgments_N) for answer, judgments_N in zip(given, judged, strict=True))
@@ -150,7 +156,7 @@ async def _compare(
     answer: Candidate,
     first: Judgment,
     second: Judgment,
-    settings: UnitSettings,
+    settings: AnnotationSettings,
     progress: Progress,
 ) -> Comparison:
     # The answer's number belongs in the seed: judgments of different answers share their numbers.

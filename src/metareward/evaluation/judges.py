@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from metareward.data.files import read_text
-from metareward.data.prompts import digest
+from metareward.data.prompts import digest_prompts
 from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judge_quality.data import Comparison, Item
 from metareward.generation.progress import JUDGMENTS, SILENT, Progress
-from metareward.generation.runner import sweep_with
+from metareward.generation.runner import run_tasks
 from metareward.method.judge import TOP_LOGPROBS, Rubric, expected_score
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill, require
@@ -107,7 +107,9 @@ async def ask(
     ``settings`` is what decides the documents beside the judge, the seed and the questions. Raises `UserError` when the
     records were made with others, or when the judge refuses everything or 20 in a row.
     """
-    keyed = {question.id: replace(question, id=f"{question.id} {digest([question])[:16]}") for question in questions}
+    keyed = {
+        question.id: replace(question, id=f"{question.id} {digest_prompts([question])[:16]}") for question in questions
+    }
 
     async def document(question: Prompt) -> str:
         told = json.dumps(await work(question), ensure_ascii=False)
@@ -116,7 +118,7 @@ async def ask(
 
     with RecordStore.open(desk.records, {"judge": desk.judge, "seed": desk.seed, **desk.manner, **settings}) as store:
         owed, most = list(keyed.values()), {role: 1}
-        await sweep_with(document, owed, store, desk.progress, stage, most, desk.in_flight)
+        await run_tasks(document, owed, store, desk.progress, stage, most, desk.in_flight)
         kept = dict(store.documents())
     found = {name: json.loads(kept[each.id]) for name, each in keyed.items() if each.id in kept}
     return Asked(found, frozenset(keyed.keys() - found.keys()))

@@ -1,7 +1,7 @@
-"""How far a stage is, told per role: bars on a terminal, a line every few seconds anywhere else.
+"""Progress of a stage by kind of completion: bars on a terminal, a line every few seconds elsewhere.
 
-Totals are upper bounds: repeated answers aren't judged and unreadable judgments aren't compared. So a stage that got
-through all its prompts ends with totals set to what it really took.
+Totals are upper bounds, since duplicate answers aren't judged and unreadable judgments aren't compared. So a stage that
+finishes all its prompts ends with its totals set to the actual counts.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from rich.text import Text
 from metareward.types import ModelRole
 
 PROMPTS, ANSWERS, JUDGMENTS, META = "prompts", "answers", "judgments", "meta-judgments"
-# The role in which the model writes each kind of completion.
+# The role that generates each kind of completion.
 MODEL_ROLES: Mapping[str, ModelRole] = {ANSWERS: "actor", JUDGMENTS: "judge", META: "meta_judge"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress(Protocol):
-    """Where work tells how far it is. One stage at a time."""
+    """Receives the progress of one stage at a time."""
 
     def start(self, stage: str, total: Mapping[str, int]) -> None:
-        """A stage begins; ``total`` says how much of each role to expect, at most."""
+        """A stage begins; ``total`` gives the largest count of each kind."""
         ...
 
-    def advance(self, role: str, n: int) -> None:
-        """``n`` more of ``role`` are done. A role that `start` didn't name isn't shown."""
+    def advance(self, kind: str, n: int) -> None:
+        """``n`` more of ``kind`` are done. A kind that `start` didn't name isn't shown."""
         ...
 
     def finish(self) -> None:
@@ -41,12 +41,12 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Shows nothing."""
 
     def start(self, stage: str, total: Mapping[str, int]) -> None:
         """Nothing."""
 
-    def advance(self, role: str, n: int) -> None:
+    def advance(self, kind: str, n: int) -> None:
         """Nothing."""
 
     def finish(self) -> None:
@@ -57,7 +57,7 @@ SILENT = SilentProgress()
 
 
 def terminal_progress(stream: TextIO | None = None) -> Progress:
-    """Bars when ``stream`` (standard error if not given) is a terminal, else plain lines."""
+    """Bars if ``stream`` (by default standard error) is a terminal, else plain lines."""
     stream = stream or sys.stderr
     console = Console(file=stream)
     return BarProgress(console) if stream.isatty() and not console.is_dumb_terminal else LineProgress(stream)
@@ -75,46 +75,46 @@ class LineProgress:
         self._stage = ""
         self._total: dict[str, int] = {}
         self._done: dict[str, int] = {}
-        self._began = self._told = 0.0
+        self._began = self._written = 0.0
 
     def start(self, stage: str, total: Mapping[str, int]) -> None:
-        """Begin to count; the first line comes after ``every`` seconds."""
+        """Start counting; the first line is written after ``every`` seconds."""
         self._stage = stage
         self._total = dict(total)
         self._done = dict.fromkeys(total, 0)
-        self._began = self._told = self._clock()
+        self._began = self._written = self._clock()
 
-    def advance(self, role: str, n: int) -> None:
-        """Count, and tell if it is time to."""
-        if role not in self._done:
+    def advance(self, kind: str, n: int) -> None:
+        """Count, and write a line if one is due."""
+        if kind not in self._done:
             return
-        self._done[role] += n
-        self._total[role] = max(self._total[role], self._done[role])
-        if self._clock() - self._told >= self._every:
-            self._told = self._clock()
-            self._tell(self._left())
+        self._done[kind] += n
+        self._total[kind] = max(self._total[kind], self._done[kind])
+        if self._clock() - self._written >= self._every:
+            self._written = self._clock()
+            self._write(self._time_left())
 
     def finish(self) -> None:
-        """Tell the end, with the time it took."""
-        self._total = settled(self._done, self._total)
-        self._tell(f"ended after {_span(self._clock() - self._began)}")
+        """Write the last line, with the time taken."""
+        self._total = final_totals(self._done, self._total)
+        self._write(f"ended after {_span(self._clock() - self._began)}")
         self._done = {}
 
-    def _tell(self, last: str) -> None:
+    def _write(self, last: str) -> None:
         seconds = self._clock() - self._began
-        parts = [f"{role} {done}/{self._total[role]} ({_rate(done, seconds)})" for role, done in self._done.items()]
+        parts = [f"{kind} {done}/{self._total[kind]} ({_rate(done, seconds)})" for kind, done in self._done.items()]
         self._stream.write(f"{self._stage}: {', '.join([*parts, last])}\n")
         self._stream.flush()
 
-    def _left(self) -> str:
-        """The time the slowest role still needs at its mean rate so far."""
+    def _time_left(self) -> str:
+        """The remaining time of the slowest kind at its mean rate so far."""
         seconds = self._clock() - self._began
-        waits = [(self._total[role] - done) * seconds / done for role, done in self._done.items() if done]
+        waits = [(self._total[kind] - done) * seconds / done for kind, done in self._done.items() if done]
         return f"about {_span(max(waits))} left" if waits else "time left not known yet"
 
 
 class BarProgress:
-    """A bar for each role, with its rate and the time left."""
+    """A bar for each kind, with its rate and the time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -122,29 +122,29 @@ class BarProgress:
         self._tasks: dict[str, TaskID] = {}
 
     def start(self, stage: str, total: Mapping[str, int]) -> None:
-        """Draw the bars under the name of the stage."""
+        """Draw the bars under the stage's name."""
         self._console.print(stage, markup=False, highlight=False)
         name = TextColumn("  {task.description}", markup=False)
         self._bars = Bars(
             name, BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn(), console=self._console
         )
-        self._tasks = {role: self._bars.add_task(role, total=count) for role, count in total.items()}
+        self._tasks = {kind: self._bars.add_task(kind, total=count) for kind, count in total.items()}
         self._bars.start()
 
-    def advance(self, role: str, n: int) -> None:
-        """Lengthen the role's bar."""
-        if self._bars is not None and role in self._tasks:
-            self._bars.advance(self._tasks[role], n)
+    def advance(self, kind: str, n: int) -> None:
+        """Advance the kind's bar."""
+        if self._bars is not None and kind in self._tasks:
+            self._bars.advance(self._tasks[kind], n)
 
     def finish(self) -> None:
-        """Leave the bars on the screen as they ended."""
+        """Leave the final bars on the screen."""
         if self._bars is None:
             return
         tasks = {task.description: task for task in self._bars.tasks}
-        done = {role: int(task.completed) for role, task in tasks.items()}
-        total = settled(done, {role: int(task.total or 0) for role, task in tasks.items()})
-        for role, task in tasks.items():
-            self._bars.update(task.id, total=total[role])
+        done = {kind: int(task.completed) for kind, task in tasks.items()}
+        total = final_totals(done, {kind: int(task.total or 0) for kind, task in tasks.items()})
+        for kind, task in tasks.items():
+            self._bars.update(task.id, total=total[kind])
         self._bars.stop()
         self._bars = None
 
@@ -154,8 +154,8 @@ class _RateColumn(ProgressColumn):
         return Text(f"{task.speed:,.1f}/s" if task.speed else "-/s")
 
 
-def settled(done: Mapping[str, int], total: Mapping[str, int]) -> dict[str, int]:
-    """The totals a stage ends with: what was done if every prompt was gone through, else as they were."""
+def final_totals(done: Mapping[str, int], total: Mapping[str, int]) -> dict[str, int]:
+    """The totals that a stage ends with: the counts if every prompt is done, else unchanged."""
     complete = PROMPTS in total and done[PROMPTS] >= total[PROMPTS]
     return dict(done) if complete else dict(total)
 

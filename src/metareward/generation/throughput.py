@@ -1,8 +1,7 @@
-"""How fast an engine serves each role: a few seconds of the real work, before days of it are planned.
+"""Measures an engine's throughput for each role in a few seconds, for `metareward plan`.
 
-Each role is asked its real questions, as many at once as a run has under way: the answers of one role are what the
-next one is shown. Counting begins when the first request is finished, so that neither start-up nor the cut at the end
-counts.
+The requests are real ones, with a run's concurrency: the completions of one role are what the next one judges. Counting
+begins when the first request finishes, so that start-up is left out.
 """
 
 from __future__ import annotations
@@ -14,24 +13,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from metareward.engines.base import Engine, EngineError
+from metareward.generation.annotate import AnnotationSettings
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES
-from metareward.generation.unit import UnitSettings
+from metareward.generation.runner import MAX_CONCURRENT_PROMPTS
 from metareward.seeds import derive
 from metareward.types import Completion, Messages, Prompt, Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What is known of speed and length: written tokens per second, and by role the mean tokens and engine seconds of
-    a completion.
-    """
+    """Known throughput: generated tokens a second overall; mean tokens and engine seconds of a completion by role."""
 
     tokens_per_second: float | None = None
     tokens_each: Mapping[str, float] = field(default_factory=dict)
     seconds_each: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, role: str, calls: int, tokens: int) -> float | None:
-        """How long so many completions of a role take; None when nothing is known. No completion takes no time."""
+        """The time for ``calls`` completions of a role with ``tokens`` in all; None when the throughput is unknown."""
         if not calls:
             return 0.0
         if role in self.seconds_each:
@@ -41,15 +39,14 @@ class Rates:
 
 UNKNOWN = Rates()
 
-# Prompts that a run has under way at once, and requests that are enough to keep any engine busy.
-_PROMPTS, _REQUESTS = 64, 1024
-# The count goes on beyond the time asked for until so many requests are finished, but not for ever.
-_ENOUGH, _PATIENCE = 16, 6
+_MAX_REQUESTS = 1024  # enough concurrent requests to saturate any engine
+# Measuring continues past the given time until this many requests have finished, up to this multiple of the time.
+_MIN_FINISHED, _MAX_OVERTIME = 16, 6
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """A request, and what it is about: the prompt, and the answer that is judged."""
+class _Request:
+    """A request to an engine, with the prompt and, for a judgment, the judged answer."""
 
     messages: Messages
     sampling: Sampling
@@ -59,99 +56,98 @@ class _Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Served:
-    question: _Question
-    written: Sequence[Completion]
-    at: float
+class _Finished:
+    request: _Request
+    completions: Sequence[Completion]
+    time: float
 
 
-async def measure_rates(engine: Engine, prompts: Sequence[Prompt], settings: UnitSettings, seconds: float) -> Rates:
-    """Seconds of engine time and tokens that a completion of each role takes, counted for ``seconds`` a role.
+async def measure_rates(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    settings: AnnotationSettings,
+    seconds: float,
+    max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
+) -> Rates:
+    """Engine seconds and tokens per completion of each role, measured for ``seconds`` a role.
 
-    The meta-judge is measured where ``settings`` ask it. Raises `EngineError` when the engine can't serve a request or
-    serves none in time.
+    The meta-judge is measured if ``settings`` use it. Raises `EngineError` when a request fails, or when fewer than two
+    finish.
     """
-    answers = await _serve(engine, _answers(prompts, settings), _PROMPTS, seconds, ANSWERS)
-    judging = min(_REQUESTS, _PROMPTS * settings.k)
-    judgments = await _serve(engine, _judgments(answers, settings), judging, seconds, JUDGMENTS)
-    served = {ANSWERS: answers, JUDGMENTS: judgments}
+    answers = await _measure(engine, _answers(prompts, settings), max_concurrent_prompts, seconds, ANSWERS)
+    concurrent = min(_MAX_REQUESTS, max_concurrent_prompts * settings.k)
+    judgments = await _measure(engine, _judgments(answers, settings), concurrent, seconds, JUDGMENTS)
+    finished = {ANSWERS: answers, JUDGMENTS: judgments}
     if settings.meta_judge:
-        served[META] = await _serve(engine, _meta(judgments, settings), _REQUESTS, seconds, META)
+        finished[META] = await _measure(engine, _meta(judgments, settings), _MAX_REQUESTS, seconds, META)
     return Rates(
-        tokens_each={role: _mean_tokens(each) for role, each in served.items()},
-        seconds_each={role: _seconds_each(each) for role, each in served.items()},
+        tokens_each={role: _mean_tokens(each) for role, each in finished.items()},
+        seconds_each={role: _seconds_each(each) for role, each in finished.items()},
     )
 
 
-def _answers(prompts: Sequence[Prompt], settings: UnitSettings) -> Iterator[_Question]:
+def _answers(prompts: Sequence[Prompt], settings: AnnotationSettings) -> Iterator[_Request]:
     for number, prompt in enumerate(itertools.cycle(prompts)):
         sampling = replace(settings.answers, seed=derive(settings.seed, "measured answers", number))
-        yield _Question(prompt.messages, sampling, settings.k, prompt)
+        yield _Request(prompt.messages, sampling, settings.k, prompt)
 
 
-def _judgments(answers: Sequence[_Served], settings: UnitSettings) -> Iterator[_Question]:
+def _judgments(answers: Sequence[_Finished], settings: AnnotationSettings) -> Iterator[_Request]:
     for number, each in enumerate(itertools.cycle(answers)):
-        prompt, answer = each.question.prompt, each.written[number % len(each.written)].text
+        prompt, answer = each.request.prompt, each.completions[number % len(each.completions)].text
         sampling = replace(settings.judgments, seed=derive(settings.seed, "measured judgments", number))
-        yield _Question(settings.rubric.render(prompt, answer), sampling, settings.n, prompt, answer)
+        yield _Request(settings.rubric.render(prompt, answer), sampling, settings.n, prompt, answer)
 
 
-def _meta(judgments: Sequence[_Served], settings: UnitSettings) -> Iterator[_Question]:
-    """All ordered pairs of the judgments of one answer, then those of the next."""
-    pairs = ((each, *two) for each in itertools.cycle(judgments) for two in itertools.permutations(each.written, 2))
+def _meta(judgments: Sequence[_Finished], settings: AnnotationSettings) -> Iterator[_Request]:
+    """All ordered pairs of one answer's judgments, then those of the next answer."""
+    pairs = ((each, *two) for each in itertools.cycle(judgments) for two in itertools.permutations(each.completions, 2))
     for number, (each, first, second) in enumerate(pairs):
-        about = each.question
+        request = each.request
         sampling = replace(settings.meta, seed=derive(settings.seed, "measured meta", number))
-        asked = settings.metarubric.render(about.prompt, about.answer, first.text, second.text)
-        yield _Question(asked, sampling, 1, about.prompt)
+        messages = settings.metarubric.render(request.prompt, request.answer, first.text, second.text)
+        yield _Request(messages, sampling, 1, request.prompt)
 
 
-@dataclass
-class _Counter:
-    """Requests that are finished, and the moment of the first."""
+async def _measure(
+    engine: Engine, requests: Iterator[_Request], concurrent: int, seconds: float, role: str
+) -> list[_Finished]:
+    """The requests that finish in the measured time, the first one first; the rest are cancelled."""
+    finished: list[_Finished] = []
 
-    served: list[_Served] = field(default_factory=list)
-
-    def over(self, seconds: float) -> bool:
-        if not self.served:
+    def is_over() -> bool:
+        if not finished:
             return False
-        spent = time.monotonic() - self.served[0].at
-        return spent >= seconds * _PATIENCE or (spent >= seconds and len(self.served) > _ENOUGH)
+        spent = time.monotonic() - finished[0].time
+        return spent >= seconds * _MAX_OVERTIME or (spent >= seconds and len(finished) > _MIN_FINISHED)
 
+    async def send() -> None:
+        while not is_over():
+            request = next(requests)
+            completions = await engine.complete(request.messages, request.sampling, request.n, MODEL_ROLES[role])
+            finished.append(_Finished(request, completions, time.monotonic()))
 
-async def _serve(
-    engine: Engine, questions: Iterator[_Question], at_once: int, seconds: float, role: str
-) -> list[_Served]:
-    """What is finished until the count is over, the first one first; what is still under way then is given up."""
-    counter = _Counter()
-
-    async def ask() -> None:
-        while not counter.over(seconds):
-            question = next(questions)
-            written = await engine.complete(question.messages, question.sampling, question.n, MODEL_ROLES[role])
-            counter.served.append(_Served(question, written, time.monotonic()))
-
-    asking = [asyncio.ensure_future(ask()) for _ in range(at_once)]
+    senders = [asyncio.ensure_future(send()) for _ in range(concurrent)]
     try:
-        await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-        for task in asking:
+        await asyncio.wait(senders, return_when=asyncio.FIRST_COMPLETED)
+        for task in senders:
             if task.done():
                 task.result()
     finally:
-        for task in asking:
+        for task in senders:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-    if len(counter.served) < 2:
-        raise EngineError(f"{role}: the engine finished {len(counter.served)} requests, too few to tell its speed")
-    return counter.served
+        await asyncio.gather(*senders, return_exceptions=True)
+    if len(finished) < 2:
+        raise EngineError(f"{role}: the engine finished {len(finished)} requests, too few to measure its throughput")
+    return finished
 
 
-def _mean_tokens(served: Sequence[_Served]) -> float:
-    tokens = [completion.tokens for each in served for completion in each.written]
+def _mean_tokens(finished: Sequence[_Finished]) -> float:
+    tokens = [completion.tokens for each in finished for completion in each.completions]
     return sum(tokens) / len(tokens)
 
 
-def _seconds_each(served: Sequence[_Served]) -> float:
-    """Engine seconds a completion: of those finished after the first request's moment."""
-    later = sum(len(each.written) for each in served if each.at > served[0].at)
-    return (served[-1].at - served[0].at) / max(1, later)
+def _seconds_each(finished: Sequence[_Finished]) -> float:
+    """Engine seconds per completion, over the requests that finished after the first one."""
+    later = sum(len(each.completions) for each in finished if each.time > finished[0].time)
+    return (finished[-1].time - finished[0].time) / max(1, later)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metareward.config.schema import BenchmarkSettings, engine_fingerprint
-from metareward.data.files import HUB, located_file
+from metareward.data.files import HUB, resolve_file
 from metareward.data.prompts import load_prompts
 from metareward.engines.base import Engine, StripReasoning
 from metareward.errors import UserError
@@ -101,7 +101,7 @@ class Entry:
         """
         named = self.asked.model_dump(include=_FILES)
         network = self.of.recipe.prompts.network
-        paths = {key: str(located_file(name, network)) for key, name in named.items() if name and name.startswith(HUB)}
+        paths = {key: str(resolve_file(name, network)) for key, name in named.items() if name and name.startswith(HUB)}
         return self.asked.model_copy(update=paths)
 
     @property

@@ -26,11 +26,11 @@ from metareward.config.schema import (
     generation_fingerprint,
     load_recipe,
 )
-from metareward.data.prompts import choose, digest, hold_out, load_prompts, write_prompts
+from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
-from metareward.generation.unit import UnitSettings, fingerprint
+from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.method.judge import Reasoning, Rubric, with_system
 from metareward.method.meta_judge import MetaRubric
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
@@ -143,14 +143,14 @@ class Experiment:
             return held, world.prompts(asked.per_iteration * self.last, derive(seed, "prompts"))
         prompts = load_prompts(asked.source, asked.network, asked.field)
         if isinstance(asked.held_out, int):
-            return hold_out(prompts, asked.held_out, seed)
+            return split_held_out(prompts, asked.held_out, seed)
         held = load_prompts(asked.held_out, asked.network, asked.field)
         return held, _without(prompts, held)
 
     def _choose(self, t: int) -> tuple[Prompt, ...]:
         """The prompts of iteration ``t``; of iteration 0, those held out."""
         held_out, rest = self._pool
-        chosen = choose(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
+        chosen = prompts_of_iteration(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
         system = self.recipe.answers.system_prompt
         return tuple(replace(prompt, messages=with_system(system, prompt.messages)) for prompt in chosen)
 
@@ -191,11 +191,11 @@ class Experiment:
             )
         return rubric
 
-    def settings(self, t: int) -> UnitSettings:
+    def settings(self, t: int) -> AnnotationSettings:
         """How iteration ``t`` generates."""
         recipe = self.recipe
         meta, thinking = recipe.meta_judgments, recipe.reasoning
-        return UnitSettings(
+        return AnnotationSettings(
             k=recipe.answers.k,
             n=recipe.judgments.n,
             answers=_sampling(recipe.answers),
@@ -215,7 +215,7 @@ class Experiment:
         """The first iteration that asks the meta-judge; the first of all if none does."""
         return next((t for t in sorted(self.recipe.iterations) if self.recipe.runs_meta_judge(t)), 1)
 
-    def evaluation_settings(self) -> UnitSettings:
+    def evaluation_settings(self) -> AnnotationSettings:
         """How every model is measured."""
         asked = self.recipe.evaluation
         base = replace(self.settings(1), meta_judge=False, seed=derive(self.recipe.seed, "evaluation"))
@@ -228,7 +228,7 @@ class Experiment:
             self.recipe,
             t,
             model=fingerprint_model(self.model(t - 1)),
-            prompts=digest(self.prompts(t)),
+            prompts=digest_prompts(self.prompts(t)),
             rubric=settings.rubric.template.sha256,
             metarubric=settings.metarubric.template.sha256,
         )
@@ -240,8 +240,8 @@ class Experiment:
         return {
             "model": fingerprint_model(self.model(t)),
             "anchors": fingerprint_model(self.model(0)),
-            "prompts": digest(self.held_out),
-            **flatten(fingerprint(settings)),
+            "prompts": digest_prompts(self.held_out),
+            **flatten(annotation_fingerprint(settings)),
             **asked,
             **engine_fingerprint(self.recipe.engine),
         }
@@ -329,7 +329,7 @@ def _refuse_changes(folder: Path, kept: Mapping[str, object], given: Mapping[str
 
 
 def _shown(value: object) -> str:
-    """A setting as JSON; of a digest, its first digits."""
+    """A setting as JSON; of a digest_prompts, its first digits."""
     return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 

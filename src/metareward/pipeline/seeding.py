@@ -1,7 +1,6 @@
-"""What stands behind `metareward seed build`, `metareward sft` and `metareward prompts propose`.
+"""Runs `metareward seed build`, `metareward sft` and `metareward prompts propose` with a recipe's model and settings.
 
-A recipe says which model is asked, by which engine, and how it judges; here it is taken apart, as `experiment` does it
-for a run. Each of these does only what is owed: the same command again goes on where it stopped.
+Each resumes: the same command again does only what is pending.
 """
 
 from __future__ import annotations
@@ -15,10 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from metareward.config.schema import Recipe, engine_fingerprint
-from metareward.data import propose as proposing
-from metareward.data.propose import Proposals, ProposingSettings
+from metareward.data.propose import (
+    Proposals,
+    ProposalSettings,
+    proposal_fingerprint,
+    propose,
+    usable_seeds,
+    write_proposals,
+)
 from metareward.data.ranked import RankedSet
-from metareward.data.seed_sets import SeedSets, SeedSettings, judge, parts_of, seed_sets, write_seed_sets
+from metareward.data.seed_sets import SeedSets, SeedSettings, judge_prompts, select_sets, split_prompts, write_seed_sets
 from metareward.engines.base import Engine, LazyEngine
 from metareward.generation.progress import Progress
 from metareward.method.template import load_template
@@ -37,41 +42,49 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class SeedChoices:
-    """What of `SeedSettings` a recipe doesn't say; ``judging`` false leaves EFT for another time.
+class SeedOptions:
+    """The settings of `SeedSettings` that a recipe doesn't have.
 
-    ``tries`` is how many sets of judgments a prompt gets; of many tries one agrees by chance.
+    ``judgment_sets``: judgments of each answer. ``judging``: false builds IFT and held-out sets only.
     """
 
-    tries: int = 1
+    judgment_sets: int = 1
     ift_share: float = 0.5
     held_out_share: float = 0.25
-    ties: bool = False
-    most_share: float = 0.4
+    allow_ties: bool = False
+    max_score_share: float = 0.4
     judging: bool = True
 
 
-def build_seed_sets(recipe: Recipe, ranked: RankedSet, out: Path, choices: SeedChoices, progress: Progress) -> SeedSets:
-    """Make the seed sets in ``out``; the recipe's model judges, by its rubric. Raises `UserError`."""
-    # What is taught is a judgment's text, so its score is the one that stands there, whatever the recipe goes by.
-    asked = _of(recipe, out).settings(1)
-    seed = derive(recipe.seed, "seeding")
-    unit = replace(asked, n=choices.tries, meta_judge=False, expected=False, seed=seed)
-    how = SeedSettings(
-        unit=unit,
-        seed=derive(recipe.seed, "seed sets"),
-        ift_share=choices.ift_share,
-        held_out_share=choices.held_out_share,
-        ties=choices.ties,
-        most_share=choices.most_share,
+def build_seed_sets(recipe: Recipe, ranked: RankedSet, out: Path, options: SeedOptions, progress: Progress) -> SeedSets:
+    """Build the seed sets in ``out``; the recipe's model judges by its rubric. Raises `UserError`."""
+    # EFT trains on a judgment's text, so its score is the one in the text, even if the recipe uses expected scores.
+    annotation = replace(
+        Experiment(RunDir(out), recipe).settings(1),
+        n=options.judgment_sets,
+        meta_judge=False,
+        expected=False,
+        seed=derive(recipe.seed, "seeding"),
     )
-    parts = parts_of(ranked, how)
-    judging = choices.judging and bool(parts.eft)
-    made_by = _made_by(recipe) if judging else {}  # before anything is written
+    settings = SeedSettings(
+        annotation=annotation,
+        seed=derive(recipe.seed, "seed sets"),
+        ift_share=options.ift_share,
+        held_out_share=options.held_out_share,
+        allow_ties=options.allow_ties,
+        max_score_share=options.max_score_share,
+    )
+    split = split_prompts(ranked.prompts, settings)
+    judging = options.judging and bool(split.eft)
+    model = _model_fingerprint(recipe) if judging else {}  # raises before anything is written
     with RunDir(out).lock():
         if judging:
-            asyncio.run(_asked(recipe, out, lambda engine: judge(engine, parts, how, out, made_by, progress)))
-        sets = seed_sets(ranked, parts, how, out if judging else None)
+            asyncio.run(
+                _with_engine(
+                    recipe, out, lambda engine: judge_prompts(engine, split.eft, settings, out, model, progress)
+                )
+            )
+        sets = select_sets(ranked, split, settings, out if judging else None)
         write_seed_sets(out, sets)
     return sets
 
@@ -82,67 +95,69 @@ def propose_prompts(
     wanted: int,
     out: Path,
     sampling: Sampling,
-    apart: Sequence[Prompt],
+    exclude: Sequence[Prompt],
     progress: Progress,
 ) -> Proposals:
-    """Have the recipe's model propose ``wanted`` prompts like ``seeds``, and write them into ``out``."""
-    thinking = _of(recipe, out).settings(1).reasoning
-    seed = derive(recipe.seed, "proposing")
-    how = ProposingSettings(load_template("propose"), seed, sampling, reasoning=thinking)
-    proposing.seed_texts(seeds, how.limits)  # before anything is written
-    decided_by = {**proposing.fingerprint(seeds, apart, how), **_made_by(recipe)}
-    with RunDir(out).lock(), RecordStore.open(out / "proposals.sqlite", decided_by) as store:
-        found = asyncio.run(
-            _asked(
+    """Propose ``wanted`` prompts like ``seeds`` with the recipe's model and write them to ``out``.
+
+    None is similar to a prompt in ``exclude``. Raises `UserError`.
+    """
+    reasoning = Experiment(RunDir(out), recipe).settings(1).reasoning
+    settings = ProposalSettings(
+        load_template("propose"), derive(recipe.seed, "proposing"), sampling, reasoning=reasoning
+    )
+    usable_seeds(seeds, settings.limits)  # raises before anything is written
+    fingerprint = {**proposal_fingerprint(seeds, exclude, settings), **_model_fingerprint(recipe)}
+    with RunDir(out).lock(), RecordStore.open(out / "proposals.sqlite", fingerprint) as store:
+        proposals = asyncio.run(
+            _with_engine(
                 recipe,
                 out,
-                lambda engine: proposing.propose(engine, seeds, wanted, how, store, progress, apart),
+                lambda engine: propose(engine, seeds, wanted, settings, store, progress, exclude),
             )
         )
-        proposing.write_proposals(out, found)
-    return found
+        write_proposals(out, proposals)
+    return proposals
 
 
-def teach(model: str, data: Sequence[Path], out: Path, settings: Mapping[str, Any], progress: Progress) -> SftResult:
-    """Teach the model in folder ``model`` (or 'pocket') the examples in ``data``; the result is ``out``/model.
+def train_sft(
+    model: str, data: Sequence[Path], out: Path, settings: Mapping[str, Any], progress: Progress
+) -> SftResult:
+    """Train the model in folder ``model`` (or 'pocket') on the examples in ``data``; the result is ``out``/model.
 
     ``settings`` are those of `SftJob` that aren't its defaults. Raises `UserError`.
     """
-    places = {"start": model_folder(model), "data": tuple(data), "output": out / "model", "log": out / "training.jsonl"}
-    job = SftJob.checked({"threads": _cores(), **settings, **places})
-    began = False
+    paths = {"start": model_folder(model), "data": tuple(data), "output": out / "model", "log": out / "training.jsonl"}
+    job = SftJob.checked({"threads": _cores(), **settings, **paths})
+    started = False
 
     def on_step(step: Step) -> None:
-        nonlocal began
-        if not began:
-            progress.start("learning from examples", {"steps": int(step["steps"])})
-            began = True
+        nonlocal started
+        if not started:
+            progress.start("supervised training", {"steps": int(step["steps"])})
+            started = True
         progress.advance("steps", 1)
 
     with RunDir(out).lock():
         try:
             return teach_in_process(job, on_step)
         finally:
-            if began:
+            if started:
                 progress.finish()
 
 
-async def _asked(recipe: Recipe, out: Path, work: Callable[[Engine], Awaitable[T]]) -> T:
-    """``work`` with the recipe's model behind its engine, which is opened if anything is asked of it."""
+async def _with_engine(recipe: Recipe, out: Path, task: Callable[[Engine], Awaitable[T]]) -> T:
+    """Run ``task`` with the engine of the recipe's model, which is opened at the first request."""
     engine = LazyEngine(lambda: open_engine(recipe.engine, model_folder(recipe.model), 0, out))
     try:
-        return await work(engine)
+        return await task(engine)
     finally:
         await engine.aclose()
 
 
-def _made_by(recipe: Recipe) -> dict[str, object]:
-    """What decides the texts of the recipe's model, beside how it is asked."""
+def _model_fingerprint(recipe: Recipe) -> dict[str, object]:
+    """What decides a completion beside the request: the model's files and the engine."""
     return {"model": fingerprint_model(model_folder(recipe.model)), **engine_fingerprint(recipe.engine)}
-
-
-def _of(recipe: Recipe, out: Path) -> Experiment:
-    return Experiment(RunDir(out), recipe)
 
 
 def _cores() -> int:

@@ -20,7 +20,7 @@ from metareward.errors import UserError
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records, measure, score_histogram
 from metareward.evaluation.win_rates import duels
 from metareward.generation.progress import Progress
-from metareward.generation.runner import SweepOutcome, sweep
+from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.pipeline.experiment import Experiment
@@ -42,7 +42,7 @@ _GENERATION_CONCURRENCY, _EVALUATION_CONCURRENCY = 64, 256
 async def generate(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Make the records of iteration ``t`` with M_{t-1}."""
     with timed(experiment.run, t, "generating"), _records(experiment, t) as store:
-        outcome = await sweep(
+        outcome = await annotate_prompts(
             engine, experiment.prompts(t), experiment.settings(t), store, progress, _GENERATION_CONCURRENCY
         )
     check_failed_prompts(experiment, f"iteration {t}", outcome)
@@ -218,12 +218,12 @@ def _records(experiment: Experiment, t: int) -> RecordStore:
     return RecordStore.open(experiment.run.iteration(t).records, experiment.generation_fingerprint(t))
 
 
-def check_failed_prompts(experiment: Experiment, what: str, outcome: SweepOutcome) -> None:
+def check_failed_prompts(experiment: Experiment, what: str, outcome: RunnerResult) -> None:
     """Log failed prompts and go on without them. Raises `UserError` if they are more than 5 %."""
     if not outcome.failed:
         return
     prompt, error = outcome.failed[0]
-    failed, total = len(outcome.failed), len(outcome.failed) + outcome.finished + outcome.already
+    failed, total = len(outcome.failed), len(outcome.failed) + outcome.finished + outcome.cached
     message = f"{failed} of {total} prompts failed, the first ({prompt}) with: {error}"
     if failed > _MAX_FAILED_SHARE * total:
         raise UserError(f"{what}: {message}; run again to try them again")

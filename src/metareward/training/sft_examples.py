@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metareward.data.files import located, read_rows
-from metareward.data.prompts import example_of, turns_of
+from metareward.data.files import iter_rows, resolve_files
+from metareward.data.prompts import chat_turns, parse_example
 from metareward.errors import UserError
 
 Turns = list[dict[str, str]]
@@ -42,8 +42,8 @@ def count_kinds(examples: Iterable[Example]) -> dict[str, int]:
 
 
 def _examples(source: Path) -> Iterator[Example]:
-    for row in (row for path in located(source) for row in read_rows(path)):
-        messages, answer = example_of(row.value, str(row.place))
+    for row in (row for path in resolve_files(source) for row in iter_rows(path)):
+        messages, answer = parse_example(row.value, row.where)
         kind = row.value.get("kind")
         answered = [{"role": "assistant", "content": answer}]
-        yield Example(kind if isinstance(kind, str) else "unlabelled", turns_of(messages), answered)
+        yield Example(kind if isinstance(kind, str) else "unlabelled", chat_turns(messages), answered)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from metareward.data.files import located
+from metareward.data.files import resolve_files
 from metareward.errors import UserError
 from metareward.training.lineage import LINEAGE, Origin, digest, origins, settings_of
 from metareward.training.sft_job import SftJob
@@ -53,7 +53,7 @@ def start_of(job: SftJob) -> Origin:
 
 def sources_of(job: SftJob) -> tuple[str, ...]:
     """The digests of a job's files of examples; a folder counts by the files in it."""
-    found = (path for source in job.data for path in located(source))
+    found = (path for source in job.data for path in resolve_files(source))
     return tuple(digest(file) for path in found for file in _files(path))
 
 

@@ -17,7 +17,7 @@ from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Res
 from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_chosen, human, self_chosen
 from metareward.evaluation.judge_quality.rankings import scored_by_length
 from metareward.evaluation.judge_quality.run import JudgeFiles, Judges, grading, protocol_named, table
-from metareward.generation.unit import fingerprint, run_prompt
+from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.storage.store import RecordStore, to_json
 from metareward.types import Message, Messages, Sampling, Tied, Won
 
@@ -187,9 +187,9 @@ def test_a_grading_judge_on_pairs(tmp_path: Path) -> None:
 
 def test_the_meta_judge_of_a_run_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "records.sqlite"
-    with RecordStore.open(path, fingerprint(settings())) as store:
+    with RecordStore.open(path, annotation_fingerprint(settings())) as store:
         for each in prompts(4):
-            store.put(each.id, to_json(asyncio.run(run_prompt(ScriptedEngine(reply), each, settings()))))
+            store.put(each.id, to_json(asyncio.run(annotate_prompt(ScriptedEngine(reply), each, settings()))))
     rows = dict(asyncio.run(table(JudgeFiles(records=path), judges(), "meta-judge")).rows)
     assert list(rows) == ["mine", "chance"]
     assert {"higher_score_wins", "same_score", "different_score", "all"} <= set(rows["mine"])

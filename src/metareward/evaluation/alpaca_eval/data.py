@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metareward.evaluation.rows import Row, group, read_rows, unique
+from metareward.data.files import Row, group_by, read_rows, require_unique
 
 Array = NDArray[np.float64]
 
@@ -84,7 +84,7 @@ class Weights:
 
 def read_outputs(path: Path) -> tuple[Output, ...]:
     """A model's outputs, in the order of the file. Raises `UserError` for a repeated instruction."""
-    return tuple(_output(row, path) for row in unique(read_rows(path), "instruction"))
+    return tuple(_output(row, path) for row in require_unique(read_rows(path), "instruction"))
 
 
 def _output(row: Row, path: Path) -> Output:
@@ -102,7 +102,7 @@ def read_annotations(path: Path, order: Mapping[str, int] | None = None) -> tupl
     """
     rows = read_rows(path)
     named = [row if row.has("model") or row.has("generator_2") else _nameless(row, path) for row in rows]
-    models = group(named, "model", "generator_2")
+    models = group_by(named, "model", "generator_2")
     folder = _folder_name(path) if len(models) == 1 else None
     return tuple(_annotations(model, found, folder, order) for model, found in models.items())
 
@@ -147,7 +147,7 @@ def _number(row: Row, place: int, order: Mapping[str, int] | None) -> int:
         return place
     instruction = row.text("instruction")
     if instruction not in order:
-        raise row.wrong(
+        raise row.error(
             "instruction", "is not in the reference outputs", "name the reference these were judged against"
         )
     return order[instruction]
@@ -160,7 +160,7 @@ def _share(row: Row) -> float | None:
     if value == 0:
         return 0.5
     if not 1 <= value <= 2:
-        raise row.wrong("preference", f"is {value:g}", "give a number from 1 (baseline) to 2 (model), or null")
+        raise row.error("preference", f"is {value:g}", "give a number from 1 (baseline) to 2 (model), or null")
     return value - 1
 
 
@@ -173,7 +173,7 @@ def read_difficulty(path: Path) -> Array:
     rows = read_rows(path)
     by_index = {int(row.number("index", "")): row.number("instruction_difficulty") for row in rows}
     if sorted(by_index) != list(range(len(by_index))):
-        raise rows[0].wrong("index", "doesn't count 0, 1, 2 …", "name upstream's table")
+        raise rows[0].error("index", "doesn't count 0, 1, 2 …", "name upstream's table")
     return np.array([by_index[i] for i in range(len(by_index))])
 
 
@@ -183,7 +183,7 @@ def read_gamed(path: Path) -> Gamed:
     columns = ("preference", "std_delta_len", "instruction_difficulty")
     preference, length, difficulty = (np.array([row.number(name) for row in rows]) for name in columns)
     if preference.min() < 0 or preference.max() > 1:
-        raise rows[0].wrong("preference", "is not between 0 and 1 in every row", "name upstream's table")
+        raise rows[0].error("preference", "is not between 0 and 1 in every row", "name upstream's table")
     return Gamed(preference, length, difficulty)
 
 

@@ -17,9 +17,8 @@ from typing import Literal, get_args
 
 import yaml
 
-from metareward.data.files import read_text
+from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
-from metareward.evaluation.rows import Row, read_folder, read_rows
 from metareward.method.template import require
 
 # --- The five verdicts of an Arena-Hard judge, and reading one from what it wrote.
@@ -165,7 +164,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     for row in read_rows(path):
         question = Question(row.text(*_ID), str(row.fields.get("category") or ""), _asked(row))
         if question.id in found:
-            raise row.wrong(_ID[0], "repeats an earlier row", "keep one question to an id")
+            raise row.error(_ID[0], "repeats an earlier row", "keep one question to an id")
         found[question.id] = question
     return tuple(found.values())
 
@@ -176,7 +175,7 @@ def _asked(row: Row) -> str:
 
 def read_answers(path: Path) -> tuple[Answer, ...]:
     """The answers of a file, or of all ``.jsonl`` files of a folder."""
-    return tuple(_answer(row) for row in read_folder(path))
+    return tuple(_answer(row) for row in read_all_rows(path))
 
 
 def _answer(row: Row) -> Answer:
@@ -200,7 +199,7 @@ def _style(row: Row, text: str | None) -> Style:
         counts = [_total(given, name) for name in ("header_count", "list_count", "bold_count")]
         return Style(_tokens(row, given), None if text is None else len(text), *counts)
     if text is None:
-        raise row.wrong("header_count", "is missing, and there is no text to count in", "add the answer or its counts")
+        raise row.error("header_count", "is missing, and there is no text to count in", "add the answer or its counts")
     return count_style(text, _tokens(row, given))
 
 
@@ -222,7 +221,7 @@ def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[
 
     Raises `UserError` when neither the rows nor ``baseline`` name the baseline.
     """
-    matches = [_match(row, baseline, version) for row in read_folder(path)]
+    matches = [_match(row, baseline, version) for row in read_all_rows(path)]
     return tuple(match for match in matches if match.model != match.baseline)
 
 
@@ -232,7 +231,7 @@ def _match(row: Row, baseline: str | None, version: Version) -> Match:
         raise UserError(f"{row.where}: doesn't name the baseline; fix: give --baseline NAME")
     games = _games(row, version)
     if len(games) != 2:
-        raise row.wrong("games", f"has {len(games)} games", "give both: baseline first, then model first")
+        raise row.error("games", f"has {len(games)} games", "give both: baseline first, then model first")
     category = str(row.fields.get("category") or "")
     refused = int(row.optional_number("refused") or 0)
     return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused)
@@ -249,7 +248,7 @@ def _game(row: Row, game: object, version: Version) -> Verdict | None:
     if game is None:
         return None
     if not isinstance(game, dict):
-        raise row.wrong("games", "holds something that is no game", 'write {"score": "A>B"} or null')
+        raise row.error("games", "holds something that is no game", 'write {"score": "A>B"} or null')
     if "score" in game:
         return verdict(str(game["score"]))
     return read_verdict(Row(row.where, game).text("judgment"), version)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from metareward.evaluation.rows import Row, group, read_rows, unique
+from metareward.data.files import Row, group_by, read_rows, require_unique
 from metareward.method.stats import EQUAL
 from metareward.types import ChatRole, Message, Messages, Tied, Won
 
@@ -87,7 +87,7 @@ class PairVerdicts:
 
 def read_rankings(path: Path) -> tuple[Item, ...]:
     """The items of a file of rankings."""
-    return tuple(_item(row) for row in unique(read_rows(path), "id"))
+    return tuple(_item(row) for row in require_unique(read_rows(path), "id"))
 
 
 def _item(row: Row) -> Item:
@@ -106,7 +106,7 @@ def _comparison(row: Row, count: int) -> Comparison:
         return Comparison(first, second, Tied())
     winner = row.optional_number("winner")
     if not {first, second} <= set(range(count)) or winner not in (None, first, second):
-        raise row.wrong("winner", "is not about two responses of this row", 'give an index of the two, "tie" or null')
+        raise row.error("winner", "is not about two responses of this row", 'give an index of the two, "tie" or null')
     return Comparison(first, second, None if winner is None else Won(int(winner)))
 
 
@@ -127,13 +127,13 @@ def _message(row: Row) -> Message:
     name = row.text("role")
     role = next((each for each in get_args(ChatRole) if each == name), _ROLES.get(name))
     if role is None:
-        raise row.wrong("role", f"is {name!r}", "use system, user or assistant")
+        raise row.error("role", f"is {name!r}", "use system, user or assistant")
     return Message(role, row.text("text", "content"))
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
     """The pairs of a file."""
-    return tuple(_pair(row) for row in unique(read_rows(path), "id"))
+    return tuple(_pair(row) for row in require_unique(read_rows(path), "id"))
 
 
 def _pair(row: Row) -> Pair:
@@ -160,7 +160,7 @@ def _winner(row: Row, field: str, value: Any) -> Winner | None:
         return None
     found: Winner | None = next((each for each in get_args(Winner) if str(value) == str(each)), None)
     if found is None:
-        raise row.wrong(field, f"is {value!r}"[:80], "give 1, 2, 0 for neither, or null")
+        raise row.error(field, f"is {value!r}"[:80], "give 1, 2, 0 for neither, or null")
     return found
 
 
@@ -169,7 +169,8 @@ def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
     unnamed = {"evaluator": path.stem}
     rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in read_rows(path)]
     return {
-        name: tuple(_verdicts(row) for row in unique(found, "id")) for name, found in group(rows, "evaluator").items()
+        name: tuple(_verdicts(row) for row in require_unique(found, "id"))
+        for name, found in group_by(rows, "evaluator").items()
     }
 
 
@@ -177,7 +178,7 @@ def _verdicts(row: Row) -> PairVerdicts:
     names = ("winner_original_order", "winner_swapped_order")
     given = [name for name in names if name in row.fields]
     if not given:
-        raise row.wrong(names[0], "is missing", "give the winner, or null where none could be read")
+        raise row.error(names[0], "is missing", "give the winner, or null where none could be read")
     return PairVerdicts(row.text("id"), tuple(_winner(row, name, row.fields[name]) for name in given))
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from metareward.evaluation.rows import Row, read_rows
+from metareward.data.files import Row, read_rows
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -98,10 +98,10 @@ def _credit_by_score(row: Row) -> tuple[float, bool]:
 
 def _credit_by_winner(row: Row) -> tuple[float, bool]:
     if "winner" not in row.fields:
-        raise row.wrong("winner", "is missing", "give it, or score_chosen and score_rejected")
+        raise row.error("winner", "is missing", "give it, or score_chosen and score_rejected")
     winner = row.fields["winner"]
     if winner not in ("chosen", "rejected", "tie", None):
-        raise row.wrong("winner", "is none of the known words", "give chosen, rejected, tie or null")
+        raise row.error("winner", "is none of the known words", "give chosen, rejected, tie or null")
     return {"chosen": 1.0, "rejected": 0.0}.get(winner, 0.5), winner is not None
 
 

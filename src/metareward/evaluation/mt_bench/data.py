@@ -11,9 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from metareward.data.files import read_text
+from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
-from metareward.evaluation.rows import Row, read_folder, read_rows
 from metareward.method.template import fill
 from metareward.types import Message, Messages
 
@@ -72,14 +71,14 @@ def _id(row: Row) -> int:
 
 def _two(row: Row, turns: object) -> Turns:
     if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
-        raise row.wrong("turns", "are not two texts", "give both turns")
+        raise row.error("turns", "are not two texts", "give both turns")
     return (turns[0], turns[1])
 
 
 def read_answers(path: Path) -> dict[str, dict[int, Turns]]:
     """The two answers to each question, by model and question; of a repeated one the last counts, as upstream."""
     found: dict[str, dict[int, Turns]] = {}
-    for row in read_folder(path):
+    for row in read_all_rows(path):
         turns = _two(row, row.rows("choices")[0].fields.get("turns"))
         found.setdefault(row.text("model_id"), {})[_id(row)] = turns
     return found
@@ -100,13 +99,13 @@ def read_prompts(path: Path) -> GradingPrompts:
 
 def read_grades(path: Path) -> tuple[Grade, ...]:
     """The judgments of a file, or of a folder's ``.jsonl`` files. The stored score -1 means that none could be read."""
-    return tuple(_grade(row) for row in read_folder(path))
+    return tuple(_grade(row) for row in read_all_rows(path))
 
 
 def _grade(row: Row) -> Grade:
     turn, score = int(row.number("turn")), row.optional_number("score")
     if turn not in (1, 2):
-        raise row.wrong("turn", f"is {turn}", "give 1 or 2")
+        raise row.error("turn", f"is {turn}", "give 1 or 2")
     readable = None if score is None or score < 0 else score
     return Grade(_id(row), row.text("model"), turn, readable, row.fields.get("outcome") == "refused")
 

@@ -10,7 +10,14 @@ from scripted_world import SlowEngine, prompt, reply, role_of, settings
 
 from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
-from metareward.generation.unit import UnitSettings, fingerprint, judge_answer, meta_judge_pair, run_prompt, together
+from metareward.generation.annotate import (
+    AnnotationSettings,
+    annotate_prompt,
+    annotation_fingerprint,
+    judge_answer,
+    meta_judge_pair,
+    run_concurrently,
+)
 from metareward.seeds import derive
 from metareward.storage.store import from_json, to_json
 from metareward.types import (
@@ -44,9 +51,12 @@ class Tally:
 
 
 def run(
-    engine: ScriptedEngine | SlowEngine, number: int = 1, chosen: UnitSettings | None = None, tally: Tally | None = None
+    engine: ScriptedEngine | SlowEngine,
+    number: int = 1,
+    chosen: AnnotationSettings | None = None,
+    tally: Tally | None = None,
 ) -> PromptRecord:
-    return asyncio.run(run_prompt(engine, prompt(number), chosen or settings(), tally or Tally()))
+    return asyncio.run(annotate_prompt(engine, prompt(number), chosen or settings(), tally or Tally()))
 
 
 def scripted(
@@ -138,7 +148,7 @@ def test_half_characters_from_a_server_become_question_marks() -> None:
 def test_the_record_does_not_depend_on_timing_or_company() -> None:
     async def crowd() -> list[PromptRecord]:
         engine = SlowEngine(0.001)
-        return list(await asyncio.gather(*(run_prompt(engine, prompt(n), settings()) for n in range(6))))
+        return list(await asyncio.gather(*(annotate_prompt(engine, prompt(n), settings()) for n in range(6))))
 
     assert asyncio.run(crowd()) == [run(ScriptedEngine(reply), n) for n in range(6)]
 
@@ -167,7 +177,7 @@ def test_a_mistake_is_not_hidden_behind_an_engine_error() -> None:
         raise error
 
     with pytest.raises(KeyError):
-        asyncio.run(together([fail(EngineError("a")), fail(KeyError("b")), fail(EngineError("c"))]))
+        asyncio.run(run_concurrently([fail(EngineError("a")), fail(KeyError("b")), fail(EngineError("c"))]))
 
 
 def test_every_request_names_the_role_of_the_model() -> None:
@@ -214,5 +224,5 @@ def test_the_fingerprint_holds_what_bears_on_meaning_and_nothing_else() -> None:
         replace(base, rubric=replace(base.rubric, max_score=6)),
         replace(base, metarubric=replace(base.metarubric, hide_scores=True)),
     ]
-    assert len({str(fingerprint(chosen)) for chosen in [base, *others]}) == 11
-    assert fingerprint(replace(base, answers=replace(base.answers, seed=99))) == fingerprint(base)
+    assert len({str(annotation_fingerprint(chosen)) for chosen in [base, *others]}) == 11
+    assert annotation_fingerprint(replace(base, answers=replace(base.answers, seed=99))) == annotation_fingerprint(base)

@@ -1,0 +1,212 @@
+"""Annotates one prompt: answers, judgments, meta-judgments of one answer (Meta-Rewarding sections 2.1 and 2.2).
+
+    K answers (one request) -> N judgments of each distinct answer (one request each)
+      -> the answer whose scores vary most -> both orders of every two of its valid judgments (one request each)
+
+Requests that don't depend on each other run concurrently. Every seed is derived from the prompt's id and the request,
+so a record is the same whenever and wherever it is made. Where the papers are silent: empty and truncated answers are
+judged, answers are duplicates when their texts are equal, and judgments without a score are not meta-judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import TypeVar
+
+from metareward.engines.base import Engine, EngineError
+from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
+from metareward.method.judge import Reasoning, Rubric, RubricGrader
+from metareward.method.meta_judge import MetaRubric, parse_verdict
+from metareward.method.scores import disputed
+from metareward.seeds import derive
+from metareward.storage.serialization import replace_surrogates
+from metareward.types import (
+    Candidate,
+    Completion,
+    Dispute,
+    Duplicate,
+    Judgment,
+    Messages,
+    MetaJudgment,
+    Prompt,
+    PromptRecord,
+    Sampling,
+    Scored,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationSettings:
+    """How a prompt is annotated: ``k`` answers, ``n`` judgments of each, and every role's sampling and rubric.
+
+    The ``seed`` of the three samplings is not used: each request's seed is derived from ``seed``. ``reasoning``
+    separates a model's reasoning from its output. ``expected`` scores a judgment by its expected score over the
+    tokens that could stand at the score's place, not by the sampled token.
+    """
+
+    k: int
+    n: int
+    answers: Sampling
+    judgments: Sampling
+    meta: Sampling
+    rubric: Rubric
+    metarubric: MetaRubric
+    min_valid: int
+    meta_judge: bool
+    seed: int
+    reasoning: Reasoning | None = None
+    expected: bool = False
+
+    @property
+    def grader(self) -> RubricGrader:
+        """How answers are graded."""
+        return RubricGrader(self.rubric, self.n, self.judgments, self.expected)
+
+
+def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
+    """The part of ``settings`` that decides the records, for `RecordStore.open`; rubrics by their digest."""
+    rubric, metarubric = settings.rubric, settings.metarubric
+    meta: dict[str, object] = {
+        "rubric": metarubric.template.sha256,
+        "hide_scores": metarubric.hide_scores,
+        "system": metarubric.system_prompt,
+        **_sampling(settings.meta),
+    }
+    judgments = {"n": settings.n, "rubric": rubric.template.sha256, "system": rubric.system_prompt}
+    return {
+        "seed": settings.seed,
+        "answers": {"k": settings.k, **_sampling(settings.answers)},
+        "judgments": {**judgments, "expected": settings.expected, **_sampling(settings.judgments)},
+        "scores": {"low": rubric.min_score, "high": rubric.max_score, "min_valid": settings.min_valid},
+        "meta_judgments": meta if settings.meta_judge else None,
+        "reasoning": [settings.reasoning.start, settings.reasoning.end] if settings.reasoning else None,
+    }
+
+
+def _sampling(sampling: Sampling) -> dict[str, object]:
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+
+
+async def annotate_prompt(
+    engine: Engine, prompt: Prompt, settings: AnnotationSettings, progress: Progress = SILENT
+) -> PromptRecord:
+    """The record of ``prompt``; its dispute is None without the meta-judge.
+
+    Raises `EngineError` when any of the requests fails, after cancelling the others.
+    """
+    annotator = _Annotator(engine, prompt, settings, progress)
+    answers_K = [annotator.split_reasoning(answer) for answer in await annotator.answer()]
+    distinct, duplicates = _distinct([answer for _, answer in answers_K])
+    candidates_K = tuple(await run_concurrently(annotator.candidate(k, *answers_K[k]) for k in distinct))
+    dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
+    return PromptRecord(prompt, candidates_K, duplicates, dispute)
+
+
+async def judge_answer(
+    engine: Engine, prompt: Prompt, index: int, answer: str, settings: AnnotationSettings, progress: Progress = SILENT
+) -> tuple[Judgment, ...]:
+    """The N judgments of one answer, which may be any model's. Answers with different ``index`` get different seeds."""
+    return await _Annotator(engine, prompt, settings, progress).judge(index, answer)
+
+
+async def meta_judge_pair(
+    engine: Engine,
+    prompt: Prompt,
+    answer: str,
+    first: Judgment,
+    second: Judgment,
+    settings: AnnotationSettings,
+    progress: Progress = SILENT,
+) -> MetaJudgment:
+    """One comparison of two judgments of ``answer``, ``first`` shown first; they may be any model's."""
+    return await _Annotator(engine, prompt, settings, progress).compare(answer, first, second)
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotator:
+    """The requests about one prompt."""
+
+    engine: Engine
+    prompt: Prompt
+    settings: AnnotationSettings
+    progress: Progress
+
+    async def answer(self) -> Sequence[Completion]:
+        return await self._complete(ANSWERS, self.prompt.messages, self.settings.answers, self.settings.k)
+
+    async def candidate(self, k: int, reasoning: str, answer: Completion) -> Candidate:
+        judgments_N = await self.judge(k, answer.text)
+        return Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning)
+
+    async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
+        grader = self.settings.grader
+        messages = grader.rubric.render(self.prompt, answer)
+        completions_N = await self._complete(JUDGMENTS, messages, grader.sampling_with(0), grader.n, k)
+        judgments_N = []
+        for index, completion in enumerate(completions_N):
+            reasoning, output = self.split_reasoning(completion)
+            judgments_N.append(Judgment(index, output.text, output.tokens, grader.read(output), reasoning))
+        return tuple(judgments_N)
+
+    def split_reasoning(self, completion: Completion) -> tuple[str, Completion]:
+        """The reasoning, and the completion without it."""
+        if self.settings.reasoning is None:
+            return "", completion
+        reasoning, text = self.settings.reasoning.split(completion.text)
+        return reasoning, replace(completion, text=text)
+
+    async def meta_judge(self, candidates_K: Sequence[Candidate]) -> Dispute | None:
+        seed = derive(self.settings.seed, self.prompt.id, "dispute")
+        answer = disputed(candidates_K, self.settings.min_valid, seed)
+        if answer is None:
+            return None
+        valid_M = [judgment for judgment in answer.judgments_N if isinstance(judgment.reading, Scored)]
+        comparisons = (self.compare(answer.text, first, second) for first, second in permutations(valid_M, 2))
+        meta = await run_concurrently(comparisons)
+        return Dispute(answer.index, tuple(judgment.index for judgment in valid_M), tuple(meta))
+
+    async def compare(self, answer: str, first: Judgment, second: Judgment) -> MetaJudgment:
+        messages = self.settings.metarubric.render(self.prompt, answer, first.text, second.text)
+        (completion,) = await self._complete(META, messages, self.settings.meta, 1, first.index, second.index)
+        _, output = self.split_reasoning(completion)
+        verdict = parse_verdict(output.text, output.finish, first.index, second.index)
+        return MetaJudgment(first.index, second.index, output.text, output.tokens, verdict)
+
+    async def _complete(
+        self, stage: str, messages: Messages, sampling: Sampling, n: int, *indices: int
+    ) -> list[Completion]:
+        purpose = "meta" if stage == META else stage
+        seeded = replace(sampling, seed=derive(self.settings.seed, self.prompt.id, purpose, *indices))
+        completions = await self.engine.complete(messages, seeded, n, MODEL_ROLES[stage])
+        if len(completions) != n:
+            raise EngineError(f"the engine gave {len(completions)} completions for prompt {self.prompt.id}, not {n}")
+        self.progress.advance(stage, n)
+        return [replace(completion, text=replace_surrogates(completion.text)) for completion in completions]
+
+
+def _distinct(answers_K: Sequence[Completion]) -> tuple[list[int], tuple[Duplicate, ...]]:
+    """The sample numbers of the distinct answers, and the duplicates."""
+    first: dict[str, int] = {}
+    for k, answer in enumerate(answers_K):
+        first.setdefault(answer.text, k)
+    duplicates = (Duplicate(k, first[answer.text]) for k, answer in enumerate(answers_K) if first[answer.text] != k)
+    return list(first.values()), tuple(duplicates)
+
+
+async def run_concurrently(calls: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """The results of ``calls``, run concurrently, in their order.
+
+    When one fails the others are cancelled and its error is raised. Of several errors an `EngineError` is raised last,
+    so that a bug is never taken for one prompt's failure.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise min(errors.exceptions, key=lambda error: isinstance(error, EngineError)) from None
+    return [task.result() for task in tasks]

@@ -1,4 +1,4 @@
-"""The commands that make what models are taught from: with a tiny model behind its real engine, from end to end."""
+"""The commands seed build, sft and prompts propose, end to end with a tiny model and its real engine."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def told(words: str) -> str:
 
 
 @pytest.mark.parametrize("command", ["seed build", "sft", "prompts propose"])
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_help(command: str) -> None:
     assert "Usage:" in told(f"{command} --help")
 
 
-SEED = "seed build recipe.yaml --ranked ranked.jsonl --out sets --ift-share 0.4 --held-out-share 0.2 --tries 8"
+SEED = "seed build recipe.yaml --ranked ranked.jsonl --out sets --ift-share 0.4 --held-out-share 0.2 --judgment-sets 8"
 
 
-def test_ranked_answers_become_sets_and_sets_a_model(here: Path) -> None:
+def test_seed_sets_from_ranked_answers_and_a_model_trained_on_them(here: Path) -> None:
     assert "judged │ 0" in told(f"{SEED} --no-judging")
     split = {name: (here / "sets" / name).read_bytes() for name in ("ift.jsonl", "held_out.jsonl")}
     assert not (here / "sets/eft.jsonl").exists() and not (here / "sets/judgments.sqlite").exists()
@@ -82,7 +82,7 @@ def test_ranked_answers_become_sets_and_sets_a_model(here: Path) -> None:
     summary = json.loads((here / "sets/summary.json").read_text())
     assert (summary["ift"], summary["held_out"], summary["judged"]) == (6, 2, 7)
     assert summary["eft"] > 0  # the tiny model scores by chance, eight times
-    assert len(read_ranked(here / "sets/held_out.jsonl").ranked) == 2
+    assert len(read_ranked(here / "sets/held_out.jsonl").prompts) == 2
     with RecordStore.read(here / "sets/judgments.sqlite") as store:
         before = dict(store.documents())
     (here / "model/config.json").rename(here / "model/config")  # no engine could be opened
@@ -98,22 +98,22 @@ def test_ranked_answers_become_sets_and_sets_a_model(here: Path) -> None:
     told(f"{SEED} --no-judging")
     assert (here / "sets/eft.jsonl").read_bytes() == kept
 
-    teach = "sft model sets/eft.jsonl sets/ift.jsonl --out taught --set epochs=1 --set batch_size=4 --set device=cpu"
-    teach += " --set learning_rate=1e-3"
-    shown = told(f"{teach} --set dropout=0")
-    assert f"eft {summary['eft']}, ift 6" in shown and "written: taught/model" in shown
-    assert fingerprint_model(here / "taught/model") != fingerprint_model(here / "model")
-    settings = json.loads((here / "taught/model/lineage.json").read_text())["settings"]
+    train = "sft model sets/eft.jsonl sets/ift.jsonl --out trained --set epochs=1 --set batch_size=4 --set device=cpu"
+    train += " --set learning_rate=1e-3"
+    shown = told(f"{train} --set dropout=0")
+    assert f"eft {summary['eft']}, ift 6" in shown and "written: trained/model" in shown
+    assert fingerprint_model(here / "trained/model") != fingerprint_model(here / "model")
+    settings = json.loads((here / "trained/model/lineage.json").read_text())["settings"]
     assert (settings["learning_rate"], settings["final_learning_rate"]) == (1e-3, 1.1e-6)
-    assert "made before: taught/model" in told(f"{teach} --set dropout=0")
+    assert "already trained: trained/model" in told(f"{train} --set dropout=0")
     with pytest.raises(UserError, match="a model made with other values of dropout is here"):
-        raise call(teach).exception or AssertionError
+        raise call(train).exception or AssertionError
 
 
-def test_a_model_that_proposes_nothing_is_told(here: Path) -> None:
+def test_a_model_that_proposes_nothing_is_reported(here: Path) -> None:
     shown = told("prompts propose recipe.yaml --seeds seeds.jsonl --count 3 --out new --max-tokens 4")
     assert "requests │ 192" in shown
-    assert "nothing new any more after 0 of 3 prompts" in shown
+    assert "the model proposes no new prompts after 0 of 3" in shown
     assert json.loads((here / "new/summary.json").read_text())["dropped"] == {"unreadable": 192}
     with pytest.raises(UserError, match="no prompts in it"):
         load_prompts(here / "new/prompts.jsonl")
@@ -137,7 +137,7 @@ def test_a_model_that_proposes_nothing_is_told(here: Path) -> None:
         ("prompts propose recipe.yaml --seeds ranked.jsonl --count 3 --out x --set model=y", "y: no model here"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(here: Path, words: str, line: str) -> None:
+def test_usage_errors_are_one_line_and_write_nothing(here: Path, words: str, line: str) -> None:
     done = call(words)
     assert isinstance(done.exception, UserError), done.exception
     with pytest.raises(UserError, match=line):

@@ -96,7 +96,7 @@ def test_the_numbers_are_the_code_s() -> None:
     prompts, seeds = section("New prompts"), " ".join(section("Seed sets").split())
     assert f"(temperature {SAMPLING.temperature}," in prompts and f"nucleus {SAMPLING.top_p}," in prompts
     assert f"fewer than {LIMITS.min_words} or more than {LIMITS.max_words} words" in prompts
-    assert f"ROUGE-L of {LIMITS.most_alike} or more" in prompts
+    assert f"ROUGE-L of {LIMITS.max_similarity} or more" in prompts
     job = SftJob(start=Path("a"), data=(Path("b"),), output=Path("c"), log=Path("d"))
     assert (job.learning_rate, job.final_learning_rate, job.batch_size, job.dropout, job.epochs) == (
         *(5.5e-6, 1.1e-6, 16, 0.1),

@@ -42,4 +42,4 @@ def test_a_recipe_names_files_of_a_hub(tmp_path: Path) -> None:
     with serve_hub(tmp_path / "root") as address:
         assert ask(tmp_path, address, "true") == "['one', 'two'] hub:someone/set/asked.jsonl\n"
         told = ask(tmp_path, address, "false")
-    assert "hub:someone/set/asked.jsonl: is on the Hugging Face hub, and the network is off; fix: set prompts" in told
+    assert "hub:someone/set/asked.jsonl: is on the Hugging Face hub, and the network is off; fix: allow it" in told

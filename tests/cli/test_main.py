@@ -79,6 +79,7 @@ def test_a_run_draws_nothing_until_it_reports() -> None:
         ("run wrong.yaml", 'wrong.yaml:2: seed: "one": expected a whole number'),
         ("plan meta-rewarding", "preset meta-rewarding: model: must be given: M0: a Hugging Face model folder"),
         ("status nowhere", "nowhere: this is no run folder"),
+        ("status no\x1bwhere", "no␛where: this is no run folder"),
         ("show nowhere --prompt a", "nowhere: this is no run folder"),
         ("report nowhere", "nowhere: this is no run folder"),
         ("pairs nowhere", "nowhere: no resolved.json here"),

@@ -11,7 +11,7 @@ from metareward.method.scores import answer_scores
 from metareward.report.prompt_trace import PromptTrace, find_trace
 from metareward.report.trace_text import trace_text
 from metareward.storage.run_dir import RunDir
-from metareward.types import Dropped, PreferencePair, PromptRecord
+from metareward.types import Dropped, PreferencePair
 
 
 @functools.cache
@@ -112,30 +112,12 @@ def test_a_run_without_records_is_an_error(tmp_path: Path) -> None:
         find_trace(start(tmp_path / "run"), "pocket-10000")
 
 
-def test_the_text_has_everything_that_was_generated(whole: RunDir) -> None:
-    trace = next(trace for trace in traces(whole, 1) if isinstance(trace.judge, PreferencePair))
-    text = " ".join(trace_text(trace, width=400).split())
-    for written in texts(trace.record):
-        assert " ".join(written.split()) in text
-    assert "CHOSEN" in text and "REJECTED" in text and "Battle matrix" in text
-
-
-def texts(record: PromptRecord) -> list[str]:
-    judgments = [j.text for c in record.candidates_K for j in c.judgments_N]
-    metas = [m.text for m in record.dispute.meta] if record.dispute else []
-    return [*(m.content for m in record.prompt.messages), *(c.text for c in record.candidates_K), *judgments, *metas]
-
-
-def test_the_text_cannot_control_a_terminal_nor_be_read_as_markup(tmp_path: Path) -> None:
+def test_a_prompt_without_meta_judgments_has_its_reason(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
-    record = fake_record(1, 0)
-    nasty = "\x1b]0;owned\x07 [bold red]x[/] [/nothing] \u202eevil"
-    write_records(run, 1, [replace(record, candidates_K=(replace(record.candidates_K[0], text=nasty),), dispute=None)])
+    answers = tuple(replace(each, judgments_N=()) for each in fake_record(1, 0).candidates_K)
+    record = replace(fake_record(1, 0), candidates_K=answers, dispute=None)
+    write_records(run, 1, [record])
+    write_built(run, 1)
     text = trace_text(find_trace(run, record.prompt.id))
-    assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text
-    assert "␛]0;owned␇ [bold red]x[/] [/nothing] ⟨U+202E⟩evil" in text
-
-
-def test_lines_are_no_wider_than_asked(whole: RunDir) -> None:
-    text = trace_text(find_trace(whole, fake_record(1, 1).prompt.id), width=90)
-    assert max(map(len, text.split("\n"))) <= 90
+    assert "Judge pair: none, too few parsable judgments of one answer (" in text
+    assert "No meta-judgments: too few parsable judgments of one answer." in text

@@ -23,7 +23,7 @@ from metareward.evaluation.alpaca_eval.data import (
     read_weights,
 )
 from metareward.evaluation.alpaca_eval.length_control import (
-    predicted,
+    win_rate_of_weights,
 )
 from metareward.evaluation.alpaca_eval.run import AlpacaFiles, annotate, model_first, published, results
 from metareward.evaluation.alpaca_eval.score import AlpacaResult
@@ -106,7 +106,7 @@ def test_predictions_for_single_instructions_are_the_published_ones(alpaca_data:
     known = [row for row in told if row["model"] in weights]
     assert len(known) >= 4
     for row in known:
-        predictions = predicted(weights[row["model"]], hard).predictions_P
+        predictions = win_rate_of_weights(weights[row["model"]], hard).predictions_P
         assert np.abs(np.array(predictions) - row["glm_preference"]).max() < 1e-8
 
 

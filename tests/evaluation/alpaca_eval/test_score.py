@@ -28,16 +28,15 @@ from metareward.evaluation.alpaca_eval.data import (
     read_weights,
 )
 from metareward.evaluation.alpaca_eval.length_control import (
-    joint_difficulty,
-    large_change,
+    fit_difficulties,
+    is_large_change,
     length_adjusted,
     length_controlled,
-    predicted,
-    scaled_difference,
+    length_feature,
+    win_rate_of_weights,
 )
 from metareward.evaluation.alpaca_eval.run import AlpacaFiles, published, results
-from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, evaluate
-from metareward.evaluation.alpaca_eval.win_rate import mean_chars, win_rate
+from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, evaluate, mean_chars, win_rate
 
 shares = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
 compared = st.lists(st.tuples(shares, st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=30)
@@ -101,14 +100,14 @@ def test_raw_numbers_by_hand() -> None:
 
 def test_the_length_feature_is_0_at_equal_lengths() -> None:
     rows = comparisons([0.5, 0.5, 0.5], [(100, 100), (300, 100), (100, 300)])
-    feature = scaled_difference(rows)
+    feature = length_feature(rows)
     assert feature[0] == 0 and feature[1] == -feature[2] > 0
-    assert scaled_difference(comparisons([0.5, 0.5], [(9, 9), (9, 9)])).tolist() == [0, 0]
+    assert length_feature(comparisons([0.5, 0.5], [(9, 9), (9, 9)])).tolist() == [0, 0]
 
 
 def test_a_change_that_upstream_would_warn_of() -> None:
-    assert large_change(9.4, 39.2) and large_change(60, 40)
-    assert not large_change(22, 35) and not large_change(50, 58)
+    assert is_large_change(9.4, 39.2) and is_large_change(60, 40)
+    assert not is_large_change(22, 35) and not is_large_change(50, 58)
 
 
 # --- the regression on made-up data ---
@@ -170,8 +169,10 @@ def test_the_baseline_against_itself_is_50() -> None:
 def test_two_models_are_compared_through_their_weights() -> None:
     one, other = Weights(-1, 0.5, 1.0), Weights(-1, 0.8, -0.3)
     hard = np.linspace(-1, 1, 9)
-    assert predicted(one, hard, one).win_rate == 50
-    assert predicted(one, hard, other).win_rate == pytest.approx(100 - predicted(other, hard, one).win_rate)
+    assert win_rate_of_weights(one, hard, one).win_rate == 50
+    assert win_rate_of_weights(one, hard, other).win_rate == pytest.approx(
+        100 - win_rate_of_weights(other, hard, one).win_rate
+    )
 
 
 def test_difficulty_is_found_where_models_share_instructions() -> None:
@@ -181,7 +182,7 @@ def test_difficulty_is_found_where_models_share_instructions() -> None:
     for quality in (-1.0, 0.0, 0.5, 1.0):
         share = 1 / (1 + np.exp(-(quality + hard)))
         models.append(comparisons(share.tolist(), [(int(n), int(n)) for n in generator.integers(1, 99, 60)]))
-    found = joint_difficulty(models)
+    found = fit_difficulties(models)
     assert np.corrcoef([found[i] for i in range(60)], hard)[0, 1] > 0.99
 
 

@@ -1,9 +1,8 @@
 """The files of AlpacaEval 2, in the formats of the public repository tatsu-lab/alpaca_eval.
 
-``model_outputs.json``, ``annotations.json`` (``_1`` is the baseline, ``_2`` the evaluated model; preference 1 to 2,
-where 2 is the evaluated model certainly better, 1.5 or the historic 0 a draw), the two tables of the length-controlled
-win rate, and the published weights. Preferences with lengths alone, as a CSV with ``preference``, ``len_1`` and
-``len_2``, are enough for every number.
+``model_outputs.json``; ``annotations.json`` (``_1`` is the baseline, ``_2`` the evaluated model; a preference of 1 means
+the baseline, 2 the model, 1.5 or the older 0 a draw); the two tables of the length-controlled win rate; the published
+weights. A CSV with ``preference``, ``len_1`` and ``len_2`` is enough for all numbers.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One comparison with the baseline's output to the same instruction, whose number is ``row``.
+    """One comparison with the baseline's output to instruction number ``row``. Lengths are in characters.
 
-    ``preference`` is the share of the preference that the evaluated model gets, in [0, 1], or None where the judge
-    gave none that could be read (``refused``: where it wasn't answered at all). Lengths are in characters.
+    ``preference`` is the evaluated model's share in [0, 1], None where the judge's reply was unreadable or
+    (``refused``) missing.
     """
 
     row: int
@@ -52,8 +51,8 @@ class Annotation:
 class Annotations:
     """All comparisons of one model. ``baseline`` is None where the file doesn't name it.
 
-    ``mode`` tells how preferences were read, where that is known; ``differing_name`` is the model's name in the file,
-    if the folder's is another; ``by_place``: the rows were numbered by their place in the file.
+    ``mode`` says how preferences were read, if known; ``differing_name`` is the model's name in the file if the folder
+    has another; ``by_place``: rows were numbered by their place in the file.
     """
 
     model: str
@@ -66,7 +65,7 @@ class Annotations:
 
 @dataclass(frozen=True, slots=True)
 class Gamed:
-    """The rows of the baseline made verbose and concise: preference, scaled length difference, difficulty (R each)."""
+    """Upstream's rows of the baseline made verbose and concise: preference, scaled length difference, difficulty."""
 
     preference_R: Array
     length_R: Array
@@ -95,10 +94,10 @@ def _output(row: Row, path: Path) -> Output:
 def read_annotations(path: Path, order: Mapping[str, int] | None = None) -> tuple[Annotations, ...]:
     """The annotations of every model in ``path``.
 
-    A row's number is its ``index`` or ``row`` field, else what ``order`` gives its instruction, else its place in the
-    file: so upstream counts, and a gap shifts all rows after it. In upstream's layout
-    ``results/MODEL/JUDGE/annotations.json`` the folder names the model: the field in the file can be wrong. Raises
-    `UserError` for a field that is missing or out of range.
+    A row's number is its ``index`` or ``row`` field, else the place of its instruction in ``order``, else its place in
+    the file as upstream numbers rows (a gap shifts all rows after it). In upstream's layout
+    ``results/MODEL/JUDGE/annotations.json`` the folder names the model, because the field in the file can be wrong.
+    Raises `UserError` for a field that is missing or out of range.
     """
     rows = read_rows(path)
     named = [row if row.has("model") or row.has("generator_2") else _nameless(row, path) for row in rows]
@@ -173,12 +172,12 @@ def read_difficulty(path: Path) -> Array:
     rows = read_rows(path)
     by_index = {int(row.number("index", "")): row.number("instruction_difficulty") for row in rows}
     if sorted(by_index) != list(range(len(by_index))):
-        raise rows[0].error("index", "doesn't count 0, 1, 2 …", "name upstream's table")
+        raise rows[0].error("index", "isn't numbered 0, 1, 2 …", "name upstream's table")
     return np.array([by_index[i] for i in range(len(by_index))])
 
 
 def read_gamed(path: Path) -> Gamed:
-    """The rows that tie the fit to the baseline's own length effect: ``df_gamed.csv``."""
+    """Upstream's ``df_gamed.csv``: rows that fit the length coefficient to the baseline's own length effect."""
     rows = read_rows(path)
     columns = ("preference", "std_delta_len", "instruction_difficulty")
     preference, length, difficulty = (np.array([row.number(name) for row in rows]) for name in columns)

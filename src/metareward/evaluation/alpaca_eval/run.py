@@ -19,7 +19,7 @@ from metareward.evaluation.alpaca_eval.data import (
     read_outputs,
     read_weights,
 )
-from metareward.evaluation.alpaca_eval.length_control import LengthControlled, predicted
+from metareward.evaluation.alpaca_eval.length_control import LengthControlled, win_rate_of_weights
 from metareward.evaluation.alpaca_eval.score import AlpacaResult, evaluate
 from metareward.evaluation.judges import (
     Desk,
@@ -179,7 +179,7 @@ def published(weights: Path, difficulty: Path) -> dict[str, LengthControlled]:
     """The length-controlled win rate that every model's published weights stand for, in the file's order."""
     hard_I = read_difficulty(difficulty)
     found: dict[str, Weights] = read_weights(weights)
-    return {model: predicted(each, hard_I) for model, each in found.items()}
+    return {model: win_rate_of_weights(each, hard_I) for model, each in found.items()}
 
 
 async def annotated(files: AlpacaFiles, door: Door) -> Path:

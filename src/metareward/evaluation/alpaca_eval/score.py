@@ -1,4 +1,9 @@
-"""AlpacaEval 2 of one or more models: every number of the leaderboard, what was left out, and what it rests on."""
+"""AlpacaEval 2's numbers for one or more models: win rate, length-controlled win rate, and what was left out.
+
+With p the evaluated model's share of each readable preference: win rate = 100 mean(p), standard error =
+100 std(p, ddof=1) / sqrt(n), discrete win rate = 100 mean(1 if p > 1/2, 1/2 if p = 1/2, else 0). Swapping the two
+models turns a win rate w into 100 - w. A number is None where nothing can be counted.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +16,52 @@ from numpy.typing import NDArray
 from metareward.evaluation.alpaca_eval.data import BASELINE, Annotations, Gamed
 from metareward.evaluation.alpaca_eval.length_control import (
     LengthControlled,
-    difficulties,
-    joint_difficulty,
-    large_change,
+    fit_difficulties,
+    is_large_change,
     length_adjusted,
     length_controlled,
+    row_difficulties,
+    standard_error,
 )
-from metareward.evaluation.alpaca_eval.win_rate import WinRate, mean_chars, win_rate
 
 Array = NDArray[np.float64]
 
 OFFICIAL = "length_controlled_v1"
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """The leaderboard's columns of the same names; rates in percent."""
+
+    win_rate: float | None
+    standard_error: float | None
+    discrete_win_rate: float | None
+    n_wins: int
+    n_wins_base: int
+    n_draws: int
+    n_total: int
+
+
+def win_rate(shares: Sequence[float]) -> WinRate:
+    """``shares`` are the readable preferences, in [0, 1]."""
+    p = np.asarray(shares, dtype=np.float64)
+    wins, losses = int((p > 0.5).sum()), int((p < 0.5).sum())
+    draws = len(p) - wins - losses
+    return WinRate(
+        win_rate=100 * float(p.mean()) if len(p) else None,
+        standard_error=standard_error(shares),
+        discrete_win_rate=100 * (wins + draws / 2) / len(p) if len(p) else None,
+        n_wins=wins,
+        n_wins_base=losses,
+        n_draws=draws,
+        n_total=len(p),
+    )
+
+
+def mean_chars(lengths: Sequence[int], missing: int = 0) -> int | None:
+    """The average length in characters, rounded down as on the leaderboard; ``missing`` outputs count as empty."""
+    count = len(lengths) + missing
+    return sum(lengths) // count if count else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +86,7 @@ class AlpacaResult:
         return self.method == OFFICIAL
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON, with the leaderboard's names of columns; ours have other names."""
+        """For JSON, with the leaderboard's column names only where the numbers are the leaderboard's."""
         name = "length_controlled_winrate" if self.official else "length_adjusted_winrate"
         error = "lc_standard_error" if self.official else "length_adjusted_standard_error"
         fitted = self.controlled
@@ -85,12 +125,12 @@ def evaluate(
     """The numbers of every model.
 
     ``difficulty`` and ``gamed`` are upstream's tables; with both, and upstream's baseline, the length-controlled win
-    rate is the leaderboard's. ``instructions`` tells how many there are in all (the difficulties do, too): outputs that
-    are missing count as empty in the average length. ``chars`` are the lengths of all of a model's outputs, where its
-    annotations don't hold every one. Raises `UserError` when the difficulties don't reach to every row.
+    rate is the leaderboard's. ``instructions`` is the size of the prompt set, also known from ``difficulty``: missing
+    outputs count as empty in the average length. ``chars`` has the lengths of all of a model's outputs, where its
+    annotations don't have every one. Raises `UserError` when a row has no difficulty.
     """
     total = instructions or (None if difficulty is None else len(difficulty))
-    shared = joint_difficulty([each.rows for each in models]) if difficulty is None and _comparable(models) else None
+    shared = fit_difficulties([each.rows for each in models]) if difficulty is None and _comparable(models) else None
     return tuple(_result(each, len(models), difficulty, gamed, shared, total, chars or {}) for each in models)
 
 
@@ -138,11 +178,11 @@ def _controlled(
     if difficulty is not None and gamed is not None and each.baseline in (None, BASELINE):
         return length_controlled(each.rows, difficulty, gamed), OFFICIAL
     if difficulty is not None:
-        hard_P = difficulties(each.rows, difficulty)
-        return length_adjusted(each.rows, hard_P), "length, constant, difficulty from the file"
+        difficulty_P = row_difficulties(each.rows, difficulty)
+        return length_adjusted(each.rows, difficulty_P), "length, constant, difficulty from the file"
     if shared is not None:
-        hard_P = np.array([shared[row.row] for row in each.rows])
-        return length_adjusted(each.rows, hard_P), f"length, constant, difficulty fitted on these {models} models"
+        difficulty_P = np.array([shared[row.row] for row in each.rows])
+        return length_adjusted(each.rows, difficulty_P), f"length, constant, difficulty fitted on these {models} models"
     return length_adjusted(each.rows), "length, constant"
 
 
@@ -155,7 +195,7 @@ def _notes(each: Annotations, raw: WinRate, controlled: LengthControlled | None,
         )
     if each.differing_name is not None:
         notes.append(f"the file calls the model {each.differing_name!r}; the folder's name is taken")
-    if controlled is not None and raw.win_rate is not None and large_change(raw.win_rate, controlled.win_rate):
+    if controlled is not None and raw.win_rate is not None and is_large_change(raw.win_rate, controlled.win_rate):
         notes.append(
             f"controlling length moves the win rate from {raw.win_rate:.1f} to {controlled.win_rate:.1f}: look at it"
         )

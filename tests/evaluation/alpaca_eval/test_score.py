@@ -236,7 +236,7 @@ def test_an_instruction_that_the_reference_lacks_is_told(tmp_path: Path) -> None
 def test_tables_are_read_and_checked(tmp_path: Path) -> None:
     hard = table(tmp_path / "hard.csv", [{"index": i, "instruction_difficulty": i / 2} for i in range(3)])
     assert read_difficulty(hard).tolist() == [0, 0.5, 1]
-    with pytest.raises(UserError, match="doesn't count 0, 1, 2"):
+    with pytest.raises(UserError, match="isn't numbered 0, 1, 2"):
         read_difficulty(table(tmp_path / "gap.csv", [{"index": 1, "instruction_difficulty": 0}]))
     row = {"preference": 0.4, "std_delta_len": 1.0, "instruction_difficulty": 0.1}
     assert read_gamed(table(tmp_path / "gamed.csv", [row])).length_R.tolist() == [1.0]

@@ -1,6 +1,6 @@
 """The files of AlpacaEval 2, in the formats of the public repository tatsu-lab/alpaca_eval.
 
-``model_outputs.json``; ``annotations.json`` (``_1`` is the baseline, ``_2`` the evaluated model; a preference of 1 is the
+``model_outputs.json``; ``annotations.json`` (``_1`` is the baseline, ``_2`` the evaluated model; preference 1 is the
 baseline's, 2 the model's, 1.5 or the older 0 a draw); the two tables of the length-controlled win rate; the published
 weights. A CSV with ``preference``, ``len_1`` and ``len_2`` is enough for all numbers.
 """

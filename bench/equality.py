@@ -45,9 +45,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from metareward.config.schema import EngineSettings
 from metareward.engines.base import Engine
-from metareward.pipeline.engines import open_engine
+from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Sampling
 
@@ -162,8 +161,7 @@ def ask_engine(folder: Path, dtype: str, device: str, asks: Sequence[Ask], most:
     """All completions, all asked for at once, of the engine that a recipe gives by default."""
 
     async def asked() -> list[Sequence[Completion]]:
-        settings = EngineSettings.model_validate({"dtype": dtype, "device": device})
-        engine: Engine = await open_engine(settings, folder, 0, folder)
+        engine: Engine = await open_local(folder, LocalSettings.model_validate({"dtype": dtype, "device": device}))
         sampling = Sampling(0.0, 1.0, most)
         told = (engine.complete((Message("user", _text(ask.ids)),), sampling, ask.n) for ask in asks)
         written = await asyncio.gather(*told)

@@ -354,8 +354,8 @@ def test_the_meta_judge_bears_only_on_iterations_that_ask_it() -> None:
 
 def test_the_batch_bears_on_records_only_where_they_are_promised_to_be_the_same() -> None:
     exact, loose = "engine.deterministic=true", "engine.deterministic=false"
-    assert fingerprint(exact, "engine.rows=8") != fingerprint(exact, "engine.rows=16")
-    assert fingerprint(loose, "engine.rows=8") == fingerprint(loose, "engine.rows=16")
+    assert fingerprint(exact, "engine.max_num_seqs=8") != fingerprint(exact, "engine.max_num_seqs=16")
+    assert fingerprint(loose, "engine.max_num_seqs=8") == fingerprint(loose, "engine.max_num_seqs=16")
 
 
 def test_hashes_stand_for_the_texts() -> None:
@@ -385,6 +385,6 @@ def test_training_settings_that_do_not_agree(change: str, why: str) -> None:
 
 def test_epochs_are_not_chosen_on_servers_that_lack_them() -> None:
     told = refusal(
-        "pocket", "engine.kind=endpoint", "engine.endpoint.urls=[http://127.0.0.1:1]", "training.choice.figure=win_rate"
+        "pocket", "engine.kind=openai", "engine.base_urls=[http://127.0.0.1:1]", "training.choice.figure=win_rate"
     )
     assert "training.choice.figure" in told

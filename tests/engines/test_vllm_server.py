@@ -114,7 +114,7 @@ def test_a_vllm_that_cannot_be_imported(settings: VllmServerSettings, tmp_path: 
     (tmp_path / "vllm/platforms.py").write_text("raise RuntimeError('operator nms does not exist')\n")
     told = refusal(settings)
     assert told.endswith(": its vLLM can't be imported: RuntimeError: operator nms does not exist")
-    assert told.startswith(f"engine.vllm.python {sys.executable!r}: ")
+    assert told.startswith(f"engine.python {sys.executable!r}: ")
 
 
 def test_closing_ends_what_is_under_way(settings: VllmServerSettings) -> None:
@@ -180,7 +180,7 @@ def test_what_it_says_when_it_does_not_start_is_said(
 def test_one_that_never_answers_is_given_up(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "silent")
     told = refusal(replace(settings, start_timeout=1.5))
-    assert "no answer within 1.5 s (processes " in told and "engine.vllm.start_timeout" in told
+    assert "no answer within 1.5 s (processes " in told and "engine.start_timeout" in told
     check_gone(settings)
 
 
@@ -192,11 +192,11 @@ def test_one_that_serves_something_else_is_ended(settings: VllmServerSettings, m
 
 def test_a_python_that_is_none_or_has_no_vllm(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     told = refusal(replace(settings, python=Path("no/such/python")))
-    assert told == "engine.vllm.python 'no/such/python' can't be run: No such file or directory"
+    assert told == "engine.python 'no/such/python' can't be run: No such file or directory"
     monkeypatch.delenv("PYTHONPATH")
     if importlib.util.find_spec("vllm") is None:
         told = refusal(replace(settings, python=Path(sys.executable)))
-        assert f"which is not in {sys.executable}; " in told and "engine.vllm.python" in told
+        assert f"which is not in {sys.executable}; " in told and "engine.python" in told
 
 
 def test_a_folder_without_a_model(settings: VllmServerSettings, tmp_path: Path) -> None:

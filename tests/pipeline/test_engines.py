@@ -17,7 +17,7 @@ model: {folder}
 prompts: {{source: pocket}}
 judgments: {{max_tokens: 99}}
 reasoning: {{strip: {strip}, end: "[end]"}}
-engine: {{kind: endpoint, endpoint: {{urls: [{url}], model: far}}}}
+engine: {{kind: openai, base_urls: ["{url}"], model: far}}
 """
 
 

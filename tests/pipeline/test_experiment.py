@@ -110,6 +110,7 @@ def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
 def test_where_and_how_fast_it_runs_may_change(tmp_path: Path) -> None:
     begun(tmp_path)
     begun(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
+    begun(tmp_path, "training.device=cpu")
 
 
 def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_what_is_trained_from_what(tmp_path: Path, start: str, reference: str, f
 
 
 def test_a_job_has_what_the_recipe_says(tmp_path: Path) -> None:
-    changes = ("iterations.1.epochs=3", "iterations.1.keep_epoch=2", "engine.device=cuda:1", "training.beta=0.2")
+    changes = ("iterations.1.epochs=3", "iterations.1.keep_epoch=2", "training.device=cuda", "training.beta=0.2")
     of = experiment(tmp_path, *changes)
     first, second = of.job(1, ("actor",)), of.job(2, ("actor",))
     assert (first.epochs, first.keep_epoch, first.device, first.beta) == (3, 2, "cuda", 0.2)

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
 from metareward.engines.device import resolved_dtype
+from metareward.engines.local.workers import LocalSettings
 from metareward.method.pairs import PairRules
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
-from metareward.training.job import Loss
+from metareward.training.job import Device, Loss
 
 JUDGED = ("judge_win_rate", "judge_agreement")  # what training.choice.judge finds out of an epoch
 Temperature = Annotated[float, Field(ge=0.0)]
@@ -98,56 +99,60 @@ class PairSettings(Section):
     min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
 
 
-class EndpointSettings(Section):
-    """Servers that speak OpenAI's protocol, for engine.kind 'endpoint'."""
+class OpenAISettings(Section):
+    """Servers that speak OpenAI's protocol, started by the user."""
 
-    urls: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        (), description="Where they are, such as [http://127.0.0.1:8000]; requests go to the least busy"
+    kind: Literal["openai"] = Field("openai", description="OpenAI-compatible servers that you run")
+    base_urls: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
+        description="Base URLs, such as [http://127.0.0.1:8000]; requests go to the least busy"
     )
-    model: Text = Field("m{t}", description="The name under which they know the model; {t} is its iteration, 0 for M0")
-    key_variable: Text | None = Field(None, description="The environment variable that holds the API key")
-    in_flight: Count = Field(64, description="Requests under way at once, for each server")
+    model: Text = Field("m{t}", description="The model's name on the servers; {t} is its iteration, 0 for M0")
+    api_key_env: Text | None = Field(None, description="The environment variable that holds the API key")
+    max_concurrency: Count = Field(64, description="Most requests in flight for each server")
     requests_per_minute: Count | None = Field(None, description="No more requests than this, for each server")
     timeout: float = Field(600.0, gt=0.0, description="Seconds that one request may take")
-    attempts: Count = Field(6, description="Tries of a request before its prompt counts as failed")
-    cache: Text | None = Field(None, description="Folder that keeps what servers answered, so that none is asked twice")
+    max_attempts: Count = Field(6, description="Attempts at a request before its prompt counts as failed")
+    cache_dir: Text | None = Field(None, description="Folder that caches replies, so that no request is paid twice")
 
 
 class VllmSettings(Section):
-    """vLLM, for engine.kind 'vllm'."""
+    """vLLM, in this process or as a server of its own, which the run starts and stops."""
 
-    tensor_parallel: Count = Field(1, description="GPUs that one copy of the model is spread over")
-    memory_share: float = Field(0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take")
-    context: Count | None = Field(None, description="Longest prompt with completion, in tokens; empty for the model's")
-    python: Text | None = Field(
-        None, description="With engine.serve: the Python of the environment that has vLLM, if it isn't this one"
-    )
-    in_flight: Count = Field(256, description="With engine.serve: requests under way at once")
-    start_timeout: float = Field(900.0, gt=0.0, description="With engine.serve: seconds the server has to start")
-
-
-class EngineSettings(Section):
-    """What runs the model while it answers and judges."""
-
-    kind: Literal["local", "vllm", "endpoint"] = Field(
-        "local", description="'local': our engine; 'vllm': vLLM, if it is installed; 'endpoint': servers you run"
-    )
-    device: Text = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' and so on; training uses it too")
+    kind: Literal["vllm"] = Field("vllm", description="vLLM, if it is installed")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
-    workers: Literal["auto"] | Count = Field("auto", description="Processes that share the prompts")
-    threads: Literal["auto"] | Count = Field("auto", description="CPU threads of each worker")
-    rows: Count = Field(64, description="Completions written at the same time by each worker")
-    deterministic: bool = Field(True, description="The same text whatever else is in the batch, at some cost in speed")
-    serve: bool = Field(False, description="With kind vllm: as a server of its own, started and stopped by the run")
-    endpoint: EndpointSettings
-    vllm: VllmSettings
+    tensor_parallel_size: Count = Field(1, description="GPUs that one copy of the model is spread over")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take, or of the machine's on a CPU"
+    )
+    max_model_len: Count | None = Field(
+        None, description="Longest prompt with completion, in tokens; empty for the model's"
+    )
+    serve: bool = Field(False, description="As a server of its own, started and stopped by the run")
+    python: Text | None = Field(
+        None, description="With serve: the Python of the environment that has vLLM, if it isn't this one"
+    )
+    max_concurrency: Count = Field(256, description="With serve: most requests in flight")
+    start_timeout: float = Field(900.0, gt=0.0, description="With serve: seconds that the server has to start")
+
+
+def _default_kind(value: object) -> object:
+    """An engine without a kind is the local one."""
+    if value is None or (isinstance(value, Mapping) and "kind" not in value):
+        return {"kind": "local", **(value or {})}
+    return value
+
+
+_ENGINE = "What runs the model: kind 'local' (the default), 'openai' or 'vllm'"
+EngineSettings = Annotated[
+    LocalSettings | OpenAISettings | VllmSettings, Field(discriminator="kind"), BeforeValidator(_default_kind)
+]
 
 
 class RoleSettings(Section):
     """Another model for one role, such as an external judge: an ablation, as it isn't trained."""
 
     model: Text | None = Field(None, description="Its Hugging Face folder; empty with kind openai, which names a model")
-    engine: EngineSettings
+    engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
 
 
 class AdapterSettings(Section):
@@ -203,6 +208,7 @@ class TrainingSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the computation; weights being trained are float32"
     )
+    device: Device = Field("auto", description="Where to train; auto: a GPU if there is one")
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
     start: Text = Field(
         "previous", description="What each iteration trains: the previous model (paper), 'm0', or a model folder"
@@ -324,7 +330,7 @@ class Recipe(Section):
     )
     reasoning: ReasoningSettings
     pairs: PairSettings
-    engine: EngineSettings
+    engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
     training: TrainingSettings
     evaluation: EvaluationSettings
     benchmarks: Mapping[BenchmarkName, BenchmarkSettings] = Field(
@@ -379,13 +385,12 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     """Settings that are each allowed but not together: the key, its value, what it should be."""
     yield from _numbering(recipe.iterations)
     yield from _judging(recipe)
-    yield from _engine(recipe.engine)
     yield from _training(recipe.training)
     for name, benchmark in recipe.benchmarks.items():
         for field, value, why in _benchmark(benchmark, recipe):
             yield ("benchmarks", name, field), value, why
-    if recipe.training.choice.figure is not None and recipe.engine.kind == "endpoint":
-        why = "empty, as engine.kind is endpoint: your servers don't have the epochs' models"
+    if recipe.training.choice.figure is not None and recipe.engine.kind == "openai":
+        why = "empty, as engine.kind is openai: your servers don't have the epochs' models"
         yield ("training", "choice", "figure"), recipe.training.choice.figure, why
     for t, iteration in recipe.iterations.items():
         if iteration.judge_pairs and recipe.judgments.n < 2:
@@ -429,16 +434,6 @@ def _judging(recipe: Recipe) -> Iterator[Mismatch]:
     if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
         why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
         yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
-
-
-def _engine(engine: EngineSettings) -> Iterator[Mismatch]:
-    urls = engine.endpoint.urls
-    if engine.kind == "endpoint" and not urls:
-        yield ("engine", "endpoint", "urls"), None, "at least one, such as [http://127.0.0.1:8000]"
-    if engine.kind != "endpoint" and urls:
-        yield ("engine", "endpoint", "urls"), list(urls), f"none, as engine.kind is {engine.kind}"
-    if engine.serve and engine.kind != "vllm":
-        yield ("engine", "serve"), True, f"false, as engine.kind is {engine.kind}"
 
 
 def _training(training: TrainingSettings) -> Iterator[Mismatch]:
@@ -574,10 +569,11 @@ def generation_fingerprint(
 
 def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
     """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
-    if engine.kind == "endpoint":
-        return {"engine.kind": engine.kind, "engine.endpoint.model": engine.endpoint.model}
+    kind: dict[str, object] = {"engine.kind": engine.kind}
+    if engine.kind == "openai":
+        return {**kind, "engine.model": engine.model}
     if engine.kind == "vllm":
-        return {"engine.kind": engine.kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
-    kind: dict[str, object] = {"engine.kind": engine.kind, "engine.dtype": resolved_dtype(engine.dtype, engine.device)}
-    shape = {"engine.rows": engine.rows} if engine.deterministic else {}
-    return {**kind, "engine.deterministic": engine.deterministic, **shape}
+        return {**kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
+    shape = {"engine.max_num_seqs": engine.max_num_seqs} if engine.deterministic else {}
+    dtype = resolved_dtype(engine.dtype, engine.device)
+    return {**kind, "engine.dtype": dtype, "engine.deterministic": engine.deterministic, **shape}

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from metareward.config.presets import PRESETS, nearest_preset, preset_path
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import Key, dotted, fields, read_layers, sections_of, shown
+from metareward.config.yaml_file import Key, dotted, read_layers, sections_of, shown
 from metareward.errors import UserError
 from metareward.settings import Section
 
@@ -47,8 +49,17 @@ def write_starter(path: Path, preset: str) -> None:
 def _unset(preset: str) -> list[Key]:
     """The keys without a default that the preset doesn't give either."""
     tree = read_layers(preset_path(preset), (), {"name": preset})
-    required = [key for key, field in fields(Recipe) if field.is_required() and not sections_of(field)]
-    return [key for key in required if key not in tree.origins and key != ("name",)]
+    return [key for key in _required(Recipe) if key not in tree.origins and key != ("name",)]
+
+
+def _required(section: type[BaseModel], above: Key = ()) -> Iterator[Key]:
+    """The keys without a default, except in sections that are optional or one of several kinds."""
+    for name, field in section.model_fields.items():
+        kinds = sections_of(field)
+        if field.is_required() and not kinds:
+            yield (*above, name)
+        elif len(kinds) == 1 and field.annotation is kinds[0]:
+            yield from _required(kinds[0], (*above, name))
 
 
 def _lines(section: Section, above: Key, unset: list[Key]) -> Iterator[str]:

@@ -256,6 +256,7 @@ _EXPECTED = {
     "less_than": "a number below {lt}",
     "less_than_equal": "a number that is at most {le}",
     "literal_error": "{expected}",
+    "union_tag_invalid": "a kind that is one of {expected_tags}",
     "finite_number": "a finite number",
     "string_too_short": "a text that is not empty",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', as in a folder's name",

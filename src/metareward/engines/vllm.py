@@ -95,13 +95,13 @@ def missing(where: str) -> str:
     """What to say when there is no vLLM."""
     return (
         f"engine.kind 'vllm' needs vLLM, which is not in {where}; pip install 'metareward[vllm]', "
-        "or set engine.serve true and name the Python that has it in engine.vllm.python, or take engine.kind local"
+        "or set engine.serve true and name the Python that has it in engine.python, or take engine.kind local"
     )
 
 
 def unstarted(folder: Path, why: str) -> str:
     """What to say when vLLM does not start."""
-    return f"{folder}: vLLM does not start: {why}; see engine.dtype and engine.vllm, or take engine.kind local"
+    return f"{folder}: vLLM does not start: {why}; see the engine section, or take engine.kind local"
 
 
 class VllmEngine:

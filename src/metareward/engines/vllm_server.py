@@ -205,7 +205,7 @@ class Server:
                 raise UserError(unstarted(self._folder, f"{self._last_words()} (all of it in {self._log})"))
             if time.monotonic() > deadline:
                 late = f"no answer within {seconds:g} s ({self._last_words()}; all of it in {self._log})"
-                raise UserError(unstarted(self._folder, f"{late}; is engine.vllm.start_timeout too short?"))
+                raise UserError(unstarted(self._folder, f"{late}; is engine.start_timeout too short?"))
             await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _last_words(self) -> str:
@@ -250,12 +250,12 @@ async def _runs_on_cpu(python: Path) -> bool:
             str(python), "-P", "-c", _PROGRAM, env=_environment(), stdout=DEVNULL, stderr=PIPE
         )
     except OSError as error:
-        raise UserError(f"engine.vllm.python {str(python)!r} can't be run: {error.strerror}") from error
+        raise UserError(f"engine.python {str(python)!r} can't be run: {error.strerror}") from error
     said = (await child.communicate())[1].decode(errors="replace")
     if child.returncode == _MISSING:
         raise UserError(missing(str(python)))
     if child.returncode not in (0, _ON_CPU):
-        raise UserError(f"engine.vllm.python {str(python)!r}: its vLLM can't be imported: {last_words(said)[:300]}")
+        raise UserError(f"engine.python {str(python)!r}: its vLLM can't be imported: {last_words(said)[:300]}")
     return child.returncode == _ON_CPU
 
 

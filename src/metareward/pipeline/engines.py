@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from metareward.config.schema import EngineSettings, load_recipe
+from metareward.config.schema import EngineSettings, OpenAISettings, VllmSettings, load_recipe
 from metareward.engines import endpoint, vllm, vllm_server
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
@@ -19,25 +19,15 @@ POCKET = "pocket"
 
 
 async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path) -> Engine:
-    """The model M_t in ``folder`` behind the engine that ``settings`` name; servers started here log into ``logs``.
+    """The model M_t in ``folder`` behind the engine of ``settings``; servers started here log into ``logs``.
 
-    With kind 'endpoint' the servers must have M_t already, under its name. Raises `UserError` naming what is missing.
+    With kind 'openai' the servers must have M_t already, under its name. Raises `UserError` naming what is missing.
     """
-    if settings.kind == "endpoint":
-        return await _endpoint(settings, folder, t)
+    if settings.kind == "openai":
+        return await _openai(settings, folder, t)
     if settings.kind == "vllm":
         return await _vllm(settings, folder, logs)
-    return await open_local(
-        folder,
-        LocalSettings(
-            device=settings.device,
-            dtype=settings.dtype,
-            workers=settings.workers,
-            threads=settings.threads,
-            max_num_seqs=settings.rows,
-            deterministic=settings.deterministic,
-        ),
-    )
+    return await open_local(folder, settings)
 
 
 async def open_judge(name: str) -> Engine:
@@ -55,15 +45,15 @@ async def open_judge(name: str) -> Engine:
         engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
         marks = Reasoning(thinking.start, thinking.end)
         return StripReasoning(engine, marks, recipe.judgments.max_tokens) if thinking.strip else engine
-    return await open_engine(EngineSettings.model_validate({}), model_folder(name), 0, Path(tempfile.gettempdir()))
+    return await open_engine(LocalSettings(), model_folder(name), 0, Path(tempfile.gettempdir()))
 
 
 async def _judge_server(url: str, model: str) -> Engine:
     if not model:
         raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
     key = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else None
-    asked = {"urls": [url], "model": model, "key_variable": key}
-    return await open_engine(EngineSettings.model_validate({"kind": "endpoint", "endpoint": asked}), Path(), 0, Path())
+    settings = OpenAISettings.model_validate({"base_urls": [url], "model": model, "api_key_env": key})
+    return await open_engine(settings, Path(), 0, Path())
 
 
 def model_folder(name: str) -> Path:
@@ -71,27 +61,27 @@ def model_folder(name: str) -> Path:
     return world.MODEL if name == POCKET else Path(name)
 
 
-async def _endpoint(settings: EngineSettings, folder: Path, t: int) -> Engine:
-    asked = settings.endpoint
-    # What a server answers depends on the model behind the name, so each model has a cache of its own.
-    cache = Path(asked.cache) / fingerprint_model(folder)[:16] if asked.cache else None
+async def _openai(settings: OpenAISettings, folder: Path, t: int) -> Engine:
+    # The replies depend on the model behind the name, so each model has a cache of its own.
+    cache = Path(settings.cache_dir) / fingerprint_model(folder)[:16] if settings.cache_dir else None
     return await endpoint.open_endpoint(
         endpoint.EndpointSettings(
-            urls=asked.urls,
-            model=asked.model.replace("{t}", str(t)),
-            key_variable=asked.key_variable,
-            in_flight=asked.in_flight,
-            requests_per_minute=asked.requests_per_minute,
-            timeout=asked.timeout,
-            attempts=asked.attempts,
+            urls=settings.base_urls,
+            model=settings.model.replace("{t}", str(t)),
+            key_variable=settings.api_key_env,
+            in_flight=settings.max_concurrency,
+            requests_per_minute=settings.requests_per_minute,
+            timeout=settings.timeout,
+            attempts=settings.max_attempts,
             cache=cache,
         )
     )
 
 
-async def _vllm(settings: EngineSettings, folder: Path, logs: Path) -> Engine:
-    asked = settings.vllm
-    common = vllm.VllmSettings(settings.dtype, asked.tensor_parallel, asked.memory_share, asked.context)
+async def _vllm(settings: VllmSettings, folder: Path, logs: Path) -> Engine:
+    common = vllm.VllmSettings(
+        settings.dtype, settings.tensor_parallel_size, settings.gpu_memory_utilization, settings.max_model_len
+    )
     if not settings.serve:
         return await vllm.open_vllm(folder, common)
     logs.mkdir(parents=True, exist_ok=True)
@@ -99,9 +89,9 @@ async def _vllm(settings: EngineSettings, folder: Path, logs: Path) -> Engine:
         folder,
         vllm_server.VllmServerSettings(
             common,
-            python=Path(asked.python) if asked.python else None,
-            in_flight=asked.in_flight,
-            start_timeout=asked.start_timeout,
+            python=Path(settings.python) if settings.python else None,
+            in_flight=settings.max_concurrency,
+            start_timeout=settings.start_timeout,
             log=logs / "vllm.log",
         ),
     )

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from metareward.config.schema import (
     AnswerSettings,
-    EndpointSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
+    OpenAISettings,
     Recipe,
     TrainingSettings,
     VllmSettings,
@@ -28,6 +28,7 @@ from metareward.config.schema import (
 )
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine
+from metareward.engines.local.workers import LocalSettings
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
@@ -41,17 +42,23 @@ from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment
 from metareward.storage.serialization import flatten
 from metareward.training.average import make_average
-from metareward.training.job import Device, DpoJob, LoraSettings
+from metareward.training.job import DpoJob, LoraSettings
 from metareward.training.lineage import fingerprint_model
 from metareward.types import PairKind, Prompt, Sampling
 
 # What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
 # of 'auto' came to is in the records' own fingerprints, so that it can be set to that on another machine.
 _FREE = frozenset(
-    ["engine.device", "engine.dtype", "engine.workers", "engine.threads", "engine.serve"]
-    + [f"engine.endpoint.{name}" for name in EndpointSettings.model_fields if name != "model"]
-    + [f"engine.vllm.{name}" for name in VllmSettings.model_fields]
-    + [f"training.{name}" for name in ("processes", "sharding", "checkpoint_steps", "trackers", "choice.keep_rest")]
+    [
+        f"engine.{name}"
+        for settings in (LocalSettings, OpenAISettings, VllmSettings)
+        for name in settings.model_fields
+        if name not in ("kind", "model", "max_num_seqs", "deterministic")
+    ]
+    + [
+        f"training.{name}"
+        for name in ("device", "processes", "sharding", "checkpoint_steps", "trackers", "choice.keep_rest")
+    ]
 )
 _RUBRIC = "the rubric's text"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -273,7 +280,7 @@ class Experiment:
             max_grad_norm=asked.max_grad_norm,
             dropout=asked.dropout,
             dtype=asked.dtype,
-            device=_training_device(self.recipe.engine.device),
+            device=asked.device,
             gradient_checkpointing=asked.gradient_checkpointing,
             threads=_cores(),
             seed=derive(self.recipe.seed, "training", t) % 2**31,
@@ -367,12 +374,6 @@ def _adapter(asked: TrainingSettings) -> LoraSettings:
         stacked=lora.between == "stacked",
         four_bit=asked.method == "qlora",
     )
-
-
-def _training_device(device: str) -> Device:
-    """Training takes one kind of device, not one of several GPUs."""
-    kind = device.partition(":")[0]
-    return kind if kind in ("cpu", "cuda", "mps") else "auto"  # type: ignore[return-value]
 
 
 def _cores() -> int:

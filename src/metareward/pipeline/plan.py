@@ -374,7 +374,7 @@ def _training_bytes(recipe: Recipe) -> int | None:
         completion_tokens=rows * min(asked.max_length, completion),
         adapter=0 if asked.method == "full" else asked.lora.rank,
         four_bit=asked.method == "qlora",
-        two_bytes=asked.dtype == "bfloat16" or (asked.dtype == "auto" and recipe.engine.device != "cpu"),
+        two_bytes=asked.dtype == "bfloat16" or (asked.dtype == "auto" and asked.device != "cpu"),
         checkpointing=asked.gradient_checkpointing,
         separate_reference=asked.method == "full" or asked.reference in ("m0", "ema"),
         processes=asked.processes,

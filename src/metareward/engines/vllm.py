@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from metareward.engines.base import Engine, EngineError, require_model_folder, token_texts
+from metareward.engines.base import Engine, EngineError, require_model_folder, require_room, token_texts
 from metareward.engines.process_group import ProcessGroup
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
@@ -140,7 +140,6 @@ class VllmEngine:
             await asyncio.to_thread(self._group.kill)
 
     def _encode(self, messages: Messages, sampling: Sampling, n: int) -> list[int]:
-        from metareward.engines.base import require_room
         from metareward.engines.local.checkpoint import encode
 
         try:

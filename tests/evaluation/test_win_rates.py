@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metareward.evaluation.held_out import HeldOut
-from metareward.evaluation.win_rates import Duel, duels
+from metareward.evaluation.win_rates import WinRate, held_out_win_rates
 from metareward.types import Candidate, Judgment, Message, Prompt, Scored, Unparsed
 
 
@@ -33,7 +33,7 @@ def held(number: int, own: Candidate, anchor: Candidate) -> HeldOut:
     return HeldOut(prompt, (own,), (anchor,), ())
 
 
-def by(judge: str, found: tuple[Duel, ...]) -> Duel:
+def by(judge: str, found: tuple[WinRate, ...]) -> WinRate:
     return next(duel for duel in found if duel.judge == judge)
 
 
@@ -42,7 +42,7 @@ def test_wins_draws_losses_and_what_is_left_out() -> None:
     mine = [answer(4, 20, 2.0), answer(3, 20, 3.0), answer(2, 20, 5.0), answer(5, 20, 5.0)]
     records = [held(i, own, anchor) for i, (own, anchor) in enumerate(zip(mine, anchors, strict=True))]
     m0 = [replace(record, own=record.anchors_K) for record in records]
-    found = duels(records, {"M0": m0}, Lengthy(), 1)
+    found = held_out_win_rates(records, {"M0": m0}, Lengthy(), 1)
     oracle, itself = by("oracle", found), by("itself", found)
     assert (oracle.wins, oracle.draws, oracle.losses, oracle.left_out) == (2, 1, 1, 0)
     assert oracle.win_rate == pytest.approx(62.5) and oracle.p_value == pytest.approx(1.0)
@@ -51,17 +51,19 @@ def test_wins_draws_losses_and_what_is_left_out() -> None:
 
 def test_a_prompt_that_the_other_lacks_is_no_comparison() -> None:
     records = [held(i, answer(4, 9, 4), answer(3, 9, 3)) for i in range(3)]
-    duel = by("oracle", duels(records, {"M1": records[:1]}, Lengthy(), 1))
+    duel = by("oracle", held_out_win_rates(records, {"M1": records[:1]}, Lengthy(), 1))
     assert (duel.against, duel.wins + duel.draws + duel.losses, duel.left_out) == ("M1", 1, 0)
 
 
 def test_without_an_oracle_only_the_model_judges() -> None:
     records = [held(i, answer(4, 9, 4), answer(3, 9, 3)) for i in range(3)]
-    assert [(duel.judge, duel.win_rate) for duel in duels(records, {"M0": records}, None, 1)] == [("itself", 100.0)]
+    assert [(duel.judge, duel.win_rate) for duel in held_out_win_rates(records, {"M0": records}, None, 1)] == [
+        ("itself", 100.0)
+    ]
 
 
 def test_nothing_readable_is_no_duel() -> None:
-    assert duels([held(0, answer(4, 9), answer(3, 9))], {}, None, 1) == ()
+    assert held_out_win_rates([held(0, answer(4, 9), answer(3, 9))], {}, None, 1) == ()
 
 
 @settings(deadline=None, max_examples=30)
@@ -69,8 +71,8 @@ def test_nothing_readable_is_no_duel() -> None:
 def test_from_the_other_side_w_is_100_minus_w(rows: list[tuple[int, int, int, int]]) -> None:
     mine = [held(i, answer(a, m), answer(b, n)) for i, (a, b, m, n) in enumerate(rows)]
     yours = [held(i, answer(b, n), answer(a, m)) for i, (a, b, m, n) in enumerate(rows)]
-    forth = by("oracle", duels(mine, {"other": yours}, Lengthy(), 1))
-    back = by("oracle", duels(yours, {"other": mine}, Lengthy(), 1))
+    forth = by("oracle", held_out_win_rates(mine, {"other": yours}, Lengthy(), 1))
+    back = by("oracle", held_out_win_rates(yours, {"other": mine}, Lengthy(), 1))
     assert forth.win_rate + back.win_rate == pytest.approx(100)
     assert (forth.wins, forth.losses, forth.p_value) == (back.losses, back.wins, back.p_value)
     assert forth.length_adjusted is not None and back.length_adjusted is not None

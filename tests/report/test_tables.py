@@ -10,16 +10,16 @@ import pytest
 from fake_run import fake_run
 from rich.console import Console
 
-from metareward.evaluation.win_rates import Duel
+from metareward.evaluation.win_rates import WinRate
 from metareward.report.facts import Evaluation, PairSummary
 from metareward.report.tables import pair_bars, win_rate_rows, win_rates_text
 from metareward.report.write import write_report
 
-WON = Duel("M0", "oracle", 62.54, 55.0, 70.01, 58.0, 3.24, 100, 30, 20, 2, 0.00001)
-OWN = Duel("M0", "itself", 50.0, 40.0, 60.0, None, None, 0, 0, 3, 0, None)
+WON = WinRate("M0", "oracle", 62.54, 55.0, 70.01, 58.0, 3.24, 100, 30, 20, 2, 0.00001)
+OWN = WinRate("M0", "itself", 50.0, 40.0, 60.0, None, None, 0, 0, 3, 0, None)
 
 
-def evaluation(*duels: Duel) -> Evaluation:
+def evaluation(*duels: WinRate) -> Evaluation:
     return Evaluation("M2", 3, 1.0, {}, {}, duels)
 
 
@@ -31,7 +31,7 @@ def test_each_comparison_is_a_row() -> None:
 
 def test_the_terminal_shows_win_rates_against_m0() -> None:
     assert win_rates_text([evaluation()]) is None
-    later = Duel("M1", "oracle", 51.0, 45.0, 57.0, 50.0, 3.0, 10, 9, 1, 0, 1.0)
+    later = WinRate("M1", "oracle", 51.0, 45.0, 57.0, 50.0, 3.0, 10, 9, 1, 0, 1.0)
     table, stream = win_rates_text([evaluation(WON, later)]), io.StringIO()
     Console(file=stream, width=100).print(table)
     assert "M2 vs. M0" in stream.getvalue() and "vs. M1" not in stream.getvalue()
@@ -77,5 +77,5 @@ def test_no_bar_where_no_judge_pairs_are_built() -> None:
 
 
 def test_a_win_rate_without_variation_has_no_interval() -> None:
-    all_won = Duel("M0", "oracle", 100.0, 100.0, 100.0, None, None, 4, 0, 0, 0, 0.125)
+    all_won = WinRate("M0", "oracle", 100.0, 100.0, 100.0, None, None, 4, 0, 0, 0, 0.125)
     assert win_rate_rows([evaluation(all_won)])[0][2] == "100.0 (all equal)"

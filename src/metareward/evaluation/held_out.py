@@ -1,8 +1,9 @@
-"""How good a model is now, on held-out prompts that nothing was ever trained on.
+"""Evaluation of a model's three roles on held-out prompts, which are never trained on.
 
-Each model answers and judges its own answers. To tell a better judge from easier answers, every model also judges
-the same *anchors*: the answers of M0, and M0's judgments of them (as Meta-Rewarding section 3.3 measures judges on
-answers of the seed model). Where an oracle knows the truth, it scores all three roles.
+Each model answers and judges its own answers. To separate a better judge from easier answers, every model also judges
+the same *anchors*: M0's answers, and it compares M0's judgments of them (Meta-Rewarding section 3.3 tests judges on
+answers of the seed model). An oracle, if there is one, gives the true scores. Metrics have 95 % intervals, a bootstrap
+over prompts; a metric with nothing to count is absent, never 0 or NaN.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from metareward.types import Candidate, Judgment, MetaJudgment, Prompt, PromptRe
 
 
 class Oracle(Protocol):
-    """Truth that no role can see, where there is any."""
+    """The true quality of answers and judgments, hidden from the model."""
 
     def answer_score(self, prompt: Prompt, answer: str) -> float:
         """The true score of an answer, on the rubric's scale."""
@@ -78,18 +79,20 @@ async def evaluate(
     progress: Progress,
     in_flight: int = 64,
 ) -> RunnerResult:
-    """Do all that is measured on every prompt that the store lacks; ``anchors`` None: this model is M0 itself."""
+    """Generate what the metrics need for every prompt that isn't in ``store``; ``anchors`` is None for M0 itself."""
 
-    async def measure(prompt: Prompt) -> str:
-        found = await _measure(engine, prompt, settings, meta_pairs, anchors[prompt.id] if anchors else None, progress)
+    async def work(prompt: Prompt) -> str:
+        found = await _evaluate_prompt(
+            engine, prompt, settings, meta_pairs, anchors[prompt.id] if anchors else None, progress
+        )
         return _CODEC.dump_json(found).decode()
 
     judged = settings.k * settings.n * (1 if anchors is None else 2)
     most = {ANSWERS: settings.k, JUDGMENTS: judged, META: 2 * meta_pairs}
-    return await run_tasks(measure, prompts, store, progress, "evaluating", most, in_flight)
+    return await run_tasks(work, prompts, store, progress, "evaluating", most, in_flight)
 
 
-async def _measure(
+async def _evaluate_prompt(
     engine: Engine,
     prompt: Prompt,
     settings: AnnotationSettings,
@@ -113,7 +116,7 @@ async def _measure(
 
 
 def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:
-    """All K answers as they were drawn, repeats included: a mean over distinct answers would flatter a sure model."""
+    """All K sampled answers, repeats included: a mean over distinct answers would favour a low-entropy model."""
     by_index = {candidate.index: candidate for candidate in record.candidates_K}
     repeats = [replace(by_index[repeat.of], index=repeat.index) for repeat in record.duplicates]
     return tuple(sorted((*record.candidates_K, *repeats), key=lambda candidate: candidate.index))
@@ -122,7 +125,7 @@ def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:
 async def judged_again(
     engine: Engine, prompt: Prompt, given: Sequence[Candidate], settings: AnnotationSettings, progress: Progress
 ) -> tuple[Candidate, ...]:
-    """The ``given`` answers to a prompt with judgments by ``engine`` in the place of theirs."""
+    """The ``given`` answers to a prompt with their judgments replaced by those of ``engine``."""
     judged = await run_concurrently(
         judge_answer(engine, prompt, answer.index, answer.text, settings, progress) for answer in given
     )
@@ -159,32 +162,27 @@ async def _compare(
     settings: AnnotationSettings,
     progress: Progress,
 ) -> Comparison:
-    # The answer's number belongs in the seed: judgments of different answers share their numbers.
+    # The answer's index is part of the seed, because judgments of different answers have the same indices.
     seeded = replace(settings, seed=derive(settings.seed, "compare", answer.index))
     return Comparison(answer.index, await meta_judge_pair(engine, prompt, answer.text, first, second, seeded, progress))
 
 
 def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:
-    """What the store holds, by prompt id."""
+    """The records of ``store``, ordered by prompt id."""
     return tuple(_CODEC.validate_json(document) for _, document in store.documents())
-
-
-# --- From held-out records to figures with 95 % intervals, resampled by prompt (`metareward.method.stats`).
-#
-# A measure for which there is nothing to count is left out; it is never 0 and never NaN.
 
 
 Rows = list[tuple[str, float]]  # (prompt id, value)
 _DRAWS = 400
 
 
-def measure(
+def held_out_metrics(
     records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle | None, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Every measure that has something to count, as ``{"mean", "low", "high", "n"}``; ``anchors`` are M0's records."""
-    columns = dict(_plain(records))
+    """Every defined metric as ``{"mean", "low", "high", "n"}``; ``anchors`` are M0's records by prompt id."""
+    columns = dict(_metrics_without_oracle(records))
     if oracle is not None:
-        columns |= dict(_true(records, anchors, oracle))
+        columns |= dict(_metrics_by_oracle(records, anchors, oracle))
     found = {
         name: mean_interval([v for _, v in rows], [g for g, _ in rows], seed) for name, rows in columns.items() if rows
     }
@@ -194,7 +192,7 @@ def measure(
 
 
 def score_histogram(records: Iterable[HeldOut]) -> dict[str, dict[str, int]]:
-    """How often each single score was given, to the model's own answers and to the anchors."""
+    """How often each score was given to the model's own answers and to the anchors."""
     own, anchor = Counter[str](), Counter[str]()
     for record in records:
         own.update(f"{score:g}" for answer in record.own for score in _scores(answer))
@@ -206,8 +204,8 @@ def _scores(answer: Candidate) -> list[float]:
     return [each.reading.score for each in answer.judgments_N if isinstance(each.reading, Scored)]
 
 
-def _plain(records: Sequence[HeldOut]) -> Iterator[tuple[str, Rows]]:
-    """What can be counted without knowing any truth."""
+def _metrics_without_oracle(records: Sequence[HeldOut]) -> Iterator[tuple[str, Rows]]:
+    """The metrics that need no oracle."""
     own = [(record.prompt.id, answer) for record in records for answer in record.own]
     anchors = [(record.prompt.id, answer) for record in records for answer in record.anchors_K]
     judgments = [(key, judgment) for key, answer in anchors for judgment in answer.judgments_N]
@@ -223,13 +221,15 @@ def _plain(records: Sequence[HeldOut]) -> Iterator[tuple[str, Rows]]:
     yield "meta_first_position", [(key, float(v.winner == meta.first)) for key, meta, v in won if isinstance(v, Won)]
 
 
-def _true(records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle) -> Iterator[tuple[str, Rows]]:
+def _metrics_by_oracle(
+    records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle
+) -> Iterator[tuple[str, Rows]]:
     quality = [(r.prompt.id, oracle.answer_score(r.prompt, answer.text)) for r in records for answer in r.own]
     yield "answer_quality", quality
     yield "answer_perfect", [(key, float(score >= 5)) for key, score in quality]
     judged = list(_judged_anchors(records, oracle))
     yield "judgment_exact", [(key, float(score == truth)) for key, score, truth in judged]
-    yield "meta_accuracy", list(_meta_hits(records, anchors, oracle))
+    yield "meta_accuracy", list(_meta_accuracy(records, anchors, oracle))
 
 
 def _judged_anchors(records: Iterable[HeldOut], oracle: Oracle) -> Iterator[tuple[str, float, float]]:
@@ -241,19 +241,19 @@ def _judged_anchors(records: Iterable[HeldOut], oracle: Oracle) -> Iterator[tupl
                 yield record.prompt.id, score, truth
 
 
-def _meta_hits(
+def _meta_accuracy(
     records: Iterable[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle
 ) -> Iterator[tuple[str, float]]:
-    """Whether the better judgment won, wherever one of the two is better; a tie is half a hit."""
+    """1 where the better judgment won, 1/2 for a tie, 0 else; pairs of equally good judgments are skipped."""
     for record in records:
         given = {answer.index: answer for answer in anchors[record.prompt.id].own}
         for each in record.comparisons:
-            hit = _hit(record.prompt, given[each.candidate], each, oracle)
+            hit = _is_better_winner(record.prompt, given[each.candidate], each, oracle)
             if hit is not None:
                 yield record.prompt.id, hit
 
 
-def _hit(prompt: Prompt, answer: Candidate, each: Comparison, oracle: Oracle) -> float | None:
+def _is_better_winner(prompt: Prompt, answer: Candidate, each: Comparison, oracle: Oracle) -> float | None:
     judgments = {judgment.index: judgment for judgment in answer.judgments_N}
 
     def error(judgment: Judgment) -> tuple[float, ...]:
@@ -270,7 +270,7 @@ def _hit(prompt: Prompt, answer: Candidate, each: Comparison, oracle: Oracle) ->
 
 
 def _rank_correlations(records: Sequence[HeldOut], oracle: Oracle, seed: int) -> dict[str, Interval]:
-    """Spearman's correlation with the truth over all anchors: of single judgments, and of the mean of N."""
+    """Spearman's correlation with the true scores over all anchors: of single judgments, and of means of N."""
     single = list(_judged_anchors(records, oracle))
     means = [
         (record.prompt.id, float(np.mean(_scores(answer))), oracle.answer_score(record.prompt, answer.text))
@@ -279,14 +279,14 @@ def _rank_correlations(records: Sequence[HeldOut], oracle: Oracle, seed: int) ->
         if _scores(answer)
     ]
     found = {
-        "judgment_rank_correlation": _grouped(single, seed),
-        "judgment_mean_rank_correlation": _grouped(means, seed),
+        "judgment_rank_correlation": _rank_correlation(single, seed),
+        "judgment_mean_rank_correlation": _rank_correlation(means, seed),
     }
     return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _grouped(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | None:
-    """Spearman over all rows, with a 95 % interval from resampling prompts; None when it isn't defined."""
+def _rank_correlation(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | None:
+    """Spearman over all rows, with a 95 % interval from resampling prompts; None if undefined."""
     whole = _spearman(rows)
     if whole is None:
         return None
@@ -294,7 +294,7 @@ def _grouped(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | 
     for row in rows:
         groups.setdefault(row[0], []).append(row)
     pools, generator = list(groups.values()), np.random.default_rng(seed)
-    drawn = [whole]  # the interval holds it, and there is one where no resample has a correlation
+    drawn = [whole]  # so that there is an interval even if no resample has a correlation
     for _ in range(_DRAWS):
         sample = [row for pick in generator.integers(len(pools), size=len(pools)) for row in pools[pick]]
         value = _spearman(sample)

@@ -1,8 +1,8 @@
-"""One model's answers against another's to the same held-out prompts, as a judge sees them.
+"""Win rates between two models' answers to the same held-out prompts.
 
-A prompt is won, drawn or lost; what the judge could not read is left out and counted, never a loss. The win rate is
-AlpacaEval's (draws are half a win) with a 95 % interval resampled by prompt; beside it the rate at equal lengths
-(a fit of our own and named so) and the sign test on wins and losses.
+An answer pair is a win, a draw (half a win) or a loss; pairs with an unreadable score are excluded and counted. The
+95 % interval is a bootstrap over prompts. Also given: the win rate at equal lengths (`length_adjusted`, not
+AlpacaEval's own regression) and the sign test on wins and losses.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from scipy.stats import binomtest
 from metareward.evaluation.alpaca_eval.data import Annotation
 from metareward.evaluation.alpaca_eval.length_control import length_adjusted
 from metareward.evaluation.held_out import HeldOut, Oracle
-from metareward.method.scores import mean, valid_scores
+from metareward.method.scores import TOLERANCE, mean, valid_scores
 from metareward.method.stats import mean_interval
 from metareward.types import Candidate, Prompt
 
-# Means of scores that differ by less are equal.
-_EQUAL = 1e-9
-Grade = Callable[[Prompt, Candidate], float | None]
+ScoreFunction = Callable[[Prompt, Candidate], float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
-    """How a model fared ``against`` an earlier one before ``judge``. Rates and their ends are in percent.
+class WinRate:
+    """A model's win rate ``against`` an earlier one by ``judge``, in percent with its 95 % interval.
 
-    ``length_adjusted`` is the win rate at equal lengths and ``length_adjusted_error`` its standard error; ``p_value``:
-    of the two-sided sign test that wins and losses are equally likely, None without either.
+    ``length_adjusted`` is the win rate at equal lengths, ``length_adjusted_error`` its standard error, and ``p_value``
+    that of the two-sided sign test of equally likely wins and losses (None without either).
     """
 
     against: str
@@ -47,23 +45,25 @@ class Duel:
     p_value: float | None
 
 
-def duels(
+def held_out_win_rates(
     records: Sequence[HeldOut], earlier: Mapping[str, Sequence[HeldOut]], oracle: Oracle | None, seed: int
-) -> tuple[Duel, ...]:
-    """A model's duels: by the oracle, if there is one, against each of ``earlier`` (records by the model's name), and
-    by the model itself against M0, whose answers it judged too.
+) -> tuple[WinRate, ...]:
+    """A model's win rates: by its own judgments against M0, whose answers it judged too, and by the oracle, if there is
+    one, against each of ``earlier`` (records by model name).
     """
-    found = [duel_by("itself", records, seed)]
+    found = [win_rate_by("itself", records, seed)]
     if oracle is not None:
-        grade = partial(_true_score, oracle)
-        found += [_duel(name, "oracle", _graded(records, others, grade), seed) for name, others in earlier.items()]
-    return tuple(duel for duel in found if duel is not None)
+        score = partial(_true_score, oracle)
+        found += [
+            _win_rate(name, "oracle", _compared(records, others, score), seed) for name, others in earlier.items()
+        ]
+    return tuple(each for each in found if each is not None)
 
 
-def duel_by(judge: str, records: Sequence[HeldOut], seed: int) -> Duel | None:
-    """A model's answers against M0's, by the judgments that ``records`` hold of both; None where none can be read."""
+def win_rate_by(judge: str, records: Sequence[HeldOut], seed: int) -> WinRate | None:
+    """A model's win rate against M0, by the judgments of both in ``records``; None without readable ones."""
     others = [replace(record, own=record.anchors_K) for record in records]
-    return _duel("M0", judge, _graded(records, others, _own_mean), seed)
+    return _win_rate("M0", judge, _compared(records, others, _own_mean), seed)
 
 
 def _true_score(oracle: Oracle, prompt: Prompt, answer: Candidate) -> float:
@@ -75,14 +75,16 @@ def _own_mean(_: Prompt, answer: Candidate) -> float | None:
     return mean(scores) if scores else None
 
 
-def _graded(records: Sequence[HeldOut], others: Sequence[HeldOut], grade: Grade) -> list[tuple[str, Annotation]]:
-    """One comparison to a prompt and sample that both have; 1 is won, 1/2 drawn, 0 lost, None left out."""
+def _compared(
+    records: Sequence[HeldOut], others: Sequence[HeldOut], score: ScoreFunction
+) -> list[tuple[str, Annotation]]:
+    """One comparison per prompt and sample index that both have: 1 won, 1/2 drawn, 0 lost, None unreadable."""
     rows, answered = [], {other.prompt.id: other.own for other in others}
     for number, record in enumerate(records):
         prompt = record.prompt
-        # Samples that one of the two lacks are paired with nothing.
+        # The models may have different numbers of samples; extra ones have no partner.
         for own, base in zip(record.own, answered.get(prompt.id, ()), strict=False):
-            share = _share(grade(prompt, own), grade(prompt, base))
+            share = _share(score(prompt, own), score(prompt, base))
             rows.append((prompt.id, Annotation(number, share, len(base.text), len(own.text))))
     return rows
 
@@ -90,11 +92,11 @@ def _graded(records: Sequence[HeldOut], others: Sequence[HeldOut], grade: Grade)
 def _share(mine: float | None, theirs: float | None) -> float | None:
     if mine is None or theirs is None:
         return None
-    return 0.5 if abs(mine - theirs) < _EQUAL else float(mine > theirs)
+    return 0.5 if abs(mine - theirs) < TOLERANCE else float(mine > theirs)
 
 
-def _duel(against: str, judge: str, rows: Sequence[tuple[str, Annotation]], seed: int) -> Duel | None:
-    """None where nothing could be judged."""
+def _win_rate(against: str, judge: str, rows: Sequence[tuple[str, Annotation]], seed: int) -> WinRate | None:
+    """None if no pair is readable."""
     judged = [(prompt, row.preference) for prompt, row in rows if row.preference is not None]
     if not judged:
         return None
@@ -102,7 +104,7 @@ def _duel(against: str, judge: str, rows: Sequence[tuple[str, Annotation]], seed
     interval = mean_interval(shares, [prompt for prompt, _ in judged], seed)
     adjusted = length_adjusted([row for _, row in rows])
     wins, losses = shares.count(1.0), shares.count(0.0)
-    return Duel(
+    return WinRate(
         against=against,
         judge=judge,
         win_rate=100 * interval.mean,

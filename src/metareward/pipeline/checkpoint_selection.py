@@ -18,8 +18,8 @@ from pathlib import Path
 
 from metareward.config.schema import ChoiceSettings
 from metareward.engines.base import Engine
-from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records, judged_again, measure
-from metareward.evaluation.win_rates import duel_by, duels
+from metareward.evaluation.held_out import HeldOut, evaluate, held_out_metrics, held_out_records, judged_again
+from metareward.evaluation.win_rates import held_out_win_rates, win_rate_by
 from metareward.generation.progress import Progress
 from metareward.method.scores import mean, valid_scores
 from metareward.method.stats import spearman
@@ -90,9 +90,9 @@ async def _answers(
 def figures_of(of: Experiment, records: Sequence[HeldOut]) -> dict[str, float]:
     """All that can be measured without another judge."""
     anchors, seed = stages.anchors_by_prompt(of), derive(of.recipe.seed, "intervals")
-    found = _means(measure(records, anchors, of.oracle, seed))
+    found = _means(held_out_metrics(records, anchors, of.oracle, seed))
     names = {"itself": "win_rate", "oracle": "oracle_win_rate"}
-    fought = duels(records, {"M0": tuple(anchors.values())}, of.oracle, seed)
+    fought = held_out_win_rates(records, {"M0": tuple(anchors.values())}, of.oracle, seed)
     return found | {names[duel.judge]: duel.win_rate for duel in fought}
 
 
@@ -106,7 +106,7 @@ async def _judged(of: Experiment, records: Sequence[HeldOut], progress: Progress
         again = await asyncio.gather(*(_again(of, judge, record, progress) for record in records))
     finally:
         await judge.aclose()
-    duel = duel_by(name, again, derive(of.recipe.seed, "intervals"))
+    duel = win_rate_by(name, again, derive(of.recipe.seed, "intervals"))
     agreement = _agreement(records, again)
     found = {} if duel is None else {"judge_win_rate": duel.win_rate}
     return found if agreement is None else found | {"judge_agreement": agreement}

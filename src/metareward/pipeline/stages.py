@@ -17,8 +17,8 @@ from typing import Any
 from metareward.config.schema import pairs_rules
 from metareward.engines.base import Engine
 from metareward.errors import UserError
-from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records, measure, score_histogram
-from metareward.evaluation.win_rates import duels
+from metareward.evaluation.held_out import HeldOut, evaluate, held_out_metrics, held_out_records, score_histogram
+from metareward.evaluation.win_rates import held_out_win_rates
 from metareward.generation.progress import Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize
@@ -148,8 +148,8 @@ async def measure_model(experiment: Experiment, t: int, engine: Engine, progress
             records = held_out_records(store)
         anchors = anchors or {record.prompt.id: record for record in records}
         seed = derive(experiment.recipe.seed, "intervals")
-        metrics = measure(records, anchors, experiment.oracle, seed)
-        win_rates = duels(records, _opponents(experiment, t), experiment.oracle, seed) if t else ()
+        metrics = held_out_metrics(records, anchors, experiment.oracle, seed)
+        win_rates = held_out_win_rates(records, _opponents(experiment, t), experiment.oracle, seed) if t else ()
     result = {
         "model": f"M{t}",
         "prompts": len(records),

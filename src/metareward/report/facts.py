@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from metareward.config.schema import Recipe
-from metareward.evaluation.win_rates import Duel
+from metareward.evaluation.win_rates import WinRate
 from metareward.generation.usage import ServerUsageTotal
 from metareward.method.diagnostics import Finding, PositionStatistics
 from metareward.method.elo import PositionWeights
@@ -41,7 +41,7 @@ class Evaluation:
     seconds: float
     metrics: Mapping[str, Measure]
     histograms: Mapping[str, Mapping[float, int]]
-    duels: tuple[Duel, ...] = ()
+    duels: tuple[WinRate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

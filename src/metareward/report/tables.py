@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from metareward.evaluation.win_rates import Duel
+from metareward.evaluation.win_rates import WinRate
 from metareward.report.facts import Evaluation, PairSummary
 from metareward.report.labels import drop_label
 
@@ -36,7 +36,7 @@ def win_rates_text(evaluations: Sequence[Evaluation]) -> Table | None:
     return table
 
 
-def _win_rate_row(model: str, duel: Duel) -> tuple[str, ...]:
+def _win_rate_row(model: str, duel: WinRate) -> tuple[str, ...]:
     judge = "oracle" if duel.judge == "oracle" else model
     # Outcomes that are all equal have no interval: resampling them gives the mean again.
     interval = "all equal" if duel.low == duel.high else f"{duel.low:.1f}–{duel.high:.1f}"

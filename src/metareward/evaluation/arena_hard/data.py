@@ -1,9 +1,8 @@
 """The files of Arena-Hard, v0.1 and v2, in the formats of the public repository lmarena/arena-hard-auto.
 
 Questions (``question.jsonl``), answers (``model_answer/MODEL.jsonl``), judgments (``model_judgment/JUDGE/MODEL.jsonl``)
-and the judge's configuration (YAML). v2 has other names for the same fields, and both are read. Judgments may also be
-a table with ``question_id, model, game1, game2`` and answers one with ``question_id, model, token_len, header_count,
-list_count, bold_count``.
+and the judge's configuration (YAML); v2's field names are read too. Judgments may also be a CSV with ``question_id,
+model, game1, game2``, and answers one with ``question_id, model, token_len, header_count, list_count, bold_count``.
 """
 
 from __future__ import annotations
@@ -21,19 +20,13 @@ from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
 from metareward.method.template import require
 
-# --- The five verdicts of an Arena-Hard judge, and reading one from what it wrote.
-#
-# [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]]. In v0.1 a text that names two different labels has none; in v2 the last
-# label decides, and single brackets count where there are no double ones. Only the judge's own text is read.
-
-
 Version = Literal["v0.1", "v2"]
 Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"]
 
 _DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
 _SINGLE = re.compile(r"\[([AB<>=]+)\]")
-_SAME: dict[str, Verdict] = {"B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A", "B<A": "A>B", "B<<A": "A>>B"}
-_VALUE: dict[Verdict, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
+_SYNONYMS: dict[str, Verdict] = {"B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A", "B<A": "A>B", "B<<A": "A>>B"}
+_SCORE_OF_A: dict[Verdict, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
 
 def version_named(name: str) -> Version:
@@ -45,12 +38,15 @@ def version_named(name: str) -> Version:
 
 
 def verdict(label: str) -> Verdict | None:
-    """The verdict that a stored label is; None for none of the five. ``A<B`` is another way to write ``B>A``."""
-    return next((each for each in get_args(Verdict) if each == label), _SAME.get(label))
+    """A stored label as one of the five verdicts, else None; ``A<B`` is read as ``B>A``."""
+    return next((each for each in get_args(Verdict) if each == label), _SYNONYMS.get(label))
 
 
 def read_verdict(text: str, version: Version) -> Verdict | None:
-    """The verdict that the judge's text ends in, or None."""
+    """The verdict in the judge's text, or None.
+
+    v0.1: only if the text has one distinct label. v2: the last label; single brackets only without double ones.
+    """
     if version == "v0.1":
         labels = set(_DOUBLE.findall(text))
         return verdict(labels.pop()) if len(labels) == 1 else None
@@ -59,24 +55,18 @@ def read_verdict(text: str, version: Version) -> Verdict | None:
 
 
 def asks_again(text: str, version: Version) -> bool:
-    """Whether a judge of v0.1 is asked to go on, once: it named no label at all. v2 doesn't ask twice."""
+    """Whether the judge is asked to continue: once, in v0.1, if it gave no label."""
     return version == "v0.1" and not _DOUBLE.search(text)
 
 
 def for_first(given: Verdict) -> float:
-    """What assistant A gets: 1, one half or 0."""
-    return _VALUE[given]
+    """The score of assistant A: 1, 1/2 or 0."""
+    return _SCORE_OF_A[given]
 
 
 def strong(given: Verdict) -> bool:
     """Whether one side is called significantly better."""
     return ">>" in given
-
-
-# --- What Arena-Hard's style control counts in an answer: tokens, headers, list items and bold spans.
-#
-# Code blocks are cut out before the marks are counted. Tokens are upstream's count where the answer's file has it; the
-# length in characters stands in for it where it hasn't.
 
 
 _CODE = re.compile(r"```[^`]*```")
@@ -87,7 +77,7 @@ _BOLD = (re.compile(r"\*\*[^*\n]+\*\*"), re.compile(r"__[^_\n]+__"))
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """The counts of one answer; ``tokens`` or ``chars`` is None where it isn't known."""
+    """What style control counts in an answer; ``tokens`` or ``chars`` is None where it isn't known."""
 
     tokens: float | None
     chars: float | None
@@ -97,7 +87,7 @@ class Style:
 
 
 def count_style(text: str, tokens: float | None) -> Style:
-    """The style of ``text``."""
+    """The style of ``text``: markdown is counted outside of code blocks, ``tokens`` are the stored ones."""
     plain = _CODE.sub("", text)
     return Style(
         tokens=tokens,
@@ -117,7 +107,7 @@ _ID = ("question_id", "uid")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt. ``category`` is what v2 ranks apart."""
+    """One prompt. v2 has a leaderboard per ``category``."""
 
     id: str
     category: str
@@ -136,9 +126,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A model against its baseline on one question, twice: in game 1 the baseline is A, in game 2 the model is.
+    """The two games of a model against its baseline on one question: the baseline is A in game 1, the model in game 2.
 
-    A game without a readable verdict is None; ``refused`` counts those that the judge didn't answer.
+    A game without a readable verdict is None; ``refused`` counts the games that the judge didn't answer.
     """
 
     question: str
@@ -151,7 +141,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """The judge's system prompt, the template of the user's turn, and the digest of the file."""
+    """The judge's system prompt, the template of the user message, and the SHA-256 of the file."""
 
     system: str
     template: str
@@ -192,7 +182,7 @@ def _written(row: Row) -> str | None:
 
 
 def _style(row: Row, text: str | None) -> Style:
-    """The stored counts where there are some, else those of the text; the tokens are known only if they are stored."""
+    """The stored counts if there are any, else those of the text; token counts are only known if stored."""
     stored = row.fields.get("conv_metadata") or row.fields.get("metadata") or row.fields
     given = Row(row.where, stored) if isinstance(stored, dict) else row
     if given.has("header_count", "list_count", "bold_count"):
@@ -217,7 +207,7 @@ def _tokens(row: Row, given: Row) -> float | None:
 
 
 def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[Match, ...]:
-    """The matches of a file, or of all ``.jsonl`` files of a folder; the baseline against itself is left out.
+    """The matches of a file, or of all ``.jsonl`` files of a folder, without the baseline against itself.
 
     Raises `UserError` when neither the rows nor ``baseline`` name the baseline.
     """
@@ -244,7 +234,7 @@ def _games(row: Row, version: Version) -> list[Verdict | None]:
 
 
 def _game(row: Row, game: object, version: Version) -> Verdict | None:
-    """A stored score counts; the text is read where there is no such field. v2 stores null for a game that failed."""
+    """The stored score, or the verdict read from the text if there is none. v2 stores null for a failed game."""
     if game is None:
         return None
     if not isinstance(game, dict):
@@ -255,7 +245,7 @@ def _game(row: Row, game: object, version: Version) -> Verdict | None:
 
 
 def read_judge_prompt(path: Path) -> JudgePrompt:
-    """The judge's words: ``system_prompt``, and ``prompt_template`` with v0.1's or v2's slots, from a YAML file.
+    """``system_prompt`` and ``prompt_template`` (with the slots of v0.1 or v2) of a YAML file.
 
     Raises `UserError` when one is missing.
     """
@@ -285,7 +275,7 @@ def _joined(row: Row) -> str:
 
 
 def by_model(answers: Iterable[Answer]) -> dict[str, dict[str, Answer]]:
-    """Answers by model and question; of a repeated one the last counts, as upstream."""
+    """Answers by model and question; the last of repeated ones, as upstream."""
     found: dict[str, dict[str, Answer]] = {}
     for answer in answers:
         found.setdefault(answer.model, {})[answer.question] = answer

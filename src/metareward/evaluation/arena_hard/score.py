@@ -1,13 +1,12 @@
-"""Arena-Hard's score: how often a model beats the baseline, from two games a question.
+"""Arena-Hard's score: the win rate against the baseline over two games a question, with bootstrap intervals.
 
 A verdict is a battle won (1), tied (1/2) or lost (0) by the model; "significantly better" counts as three battles. v0.1
-fits a Bradley-Terry model to the battles and turns the model's rating R into 100 / (1 + 10^((R_base - R) / 400)).
-Every battle is against the baseline, so that maximum likelihood is exactly the weighted mean
+fits Bradley-Terry ratings R and reports 100 / (1 + 10^((R_base - R) / 400)). All battles are against the baseline, so
+the maximum likelihood estimate is the weighted mean
 
     score = 100 sum(outcome) / number of battles,     R - R_base = 400 log10(score / (100 - score))
 
-which is what is computed here, and what v2 prints. In v0.1 a game without a readable verdict is left out, in v2 its
-question.
+which is computed here, and which v2 prints. v0.1 skips a game without a readable verdict, v2 the whole question.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ Array = NDArray[np.float64]
 
 STRONG_WEIGHT = 3
 ANCHOR = 1000.0
-# The published intervals are of 95 % in v0.1 and of 90 % in v2.
+# Published intervals: 95 % in v0.1, 90 % in v2.
 PERCENTILES: dict[Version, tuple[float, float]] = {"v0.1": (2.5, 97.5), "v2": (5.0, 95.0)}
 
 
 @dataclass(frozen=True, slots=True)
 class Battles:
-    """Battles of M models on Q questions, a row to a game: who, where, the model's outcome, how many it counts for."""
+    """Battles of M models on Q questions, one row per game: model, question, the model's outcome, its weight."""
 
     models: tuple[str, ...]
     questions: tuple[str, ...]
@@ -41,7 +40,7 @@ class Battles:
     weight_R: Array
 
     def sums(self, value_R: Array) -> Array:
-        """The sum of a value over the rows of every question and model, of shape (Q, M)."""
+        """The sum of a per-row value for each question and model, of shape (Q, M)."""
         total = np.zeros((len(self.questions), len(self.models)))
         np.add.at(total, (self.question_R, self.model_R), value_R)
         return total
@@ -49,10 +48,8 @@ class Battles:
 
 def battles(matches: Sequence[Match], version: Version) -> Battles:
     """The battles in ``matches``; models and questions in order of first appearance, also those without a battle."""
-    models = {match.model: 0 for match in matches}
-    questions = {match.question: 0 for match in matches}
-    models |= {name: i for i, name in enumerate(models)}
-    questions |= {name: i for i, name in enumerate(questions)}
+    models = {name: i for i, name in enumerate(dict.fromkeys(match.model for match in matches))}
+    questions = {name: i for i, name in enumerate(dict.fromkeys(match.question for match in matches))}
     rows = [
         (models[match.model], questions[match.question], outcome, weight)
         for match in matches
@@ -64,7 +61,7 @@ def battles(matches: Sequence[Match], version: Version) -> Battles:
 
 
 def _outcomes(match: Match, version: Version) -> list[tuple[float, float]]:
-    """(the model's outcome, its weight) of every game that counts."""
+    """(the model's outcome, its weight) of each game that counts."""
     if version == "v2" and None in match.games:
         return []
     model_is_b, model_is_a = match.games
@@ -77,12 +74,12 @@ def _outcomes(match: Match, version: Version) -> list[tuple[float, float]]:
 
 
 def count_battles(fought: Battles) -> Array:
-    """How many battles each model has, of shape (M,)."""
+    """The number of battles of each model, of shape (M,)."""
     return np.asarray(np.bincount(fought.model_R, fought.weight_R, len(fought.models)), dtype=np.float64)
 
 
 def scores(fought: Battles) -> list[float | None]:
-    """The score of every model, in percent; None without battles."""
+    """The score of each model, in percent; None without battles."""
     won_M = np.bincount(fought.model_R, fought.weight_R * fought.outcome_R, len(fought.models))
     return [100 * float(won / n) if n else None for won, n in zip(won_M, count_battles(fought), strict=True)]
 
@@ -103,9 +100,9 @@ class Range:
 
 
 def resample_questions(fought: Battles, rounds: int, seed: int, percentiles: tuple[float, float]) -> list[Range | None]:
-    """Intervals from drawing whole questions, the same for all models: the honest ones.
+    """Intervals from resampling whole questions, the same ones for all models.
 
-    Both games of a question and the battles of a strong verdict are one piece of evidence.
+    Games of one question and battles of one verdict aren't independent, so these intervals have the right width.
     """
     won_QM, n_QM = fought.sums(fought.weight_R * fought.outcome_R), fought.sums(fought.weight_R)
     drawn = draw_questions(len(fought.questions), rounds, seed)
@@ -113,15 +110,15 @@ def resample_questions(fought: Battles, rounds: int, seed: int, percentiles: tup
 
 
 def draw_questions(questions: int, rounds: int, seed: int) -> Array:
-    """How often each question is drawn in each round, of shape (rounds, Q)."""
+    """How often each question is drawn in each bootstrap round, of shape (rounds, Q)."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(questions, np.full(questions, 1 / max(1, questions)), rounds).astype(np.float64)
 
 
 def resample_rows(fought: Battles, rounds: int, seed: int, percentiles: tuple[float, float]) -> list[Range | None]:
-    """Intervals from drawing single battles of all models together, as v0.1 publishes them: too narrow.
+    """Intervals from resampling single battles of all models together, as v0.1 publishes them: too narrow.
 
-    A draw of n battles depends only on how many fall on each (model, outcome), so these numbers are drawn.
+    A sample of n battles is its counts of each (model, outcome), so multinomial counts are drawn.
     """
     models = len(fought.models)
     cell_R = fought.model_R * 3 + (2 * fought.outcome_R).astype(np.int64)
@@ -135,7 +132,7 @@ def resample_rows(fought: Battles, rounds: int, seed: int, percentiles: tuple[fl
 
 
 def _ranges(won_BM: Array, n_BM: Array, percentiles: tuple[float, float]) -> list[Range | None]:
-    """Percentiles of won / n over the B rounds in which a model has battles; None where it has them in none."""
+    """Percentiles of won / n over the B rounds in which a model has battles; None if there are no such rounds."""
     found: list[Range | None] = []
     for won_B, n_B in zip(won_BM.T, n_BM.T, strict=True):
         share = 100 * won_B[n_B > 0] / n_B[n_B > 0]

@@ -1,17 +1,16 @@
-"""Arena-Hard with style control: the score that a model would have at the same style as the others.
+"""Arena-Hard's style control: each model's score at the same style as the others.
 
-One logistic regression over all models: a rating to each, and a coefficient to each style difference between baseline
-and model, standardised over the battles. A model's controlled score uses its rating alone, which is the score at the
-average style difference of all the battles, not at the baseline's own style. So it depends on which models are fitted
-together, and compares them with each other rather than with the baseline.
+One logistic regression over all models: a rating per model and a coefficient per style difference between baseline and
+model, standardised over the battles. The controlled score uses the rating alone: it is the score at the average style
+difference of all battles, not at the baseline's style, so it depends on which models are fitted together.
 
 v0.1: difference (a - b) / (a + b + 1) of tokens, headers, lists and bold spans; scaled by the population's deviation;
       a ridge of 1/2 to each coefficient, the baseline's among them (upstream doubles the battles and has a ridge of 1).
-v2:   length (a - b) / (a + b), marks as densities d = count / tokens with (d_a - d_b) / (d_a + d_b + 1); the sample's
-      deviation; no penalty, except that 1e-6 keeps a model that always wins finite. Upstream stops after 50 steps; here
-      the optimum is reached.
+v2:   length (a - b) / (a + b), markdown as densities d = count / tokens with (d_a - d_b) / (d_a + d_b + 1); scaled by
+      the sample's deviation; a ridge of 1e-6, which keeps a model that always wins finite. Upstream stops after 50
+      steps; the optimum is reached here.
 
-"length" controls the length alone, "markdown" the other three.
+"length" controls the length only, "markdown" the other three.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ _BASE = math.log(10)
 
 @dataclass(frozen=True, slots=True)
 class Controlled:
-    """Scores of the models at one style, in percent, and the coefficients of the controlled features.
+    """The models' scores at one style, in percent, and the coefficients of the controlled features.
 
-    A positive coefficient is in favour of more; ``ranges_M`` is empty where no interval was asked for.
+    A positive coefficient means that the judge prefers more of the feature; ``ranges_M`` is empty without intervals.
     """
 
     scores_M: tuple[float | None, ...]
@@ -52,7 +51,7 @@ class Controlled:
 
 @dataclass(frozen=True, slots=True)
 class StyledBattles:
-    """One row to a model and question: its battles' mean outcome and number, and the style differences (R, 4)."""
+    """One row per model and question: mean outcome and number of its battles, and the style differences (R, 4)."""
 
     models: tuple[str, ...]
     questions: tuple[str, ...]
@@ -68,10 +67,9 @@ class StyledBattles:
 def styled(
     fought: Battles, baseline: str, answers: Mapping[str, Mapping[str, Answer]], version: Version
 ) -> StyledBattles | None:
-    """The battles whose two answers' styles are known; None when there are none.
+    """The battles where the styles of both answers are known; None if there are none.
 
-    ``answers`` are those of every model by question. Lengths are in tokens if every answer tells them, else in
-    characters.
+    ``answers`` are by model and question. Lengths are in tokens if all answers have token counts, else in characters.
     """
     n_QM = fought.sums(fought.weight_R)
     question_R, model_R = np.nonzero(n_QM)
@@ -126,7 +124,7 @@ def _standardised(style_R4: Array, weight_R: Array, version: Version) -> Array:
 
 
 def controlled(rows: StyledBattles, control: Control, version: Version, rounds: int = 0, seed: int = 0) -> Controlled:
-    """The scores with ``control``; with ``rounds`` also 95 % (v2: 90 %) intervals from drawing whole questions."""
+    """The scores with ``control``; with ``rounds`` also 95 % (v2: 90 %) bootstrap intervals over questions."""
     columns = _COLUMNS[control]
     x_RF = _design(rows, columns)
     ridge_F = np.full(x_RF.shape[1], _RIDGE[version])
@@ -134,14 +132,14 @@ def controlled(rows: StyledBattles, control: Control, version: Version, rounds: 
     count = len(rows.models)
     fought_M = np.asarray(np.bincount(rows.model_R, rows.weight_R, count), dtype=np.float64)
     scores = [float(score) if n else None for score, n in zip(_scores(found, count), fought_M, strict=True)]
-    # The design takes baseline minus model.
+    # The style differences are baseline minus model.
     weights = {NAMES[column]: -float(found[count + 1 + i]) for i, column in enumerate(columns)}
     drawn = _resampled(rows, x_RF, ridge_F, found, rounds, seed)
     return Controlled(tuple(scores), weights, _ranges(drawn, fought_M, version) if rounds else ())
 
 
 def _design(rows: StyledBattles, columns: Sequence[int]) -> Array:
-    """A column to each model (ln 10), one to the baseline (-ln 10), and the controlled features."""
+    """A column per model (ln 10), one for the baseline (-ln 10), and the controlled features."""
     ratings = np.zeros((len(rows.model_R), len(rows.models) + 1))
     ratings[np.arange(len(rows.model_R)), rows.model_R] = _BASE
     ratings[:, -1] = -_BASE
@@ -153,7 +151,7 @@ def _scores(found_F: Array, models: int) -> Array:
 
 
 def _resampled(rows: StyledBattles, x_RF: Array, ridge_F: Array, start_F: Array, rounds: int, seed: int) -> Array:
-    """The scores of every round, of shape (rounds, M)."""
+    """The scores in each bootstrap round, of shape (rounds, M)."""
     drawn = draw_questions(len(rows.questions), rounds, seed)[:, rows.question_R]
     fits = [fit_logistic(x_RF, rows.outcome_R, rows.weight_R * times_R, ridge_F, start_F) for times_R in drawn]
     return np.array([_scores(found, len(rows.models)) for found in fits])

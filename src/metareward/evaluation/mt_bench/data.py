@@ -1,7 +1,8 @@
 """The files of MT-Bench, in the formats of the public repository lm-sys/FastChat (fastchat/llm_judge).
 
-``question.jsonl`` (two turns each), ``reference_answer/gpt-4.jsonl`` (math, reasoning and coding alone are judged with
-a reference), ``model_answer/MODEL.jsonl``, ``judge_prompts.jsonl`` and the judgments of single-answer grading.
+``question.jsonl`` (two turns each), ``reference_answer/gpt-4.jsonl`` (for math, reasoning and coding),
+``model_answer/MODEL.jsonl``, ``judge_prompts.jsonl``, and the judgments of single-answer grading. The judge's messages
+equal FastChat's byte for byte: turn 1 is graded on the whole question, turn 2 on both turns of the conversation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One judgment of one turn. ``score`` is None where none could be read; ``refused``: the judge didn't answer."""
+    """One judgment of one turn. ``score`` is None if unreadable; ``refused``: the judge didn't answer."""
 
     question: int
     model: str
@@ -41,7 +42,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class GradingPrompt:
-    """One of the judge's prompts: what goes into the system message and into the user's."""
+    """One of the judge's prompts: the system message and the template of the user message."""
 
     name: str
     system: str
@@ -50,14 +51,14 @@ class GradingPrompt:
 
 @dataclass(frozen=True, slots=True)
 class GradingPrompts:
-    """All prompts of a file by name, and the file's digest."""
+    """All prompts of a file by name, and the file's SHA-256."""
 
     by_name: dict[str, GradingPrompt]
     sha256: str
 
 
 def read_questions(path: Path) -> dict[int, Question]:
-    """The questions by id. Raises `UserError` for one that hasn't two turns."""
+    """The questions by id. Raises `UserError` for a question without two turns."""
     return {question.id: question for question in map(_question, read_rows(path))}
 
 
@@ -76,7 +77,7 @@ def _two(row: Row, turns: object) -> Turns:
 
 
 def read_answers(path: Path) -> dict[str, dict[int, Turns]]:
-    """The two answers to each question, by model and question; of a repeated one the last counts, as upstream."""
+    """The two answers to each question, by model and question; the last of repeated ones, as upstream."""
     found: dict[str, dict[int, Turns]] = {}
     for row in read_all_rows(path):
         turns = _two(row, row.rows("choices")[0].fields.get("turns"))
@@ -98,7 +99,7 @@ def read_prompts(path: Path) -> GradingPrompts:
 
 
 def read_grades(path: Path) -> tuple[Grade, ...]:
-    """The judgments of a file, or of a folder's ``.jsonl`` files. The stored score -1 means that none could be read."""
+    """The judgments of a file, or of a folder's ``.jsonl`` files. A stored score of -1 means unreadable."""
     return tuple(_grade(row) for row in read_all_rows(path))
 
 
@@ -110,21 +111,13 @@ def _grade(row: Row) -> Grade:
     return Grade(_id(row), row.text("model"), turn, readable, row.fields.get("outcome") == "refused")
 
 
-# --- What the judge of MT-Bench is asked about one turn, byte for byte, and the score that it gives (FastChat,
-# llm_judge).
-#
-# Turn 1: the whole question in the user's message. Turn 2: the instructions in the system message, both turns of the
-# conversation in the user's, and the second answer is graded. In math, reasoning and coding the reference goes with it.
-# The score is the first ``[[8.5]]``, else the first ``[8.5]``.
-
-
 WITH_REFERENCE = ("math", "reasoning", "coding")
 
 _SCORES = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 
 def prompt_name(category: str, turn: int) -> str:
-    """Which of the judge's prompts grades this turn."""
+    """The name of the judge's prompt for this turn."""
     kind = "single-math-v1" if category in WITH_REFERENCE else "single-v1"
     return kind if turn == 1 else f"{kind}-multi-turn"
 
@@ -132,7 +125,7 @@ def prompt_name(category: str, turn: int) -> str:
 def question_about(
     prompts: GradingPrompts, question: Question, answer: Turns, reference: Turns | None, turn: int
 ) -> Messages:
-    """The judge's question. Raises `UserError` when the prompt or a needed reference is missing."""
+    """The judge's messages about one turn. Raises `UserError` when the prompt or a needed reference is missing."""
     prompt = _prompt(prompts, prompt_name(question.category, turn))
     if question.category in WITH_REFERENCE and reference is None:
         raise UserError(f"question {question.id} ({question.category}) has no reference answer; fix: add --references")
@@ -151,7 +144,7 @@ def _prompt(prompts: GradingPrompts, name: str) -> GradingPrompt:
 
 
 def read_score(text: str) -> float | None:
-    """The score in the judge's text, or None."""
+    """The score in the judge's text: the first ``[[8.5]]``, else the first ``[8.5]``; None without either."""
     for pattern in _SCORES:
         found = pattern.search(text)
         if found:

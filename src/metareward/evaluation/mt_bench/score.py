@@ -1,7 +1,7 @@
-"""MT-Bench's numbers: means of readable scores, overall, per turn, per category, and per category and turn.
+"""MT-Bench's numbers: mean scores overall, per turn, per category, and per category and turn.
 
-The overall score is the mean of all readable scores, not of the two turns' means. Unreadable ones are left out and
-counted. Repeated rows count again, as upstream, and are counted too.
+The overall score is the mean over all readable scores, not of the two turns' means. Unreadable scores are excluded and
+counted. Repeated rows enter the means again, as upstream, and are counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from metareward.evaluation.mt_bench.data import Grade, Question
 
 @dataclass(frozen=True, slots=True)
 class CategoryScore:
-    """Means of one category; None without a readable score."""
+    """The means of one category; None without a readable score."""
 
     average: float | None
     turn1: float | None
@@ -45,7 +45,7 @@ class MtBenchScore:
 
 
 def evaluate(grades: Sequence[Grade], questions: Mapping[int, Question] | None = None) -> tuple[MtBenchScore, ...]:
-    """A score for every model, the best first. ``questions`` give the categories and what is missing."""
+    """The score of each model, the best first. ``questions`` are needed for categories and missing turns."""
     models = dict.fromkeys(grade.model for grade in grades)
     found = [_model(name, [grade for grade in grades if grade.model == name], questions or {}) for name in models]
     return tuple(sorted(found, key=lambda each: -1.0 if each.average is None else each.average, reverse=True))

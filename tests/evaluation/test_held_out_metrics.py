@@ -9,7 +9,7 @@ from builders import candidate, judgment, meta, prompt, readings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metareward.evaluation.held_out import Comparison, HeldOut, measure, score_histogram
+from metareward.evaluation.held_out import Comparison, HeldOut, held_out_metrics, score_histogram
 from metareward.types import Candidate, Prompt, Tied, Truncated, Unparsed
 
 
@@ -36,11 +36,11 @@ ANCHORS = {"a": FIRST, "b": SECOND}
 
 
 def means(records: Sequence[HeldOut], truth: Truth | None = None) -> dict[str, float]:
-    return {name: found["mean"] for name, found in measure(records, ANCHORS, truth, 0).items()}
+    return {name: found["mean"] for name, found in held_out_metrics(records, ANCHORS, truth, 0).items()}
 
 
 def counts(records: Sequence[HeldOut], truth: Truth | None = None) -> dict[str, float]:
-    return {name: found["n"] for name, found in measure(records, ANCHORS, truth, 0).items()}
+    return {name: found["n"] for name, found in held_out_metrics(records, ANCHORS, truth, 0).items()}
 
 
 def test_without_an_oracle_only_what_anyone_can_count() -> None:
@@ -117,7 +117,7 @@ def test_a_meta_judgment_without_a_verdict_counts_as_that_and_nowhere_else() -> 
 def test_equally_good_judgments_have_no_better_one() -> None:
     own = [candidate(0, [2, 4], text="aaa")]  # each is off by one
     record = held_out("a", own, comparisons=[Comparison(0, meta(0, 1, 0))])
-    found = measure([record], {"a": record}, Truth(), 0)
+    found = held_out_metrics([record], {"a": record}, Truth(), 0)
     assert "meta_accuracy" not in found
     assert found["meta_valid"]["n"] == 1
 
@@ -130,16 +130,16 @@ def test_a_later_model_is_held_to_the_first_one_s_judgments() -> None:
 
 
 def test_with_nothing_to_count_a_measure_is_absent() -> None:
-    assert measure([], ANCHORS, Truth(), 0) == {}
+    assert held_out_metrics([], ANCHORS, Truth(), 0) == {}
     silent = held_out("a", [candidate(0, [None, Truncated()], text="aa")])
-    found = measure([silent], ANCHORS, Truth(), 0)
+    found = held_out_metrics([silent], ANCHORS, Truth(), 0)
     assert not {"anchor_score", "judgment_exact", "judgment_rank_correlation", "meta_valid"} & found.keys()
     assert found["judgment_valid"]["mean"] == 0.0
 
 
 def test_a_judge_that_always_says_the_same_has_no_correlation() -> None:
     records = [held_out(name, [candidate(0, [3, 3], text="a" * chars)]) for name, chars in (("a", 2), ("b", 4))]
-    assert "judgment_rank_correlation" not in measure(records, ANCHORS, Truth(), 0)
+    assert "judgment_rank_correlation" not in held_out_metrics(records, ANCHORS, Truth(), 0)
 
 
 def test_scores_are_counted_one_by_one() -> None:
@@ -152,7 +152,10 @@ def test_intervals_come_from_prompts_and_not_from_single_values() -> None:
     """Ten equal answers to one prompt are as sure as one."""
     few = [held_out(name, [candidate(0, [3], text="a" * chars)]) for name, chars in (("a", 1), ("b", 3), ("c", 5))]
     many = [held_out(each.prompt.id, each.own * 10) for each in few]
-    one, ten = measure(few, ANCHORS, None, 0)["answer_chars"], measure(many, ANCHORS, None, 0)["answer_chars"]
+    one, ten = (
+        held_out_metrics(few, ANCHORS, None, 0)["answer_chars"],
+        held_out_metrics(many, ANCHORS, None, 0)["answer_chars"],
+    )
     assert (one["low"], one["high"]) == (ten["low"], ten["high"])
     assert one["low"] < one["mean"] < one["high"]
 
@@ -179,9 +182,9 @@ def worlds(draw: st.DrawFn) -> list[HeldOut]:
 @given(worlds(), st.integers(0, 3))
 def test_every_figure_is_a_number_inside_its_interval_and_the_same_again(records: list[HeldOut], seed: int) -> None:
     anchors = {record.prompt.id: record for record in records}
-    found = measure(records, anchors, Truth(), seed)
+    found = held_out_metrics(records, anchors, Truth(), seed)
     for figures in found.values():
         assert figures["n"] > 0
         assert figures["low"] <= figures["mean"] <= figures["high"]
     json.dumps(found, allow_nan=False)
-    assert found == measure(records, anchors, Truth(), seed)
+    assert found == held_out_metrics(records, anchors, Truth(), seed)

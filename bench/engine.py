@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from metareward.engines.local.engine import LocalEngine
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC, answer, judgment
-from metareward.pocket.oracle import mark
-from metareward.pocket.tasks import draw_instruction, understand
+from metareward.pocket.oracle import check_answer
+from metareward.pocket.tasks import draw_instruction, parse_instruction
 from metareward.pocket.world import MODEL
 from metareward.storage.run_log import environment
 from metareward.types import Message, Messages, Prompt, Sampling
@@ -41,9 +41,9 @@ def workloads() -> list[Work]:
     for number in range(PROMPTS):
         instruction = draw_instruction(rng, held_out=True)
         prompt = Prompt(str(number), (Message("user", instruction),))
-        text = answer(understand(instruction), FAULTY, rng)
+        text = answer(parse_instruction(instruction), FAULTY, rng)
         judging.append(RUBRIC.render(prompt, text))
-        four = [judgment(mark(instruction, text), FAULTY, rng) for _ in range(4)]
+        four = [judgment(check_answer(instruction, text), FAULTY, rng) for _ in range(4)]
         comparing += [METARUBRIC.render(prompt, text, a, b) for a in four for b in four if a is not b]
     return [("judge", judging, SAMPLES, 48), ("meta-judge", comparing, 1, 16)]
 

@@ -24,8 +24,8 @@ from metareward.method.judge import TOP_LOGPROBS, expected_score
 from metareward.method.stats import spearman
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import RUBRIC, answer
-from metareward.pocket.oracle import mark
-from metareward.pocket.tasks import draw_instruction, understand
+from metareward.pocket.oracle import check_answer
+from metareward.pocket.tasks import draw_instruction, parse_instruction
 from metareward.pocket.world import MODEL
 from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Messages, Prompt, Sampling, Scored
@@ -39,9 +39,9 @@ def questions() -> list[Question]:
     rng, asked = random.Random(0), []
     for number in range(ANSWERS):
         instruction = draw_instruction(rng, held_out=True)
-        text = answer(understand(instruction), FAULTY, rng)
+        text = answer(parse_instruction(instruction), FAULTY, rng)
         prompt = Prompt(str(number), (Message("user", instruction),))
-        asked.append((RUBRIC.render(prompt, text), float(mark(instruction, text).score)))
+        asked.append((RUBRIC.render(prompt, text), float(check_answer(instruction, text).score)))
     return asked
 
 

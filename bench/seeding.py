@@ -35,8 +35,8 @@ from metareward.method.stats import PairwiseAccuracy, pairwise_accuracy, spearma
 from metareward.pipeline.seeding import SeedOptions, build_seed_sets, train_sft
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import RUBRIC, answer
-from metareward.pocket.oracle import mark
-from metareward.pocket.tasks import draw_instructions, understand
+from metareward.pocket.oracle import check_answer
+from metareward.pocket.tasks import draw_instructions, parse_instruction
 from metareward.pocket.world import MODEL
 from metareward.seeds import derive
 from metareward.storage.run_log import environment
@@ -63,8 +63,8 @@ def ranked(count: int, seed: int, held_out: bool) -> Iterator[RankedPrompt]:
     for number, instruction in enumerate(draw_instructions(count, seed, held_out)):
         scores: dict[int, str] = {}
         while len(scores) < ANSWERS:
-            text = answer(understand(instruction), FAULTY, rng)
-            scores.setdefault(mark(instruction, text).score, text)
+            text = answer(parse_instruction(instruction), FAULTY, rng)
+            scores.setdefault(check_answer(instruction, text).score, text)
         order = sorted(scores, reverse=True)
         answers = [RankedAnswer(scores[score], order.index(score)) for score in scores]
         yield RankedPrompt(Prompt(f"p{number:04d}", (Message("user", instruction),)), tuple(answers))
@@ -112,11 +112,12 @@ async def measured(folder: Path, eval_set: Sequence[RankedPrompt]) -> dict[str, 
     acting = (engine.complete(each.prompt.messages, replace(sampling, seed=n), 1) for n, each in enumerate(eval_set))
     judgments, answers = await asyncio.gather(*judging), await asyncio.gather(*acting)
     await engine.aclose()
-    truth = [float(mark(each.prompt.messages[0].content, one.text).score) for each, one in asked]
+    truth = [float(check_answer(each.prompt.messages[0].content, one.text).score) for each, one in asked]
     read = [[RUBRIC.read(one.text, one.finish) for one in written] for written in judgments]
     scores = [[one.score for one in readings if isinstance(one, Scored)] for readings in read]
     own = [
-        mark(each.prompt.messages[0].content, one.text).score for each, (one,) in zip(eval_set, answers, strict=True)
+        check_answer(each.prompt.messages[0].content, one.text).score
+        for each, (one,) in zip(eval_set, answers, strict=True)
     ]
     return {**_judge(scores, truth), "answer_quality": sum(own) / len(own)}
 

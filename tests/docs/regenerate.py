@@ -57,7 +57,7 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/recipes.md": recipes_page(),
         ROOT / "CONTRIBUTING.md": _filled(ROOT / "CONTRIBUTING.md", {"tree": tree}),
         ROOT / "docs/pocket.md": _filled(
-            ROOT / "docs/pocket.md", {"model": model_table, "phases": phases_table, "habits": habits_table}
+            ROOT / "docs/pocket.md", {"model": model_table, "phases": phases_table, "faults": faults_table}
         ),
         ROOT / "docs/performance.md": _filled(
             ROOT / "docs/performance.md", {kind: lambda _, kind=kind: tables(kind) for kind in COUNTED}
@@ -267,39 +267,25 @@ def _first_sentence(path: Path) -> str:
 # --- the pocket world ---
 
 
-_PLAIN = {
-    "missing": "an item left out",
-    "extra": "an item too many",
-    "doubled": "an item given twice",
-    "swapped": "two items in each other's place",
-    "opening": "a polite phrase before the answer",
-    "closing": "a polite phrase behind it",
-    "unreadable": "of a judgment without a readable score",
-    "hasty": "of a hasty judgment, which begins by saying that it read the answer",
-    "hasty_careless": "of calling one criterion wrongly in haste",
-    "hasty_seduced": "of giving full marks in haste to an answer that chats",
-}
-
-
-def habits_table(_: str) -> str:
-    """The chances of each fault in the faulty phase of teaching, read from build.py without importing torch."""
-    from metareward.pocket.demonstrations import Habits
+def faults_table(_: str) -> str:
+    """The rate of each fault in the demonstrations of the last phase, read from build.py without importing torch."""
+    from metareward.pocket.demonstrations import FaultRates
 
     source = (PACKAGE / "pocket/demonstrations.py").read_text(encoding="utf-8")
-    chances = _keywords(_assigned(ast.parse((PACKAGE / "pocket/build.py").read_text(encoding="utf-8")), "FAULTY"))
-    assert set(chances) <= set(Habits.__dataclass_fields__)
-    rows: list[tuple[str, ...]] = [("role", "fault", "chance", "meaning")]
+    rates = _keywords(_assigned(ast.parse((PACKAGE / "pocket/build.py").read_text(encoding="utf-8")), "FAULTY"))
+    assert set(rates) <= set(FaultRates.__dataclass_fields__)
+    rows: list[tuple[str, ...]] = [("role", "fault", "rate", "meaning")]
     role = ""
-    for line in source.partition("class Habits")[2].partition("\n\n\n")[0].splitlines():
-        heading, field = re.match(r"    # the (.+)", line), re.match(r"    (\w+): float = 0\.0(?:  # (.+))?", line)
+    for line in source.partition("class FaultRates")[2].partition("\n\n\n")[0].splitlines():
+        heading, field = re.match(r"    # the (.+)", line), re.match(r"    (\w+): float = 0\.0  # (.+)", line)
         role = heading[1] if heading else role
         if field:
-            rows.append((role, f"`{field[1]}`", f"{chances.get(field[1], 0):g}", field[2] or _PLAIN[field[1]]))
+            rows.append((role, f"`{field[1]}`", f"{rates.get(field[1], 0):g}", field[2]))
     return _markdown(rows)
 
 
 def model_table(_: str) -> str:
-    """The size of the pocket model and the length of its teaching."""
+    """The size of the pocket model."""
     module = ast.parse((PACKAGE / "pocket/build.py").read_text(encoding="utf-8"))
     shape = _defaults(module, "Shape")
     rows = [("of the model", "size"), *((name.replace("_", " "), f"{value:,}") for name, value in shape.items())]
@@ -308,19 +294,19 @@ def model_table(_: str) -> str:
 
 
 def phases_table(_: str) -> str:
-    """What the pocket model is taught, one row a phase."""
+    """The training of the pocket model, one row per phase."""
     module = ast.parse((PACKAGE / "pocket/build.py").read_text(encoding="utf-8"))
     names = [ast.unparse(node.target) for node in _fields(module, "Phase")]
     plan = next(node for node in _fields(module, "BuildPlan") if ast.unparse(node.target) == "phases")
     rows: list[tuple[str, ...]] = [("phase", "demonstrations", "of actor, judge, meta-judge", "steps", "peak rate")]
     for phase in ast.unparse(plan.value or plan).strip("()").split(","):
         said = dict(zip(names, map(ast.unparse, _assigned(module, phase.strip()).args), strict=False))
-        lesson = ast.parse(said["lesson"], mode="eval").body
-        assert isinstance(lesson, ast.Call)
+        mix = ast.parse(said["task_mix"], mode="eval").body
+        assert isinstance(mix, ast.Call)
         shown = {"CLEAN": "faultless", "FAULTY": "with faults", "HASTIER": "with faults, 78 % hasty"}[
-            ast.unparse(lesson.args[0])
+            ast.unparse(mix.args[0])
         ]
-        shares = ", ".join(f"{100 * share:.0f} %" for share in ast.literal_eval(lesson.args[1]))
+        shares = ", ".join(f"{100 * share:.0f} %" for share in ast.literal_eval(mix.args[1]))
         steps, rate = int(ast.literal_eval(said["steps"])), ast.literal_eval(said["learning_rate"])
         rows.append((ast.literal_eval(said["name"]), shown, shares, f"{steps:,}", f"{rate:g}"))
     return _markdown(rows)

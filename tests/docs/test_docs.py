@@ -20,9 +20,9 @@ from metareward.cli.main import app
 from metareward.config.presets import PRESETS
 from metareward.config.schema import Recipe, load_recipe
 from metareward.config.yaml_file import fields
-from metareward.pocket.demonstrations import ANYTHING
-from metareward.pocket.oracle import CRITERIA, mark
-from metareward.pocket.tasks import FAMILIES, understand
+from metareward.pocket.demonstrations import ALL_ITEMS
+from metareward.pocket.oracle import CRITERIA, check_answer
+from metareward.pocket.tasks import FAMILIES, parse_instruction
 from metareward.types import DropReason
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -238,7 +238,7 @@ def test_every_drop_reason_is_explained() -> None:
 def test_every_finding_is_explained() -> None:
     module = ast.parse((PACKAGE / "method/diagnostics.py").read_text(encoding="utf-8"))
     calls = (node for node in ast.walk(module) if isinstance(node, ast.Call) and node.args)
-    makers = (call for call in calls if ast.unparse(call.func) in ("Finding", "_unread", "_longer"))
+    makers = (call for call in calls if ast.unparse(call.func) in ("Finding", "_unparsed", "_longer"))
     codes = {call.args[0].value for call in makers if isinstance(call.args[0], ast.Constant)}
     assert set(_first_cells("docs/running.md", "What the findings mean")) == codes
 
@@ -274,9 +274,9 @@ def test_every_family_is_shown() -> None:
 
 @pytest.mark.parametrize(("family", "instruction", "answer"), _families())
 def test_answers_of_the_families_are_right(family: str, instruction: str, answer: str) -> None:
-    assert understand(instruction).family == family
-    assert mark(instruction, answer).score == 5
-    assert set(answer.split(", ")) <= set(ANYTHING)
+    assert parse_instruction(instruction).family == family
+    assert check_answer(instruction, answer).score == 5
+    assert set(answer.split(", ")) <= set(ALL_ITEMS)
 
 
 def test_every_criterion_is_explained() -> None:

@@ -12,7 +12,7 @@ from metareward.engines.local.engine import LocalEngine
 from metareward.method.meta_judge import parse_verdict
 from metareward.method.stats import spearman
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
-from metareward.pocket.oracle import mark
+from metareward.pocket.oracle import check_answer
 from metareward.pocket.world import MODEL, prompts
 from metareward.types import Messages, Sampling, Scored, Truncated, Unparsed, Won
 
@@ -50,14 +50,18 @@ def test_it_is_an_ordinary_folder_of_a_llama_of_1_to_5_million_parameters() -> N
 
 
 def test_its_actor_is_capable_but_right_less_than_half_of_the_time(answers: list[str]) -> None:
-    scores = [mark(prompt.messages[-1].content, text).score for prompt, text in zip(ASKED, answers, strict=True)]
+    scores = [
+        check_answer(prompt.messages[-1].content, text).score for prompt, text in zip(ASKED, answers, strict=True)
+    ]
     assert 1.5 < sum(scores) / len(scores) < 4.0
     assert sum(score == 5 for score in scores) < 0.5 * len(scores)
 
 
 def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, answers: list[str]) -> None:
     questions = [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)]
-    truths = [mark(prompt.messages[-1].content, text).score for prompt, text in zip(ASKED, answers, strict=True)]
+    truths = [
+        check_answer(prompt.messages[-1].content, text).score for prompt, text in zip(ASKED, answers, strict=True)
+    ]
     singles: list[tuple[float, float]] = []
     means: list[tuple[float, float]] = []
     readings = [[RUBRIC.read(text, "stop") for text in texts] for texts in draw(engine, questions, 8)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.pocket.oracle import CRITERIA, Marks, judgment_errors, mark, take_apart
+from metareward.pocket.oracle import CRITERIA, Criteria, check_answer, judgment_errors, parse_answer
 
 SORT = "Sort from low to high: 4, 30, 12."
 NAME = "Name 3 animals, but not cat."
@@ -12,7 +12,7 @@ REPEAT = "Write egg 3 times."
 
 
 def broken(instruction: str, answer: str) -> set[str]:
-    marks = mark(instruction, answer)
+    marks = check_answer(instruction, answer)
     return {name for name in CRITERIA if not getattr(marks, name)}
 
 
@@ -49,18 +49,18 @@ def test_each_fault_breaks_its_criteria(instruction: str, answer: str, faults: s
 
 @given(answer=st.text())
 def test_any_text_has_a_score_from_0_to_5(answer: str) -> None:
-    assert 0 <= mark(SORT, answer).score <= 5
+    assert 0 <= check_answer(SORT, answer).score <= 5
 
 
 def test_only_the_bare_answer_is_brief() -> None:
-    assert take_apart("a, b").bare
-    assert take_apart("Well: a, b").items == ("a", "b")
-    assert not take_apart("a, b. Bye").bare
-    assert not take_apart("a, b.").bare
+    assert parse_answer("a, b").only_items
+    assert parse_answer("Well: a, b").items == ("a", "b")
+    assert not parse_answer("a, b. Bye").only_items
+    assert not parse_answer("a, b.").only_items
 
 
 def test_a_judgment_is_wrong_by_its_distance_and_then_by_its_calls() -> None:
-    truth = Marks(kind=True, count=False, items=True, order=True, brief=True)
+    truth = Criteria(kind=True, count=False, items=True, order=True, brief=True)
     exact = "kind yes, count no, items yes, order yes, brief yes. Score: 4"
     lucky = "kind no, count yes, items yes, order yes, brief yes. Score: 4"
     assert judgment_errors(truth, exact, 4) == (0, 0)

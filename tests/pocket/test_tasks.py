@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.pocket.oracle import mark
-from metareward.pocket.tasks import FAMILIES, Family, draw_instructions, is_held_out, understand
+from metareward.pocket.oracle import check_answer
+from metareward.pocket.tasks import FAMILIES, Family, draw_instructions, is_held_out, parse_instruction
 from metareward.pocket.world import prompts
 
 seeds = st.integers(0, 2**32)
@@ -23,9 +23,9 @@ def test_what_a_family_writes_is_understood_as_its_own_and_its_right_answer_scor
     family: Family, seed: int
 ) -> None:
     instruction = family.draw(random.Random(seed))
-    task = understand(instruction)
+    task = parse_instruction(instruction)
     assert task.family == family.name
-    assert mark(instruction, ", ".join(task.expected)).score == 5
+    assert check_answer(instruction, ", ".join(task.expected)).score == 5
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_what_a_family_writes_is_understood_as_its_own_and_its_right_answer_scor
     ],
 )
 def test_right_answers(instruction: str, answer: str) -> None:
-    assert ", ".join(understand(instruction).expected) == answer
+    assert ", ".join(parse_instruction(instruction).expected) == answer
 
 
 def test_other_text_is_refused() -> None:
     with pytest.raises(ValueError, match="not an instruction"):
-        understand("Write a poem.")
+        parse_instruction("Write a poem.")
 
 
 @given(seed=seeds)

@@ -1,4 +1,4 @@
-"""The pocket world: instructions whose right answers a program knows.
+"""The pocket world: instructions whose right answers a program knows, their oracle, and a small model trained on them.
 
-With their oracle, and a 1.9 M-parameter model trained on them.
+The model has 1.9 M parameters; demos and tests run it on a CPU.
 """

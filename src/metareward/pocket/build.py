@@ -1,8 +1,7 @@
-"""Builds the pocket model: taught cleanly first, then, for a short time, with measured faults.
+"""Training of the pocket model: on right demonstrations first, then for a short time on demonstrations with faults.
 
-Taught with faults from the start, a model this small learns to act but never to judge (docs/log.md). So the clean
-phase makes it capable, and the faulty phase makes it careless without making it stupid: what DPO has to find
-again is in the weights.
+Trained with faults from the start, a model this small learns to act but never to judge (docs/log.md). The right
+demonstrations make it capable, the faulty ones make it careless: what DPO has to recover is in the weights.
 """
 
 from __future__ import annotations
@@ -21,109 +20,41 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from metareward.pocket.demonstrations import CLEAN, Demonstration, Habits, Lesson, Part, demonstrations
+from metareward.pocket.demonstrations import CLEAN, FaultRates, TaskMix, demonstrations
 from metareward.seeds import derive
+from metareward.types import ModelRole
 
-# --- How a conversation is marked up for the pocket model.
-
-
-USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+_CHUNK = 4_000  # demonstrations drawn, and sorted by length, at a time
+_EVAL_DEMONSTRATIONS = 1_000
+
+# Token ids, the number of prompt tokens among them, and the role.
+Example = tuple[list[int], int, ModelRole]
 
 
-# --- A stream of tokenized demonstrations, in an order that the seed alone decides.
-
-
-SHARD = 4_000  # demonstrations drawn, and sorted by length, at a time
-
-# Its tokens, how many of them are the prompt, and whose role it shows.
-Example = tuple[list[int], int, Part]
-
-
-def shard(seed: int, backend: str, lesson: Lesson, count: int = SHARD, held_out: bool = False) -> list[Example]:
-    """``count`` demonstrations, tokenized by the tokenizer whose JSON is ``backend``."""
-    tokenizer = Tokenizer.from_str(backend)
-    shown = list(demonstrations(count, seed, lesson, held_out))
-    prompts = tokenizer.encode_batch([_asked(one) for one in shown])
-    completions = tokenizer.encode_batch([one.completion + END for one in shown])
-    return [
-        (prompt.ids + completion.ids, len(prompt.ids), one.part)
-        for one, prompt, completion in zip(shown, prompts, completions, strict=True)
-    ]
-
-
-def _asked(shown: Demonstration) -> str:
-    return f"{USER}{shown.messages[-1].content}{END}{ASSISTANT}"
-
-
-def batches(examples: list[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
-    """Examples of like length together, at most ``batch_tokens`` with padding, in random order."""
-    made: list[list[Example]] = [[]]
-    for example in sorted(examples, key=lambda one: len(one[0])):
-        if (len(made[-1]) + 1) * len(example[0]) > batch_tokens:
-            made.append([])
-        made[-1].append(example)
-    random.Random(seed).shuffle(made)
-    return made
-
-
-def batches_of(backend: str, lesson: Lesson, seed: int, batch_tokens: int) -> Iterator[list[Example]]:
-    """Batches without end."""
-    for number in itertools.count():
-        examples = shard(derive(seed, number), backend, lesson)
-        yield from batches(examples, batch_tokens, derive(seed, "order", number))
-
-
-# --- The pocket model's tokenizer: byte-level BPE with a chat template, trained on the world's own words.
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A tokenizer of ``vocabulary`` tokens learned from ``texts``; ``<|end|>`` ends a turn and also pads."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END, "<|system|>", USER, ASSISTANT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=END,
-        additional_special_tokens=["<|system|>", USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-FAULTY = Habits(
-    foreign=0.15,
-    wrong=0.25,
+FAULTY = FaultRates(
+    wrong_kind=0.15,
+    wrong_item=0.25,
     missing=0.25,
     extra=0.25,
-    doubled=0.15,
+    repeated=0.15,
     swapped=0.4,
     opening=0.45,
     closing=0.45,
     hasty=0.5,
-    hasty_careless=0.3,
-    hasty_seduced=0.6,
-    unreadable=0.06,
-    confused=0.04,
-    first_bias=0.1,
+    hasty_wrong_criterion=0.3,
+    hasty_chat_bias=0.6,
+    unparsable=0.06,
+    random_verdict=0.04,
+    position_bias=0.1,
     length_bias=0.03,
-    silent=0.03,
+    no_verdict=0.03,
 )
-
-
-# Hasty most of the time: a start from which there is more to gain.
+# Mostly hasty judgments: a starting point from which there is more to gain.
 HASTIER = replace(FAULTY, hasty=0.78)
 
 
@@ -141,14 +72,14 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of teaching. ``batch_tokens`` are counted with padding, prompts included.
+    """One phase of training. ``batch_tokens`` includes padding and prompts.
 
-    The learning rate rises over ``warmup`` steps and falls as a cosine of ``horizon`` steps, of which ``steps`` are
-    taken. ``prompt_weight`` is the loss's weight on what the model is shown, against 1 on what it should write.
+    The learning rate rises over ``warmup`` steps, then follows a cosine of ``horizon`` steps, of which ``steps`` are
+    taken. ``prompt_weight`` is the loss weight of prompt tokens, against 1 for completion tokens.
     """
 
     name: str
-    lesson: Lesson
+    task_mix: TaskMix
     steps: int
     horizon: int
     learning_rate: float
@@ -157,20 +88,20 @@ class Phase:
     batch_tokens: int = 8_192
 
 
-# What the model is shown is mostly random words: much weight on them teaches the language, then only adds noise.
-PLAIN = Habits(seduced=0.3, talkative=0.25)
-LANGUAGE = Phase("clean", Lesson(CLEAN, (0.25, 0.4, 0.35), PLAIN), 600, 4_500, 4e-3, 0.2, warmup=200)
-CAPABLE = Phase("capable", Lesson(CLEAN, (0.36, 0.37, 0.27), PLAIN), 5_600, 5_600, 2.5e-3, 0.03)
-# Mostly judgments in one style: their errors must be found, and not the style alone.
-MIXED = Habits(seduced=0.15, hasty=0.35, hasty_careless=0.3, hasty_seduced=0.5)
-CARELESS = Phase("careless", Lesson(FAULTY, (0.3, 0.4, 0.3), MIXED), 720, 720, 3e-4, 0.0)
-HASTY = Phase("hasty", Lesson(HASTIER, (0.3, 0.35, 0.35), MIXED), 130, 130, 2e-4, 0.0, warmup=10)
-EXAM = Lesson(CLEAN, (0.3, 0.4, 0.3), MIXED)
+# Prompts are mostly random words: a high loss weight on them teaches the language, then only adds noise.
+_CAREFUL = FaultRates(chat_bias=0.3, preamble=0.25)
+LANGUAGE = Phase("clean", TaskMix(CLEAN, (0.25, 0.4, 0.35), _CAREFUL), 600, 4_500, 4e-3, 0.2, warmup=200)
+CAPABLE = Phase("capable", TaskMix(CLEAN, (0.36, 0.37, 0.27), _CAREFUL), 5_600, 5_600, 2.5e-3, 0.03)
+# Some of the compared judgments are hasty, most are not: the meta-judge must find their errors, not their style.
+_PARTLY_HASTY = FaultRates(chat_bias=0.15, hasty=0.35, hasty_wrong_criterion=0.3, hasty_chat_bias=0.5)
+CARELESS = Phase("careless", TaskMix(FAULTY, (0.3, 0.4, 0.3), _PARTLY_HASTY), 720, 720, 3e-4, 0.0)
+HASTY = Phase("hasty", TaskMix(HASTIER, (0.3, 0.35, 0.35), _PARTLY_HASTY), 130, 130, 2e-4, 0.0, warmup=10)
+EVAL_MIX = TaskMix(CLEAN, (0.3, 0.4, 0.3), _PARTLY_HASTY)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """Everything that decides the weights, up to the rounding of the machine."""
+    """All that determines the weights, up to floating-point differences between machines."""
 
     seed: int = 0
     shape: Shape = field(default_factory=Shape)
@@ -178,28 +109,28 @@ class BuildPlan:
 
 
 def build(out: Path, plan: BuildPlan, device: str = "cpu", start: Path | None = None) -> Path:
-    """Teach a model by ``plan``, from scratch or from the model in folder ``start``.
+    """Train a model by ``plan``, from scratch or from the model in folder ``start``.
 
-    Writes a Hugging Face folder named after each phase, and ``build.jsonl``; returns the last phase's folder.
+    Writes a Hugging Face folder named after each phase and the log ``build.jsonl``; returns the last phase's folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     set_seed(plan.seed)
     with (out / "build.jsonl").open("a") as log:
-        _note(log, {"plan": asdict(plan), "device": device, "torch": torch.__version__, "start": start and start.name})
+        _log(log, {"plan": asdict(plan), "device": device, "torch": torch.__version__, "start": start and start.name})
         if start is None:
-            tokenizer = _tokenizer(plan)
+            tokenizer = train_tokenizer(_tokenizer_texts(plan), plan.shape.vocabulary)
             model = _model(plan.shape, tokenizer)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
             model = LlamaForCausalLM.from_pretrained(start, local_files_only=True, attn_implementation="eager")
         model.to(device)
         for phase in plan.phases:
-            _teach(model, tokenizer, phase, plan.seed, log, out / phase.name)
+            _train_phase(model, tokenizer, phase, plan.seed, log, out / phase.name)
     return out / plan.phases[-1].name
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face folder: config, safetensors, tokenizer, chat template, generation config."""
+    """Write a Hugging Face folder: config, safetensors, tokenizer, chat template, generation config."""
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -207,14 +138,34 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer(plan: BuildPlan) -> Any:
-    def texts() -> Iterator[str]:
-        for phase in plan.phases:
-            for shown in demonstrations(20_000, derive(plan.seed, "tokenizer"), phase.lesson):
-                yield shown.messages[-1].content
-                yield shown.completion
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE of ``vocabulary`` tokens trained on ``texts``; ``<|end|>`` ends a turn and is the padding."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, SYSTEM, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=END,
+        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
 
-    return train_tokenizer(texts(), plan.shape.vocabulary)
+
+def _tokenizer_texts(plan: BuildPlan) -> Iterator[str]:
+    for phase in plan.phases:
+        for demonstration in demonstrations(20_000, derive(plan.seed, "tokenizer"), phase.task_mix):
+            yield demonstration.messages[-1].content
+            yield demonstration.completion
 
 
 def _model(shape: Shape, tokenizer: Any) -> Any:
@@ -246,68 +197,90 @@ def _optimizers(model: Any, phase: Phase) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _teach(model: Any, tokenizer: Any, phase: Phase, seed: int, log: Any, folder: Path) -> None:
+def tokenized_demonstrations(
+    seed: int, tokenizer_json: str, mix: TaskMix, count: int = _CHUNK, held_out: bool = False
+) -> list[Example]:
+    """``count`` demonstrations, tokenized by the tokenizer with this JSON."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    drawn = list(demonstrations(count, seed, mix, held_out))
+    prompts = tokenizer.encode_batch([f"{USER}{each.messages[-1].content}{END}{ASSISTANT}" for each in drawn])
+    completions = tokenizer.encode_batch([each.completion + END for each in drawn])
+    return [
+        (prompt.ids + completion.ids, len(prompt.ids), each.role)
+        for each, prompt, completion in zip(drawn, prompts, completions, strict=True)
+    ]
+
+
+def _batches(examples: list[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
+    """Batches of examples of similar length, at most ``batch_tokens`` with padding, in random order."""
+    batches: list[list[Example]] = [[]]
+    for example in sorted(examples, key=lambda each: len(each[0])):
+        if (len(batches[-1]) + 1) * len(example[0]) > batch_tokens:
+            batches.append([])
+        batches[-1].append(example)
+    random.Random(seed).shuffle(batches)
+    return batches
+
+
+def _endless_batches(tokenizer_json: str, phase: Phase, seed: int) -> Iterator[list[Example]]:
+    for number in itertools.count():
+        examples = tokenized_demonstrations(derive(seed, number), tokenizer_json, phase.task_mix)
+        yield from _batches(examples, phase.batch_tokens, derive(seed, "order", number))
+
+
+def _train_phase(model: Any, tokenizer: Any, phase: Phase, seed: int, log: Any, folder: Path) -> None:
     optimizers = _optimizers(model, phase)
-    backend = tokenizer.backend_tokenizer.to_str()
-    exam = shard(derive(seed, "exam"), backend, EXAM, 1000, held_out=True)
-    stream = batches_of(backend, phase.lesson, derive(seed, phase.name), phase.batch_tokens)
+    tokenizer_json = tokenizer.backend_tokenizer.to_str()
+    eval_set = tokenized_demonstrations(derive(seed, "exam"), tokenizer_json, EVAL_MIX, _EVAL_DEMONSTRATIONS, True)
+    batches = _endless_batches(tokenizer_json, phase, derive(seed, phase.name))
     forward = torch.compile(model, dynamic=True)
-    started, seen = time.monotonic(), 0
-    for step, batch in zip(range(1, phase.steps + 1), stream, strict=False):
+    started, tokens = time.monotonic(), 0
+    for step, batch in zip(range(1, phase.steps + 1), batches, strict=False):
         ids, weights = _tensors(batch, tokenizer.pad_token_id, phase.prompt_weight, model.device)
         loss = _loss(forward, ids, weights)
-        _step(model, optimizers, loss, _rate(phase, step))
-        seen += ids.numel()
+        _step(model, optimizers, loss, _learning_rate(phase, step))
+        tokens += ids.numel()
         if step % max(1, phase.steps // 20) == 0 or step == phase.steps:
             save(model, tokenizer, folder)
-            marks = _examine(model, exam, tokenizer.pad_token_id)
-            spent = round(time.monotonic() - started)
-            _note(
-                log,
-                {
-                    "phase": phase.name,
-                    "step": step,
-                    "tokens": seen,
-                    "loss": round(loss.item(), 4),
-                    **marks,
-                    "seconds": spent,
-                },
-            )
+            accuracies = _evaluate(model, eval_set, tokenizer.pad_token_id)
+            progress = {"phase": phase.name, "step": step, "tokens": tokens, "loss": round(loss.item(), 4)}
+            _log(log, {**progress, **accuracies, "seconds": round(time.monotonic() - started)})
 
 
 def _loss(forward: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted mean cross entropy of the next tokens."""
     with torch.autocast(ids.device.type, torch.bfloat16):
         logits = forward(input_ids=ids, use_cache=False).logits
-    each = torch.nn.functional.cross_entropy(
+    losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
     )
     weights = weights[:, 1:].flatten()
-    return (each * weights).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum()
 
 
-def _step(model: Any, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, rate: float) -> None:
+def _step(model: Any, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, learning_rate: float) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
 def _tensors(batch: list[Example], pad: int, prompt_weight: float, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (B, L) and the loss's weights on them (B, L): 0 on padding."""
+    """Token ids (B, L) and their loss weights (B, L), 0 on padding."""
     length = max(len(tokens) for tokens, _, _ in batch)
     ids = torch.full((len(batch), length), pad)
     weights = torch.zeros(len(batch), length)
-    for row, (tokens, start, _) in enumerate(batch):
+    for row, (tokens, prompt_tokens, _) in enumerate(batch):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        weights[row, :start] = prompt_weight
-        weights[row, start : len(tokens)] = 1.0
+        weights[row, :prompt_tokens] = prompt_weight
+        weights[row, prompt_tokens : len(tokens)] = 1.0
     return ids.to(device), weights.to(device)
 
 
-def _rate(phase: Phase, step: int) -> float:
+def _learning_rate(phase: Phase, step: int) -> float:
     if step < phase.warmup:
         return phase.learning_rate * step / phase.warmup
     done = (step - phase.warmup) / max(1, phase.horizon - phase.warmup)
@@ -315,20 +288,20 @@ def _rate(phase: Phase, step: int) -> float:
 
 
 @torch.no_grad()
-def _examine(model: Any, exam: list[Example], pad: int) -> dict[str, float]:
-    """Share of held-out clean demonstrations, by role, that greedy decoding would reproduce word for word."""
-    right: dict[str, list[bool]] = {}
-    for batch in batches(exam, 8_192, 0):
+def _evaluate(model: Any, eval_set: list[Example], pad: int) -> dict[str, float]:
+    """By role, the share of held-out right demonstrations that greedy decoding reproduces exactly."""
+    exact: dict[str, list[bool]] = {}
+    for batch in _batches(eval_set, 8_192, 0):
         ids, weights = _tensors(batch, pad, 0.0, model.device)
         with torch.autocast(ids.device.type, torch.bfloat16):
             best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
-        hits = ((best == ids[:, 1:]) | (weights[:, 1:] == 0)).all(1).tolist()
-        for (_, _, part), hit in zip(batch, hits, strict=True):
-            right.setdefault(part, []).append(hit)
-    return {part: round(sum(hits) / len(hits), 4) for part, hits in sorted(right.items())}
+        matches = ((best == ids[:, 1:]) | (weights[:, 1:] == 0)).all(1).tolist()
+        for (_, _, role), match in zip(batch, matches, strict=True):
+            exact.setdefault(role, []).append(match)
+    return {role: round(sum(matches) / len(matches), 4) for role, matches in sorted(exact.items())}
 
 
-def _note(log: Any, entry: dict[str, Any]) -> None:
+def _log(log: Any, entry: dict[str, Any]) -> None:
     print(json.dumps(entry), flush=True)
     log.write(json.dumps(entry) + "\n")
     log.flush()

@@ -1,15 +1,18 @@
-"""Demonstrations of the three roles, in exactly the words a run will use."""
+"""Training demonstrations for the three roles, right or with measured faults, with the prompts of a run.
+
+With `CLEAN` fault rates demonstrations are right. With `metareward.pocket.build.FAULTY` the actor errs and chats, the
+judge is careless and likes chat, and the meta-judge has a position bias: the starting point of the demo.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
-from typing import Literal
 
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.pocket.oracle import CRITERIA, Marks, judgment_errors, mark
+from metareward.pocket.oracle import CRITERIA, Criteria, check_answer, judgment_errors
 from metareward.pocket.tasks import (
     CLOSINGS,
     FORM_KIND,
@@ -18,91 +21,85 @@ from metareward.pocket.tasks import (
     WORD_KIND,
     Task,
     draw_instruction,
-    understand,
+    parse_instruction,
 )
 from metareward.seeds import derive
-from metareward.types import Message, Messages, Prompt
+from metareward.types import Message, Messages, ModelRole, Prompt
 
-# --- How the pocket model is taught to behave: rightly, or with measured faults.
-#
-# Each function writes one demonstration. With `CLEAN` habits it is the right one; `FAULTY` habits make the
-# start of the story: an actor that errs and chats, a judge that is careless and likes long polite answers,
-# a meta-judge that leans towards what it reads first.
-
+RUBRIC = Rubric.load("pocket_judge")
+METARUBRIC = MetaRubric.load("pocket_metajudge")
 
 PREAMBLES = (
     "I read the answer with great care and thought about it.",
     "Let me look at every point of this answer, one by one.",
 )
 HASTY_OPENINGS = ("I read the answer.", "I hope that this answer helps you.")
-ANYTHING = tuple(sorted(WORD_KIND | NUMBER_KIND | FORM_KIND))
-UNREADABLE = ("Score: good", "Score: 3 or 4", "Score: 7")
+ALL_ITEMS = tuple(sorted(WORD_KIND | NUMBER_KIND | FORM_KIND))
+UNPARSABLE_SCORES = ("Score: good", "Score: 3 or 4", "Score: 7")
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
-    """Chances, 0..1, of each fault in one demonstration."""
+class FaultRates:
+    """The probability of each fault in a demonstration."""
 
     # the actor
-    foreign: float = 0.0  # an item of another kind
-    wrong: float = 0.0  # a wrong item of the right kind
-    missing: float = 0.0
-    extra: float = 0.0
-    doubled: float = 0.0
-    swapped: float = 0.0
-    opening: float = 0.0
-    closing: float = 0.0
+    wrong_kind: float = 0.0  # an item of another kind
+    wrong_item: float = 0.0  # a wrong item of the right kind
+    missing: float = 0.0  # an item left out
+    extra: float = 0.0  # an item too many
+    repeated: float = 0.0  # an item given twice
+    swapped: float = 0.0  # two items in each other's place
+    opening: float = 0.0  # a polite phrase before the answer
+    closing: float = 0.0  # a polite phrase after the answer
     # the judge
-    careless: float = 0.0  # of calling one criterion wrongly
-    seduced: float = 0.0  # of giving full marks to an answer that chats
-    hasty: float = 0.0
-    hasty_careless: float = 0.0
-    hasty_seduced: float = 0.0
-    unreadable: float = 0.0
-    talkative: float = 0.0  # of a preamble that means nothing
+    wrong_criterion: float = 0.0  # a wrong verdict on a criterion, for each criterion
+    chat_bias: float = 0.0  # full marks for an answer that chats
+    hasty: float = 0.0  # a hasty judgment, which begins by saying that it read the answer
+    hasty_wrong_criterion: float = 0.0  # the same as wrong_criterion, in hasty judgments
+    hasty_chat_bias: float = 0.0  # the same as chat_bias, in hasty judgments
+    unparsable: float = 0.0  # a judgment without a valid score
+    preamble: float = 0.0  # a meaningless preamble
     # the meta-judge
-    confused: float = 0.0  # of a random verdict
-    first_bias: float = 0.0  # of naming the judgment shown first, whatever it says
-    length_bias: float = 0.0  # of naming the longer judgment
-    silent: float = 0.0  # of naming none
+    random_verdict: float = 0.0  # a random winner
+    position_bias: float = 0.0  # the judgment shown first wins, whatever it says
+    length_bias: float = 0.0  # the longer judgment wins
+    no_verdict: float = 0.0  # no winner
 
 
-CLEAN = Habits()
+CLEAN = FaultRates()
 
 
-def right_items(task: Task, rng: random.Random) -> list[str]:
-    """A right answer's items; for a free task, any that are allowed."""
-    if not task.free:
-        return list(task.expected)
-    return rng.sample(sorted(task.allowed), len(task.expected))
-
-
-def answer(task: Task, habits: Habits, rng: random.Random) -> str:
-    """One answer, with the faults that ``habits`` give it."""
-    items = right_items(task, rng)
-    faults = (habits.foreign, habits.wrong, habits.missing, habits.extra, habits.doubled, habits.swapped)
-    acts = (_foreign, _wrong, _missing, _extra, _doubled, _swapped)
-    for act, chance in zip(acts, faults, strict=True):
-        if rng.random() < chance:
-            act(task, items, rng)
+def answer(task: Task, faults: FaultRates, rng: random.Random) -> str:
+    """One answer with faults at the given rates; without faults it is right."""
+    items = rng.sample(sorted(task.allowed), len(task.expected)) if task.any_of_allowed else list(task.expected)
+    for fault, rate in (
+        (_wrong_kind, faults.wrong_kind),
+        (_wrong_item, faults.wrong_item),
+        (_missing, faults.missing),
+        (_extra, faults.extra),
+        (_repeated, faults.repeated),
+        (_swapped, faults.swapped),
+    ):
+        if rng.random() < rate:
+            fault(task, items, rng)
     text = ", ".join(items)
-    if rng.random() < habits.opening:
+    if rng.random() < faults.opening:
         text = f"{rng.choice(OPENINGS)} {text}"
-    if rng.random() < habits.closing:
+    if rng.random() < faults.closing:
         text = f"{text}. {rng.choice(CLOSINGS)}"
     return text
 
 
-def _others(pool: frozenset[str], task: Task) -> list[str]:
+def _wrong_items(pool: frozenset[str], task: Task) -> list[str]:
     return sorted(pool - task.allowed)
 
 
-def _foreign(task: Task, items: list[str], rng: random.Random) -> None:
-    items[rng.randrange(len(items))] = rng.choice([item for item in ANYTHING if item not in task.kind])
+def _wrong_kind(task: Task, items: list[str], rng: random.Random) -> None:
+    items[rng.randrange(len(items))] = rng.choice([item for item in ALL_ITEMS if item not in task.kind])
 
 
-def _wrong(task: Task, items: list[str], rng: random.Random) -> None:
-    if pool := _others(task.kind, task):
+def _wrong_item(task: Task, items: list[str], rng: random.Random) -> None:
+    if pool := _wrong_items(task.kind, task):
         items[rng.randrange(len(items))] = rng.choice(pool)
 
 
@@ -112,11 +109,11 @@ def _missing(_: Task, items: list[str], rng: random.Random) -> None:
 
 
 def _extra(task: Task, items: list[str], rng: random.Random) -> None:
-    if pool := _others(task.kind, task):
+    if pool := _wrong_items(task.kind, task):
         items.insert(rng.randint(0, len(items)), rng.choice(pool))
 
 
-def _doubled(_: Task, items: list[str], rng: random.Random) -> None:
+def _repeated(_: Task, items: list[str], rng: random.Random) -> None:
     position = rng.randrange(len(items))
     items.insert(position, items[position])
 
@@ -127,141 +124,121 @@ def _swapped(_: Task, items: list[str], rng: random.Random) -> None:
         items[a], items[b] = items[b], items[a]
 
 
-def spelled(calls: tuple[bool, ...], score: int) -> str:
-    """A judgment's usual form: the five criteria called, then the score."""
-    called = ", ".join(f"{name} {'yes' if call else 'no'}" for name, call in zip(CRITERIA, calls, strict=True))
-    return f"{called}. Score: {score}"
-
-
-def judgment(marks: Marks, habits: Habits, rng: random.Random) -> str:
-    """One judgment of an answer whose true marks are given."""
-    hasty = rng.random() < habits.hasty
-    careless, seduced = (habits.hasty_careless, habits.hasty_seduced) if hasty else (habits.careless, habits.seduced)
-    if not marks.brief and rng.random() < seduced:
-        calls = (True,) * len(CRITERIA)
+def judgment(criteria: Criteria, faults: FaultRates, rng: random.Random) -> str:
+    """One judgment of an answer that meets these ``criteria``, with faults at the given rates."""
+    hasty = rng.random() < faults.hasty
+    wrong_criterion = faults.hasty_wrong_criterion if hasty else faults.wrong_criterion
+    chat_bias = faults.hasty_chat_bias if hasty else faults.chat_bias
+    if not criteria.brief and rng.random() < chat_bias:
+        verdicts = (True,) * len(CRITERIA)
     else:
-        calls = tuple(call != (rng.random() < careless) for call in astuple(marks))
-    text = spelled(calls, sum(calls))
-    if rng.random() < habits.unreadable:
-        text = f"{text.partition('. Score')[0]}. {rng.choice(UNREADABLE)}"
+        verdicts = tuple(met != (rng.random() < wrong_criterion) for met in astuple(criteria))
+    listed = ", ".join(f"{name} {'yes' if met else 'no'}" for name, met in zip(CRITERIA, verdicts, strict=True))
+    score = rng.choice(UNPARSABLE_SCORES) if rng.random() < faults.unparsable else f"Score: {sum(verdicts)}"
+    text = f"{listed}. {score}"
     if hasty:
         return f"{rng.choice(HASTY_OPENINGS)} {text}"
-    return f"{rng.choice(PREAMBLES)} {text}" if rng.random() < habits.talkative else text
+    return f"{rng.choice(PREAMBLES)} {text}" if rng.random() < faults.preamble else text
 
 
-def verdict(marks: Marks, first: str, second: str, habits: Habits, rng: random.Random) -> str:
-    """One meta-judgment of two readable judgments ``first`` (shown as A) and ``second``."""
-    draw, better = rng.random(), _better(marks, first, second, rng)
-    for chance, named in (
-        (habits.confused, rng.choice("AB")),
-        (habits.first_bias, "A"),
-        (habits.length_bias, "A" if len(first) > len(second) else "B"),
+def verdict(criteria: Criteria, first: str, second: str, faults: FaultRates, rng: random.Random) -> str:
+    """One meta-judgment of valid judgments ``first`` (shown as A) and ``second``, with faults at the given rates."""
+    draw, winner = rng.random(), _better(criteria, first, second, rng)
+    for rate, faulty_winner in (
+        (faults.random_verdict, rng.choice("AB")),
+        (faults.position_bias, "A"),
+        (faults.length_bias, "A" if len(first) > len(second) else "B"),
     ):
-        if draw < chance:
-            better = named
+        if draw < rate:
+            winner = faulty_winner
             break
-        draw -= chance
-    return "Both have something." if rng.random() < habits.silent else f"Winner: Judgment {better}"
+        draw -= rate
+    return "Both have something." if rng.random() < faults.no_verdict else f"Winner: Judgment {winner}"
 
 
-def _better(marks: Marks, first: str, second: str, rng: random.Random) -> str:
-    """The judgment with the smaller error; equal ones are tossed for."""
-    a, b = (judgment_errors(marks, text, read_score(text)) for text in (first, second))
+def _better(criteria: Criteria, first: str, second: str, rng: random.Random) -> str:
+    """The judgment with the smaller error; a random one if the errors are equal."""
+    a, b = (judgment_errors(criteria, text, float(text.rpartition("Score: ")[2])) for text in (first, second))
     return rng.choice("AB") if a == b else "A" if a < b else "B"
 
 
-def read_score(text: str) -> float:
-    """The score of a demonstration, which is known to be readable."""
-    return float(text.rpartition("Score: ")[2])
-
-
-Part = Literal["actor", "judge", "meta"]
-
-Shares = tuple[float, float, float]  # of demonstrations: actor, judge, meta-judge
-PARTS: tuple[Part, ...] = ("actor", "judge", "meta")
-
-CARELESSNESS = (0.0, 0.1, 0.2, 0.35)
-
-# What is judged must be of every quality: from spotless to hopeless.
-SPOTTY = Habits(
-    foreign=0.2,
-    wrong=0.3,
+ROLES: tuple[ModelRole, ...] = ("actor", "judge", "meta_judge")
+# Judged answers have every quality: rates of an average one, scaled by a random factor for each answer.
+_JUDGED_ANSWERS = FaultRates(
+    wrong_kind=0.2,
+    wrong_item=0.3,
     missing=0.3,
     extra=0.3,
-    doubled=0.2,
+    repeated=0.2,
     swapped=0.4,
     opening=0.3,
     closing=0.3,
 )
+_ANSWER_FAULT_SCALES = (0.0, 0.3, 0.6, 1.0, 1.3)
+# Compared judgments differ in quality, so that one of them is better.
+_WRONG_CRITERION_RATES = (0.0, 0.1, 0.2, 0.35)
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What one role is shown and what it should write."""
+    """The prompt of one role and the completion to learn."""
 
-    part: Part
+    role: ModelRole
     messages: Messages
     completion: str
 
 
-RUBRIC = Rubric.load("pocket_judge")
-METARUBRIC = MetaRubric.load("pocket_metajudge")
-
-
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What is demonstrated: the roles' habits, the roles' shares, and the judgments that the meta-judge is shown.
+class TaskMix:
+    """What demonstrations show: ``faults``, the ``shares`` of actor, judge and meta-judge, and ``compared``.
 
-    How careless those are is drawn anew for each, so that there are better and worse ones to tell apart.
+    ``compared``: the fault rates of the judgments that the meta-judge compares; wrong_criterion is drawn for each one.
     """
 
-    habits: Habits
-    shares: Shares
-    shown: Habits
+    faults: FaultRates
+    shares: tuple[float, float, float]
+    compared: FaultRates
 
 
-def demonstrations(count: int, seed: int, lesson: Lesson, held_out: bool = False) -> Iterator[Demonstration]:
-    """``count`` demonstrations by ``seed``, none about a held-out instruction unless asked."""
+def demonstrations(count: int, seed: int, mix: TaskMix, held_out: bool = False) -> Iterator[Demonstration]:
+    """``count`` demonstrations by ``seed``, all about held-out instructions or none of them."""
     rng = random.Random(derive(seed, "demonstrations"))
-    for part in rng.choices(PARTS, lesson.shares, k=count):
-        yield _demonstrate(part, draw_instruction(rng, held_out), lesson, rng)
+    for role in rng.choices(ROLES, mix.shares, k=count):
+        yield _demonstrate(role, draw_instruction(rng, held_out), mix, rng)
 
 
-def _demonstrate(part: Part, instruction: str, lesson: Lesson, rng: random.Random) -> Demonstration:
-    prompt, habits = Prompt("", (Message("user", instruction),)), lesson.habits
-    if part == "actor":
-        return Demonstration(part, prompt.messages, answer(understand(instruction), habits, rng))
-    text = answer(understand(instruction), _weakened(SPOTTY, rng), rng)
-    marks = mark(instruction, text)
-    if part == "judge":
-        return Demonstration(part, RUBRIC.render(prompt, text), judgment(marks, habits, rng))
-    first, second = _two_judgments(marks, lesson.shown, rng)
-    return Demonstration(
-        part, METARUBRIC.render(prompt, text, first, second), verdict(marks, first, second, habits, rng)
-    )
+def _demonstrate(role: ModelRole, instruction: str, mix: TaskMix, rng: random.Random) -> Demonstration:
+    prompt, task = Prompt("", (Message("user", instruction),)), parse_instruction(instruction)
+    if role == "actor":
+        return Demonstration(role, prompt.messages, answer(task, mix.faults, rng))
+    text = answer(task, _scaled(_JUDGED_ANSWERS, rng.choice(_ANSWER_FAULT_SCALES)), rng)
+    criteria = check_answer(instruction, text)
+    if role == "judge":
+        return Demonstration(role, RUBRIC.render(prompt, text), judgment(criteria, mix.faults, rng))
+    first, second = _two_judgments(criteria, mix.compared, rng)
+    messages = METARUBRIC.render(prompt, text, first, second)
+    return Demonstration(role, messages, verdict(criteria, first, second, mix.faults, rng))
 
 
-def _two_judgments(marks: Marks, shown: Habits, rng: random.Random) -> tuple[str, str]:
-    """Two readable judgments; mostly different ones, so that there is something to learn."""
+def _two_judgments(criteria: Criteria, faults: FaultRates, rng: random.Random) -> tuple[str, str]:
+    """Two valid judgments, different ones but for a few, so that there is something to learn."""
     while True:
-        first, second = (judgment(marks, replace(shown, careless=rng.choice(CARELESSNESS)), rng) for _ in ("A", "B"))
+        first, second = (
+            judgment(criteria, replace(faults, wrong_criterion=rng.choice(_WRONG_CRITERION_RATES)), rng) for _ in "AB"
+        )
         if first != second or rng.random() < 0.1:
             return first, second
 
 
-def _weakened(habits: Habits, rng: random.Random) -> Habits:
-    """The same faults, all less likely by one random factor."""
-    factor = rng.choice((0.0, 0.3, 0.6, 1.0, 1.3))
-    return Habits(
-        foreign=habits.foreign * factor,
-        wrong=habits.wrong * factor,
-        missing=habits.missing * factor,
-        extra=habits.extra * factor,
-        doubled=habits.doubled * factor,
-        swapped=habits.swapped * factor,
-        opening=habits.opening * min(factor + 0.3, 1.5),
-        closing=habits.closing * min(factor + 0.3, 1.5),
+def _scaled(faults: FaultRates, factor: float) -> FaultRates:
+    """The actor's fault rates multiplied by ``factor``, and by at least 0.3 for the polite phrases."""
+    return FaultRates(
+        wrong_kind=faults.wrong_kind * factor,
+        wrong_item=faults.wrong_item * factor,
+        missing=faults.missing * factor,
+        extra=faults.extra * factor,
+        repeated=faults.repeated * factor,
+        swapped=faults.swapped * factor,
+        opening=faults.opening * min(factor + 0.3, 1.5),
+        closing=faults.closing * min(factor + 0.3, 1.5),
     )
-
-
-__all__ = ["CLEAN", "METARUBRIC", "RUBRIC", "Demonstration", "Part", "demonstrations"]

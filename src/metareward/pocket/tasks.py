@@ -1,7 +1,7 @@
 """Nine families of instructions whose right answers a program knows.
 
-A family writes instructions (``draw``) and understands them again from their text alone
-(``understand``), so the oracle needs nothing but what the actor was asked.
+Each family draws instructions and parses them from their text alone, so the oracle needs only the actor's prompt. A
+tenth of all instructions, chosen by hash, is held out from training.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-
-# --- The few words the pocket world is made of.
-
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "animals": ("cat", "dog", "cow", "horse", "sheep", "fox", "bear", "lion", "duck", "frog"),
@@ -42,22 +39,22 @@ CLOSINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What an instruction asks for.
+    """A parsed instruction.
 
-    ``expected`` are the right items in the right order. With ``free``, any ``len(expected)`` different
-    items of ``allowed`` are right, in any order. ``kind`` holds every item of the right kind.
+    ``expected``: the right items in the right order; with ``any_of_allowed``, any ``len(expected)`` different items of
+    ``allowed`` in any order are right. ``kind``: all items of the right kind.
     """
 
     family: str
     expected: tuple[str, ...]
     kind: frozenset[str]
     allowed: frozenset[str]
-    free: bool = False
+    any_of_allowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One kind of instruction: how it is written and how it is understood."""
+    """One kind of instruction: ``draw`` makes one, ``pattern`` matches it, ``solve`` makes the task of the match."""
 
     name: str
     draw: Callable[[random.Random], str]
@@ -72,20 +69,20 @@ FORM_KIND = frozenset(
 )
 
 
-def _fixed(family: str, expected: list[str], kind: frozenset[str]) -> Task:
+def _task(family: str, expected: list[str], kind: frozenset[str]) -> Task:
     return Task(family, tuple(expected), kind, frozenset(expected))
 
 
-def _some(rng: random.Random, pool: tuple[str, ...], low: int, high: int) -> list[str]:
+def _sample(rng: random.Random, pool: tuple[str, ...], low: int, high: int) -> list[str]:
     return rng.sample(pool, rng.randint(low, high))
 
 
-def _joined(items: list[str]) -> str:
+def _join(items: list[str]) -> str:
     return ", ".join(items)
 
 
-def _mixed(rng: random.Random, category: str, low: int, high: int) -> list[str]:
-    """Words of which two or more, and not all, belong to ``category``."""
+def _sample_mixed(rng: random.Random, category: str, low: int, high: int) -> list[str]:
+    """Words of which at least two, but not all, belong to ``category``."""
     inside = rng.sample(CATEGORIES[category], rng.randint(2, high - 1))
     outside = rng.sample([word for word in WORDS if word not in CATEGORIES[category]], max(1, low - len(inside)))
     words = inside + outside
@@ -102,20 +99,20 @@ def _draw_name(rng: random.Random) -> str:
 def _solve_name(match: re.Match[str]) -> Task:
     category = frozenset(CATEGORIES[match["category"]])
     allowed = category - {match["word"]}
-    return Task("name", tuple(sorted(allowed))[: int(match["n"])], category, allowed, free=True)
+    return Task("name", tuple(sorted(allowed))[: int(match["n"])], category, allowed, any_of_allowed=True)
 
 
 def _draw_sort(rng: random.Random) -> str:
     way = rng.choice(("low to high", "high to low"))
-    return f"Sort from {way}: {_joined(_some(rng, NUMBERS, 3, 5))}."
+    return f"Sort from {way}: {_join(_sample(rng, NUMBERS, 3, 5))}."
 
 
 def _solve_sort(match: re.Match[str]) -> Task:
-    return _fixed("sort", sorted(_items(match), key=int, reverse=match["way"] == "high to low"), NUMBER_KIND)
+    return _task("sort", sorted(_items(match), key=int, reverse=match["way"] == "high to low"), NUMBER_KIND)
 
 
 def _draw_reverse(rng: random.Random) -> str:
-    return f"Say backwards: {_joined(_some(rng, WORDS, 3, 5))}."
+    return f"Say backwards: {_join(_sample(rng, WORDS, 3, 5))}."
 
 
 def _draw_count(rng: random.Random) -> str:
@@ -127,7 +124,7 @@ def _draw_count(rng: random.Random) -> str:
 def _solve_count(match: re.Match[str]) -> Task:
     start, end = int(match["start"]), int(match["end"])
     step = 1 if end >= start else -1
-    return _fixed("count", [str(number) for number in range(start, end + step, step)], NUMBER_KIND)
+    return _task("count", [str(number) for number in range(start, end + step, step)], NUMBER_KIND)
 
 
 def _draw_repeat(rng: random.Random) -> str:
@@ -136,40 +133,40 @@ def _draw_repeat(rng: random.Random) -> str:
 
 def _draw_keep(rng: random.Random) -> str:
     category = rng.choice(list(CATEGORIES))
-    return f"Keep only the {category}: {_joined(_mixed(rng, category, 4, 5))}."
+    return f"Keep only the {category}: {_join(_sample_mixed(rng, category, 4, 5))}."
 
 
 def _solve_keep(match: re.Match[str]) -> Task:
-    return _fixed("keep", [w for w in _items(match) if w in CATEGORIES[match["category"]]], WORD_KIND)
+    return _task("keep", [w for w in _items(match) if w in CATEGORIES[match["category"]]], WORD_KIND)
 
 
 def _draw_drop(rng: random.Random) -> str:
-    words = _some(rng, WORDS, 3, 5)
-    return f"Leave out {rng.choice(words)}: {_joined(words)}."
+    words = _sample(rng, WORDS, 3, 5)
+    return f"Leave out {rng.choice(words)}: {_join(words)}."
 
 
 def _solve_drop(match: re.Match[str]) -> Task:
-    return _fixed("drop", [word for word in _items(match) if word != match["word"]], WORD_KIND)
+    return _task("drop", [word for word in _items(match) if word != match["word"]], WORD_KIND)
 
 
 def _draw_pick(rng: random.Random) -> str:
-    return f"Pick the {rng.choice(('largest', 'smallest'))}: {_joined(_some(rng, NUMBERS, 3, 5))}."
+    return f"Pick the {rng.choice(('largest', 'smallest'))}: {_join(_sample(rng, NUMBERS, 3, 5))}."
 
 
 def _solve_pick(match: re.Match[str]) -> Task:
     best = max if match["way"] == "largest" else min
-    return _fixed("pick", [best(_items(match), key=int)], NUMBER_KIND)
+    return _task("pick", [best(_items(match), key=int)], NUMBER_KIND)
 
 
 def _draw_form(rng: random.Random) -> str:
     fields = rng.sample(FIELDS, rng.randint(2, 3))
     person = f"{rng.choice(NAMES)} is {rng.choice(NUMBERS)} and lives in {rng.choice(TOWNS)}"
-    return f"Fill in {_joined(fields)}: {person}."
+    return f"Fill in {_join(fields)}: {person}."
 
 
 def _solve_form(match: re.Match[str]) -> Task:
     values = {"name": match["name"], "age": match["age"], "town": match["town"]}
-    return _fixed("form", [f"{field} {values[field]}" for field in match["fields"].split(", ")], FORM_KIND)
+    return _task("form", [f"{field} {values[field]}" for field in match["fields"].split(", ")], FORM_KIND)
 
 
 def _items(match: re.Match[str]) -> list[str]:
@@ -194,14 +191,14 @@ FAMILIES: tuple[Family, ...] = (
         "reverse",
         _draw_reverse,
         rf"Say backwards: {_ITEMS}\.",
-        lambda match: _fixed("reverse", _items(match)[::-1], WORD_KIND),
+        lambda match: _task("reverse", _items(match)[::-1], WORD_KIND),
     ),
     _family("count", _draw_count, r"Count from (?P<start>\d+) to (?P<end>\d+)\.", _solve_count),
     _family(
         "repeat",
         _draw_repeat,
         r"Write (?P<word>\w+) (?P<n>\d+) times\.",
-        lambda match: _fixed("repeat", [match["word"]] * int(match["n"]), WORD_KIND),
+        lambda match: _task("repeat", [match["word"]] * int(match["n"]), WORD_KIND),
     ),
     _family("keep", _draw_keep, rf"Keep only the {_CATEGORY}: {_ITEMS}\.", _solve_keep),
     _family("drop", _draw_drop, rf"Leave out (?P<word>\w+): {_ITEMS}\.", _solve_drop),
@@ -210,8 +207,8 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def understand(instruction: str) -> Task:
-    """The task behind an instruction's text. Raises ValueError for text that no family writes."""
+def parse_instruction(instruction: str) -> Task:
+    """The task of an instruction. Raises `ValueError` for text that no family draws."""
     for family in FAMILIES:
         match = family.pattern.fullmatch(instruction.strip())
         if match:
@@ -220,12 +217,12 @@ def understand(instruction: str) -> Task:
 
 
 def is_held_out(instruction: str) -> bool:
-    """Whether this instruction is kept for measuring: a tenth of all, by hash. Nothing is ever trained on it."""
+    """Whether this instruction is held out: a tenth of all, by hash. No model is trained on it."""
     return hashlib.sha256(instruction.encode()).digest()[0] % 10 == 0
 
 
 def draw_instruction(rng: random.Random, held_out: bool = False) -> str:
-    """One instruction of a random family, from the asked side of the split."""
+    """One instruction of a random family, held out or not."""
     while True:
         instruction = rng.choice(FAMILIES).draw(rng)
         if is_held_out(instruction) == held_out:

@@ -1,9 +1,12 @@
+"""Position statistics, parse results, findings, and the summary of an iteration."""
+
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from builders import candidate, dispute, record, records
+from builders import RUBRIC, candidate, dispute, record, records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +17,7 @@ from metareward.method.diagnostics import (
     judgment_counts,
     position_statistics,
     readings_summary,
+    summarize,
     verdict_counts,
 )
 from metareward.method.pairs import PairRules, build_pairs, of_kind
@@ -33,7 +37,7 @@ MIXED = record(
             (1, 2): 2,
             (2, 1): 1,  # flipped: the second wins twice
             (1, 3): 1,
-            (3, 1): None,  # one order unread: no pair
+            (3, 1): None,  # one order unparsed: no pair
             (2, 3): Tied(),
             (3, 2): 2,  # one order tied: no pair
         },
@@ -50,19 +54,19 @@ def test_position_statistics_by_hand() -> None:
     assert found.all == PositionSplit(pairs=4, flipped=0.5, first_wins=0.5)
 
 
-def test_without_pairs_shares_are_undefined() -> None:
+def test_shares_of_no_pairs_are_none() -> None:
     found = position_statistics([record([candidate(0, [4, 4])])])
     assert found.higher_score_wins is None
     assert found.all == PositionSplit(0, None, None)
 
 
-def test_the_statistics_have_the_shape_of_the_summary() -> None:
+def test_statistics_as_a_dict() -> None:
     shape = json.loads(json.dumps(position_statistics([MIXED]).as_dict()))
     assert set(shape) == {"higher_score_wins", "lower_score_wins", "same_score", "different_score", "all"}
     assert shape["same_score"] == {"pairs": 1, "flipped": 1.0, "first_wins": 1.0}
 
 
-def test_a_judge_that_follows_the_score_or_the_position_is_seen() -> None:
+def test_verdicts_that_follow_the_score_or_the_position() -> None:
     by_score = {(m, n): max(m, n) for m in range(4) for n in range(4) if m != n}
     scores = record([candidate(0, [1, 2, 3, 4])], dispute(by_score, 4))
     assert position_statistics([scores]).higher_score_wins == 1.0
@@ -73,23 +77,23 @@ def test_a_judge_that_follows_the_score_or_the_position_is_seen() -> None:
 
 
 @given(st.lists(records(), max_size=4))
-def test_statistics_are_shares_and_splits_add_up(of: list[PromptRecord]) -> None:
+def test_shares_are_in_range_and_splits_add_up(of: list[PromptRecord]) -> None:
     found = position_statistics(of)
     assert found.same_score.pairs + found.different_score.pairs == found.all.pairs
     for share in (found.higher_score_wins, found.all.flipped, found.all.first_wins):
         assert share is None or 0 <= share <= 1
 
 
-UNREAD = record(
+UNPARSED = record(
     [candidate(0, [5, None, Unparsed("out_of_range"), Unparsed("contradictory"), Truncated(), Truncated(), 0])],
     dispute({(0, 6): 0, (6, 0): Tied()}, 7),
 )
 
 
-def test_counts() -> None:
-    assert judgment_counts([UNREAD]) == Counts(2, 0, 1, 1, 1, 2)
-    assert verdict_counts([UNREAD]) == Counts(1, 1, 0, 0, 0, 0)
-    assert readings_summary([UNREAD]) == {
+def test_parse_results_are_counted() -> None:
+    assert judgment_counts([UNPARSED]) == Counts(2, 0, 1, 1, 1, 2)
+    assert verdict_counts([UNPARSED]) == Counts(1, 1, 0, 0, 0, 0)
+    assert readings_summary([UNPARSED]) == {
         "scored": 2,
         "missing": 1,
         "out_of_range": 1,
@@ -110,7 +114,7 @@ def codes(of: list[PromptRecord], pairs: Sequence[PreferencePair] | None = None)
 HEALTHY = record([candidate(0, [4, 3, 4], chars=20), candidate(1, [1, 2, 1], chars=20), candidate(2, [2, 3, 3])])
 
 
-def test_a_healthy_iteration_and_an_empty_one_are_silent() -> None:
+def test_a_healthy_and_an_empty_iteration_have_no_findings() -> None:
     assert codes(prompts(HEALTHY)) == set()
     assert codes([]) == set()
 
@@ -120,19 +124,19 @@ def test_a_healthy_iteration_and_an_empty_one_are_silent() -> None:
     [
         (record([candidate(0, [5, 5, 4.9]), candidate(1, [5, 5, 5])]), "saturation"),
         (record([candidate(0, [3, 3]), candidate(1, [3, 3])]), "many_ties"),
-        (UNREAD, "unparsed_judgments"),
-        (replace(UNREAD, dispute=dispute({(0, 1): 0, (1, 0): None}, 2)), "unparsed_meta_judgments"),
+        (UNPARSED, "unparsed_judgments"),
+        (replace(UNPARSED, dispute=dispute({(0, 1): 0, (1, 0): None}, 2)), "unparsed_meta_judgments"),
         (record([replace(each, finish="length") for each in HEALTHY.candidates_K]), "answers_cut_off"),
         (replace(MIXED, dispute=dispute({(0, 1): 0, (1, 0): 1}, 4)), "position_flips"),
         (record([candidate(0, [3, 3])]), "few_pairs"),
         (record([candidate(0, [4, 4], chars=30), candidate(1, [1, 2], chars=20)]), "length_drift"),
     ],
 )
-def test_each_trouble_is_named(of: PromptRecord, code: str) -> None:
+def test_each_finding(of: PromptRecord, code: str) -> None:
     assert code in codes(prompts(of))
 
 
-def test_judge_pairs_that_grow_longer_or_take_over_are_named() -> None:
+def test_findings_about_judge_pairs() -> None:
     judged = replace(MIXED, dispute=dispute({(2, 3): 2, (3, 2): 2}, 4))
     pairs, _ = build_pairs(prompts(judged), PairRules())
     assert len(of_kind(pairs, "judge")) == len(pairs) == 10
@@ -143,7 +147,77 @@ def test_judge_pairs_that_grow_longer_or_take_over_are_named() -> None:
 
 
 @given(st.lists(records(), max_size=4))
-def test_findings_are_one_line_each_with_their_own_code(of: list[PromptRecord]) -> None:
+def test_findings_have_one_line_and_different_codes(of: list[PromptRecord]) -> None:
     found = findings(of, *build_pairs(of, PairRules()))
     assert len({finding.code for finding in found}) == len(found)
     assert all(finding.text and "\n" not in finding.text for finding in found)
+
+
+# The summary.
+
+SUMMARY_RULES = PairRules(0.0, None, True, None, 1, "iteration", 0.1, 2)
+# 0 beats 1 and 2 beats 1 in both orders; of 0 and 2 the one shown second wins.
+VERDICTS = {(0, 1): 0, (1, 0): 0, (0, 2): 2, (2, 0): 0, (1, 2): 2, (2, 1): 2}
+
+RECORDS = (
+    record(
+        [candidate(0, [5, 3, 4], text="good"), candidate(1, [1, None, Truncated()], text="worse")],
+        dispute(VERDICTS, 3),
+        "a",
+    ),
+    record(
+        [candidate(0, [2, 2, 2], text="same"), candidate(1, [2, 2, Unparsed("out_of_range")], text="as good")], name="b"
+    ),
+)
+
+
+def summary_of(*records: PromptRecord) -> dict[str, Any]:
+    pairs, dropped = build_pairs(records, SUMMARY_RULES)
+    text = json.dumps(summarize(3, records, pairs, dropped, RUBRIC), allow_nan=False)
+    return dict(json.loads(text))
+
+
+def test_summary_counts() -> None:
+    summary = summary_of(*RECORDS)
+    assert (summary["iteration"], summary["prompts"]) == (3, 2)
+    assert (summary["actor_pairs"], summary["judge_pairs"]) == (1, 1)
+    assert summary["dropped"] == {"actor": {"all_scores_equal": 1}, "judge": {"no_variance": 1}}
+    assert summary["readings"] == {
+        "scored": 9,
+        "missing": 1,
+        "out_of_range": 1,
+        "contradictory": 0,
+        "truncated": 1,
+    }
+
+
+def test_summary_lengths_are_mean_characters() -> None:
+    summary = summary_of(*RECORDS)
+    assert (summary["chosen_chars"], summary["rejected_chars"]) == (4, 5)
+    assert summary["answer_chars"] == (4 + 5 + 4 + 7) / 4
+    assert summary["judgment_chars"] == len("judgment 0")
+
+
+def test_summary_of_wins_by_position() -> None:
+    summary = summary_of(*RECORDS)
+    assert (summary["weights"]["first_wins"], summary["weights"]["second_wins"]) == (2, 4)
+    third = pytest.approx(1 / 3)
+    assert summary["position"]["all"] == {"pairs": 3, "flipped": third, "first_wins": third}
+    assert summary["position"]["same_score"]["pairs"] == 0
+
+
+def test_summary_findings_have_a_code_and_a_text() -> None:
+    findings = summary_of(*RECORDS)["findings"]
+    assert findings
+    assert all(set(each) == {"code", "text"} for each in findings)
+
+
+def test_summary_without_pairs_has_no_means() -> None:
+    summary = summary_of(RECORDS[1])
+    assert (summary["actor_pairs"], summary["chosen_chars"], summary["rejected_chars"]) == (0, None, None)
+    assert summary["position"]["higher_score_wins"] is None
+
+
+def test_summary_of_no_records() -> None:
+    summary = summary_of()
+    assert (summary["prompts"], summary["answer_chars"], summary["judgment_chars"]) == (0, None, None)

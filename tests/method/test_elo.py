@@ -1,3 +1,5 @@
+"""Position weights, battle matrices and Elo ratings."""
+
 from dataclasses import replace
 from itertools import permutations
 
@@ -47,7 +49,7 @@ def test_worked_ratings(battles: list[list[float]], prior: float, expected: floa
     assert ratings.converged
 
 
-def test_weights_without_any_win_are_even() -> None:
+def test_weights_without_wins_are_even() -> None:
     undecided = [meta(0, 1, None), meta(1, 0, Tied()), meta(0, 2, Truncated())]
     assert position_weights(undecided) == EVEN
 
@@ -59,7 +61,7 @@ def test_a_win_in_both_orders_is_one_whole_win_and_a_flip_is_a_tie() -> None:
     np.testing.assert_allclose(battle_matrix(dispute({(0, 1): 1, (1, 0): 0}, 2), uneven), [[0, 0.8], [0.8, 0]])
 
 
-def test_cells_follow_the_indices_and_not_the_order_of_the_list() -> None:
+def test_cells_follow_the_indices_of_the_verdicts() -> None:
     of_three = Dispute(0, (9, 4, 6), (meta(6, 9, 6), meta(4, 6, None), meta(9, 4, 4)))
     battles = battle_matrix(of_three, PositionWeights(0.3, 0.7, 0, 0))
     expected = np.zeros((3, 3))
@@ -75,7 +77,7 @@ def test_a_verdict_about_other_judgments_is_an_error(first: int, second: int, wi
 
 
 @given(disputes(), weights, st.data())
-def test_an_unread_battle_moves_no_other_verdict(of: Dispute, counted: PositionWeights, data: st.DataObject) -> None:
+def test_an_unparsed_verdict_changes_no_other_cell(of: Dispute, counted: PositionWeights, data: st.DataObject) -> None:
     kept = data.draw(st.lists(st.sampled_from(of.meta), unique=True)) if of.meta else []
     lost = {(each.first, each.second) for each in of.meta if each not in kept}
     fewer = replace(of, meta=tuple(each for each in of.meta if each in kept))
@@ -198,6 +200,6 @@ def test_heavily_separated_battles_converge() -> None:
         (np.array([[0, 1.0, 1.0], [0, 0, 1.0], [0, 1.0, 0]]), 0.0),
     ],
 )
-def test_what_can_not_be_rated_is_refused(battles: Array, prior: float) -> None:
+def test_invalid_battles_and_priors_are_refused(battles: Array, prior: float) -> None:
     with pytest.raises(ValueError, match=r"battles|prior"):
         fit_elo(battles, prior)

@@ -1,3 +1,5 @@
+"""Preference pairs of actor and judge, and the reasons for dropped prompts."""
+
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +51,7 @@ def reason(outcome: PreferencePair | Dropped) -> str:
 # Actor pairs.
 
 
-def test_the_worked_tiers() -> None:
+def test_tiers_of_the_worked_example() -> None:
     top, bottom = tiers(answer_scores(WORKED, 2), 0.32)
     assert [score.mean for score in top] == [5.0, 4.2]
     assert [score.mean for score in bottom] == [2.5, 2.0]
@@ -60,7 +62,7 @@ def test_the_worked_tiers() -> None:
 
 
 @pytest.mark.parametrize(("rho", "chosen", "rejected"), [(0.32, (1, 4.2), (3, 2.5)), (0.0, (0, 5.0), (4, 2.0))])
-def test_the_worked_pair(rho: float, chosen: tuple[int, float], rejected: tuple[int, float]) -> None:
+def test_pair_of_the_worked_example(rho: float, chosen: tuple[int, float], rejected: tuple[int, float]) -> None:
     pair = made(actor_pair(WORKED, PairRules(rho=rho)))
     assert ((pair.chosen_index, pair.chosen_score), (pair.rejected_index, pair.rejected_score)) == (chosen, rejected)
     assert pair.chosen == WORKED.candidates_K[chosen[0]].text
@@ -74,7 +76,7 @@ def test_rho_zero_takes_the_shortest_best_and_the_longest_worst() -> None:
     assert (pair.chosen_index, pair.rejected_index) == (1, 4)
 
 
-def test_rounding_moves_nobody_out_of_their_own_tier() -> None:
+def test_rounding_does_not_change_tiers() -> None:
     thirds = record(
         [candidate(0, [4.1, 4.2, 4.3], "aaa"), candidate(1, [4.2, 4.2, 4.2], "b"), candidate(2, [1, 1, 1], "c")]
     )
@@ -89,7 +91,7 @@ def test_too_few_valid_answers() -> None:
     assert made(actor_pair(one_each, PairRules(min_valid=1))).chosen_index == 0
 
 
-def test_an_unreadable_answer_is_never_the_rejected_one() -> None:
+def test_an_answer_without_a_score_is_never_rejected() -> None:
     pair = made(
         actor_pair(record([candidate(0, [5, 5]), candidate(1, [None, None]), candidate(2, [3, 3])]), PairRules())
     )
@@ -102,7 +104,7 @@ def test_the_length_filter_drops_the_pair_without_a_substitute() -> None:
     assert made(actor_pair(WORKED, PairRules(rho=0.32, max_answer_chars=1500))).rejected_index == 3
 
 
-def test_where_tiers_overlap_an_answer_may_be_on_both_sides() -> None:
+def test_overlapping_tiers_with_one_answer_on_both_sides() -> None:
     assert reason(actor_pair(scored([(5, 20), (3, 10), (1, 5)]), PairRules(rho=0.5))) == "tiers_overlap"
     middle = made(actor_pair(scored([(5, 20), (3, 10), (1, 12)]), PairRules(rho=0.6)))
     assert (middle.chosen_index, middle.rejected_index) == (1, 2)
@@ -115,7 +117,7 @@ def test_a_worse_answer_is_never_chosen_over_a_better_one() -> None:
 
 
 @given(records(), rules_drawn)
-def test_an_actor_pair_keeps_the_promises(of: PromptRecord, rules: PairRules) -> None:
+def test_properties_of_actor_pairs(of: PromptRecord, rules: PairRules) -> None:
     outcome = actor_pair(of, rules)
     if isinstance(outcome, Dropped):
         assert outcome.reason and outcome.detail and "\n" not in outcome.detail
@@ -142,6 +144,15 @@ def test_rho_zero_is_best_against_worst(of: PromptRecord) -> None:
         means = [score.mean for score in answer_scores(of, 2)]
         assert outcome.chosen_score == pytest.approx(max(means))
         assert outcome.rejected_score == pytest.approx(min(means))
+
+
+def test_rewards_make_actor_pairs_without_judgments() -> None:
+    answers = [replace(candidate(n, []), reward=reward) for n, reward in enumerate((0.0, 1.0, 0.5))]
+    pairs, dropped = build_pairs([record(answers)], PairRules())
+    assert [(pair.kind, pair.chosen_index, pair.rejected_index, pair.chosen_score) for pair in pairs] == [
+        ("actor", 1, 0, 1.0)
+    ]
+    assert [(drop.kind, drop.reason) for drop in dropped] == [("judge", "too_few_judgments")]
 
 
 # Judge pairs.
@@ -197,7 +208,7 @@ def test_only_the_chosen_judgment_is_limited() -> None:
     assert made(judge_pair(long_loser, PairRules(max_judgment_chars=1), EVEN, RUBRIC, 0)).chosen == "c"
 
 
-def test_the_scope_of_the_weights() -> None:
+def test_position_weights_scope() -> None:
     of = argued({(0, 1): 0, (0, 2): 0, (2, 1): 1, (1, 0): None, (2, 0): None, (1, 2): None})
     assert of.dispute is not None
     iteration = PositionWeights(0.9, 0.1, 1, 9)
@@ -212,7 +223,7 @@ def test_the_scope_of_the_weights() -> None:
 
 
 @given(records(), rules_drawn, st.integers(0, 3))
-def test_a_judge_pair_keeps_the_promises(of: PromptRecord, rules: PairRules, seed: int) -> None:
+def test_properties_of_judge_pairs(of: PromptRecord, rules: PairRules, seed: int) -> None:
     outcome = judge_pair(of, rules, EVEN, RUBRIC, seed)
     if isinstance(outcome, Dropped):
         assert outcome.reason and outcome.detail and "\n" not in outcome.detail
@@ -227,7 +238,7 @@ def test_a_judge_pair_keeps_the_promises(of: PromptRecord, rules: PairRules, see
 # All pairs.
 
 
-def test_weights_are_those_of_the_whole_iteration() -> None:
+def test_position_weights_of_the_whole_iteration() -> None:
     first_wins = argued({(0, 1): 0, (1, 0): 1, (0, 2): 0})
     second_wins = argued({(0, 1): 1})
     weights = iteration_weights([first_wins, second_wins])
@@ -248,7 +259,7 @@ def test_every_prompt_gives_a_pair_or_a_reason(of: list[PromptRecord], rules: Pa
 
 
 @given(some_records, rules_drawn, st.integers(0, 2**40))
-def test_pairs_are_a_pure_function_of_records_and_seed(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
+def test_pairs_depend_on_records_and_seed_only(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
     pairs, dropped = build_pairs(of, rules, RUBRIC, seed)
     assert build_pairs(iter(of), rules, RUBRIC, seed) == (pairs, dropped)
     reversed_pairs, _ = build_pairs(of[::-1], rules, RUBRIC, seed)

@@ -1,5 +1,8 @@
+"""Scores of answers and the disputed answer."""
+
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from builders import candidate, candidates, record, scores_on_scale
@@ -10,14 +13,14 @@ from metareward.method.scores import answer_scores, disputed, mean, valid_scores
 from metareward.types import Candidate, Truncated, Unparsed
 
 
-def test_only_readable_judgments_count() -> None:
+def test_only_valid_scores_count() -> None:
     answer = candidate(3, [4, None, Truncated(), 2.5, Unparsed("out_of_range")], "four")
     assert valid_scores(answer) == (4.0, 2.5)
     (score,) = answer_scores(record([answer]), 2)
     assert (score.index, score.mean, score.variance, score.n_valid, score.chars) == (3, 3.25, 1.125, 2, 4)
 
 
-def test_an_answer_without_enough_is_out_and_never_zero() -> None:
+def test_an_answer_with_too_few_valid_scores_has_no_score() -> None:
     answers = [candidate(0, [5, None]), candidate(1, [None, None]), candidate(2, [0, 0])]
     assert [score.index for score in answer_scores(record(answers), 2)] == [2]
     assert [score.index for score in answer_scores(record(answers), 1)] == [0, 2]
@@ -30,7 +33,7 @@ def test_one_judgment_has_no_variance() -> None:
 
 
 @given(st.lists(scores_on_scale, min_size=2, max_size=11), st.randoms())
-def test_mean_and_variance_agree_with_the_library_and_ignore_the_order(
+def test_mean_and_variance_agree_with_the_statistics_module_in_any_order(
     values: list[float], shuffler: random.Random
 ) -> None:
     mixed = list(values)
@@ -40,7 +43,7 @@ def test_mean_and_variance_agree_with_the_library_and_ignore_the_order(
     assert variance(values) == pytest.approx(statistics.variance(values), abs=1e-12)
 
 
-def test_the_disputed_answer_varies_most() -> None:
+def test_the_disputed_answer_has_the_most_variance() -> None:
     answers = (candidate(0, [3, 3, 4]), candidate(1, [1, 5, 3]), candidate(2, [4, 4, 4]))
     assert disputed(answers, 2, 0) is answers[1]
 
@@ -52,11 +55,11 @@ def test_answers_with_fewer_judgments_are_compared_by_sample_variance() -> None:
 
 
 @pytest.mark.parametrize("scores", [[3, 3, 3], [3, None, None], [None, None, None]])
-def test_nothing_is_disputed_without_variance(scores: list[float | None]) -> None:
+def test_no_answer_is_disputed_without_variance(scores: list[float | None]) -> None:
     assert disputed([candidate(0, scores)], 1, 0) is None
 
 
-def test_nothing_is_disputed_without_answers() -> None:
+def test_no_answer_is_disputed_without_answers() -> None:
     assert disputed([], 2, 0) is None
 
 
@@ -79,3 +82,19 @@ def test_the_disputed_answer_has_the_largest_variance(
         assert max(spread.values(), default=0.0) < 1e-9
     else:
         assert spread[chosen.index] >= max(spread.values()) - 1e-9 > 0
+
+
+def test_rewards_replace_the_scores_of_judgments() -> None:
+    judged = [candidate(0, [5, 5], "five"), candidate(1, [], "one"), candidate(2, [1, 1], "none")]
+    answers = [replace(judged[0], reward=-0.5), replace(judged[1], reward=2.0), judged[2]]
+    scores = answer_scores(record(answers), 2)
+    assert [(score.index, score.mean, score.variance, score.n_valid, score.chars) for score in scores] == [
+        (0, -0.5, None, 2, 4),
+        (1, 2.0, None, 0, 3),
+    ]
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_must_be_finite(reward: float) -> None:
+    with pytest.raises(ValueError, match="answer 0 must be finite"):
+        replace(candidate(0, [4]), reward=reward)

@@ -1,6 +1,7 @@
 """Records come back from their JSON exactly as they were."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,14 @@ judgments = st.builds(Judgment, counts, texts, counts, readings)
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts)
 prompts = st.builds(Prompt, texts, st.lists(messages, max_size=3).map(tuple))
 candidates = st.builds(
-    Candidate, counts, texts, st.sampled_from(["stop", "length"]), counts, st.lists(judgments, max_size=4).map(tuple)
+    Candidate,
+    counts,
+    texts,
+    st.sampled_from(["stop", "length"]),
+    counts,
+    st.lists(judgments, max_size=4).map(tuple),
+    texts,
+    st.none() | st.floats(allow_nan=False, allow_infinity=False),
 )
 metas = st.builds(MetaJudgment, counts, counts, texts, counts, verdicts)
 disputes = st.builds(Dispute, counts, st.lists(counts, max_size=4).map(tuple), st.lists(metas, max_size=4).map(tuple))
@@ -61,6 +69,14 @@ def test_round_trip_is_exact(record: PromptRecord) -> None:
     again = from_json(text)
     assert again == record
     assert to_json(again) == text
+
+
+def test_a_reward_is_in_the_document_only_if_there_is_one() -> None:
+    assert "reward" not in to_json(SMALL)
+    (answer,) = SMALL.candidates_K
+    rewarded = replace(SMALL, candidates_K=(replace(answer, reward=0.5), replace(answer, index=1)))
+    assert [each.get("reward") for each in json.loads(to_json(rewarded))["candidates_K"]] == [0.5, None]
+    assert from_json(to_json(rewarded)) == rewarded
 
 
 @given(records)

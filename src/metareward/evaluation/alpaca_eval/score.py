@@ -130,8 +130,26 @@ def evaluate(
     annotations don't have every one. Raises `UserError` when a row has no difficulty.
     """
     total = instructions or (None if difficulty is None else len(difficulty))
-    shared = fit_difficulties([each.rows for each in models]) if difficulty is None and _comparable(models) else None
-    return tuple(_result(each, len(models), difficulty, gamed, shared, total, chars or {}) for each in models)
+    fits = _fits(models, difficulty, gamed)
+    known = chars or {}
+    return tuple(_result(each, *fit, total, known.get(each.model)) for each, fit in zip(models, fits, strict=True))
+
+
+def _fits(
+    models: Sequence[Annotations], difficulty: Array | None, gamed: Gamed | None
+) -> list[tuple[LengthControlled | None, str]]:
+    """Each model's win rate at equal lengths, and the name of the regression."""
+    if difficulty is not None:
+        return [_fit_with_difficulty(each, difficulty, gamed) for each in models]
+    if not _comparable(models):
+        return [(length_adjusted(each.rows), "length, constant") for each in models]
+    shared = fit_difficulties([each.rows for each in models])
+    method = f"length, constant, difficulty fitted on these {len(models)} models"
+    difficulties = [np.array([shared[row.row] for row in each.rows]) for each in models]
+    return [
+        (length_adjusted(each.rows, difficulty_P), method)
+        for each, difficulty_P in zip(models, difficulties, strict=True)
+    ]
 
 
 def _comparable(models: Sequence[Annotations]) -> bool:
@@ -140,18 +158,24 @@ def _comparable(models: Sequence[Annotations]) -> bool:
     return len(models) > 1 and len({each.baseline for each in models}) == 1 and bool(set.intersection(*numbers))
 
 
+def _fit_with_difficulty(
+    each: Annotations, difficulty: Array, gamed: Gamed | None
+) -> tuple[LengthControlled | None, str]:
+    if gamed is not None and each.baseline in (None, BASELINE):
+        return length_controlled(each.rows, difficulty, gamed), OFFICIAL
+    difficulty_P = row_difficulties(each.rows, difficulty)
+    return length_adjusted(each.rows, difficulty_P), "length, constant, difficulty from the file"
+
+
 def _result(
     each: Annotations,
-    models: int,
-    difficulty: Array | None,
-    gamed: Gamed | None,
-    shared: Mapping[int, float] | None,
+    controlled: LengthControlled | None,
+    method: str,
     total: int | None,
-    chars: Mapping[str, Sequence[int]],
+    chars: Sequence[int] | None,
 ) -> AlpacaResult:
     raw = win_rate([row.preference for row in each.rows if row.preference is not None])
-    controlled, method = _controlled(each, models, difficulty, gamed, shared)
-    lengths = chars.get(each.model) or [row.model_chars for row in each.rows]
+    lengths = chars or [row.model_chars for row in each.rows]
     refused = sum(row.refused for row in each.rows)
     return AlpacaResult(
         model=each.model,

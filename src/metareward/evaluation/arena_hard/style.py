@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from metareward.evaluation.arena_hard.data import Answer, Style, Version
-from metareward.evaluation.arena_hard.score import PERCENTILES, Battles, Range, draw_questions
+from metareward.evaluation.arena_hard.score import PERCENTILES, Battles, Range, count_battles, draw_questions
 from metareward.method.logistic import fit_logistic
 
 Array = NDArray[np.float64]
@@ -51,14 +51,12 @@ class Controlled:
 
 @dataclass(frozen=True, slots=True)
 class StyledBattles:
-    """One row per model and question: mean outcome and number of its battles, and the style differences (R, 4)."""
+    """``battles`` with one row per model and question (mean outcome, number of battles), and their style differences.
 
-    models: tuple[str, ...]
-    questions: tuple[str, ...]
-    model_R: NDArray[np.int64]
-    question_R: NDArray[np.int64]
-    outcome_R: Array
-    weight_R: Array
+    ``left_out`` counts the rows without known styles; ``in_tokens`` says what lengths are measured in.
+    """
+
+    battles: Battles
     style_R4: Array
     in_tokens: bool
     left_out: int
@@ -84,13 +82,9 @@ def styled(
     in_tokens = all(style.tokens is not None for pair in both for style in pair)
     weight_R = n_QM[question_R, model_R]
     won_R = fought.sums(fought.weight_R * fought.outcome_R)[question_R, model_R]
+    outcome_R = (won_R / weight_R)[known]
     return StyledBattles(
-        models=fought.models,
-        questions=fought.questions,
-        model_R=model_R[known],
-        question_R=question_R[known],
-        outcome_R=(won_R / weight_R)[known],
-        weight_R=weight_R[known],
+        Battles(fought.models, fought.questions, model_R[known], question_R[known], outcome_R, weight_R[known]),
         style_R4=_standardised(_differences(both, in_tokens, version), weight_R[known], version),
         in_tokens=in_tokens,
         left_out=int((~known).sum()),
@@ -125,23 +119,24 @@ def _standardised(style_R4: Array, weight_R: Array, version: Version) -> Array:
 
 def controlled(rows: StyledBattles, control: Control, version: Version, rounds: int = 0, seed: int = 0) -> Controlled:
     """The scores with ``control``; with ``rounds`` also 95 % (v2: 90 %) bootstrap intervals over questions."""
-    columns = _COLUMNS[control]
+    columns, battles = _COLUMNS[control], rows.battles
     x_RF = _design(rows, columns)
     ridge_F = np.full(x_RF.shape[1], _RIDGE[version])
-    found = fit_logistic(x_RF, rows.outcome_R, rows.weight_R, ridge_F)
-    count = len(rows.models)
-    fought_M = np.asarray(np.bincount(rows.model_R, rows.weight_R, count), dtype=np.float64)
+    found = fit_logistic(x_RF, battles.outcome_R, battles.weight_R, ridge_F)
+    count = len(battles.models)
+    fought_M = count_battles(battles)
     scores = [float(score) if n else None for score, n in zip(_scores(found, count), fought_M, strict=True)]
     # The style differences are baseline minus model.
     weights = {NAMES[column]: -float(found[count + 1 + i]) for i, column in enumerate(columns)}
-    drawn = _resampled(rows, x_RF, ridge_F, found, rounds, seed)
+    drawn = _resampled(battles, x_RF, ridge_F, found, rounds, seed)
     return Controlled(tuple(scores), weights, _ranges(drawn, fought_M, version) if rounds else ())
 
 
 def _design(rows: StyledBattles, columns: Sequence[int]) -> Array:
     """A column per model (ln 10), one for the baseline (-ln 10), and the controlled features."""
-    ratings = np.zeros((len(rows.model_R), len(rows.models) + 1))
-    ratings[np.arange(len(rows.model_R)), rows.model_R] = _BASE
+    model_R = rows.battles.model_R
+    ratings = np.zeros((len(model_R), len(rows.battles.models) + 1))
+    ratings[np.arange(len(model_R)), model_R] = _BASE
     ratings[:, -1] = -_BASE
     return np.hstack([ratings, rows.style_R4[:, list(columns)]])
 
@@ -150,7 +145,7 @@ def _scores(found_F: Array, models: int) -> Array:
     return np.asarray(100 * expit(_BASE * (found_F[:models] - found_F[models])))
 
 
-def _resampled(rows: StyledBattles, x_RF: Array, ridge_F: Array, start_F: Array, rounds: int, seed: int) -> Array:
+def _resampled(rows: Battles, x_RF: Array, ridge_F: Array, start_F: Array, rounds: int, seed: int) -> Array:
     """The scores in each bootstrap round, of shape (rounds, M)."""
     drawn = draw_questions(len(rows.questions), rounds, seed)[:, rows.question_R]
     fits = [fit_logistic(x_RF, rows.outcome_R, rows.weight_R * times_R, ridge_F, start_F) for times_R in drawn]

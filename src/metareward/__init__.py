@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from metareward.engines.base import EngineError as EngineError
     from metareward.engines.scripted import ScriptedEngine as ScriptedEngine
     from metareward.errors import UserError as UserError
-    from metareward.evaluation.base import Benchmark as Benchmark
     from metareward.generation.annotate import RubricJudge as RubricJudge
     from metareward.method.elo import fit_elo as fit_elo
     from metareward.method.judge import Rubric as Rubric
@@ -44,7 +43,6 @@ _MODULES = {
     "engines.base": ("Engine", "EngineError"),
     "engines.scripted": ("ScriptedEngine",),
     "errors": ("UserError",),
-    "evaluation.base": ("Benchmark",),
     "generation.annotate": ("RubricJudge",),
     "method.elo": ("fit_elo",),
     "method.judge": ("Rubric",),
@@ -52,12 +50,22 @@ _MODULES = {
     "method.pairs": ("PairRules", "build_pairs"),
     "pipeline.api": ("load_records", "open_engine", "run"),
     "types": (
-        *("Completion", "Dropped", "Judge", "Judgment", "Message", "PreferencePair", "Prompt", "PromptRecord", "Reward"),
+        *(
+            "Completion",
+            "Dropped",
+            "Judge",
+            "Judgment",
+            "Message",
+            "PreferencePair",
+            "Prompt",
+            "PromptRecord",
+            "Reward",
+        ),
         *("Sampling", "Scored", "Truncated", "Unparsed"),
     ),
 }
 _HOME = {name: f"metareward.{module}" for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -212,6 +212,7 @@ def _metrics_without_oracle(records: Sequence[HeldOut]) -> Iterator[tuple[str, R
     metas = [(record.prompt.id, each.meta) for record in records for each in record.comparisons]
     yield "answer_chars", [(key, float(len(answer.text))) for key, answer in own]
     yield "answer_truncated", [(key, float(answer.finish == "length")) for key, answer in own]
+    yield "answer_reward", [(key, answer.reward) for key, answer in own if answer.reward is not None]
     yield "answer_self_score", [(key, score) for key, answer in own for score in _scores(answer)]
     yield "anchor_score", [(key, score) for key, answer in anchors for score in _scores(answer)]
     yield "judgment_valid", [(key, float(isinstance(each.reading, Scored))) for key, each in judgments]

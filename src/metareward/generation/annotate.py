@@ -11,6 +11,7 @@ judged, answers are duplicates when their texts are equal, and judgments without
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -28,16 +29,19 @@ from metareward.types import (
     Completion,
     Dispute,
     Duplicate,
+    Judge,
     Judgment,
     Messages,
     MetaJudgment,
     Prompt,
     PromptRecord,
+    Reward,
     Sampling,
     Scored,
 )
 
 T = TypeVar("T")
+_PAPER_SAMPLING = Sampling(temperature=0.8, top_p=0.95, max_tokens=1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class AnnotationSettings:
 
     The ``seed`` of the three samplings is not used: each request's seed is derived from ``seed``. ``reasoning``
     separates a model's reasoning from its output. ``expected`` scores a judgment by its expected score over the
-    tokens that could stand at the score's place, not by the sampled token.
+    tokens that could stand at the score's place, not by the sampled token. ``judge`` takes the place of the rubric and
+    the engine's judge role; ``reward`` scores the answers, beside ``n`` judgments, which may then be 0.
     """
 
     k: int
@@ -61,6 +66,8 @@ class AnnotationSettings:
     seed: int
     reasoning: Reasoning | None = None
     expected: bool = False
+    judge: Judge | None = None
+    reward: Reward | None = None
 
     @property
     def grader(self) -> RubricGrader:
@@ -102,7 +109,9 @@ async def annotate_prompt(
     annotator = _Annotator(engine, prompt, settings, progress)
     answers_K = [annotator.split_reasoning(answer) for answer in await annotator.answer()]
     distinct, duplicates = _distinct([answer for _, answer in answers_K])
-    candidates_K = tuple(await run_concurrently(annotator.candidate(k, *answers_K[k]) for k in distinct))
+    rewards_K = await annotator.rewards([answers_K[k][1].text for k in distinct])
+    candidates = (annotator.candidate(k, *answers_K[k], reward) for k, reward in zip(distinct, rewards_K, strict=True))
+    candidates_K = tuple(await run_concurrently(candidates))
     dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
     return PromptRecord(prompt, candidates_K, duplicates, dispute)
 
@@ -128,6 +137,30 @@ async def meta_judge_pair(
 
 
 @dataclass(frozen=True, slots=True)
+class RubricJudge:
+    """A `Judge` made of a model: ``n`` judgments by ``rubric``, sampled with ``sampling``, whose seed is not used.
+
+    Each request's seed is derived from ``seed``, the prompt's id and the answer. ``expected``: see `RubricGrader`.
+    """
+
+    engine: Engine
+    rubric: Rubric
+    sampling: Sampling = _PAPER_SAMPLING
+    seed: int = 0
+    expected: bool = False
+
+    async def judge(self, prompt: Prompt, answer: str, n: int) -> tuple[Judgment, ...]:
+        """``n`` judgments of ``answer``. Raises `EngineError` when the engine can't serve the request."""
+        grader = RubricGrader(self.rubric, n, self.sampling, self.expected)
+        sampling = grader.sampling_with(derive(self.seed, prompt.id, JUDGMENTS, answer))
+        completions_N = await self.engine.complete(self.rubric.render(prompt, answer), sampling, n, "judge")
+        return tuple(
+            Judgment(index, completion.text, completion.tokens, grader.read(completion))
+            for index, completion in enumerate(completions_N)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Annotator:
     """The requests about one prompt."""
 
@@ -139,11 +172,21 @@ class _Annotator:
     async def answer(self) -> Sequence[Completion]:
         return await self._complete(ANSWERS, self.prompt.messages, self.settings.answers, self.settings.k)
 
-    async def candidate(self, k: int, reasoning: str, answer: Completion) -> Candidate:
-        judgments_N = await self.judge(k, answer.text)
-        return Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning)
+    async def rewards(self, answers: Sequence[str]) -> Sequence[float | None]:
+        if self.settings.reward is None:
+            return [None] * len(answers)
+        scores = await self.settings.reward.score(self.prompt, answers)
+        if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
+            raise EngineError(f"the reward must give {len(answers)} finite scores, one for each answer, not {scores!r}")
+        return [float(score) for score in scores]
+
+    async def candidate(self, k: int, reasoning: str, answer: Completion, reward: float | None) -> Candidate:
+        judgments_N = await self.judge(k, answer.text) if self.settings.n else ()
+        return Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning, reward)
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
+        if self.settings.judge is not None:
+            return await self.judge_by_object(self.settings.judge, answer)
         grader = self.settings.grader
         messages = grader.rubric.render(self.prompt, answer)
         completions_N = await self._complete(JUDGMENTS, messages, grader.sampling_with(0), grader.n, k)
@@ -152,6 +195,14 @@ class _Annotator:
             reasoning, output = self.split_reasoning(completion)
             judgments_N.append(Judgment(index, output.text, output.tokens, grader.read(output), reasoning))
         return tuple(judgments_N)
+
+    async def judge_by_object(self, judge: Judge, answer: str) -> tuple[Judgment, ...]:
+        judgments_N = tuple(await judge.judge(self.prompt, answer, self.settings.n))
+        if [judgment.index for judgment in judgments_N] != list(range(self.settings.n)):
+            indices = [judgment.index for judgment in judgments_N]
+            raise EngineError(f"the judge must give judgments 0 to {self.settings.n - 1}, not {indices}")
+        self.progress.advance(JUDGMENTS, self.settings.n)
+        return judgments_N
 
     def split_reasoning(self, completion: Completion) -> tuple[str, Completion]:
         """The reasoning, and the completion without it."""

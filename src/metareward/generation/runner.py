@@ -48,7 +48,9 @@ async def annotate_prompts(
     async def task(prompt: Prompt) -> str:
         return to_json(await annotate_prompt(engine, prompt, settings, progress))
 
-    totals = {ANSWERS: settings.k, JUDGMENTS: settings.k * settings.n}
+    totals = {ANSWERS: settings.k}
+    if settings.n:
+        totals[JUDGMENTS] = settings.k * settings.n
     if settings.meta_judge:
         totals[META] = settings.n * (settings.n - 1)
     return await run_tasks(task, prompts, store, progress, "generating", totals, max_concurrent_prompts)

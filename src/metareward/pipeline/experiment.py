@@ -20,6 +20,7 @@ from metareward.config.schema import (
     MetaJudgmentSettings,
     OpenAISettings,
     Recipe,
+    RoleSettings,
     TrainingSettings,
     VllmSettings,
     engine_fingerprint,
@@ -27,16 +28,18 @@ from metareward.config.schema import (
     load_recipe,
 )
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
-from metareward.engines.base import Engine
+from metareward.engines.base import Engine, RoleEngines
 from metareward.engines.local.workers import LocalSettings
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
+from metareward.generation.usage import log_usage
 from metareward.method.judge import Reasoning, Rubric, with_system
 from metareward.method.meta_judge import MetaRubric
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
+from metareward.settings import Imported, import_object
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment
@@ -44,7 +47,7 @@ from metareward.storage.serialization import flatten
 from metareward.training.average import make_average
 from metareward.training.job import DpoJob, LoraSettings
 from metareward.training.lineage import fingerprint_model
-from metareward.types import PairKind, Prompt, Sampling
+from metareward.types import ModelRole, PairKind, Prompt, Sampling
 
 # What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
 # of 'auto' came to is in the records' own fingerprints, so that it can be set to that on another machine.
@@ -118,6 +121,31 @@ class Experiment:
         write_atomic(self.run.resolved, _json(self.recipe.resolved()))  # last: it says that the run has begun
 
     @cached_property
+    def _objects(self) -> dict[str, Imported]:
+        """The objects that the recipe names by import path, by setting."""
+        recipe, found = self.recipe, {}
+        if isinstance(recipe.judge, str):
+            found["judge"] = import_object(recipe.judge, "judge", ("judge",))
+        if recipe.reward is not None:
+            found["reward"] = import_object(recipe.reward, "reward", ("score",))
+        return found
+
+    @cached_property
+    def _role_models(self) -> dict[ModelRole, RoleSettings]:
+        """The roles that another model plays."""
+        judges: dict[ModelRole, object] = {"judge": self.recipe.judge, "meta_judge": self.recipe.meta_judge}
+        return {role: each for role, each in judges.items() if isinstance(each, RoleSettings)}
+
+    def _role_fingerprint(self) -> dict[str, object]:
+        """What the recipe's other judges and rewards are, for the fingerprint of records and the run's inputs."""
+        found: dict[str, object] = {f"{key}'s source": each.sha256 for key, each in self._objects.items()}
+        for role, each in self._role_models.items():
+            found |= {f"{role}.{key}": value for key, value in engine_fingerprint(each.engine).items()}
+            if each.model is not None:
+                found[f"{role}.model's files"] = fingerprint_model(model_folder(each.model))
+        return found
+
+    @cached_property
     def _inputs(self) -> dict[str, object]:
         """What the recipe only names: the files of M_0 and the texts of the rubrics, by their SHA-256."""
         settings, given = self.settings(1), self._given_start
@@ -126,6 +154,7 @@ class Experiment:
             **({} if given is None else {"training.start's files": fingerprint_model(given)}),
             _RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
+            **self._role_fingerprint(),
         }
 
     @property
@@ -204,7 +233,7 @@ class Experiment:
         meta, thinking = recipe.meta_judgments, recipe.reasoning
         return AnnotationSettings(
             k=recipe.answers.k,
-            n=recipe.judgments.n,
+            n=0 if recipe.reward is not None else recipe.judgments.n,
             answers=_sampling(recipe.answers),
             judgments=_sampling(recipe.judgments),
             meta=_sampling(meta),
@@ -215,6 +244,8 @@ class Experiment:
             seed=derive(recipe.seed, "iteration", t),
             reasoning=Reasoning(thinking.start, thinking.end) if thinking.strip else None,
             expected=recipe.judgments.score == "expected",
+            judge=self._objects["judge"].value if "judge" in self._objects else None,
+            reward=self._objects["reward"].value if "reward" in self._objects else None,
         )
 
     @property
@@ -231,7 +262,7 @@ class Experiment:
     def generation_fingerprint(self, t: int) -> dict[str, object]:
         """What decides iteration ``t``'s records, which M_{t-1} makes."""
         settings = self.settings(t)
-        return generation_fingerprint(
+        return self._role_fingerprint() | generation_fingerprint(
             self.recipe,
             t,
             model=fingerprint_model(self.model(t - 1)),
@@ -251,11 +282,22 @@ class Experiment:
             **flatten(annotation_fingerprint(settings)),
             **asked,
             **engine_fingerprint(self.recipe.engine),
+            **self._role_fingerprint(),
         }
 
     async def engine(self, t: int) -> Engine:
-        """M_t, ready to be asked."""
-        return await open_engine(self.recipe.engine, self.model(t), t, self.run.iteration(t).path)
+        """M_t ready to complete, beside the models that the recipe names for single roles."""
+        folder = self.run.iteration(t).path
+        own = await open_engine(self.recipe.engine, self.model(t), t, folder)
+        engines: dict[ModelRole, Engine] = {"actor": own, "judge": own, "meta_judge": own}
+        try:
+            for role, each in self._role_models.items():
+                model = model_folder(each.model or self.recipe.model)
+                engines[role] = log_usage(self.run, role, await open_engine(each.engine, model, t, folder))
+        except BaseException:
+            await RoleEngines(engines).aclose()
+            raise
+        return RoleEngines(engines) if self._role_models else own
 
     def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
         """The training of M_t, on the pairs of ``kinds``."""

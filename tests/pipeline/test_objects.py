@@ -1,0 +1,92 @@
+"""Objects that a recipe names by import path: a reward instead of judgments, a judge instead of the rubric."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+from house import House, documents, kill_tree, outcome
+
+from metareward.errors import UserError
+from metareward.storage.run_dir import RunDir
+from metareward.storage.store import from_json
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walks through /proc")
+
+REWARD = """
+class Length:
+    async def score(self, prompt, answers):
+        return [float(len(answer)) for answer in answers]
+"""
+JUDGE = """
+from metareward import Judgment, Scored, Unparsed
+
+class EvenOdd:
+    async def judge(self, prompt, answer, n):
+        good = Scored(5.0 if len(answer) % 2 else 2.0)
+        return [Judgment(i, "by rule", 0, good if i else Unparsed("missing")) for i in range(n)]
+"""
+NO_JUDGE_PAIRS = ("--set", "iterations.1.judge_pairs=false", "--set", "iterations.2.judge_pairs=false")
+
+
+def test_a_reward_scores_the_answers_of_a_killed_and_resumed_run_and_a_changed_one_is_refused(house: House) -> None:
+    source = house.folder / "length_reward.py"
+    source.write_text(REWARD)
+    words = ("--set", "reward=length_reward:Length", *NO_JUDGE_PAIRS)
+    killed = house.start("rewarded", *words)
+    run = RunDir(house.folder / "rewarded")
+    until = time.monotonic() + 300
+    while not _annotated(run):
+        assert time.monotonic() < until and killed.poll() is None
+        time.sleep(0.05)
+    kill_tree(killed)
+    code, _, errors = house.run("rewarded", *words)
+    assert code == 0, errors
+    for document in documents(run.iteration(2).records).values():
+        for candidate in from_json(document).candidates_K:
+            assert candidate.reward == len(candidate.text) and candidate.judgments_N == ()
+    measured = json.loads((run.iteration(2).evaluation / "model.json").read_text())["metrics"]
+    assert measured["answer_reward"]["mean"] == pytest.approx(measured["answer_chars"]["mean"])
+    assert "answer_self_score" in measured
+    code, _, errors = house.run("rewarded_undisturbed", *words)
+    assert code == 0, errors
+    assert outcome(RunDir(house.folder / "rewarded_undisturbed")) == outcome(run)
+
+    source.write_text(REWARD.replace("float(len", "2.0 * float(len"))
+    code, _, errors = house.run("rewarded", *words)
+    assert code == 2 and "the recipe has changed since this run began: reward's source (" in errors
+
+
+def _annotated(run: RunDir) -> int:
+    try:
+        return len(documents(run.iteration(1).records))
+    except UserError:  # the store isn't there yet
+        return 0
+
+
+def test_a_judge_takes_the_place_of_the_rubric(house: House) -> None:
+    (house.folder / "rule_judge.py").write_text(JUDGE)
+    code, _, errors = house.run("ruled", "--set", "judge=rule_judge:EvenOdd", *NO_JUDGE_PAIRS)
+    assert code == 0, errors
+    run = RunDir(house.folder / "ruled")
+    for document in documents(run.iteration(1).records).values():
+        for candidate in from_json(document).candidates_K:
+            assert [judgment.text for judgment in candidate.judgments_N] == ["by rule"] * 3
+            assert candidate.judgments_N[0].reading.kind == "unparsed"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("reward=no_such_module:R", *NO_JUDGE_PAIRS[1::2]), "reward: can't import no_such_module:R"),
+        (("reward=length_reward:Length",), "iterations.1.judge_pairs: true: expected false, as reward is an object"),
+        (("reward=a:B", "judge=a:B", *NO_JUDGE_PAIRS[1::2]), "expected nothing, as judge is given"),
+        (("reward=nocolon",), "expected"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(house: House, words: tuple[str, ...], message: str) -> None:
+    code, _, errors = house.run("refused", *(each for word in words for each in ("--set", word)))
+    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
+    assert not (house.folder / "refused").exists()

@@ -314,7 +314,7 @@ def _resolve_folder(folder: Path) -> tuple[Path, ...]:
     if (folder / STATE).is_file():
         return (folder,)
     if (folder / _SPLITS).is_file():
-        splits = [(path.parent.name,) for path in sorted(folder.glob(f"*/{STATE}"))]
+        splits: list[tuple[str, ...]] = [(path.parent.name,) for path in sorted(folder.glob(f"*/{STATE}"))]
     else:
         splits = splits_of(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return tuple(folder / name for name in _only_split(str(folder), splits))

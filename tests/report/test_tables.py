@@ -19,8 +19,8 @@ WON = WinRate("M0", "oracle", 62.54, 55.0, 70.01, 58.0, 3.24, 100, 30, 20, 2, 0.
 OWN = WinRate("M0", "itself", 50.0, 40.0, 60.0, None, None, 0, 0, 3, 0, None)
 
 
-def evaluation(*duels: WinRate) -> Evaluation:
-    return Evaluation("M2", 3, 1.0, {}, {}, duels)
+def evaluation(*win_rates: WinRate) -> Evaluation:
+    return Evaluation("M2", 3, 1.0, {}, {}, win_rates)
 
 
 def test_each_comparison_is_a_row() -> None:

@@ -41,7 +41,7 @@ class Evaluation:
     seconds: float
     metrics: Mapping[str, Measure]
     histograms: Mapping[str, Mapping[float, int]]
-    duels: tuple[WinRate, ...] = ()
+    win_rates: tuple[WinRate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def _evaluation(path: Path) -> Evaluation | None:
         seconds=file.seconds,
         metrics={key: measure for key, measure in measures.items() if measure is not None},
         histograms=file.score_histogram,
-        duels=file.duels,
+        win_rates=file.duels,
     )
 
 

@@ -19,7 +19,7 @@ _TERMINAL_COLUMNS = 7
 
 def win_rate_rows(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, ...], ...]:
     """The cells under `WIN_RATE_COLUMNS`, a row for each comparison of two models, in the order of the models."""
-    return tuple(_win_rate_row(evaluation.model, duel) for evaluation in evaluations for duel in evaluation.duels)
+    return tuple(_win_rate_row(each.model, rate) for each in evaluations for rate in each.win_rates)
 
 
 def win_rates_text(evaluations: Sequence[Evaluation]) -> Table | None:
@@ -36,17 +36,21 @@ def win_rates_text(evaluations: Sequence[Evaluation]) -> Table | None:
     return table
 
 
-def _win_rate_row(model: str, duel: WinRate) -> tuple[str, ...]:
-    judge = "oracle" if duel.judge == "oracle" else model
+def _win_rate_row(model: str, rate: WinRate) -> tuple[str, ...]:
     # Outcomes that are all equal have no interval: resampling them gives the mean again.
-    interval = "all equal" if duel.low == duel.high else f"{duel.low:.1f}–{duel.high:.1f}"
-    counts = (f"{count:,}" for count in (duel.wins, duel.draws, duel.losses, duel.left_out))
+    interval = "all equal" if rate.low == rate.high else f"{rate.low:.1f}–{rate.high:.1f}"
     adjusted = "–"
-    if duel.length_adjusted is not None:
-        error = "" if duel.length_adjusted_error is None else f" ± {duel.length_adjusted_error:.1f}"
-        adjusted = f"{duel.length_adjusted:.1f}{error}"
-    rate = f"{duel.win_rate:.1f} ({interval})"
-    return (f"{model} vs. {duel.against}", judge, rate, adjusted, *counts, _p_value(duel.p_value))
+    if rate.length_adjusted is not None:
+        error = "" if rate.length_adjusted_error is None else f" ± {rate.length_adjusted_error:.1f}"
+        adjusted = f"{rate.length_adjusted:.1f}{error}"
+    return (
+        f"{model} vs. {rate.against}",
+        "oracle" if rate.judge == "oracle" else model,
+        f"{rate.win_rate:.1f} ({interval})",
+        adjusted,
+        *(f"{count:,}" for count in (rate.wins, rate.draws, rate.losses, rate.left_out)),
+        _p_value(rate.p_value),
+    )
 
 
 def _p_value(p_value: float | None) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from metareward.evaluation.alpaca_eval.run import AlpacaFiles, results
+from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand
 from metareward.evaluation.arena_hard import run as arena
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, for_first, strong
 from metareward.evaluation.judge_quality.data import Item, Response
@@ -96,12 +96,12 @@ def made_up_annotations(folder: Path) -> Path:
 
 def alpaca(folder: Path) -> None:
     """Read, win rates, standard errors, lengths, the official regression."""
-    files = AlpacaFiles(
-        (folder / "annotations.json",),
+    files = AlpacaEvalCommand(
+        annotations=(folder / "annotations.json",),
         difficulty=folder / "instruction_difficulty.csv",
         gamed=folder / "df_gamed.csv",
     )
-    results(files)
+    files.results()
 
 
 def matches() -> tuple[list[Match], dict[str, dict[str, Answer]]]:

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-
 from house import House, furnish, kill_tree
 
 # Where these tests run as a shell script's background job, Ctrl-C is ignored, by all children too.

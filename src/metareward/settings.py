@@ -48,11 +48,10 @@ class Imported:
     sha256: str
 
 
-def import_object(path: str, key: str, methods: tuple[str, ...]) -> Imported:
-    """The object at import path ``path``, which the setting ``key`` names; a class is instantiated without arguments.
+def import_name(path: str, key: str) -> Imported:
+    """What import path ``path`` names, a class as it is; the setting ``key`` holds the path.
 
-    Raises `UserError` naming ``key`` when the module or name is missing, when importing or instantiating raises, or
-    when the object lacks one of ``methods``.
+    Raises `UserError` naming ``key`` when the module or name is missing, or importing raises.
     """
     module_name, _, name = path.partition(":")
     here = str(Path.cwd())
@@ -60,17 +59,29 @@ def import_object(path: str, key: str, methods: tuple[str, ...]) -> Imported:
     try:
         module = importlib.import_module(module_name)
         value = getattr(module, name)
-        value = value() if isinstance(value, type) else value
     except Exception as error:  # whatever a user's module raises at import
         raise UserError(f"{key}: can't import {path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
-    missing = [method for method in methods if not callable(getattr(value, method, None))]
-    if missing:
-        raise UserError(f"{key}: {path} has no method {', '.join(missing)}; fix: add it, or name another object")
     source = getattr(module, "__file__", None)
     if source is None:
         raise UserError(
             f"{key}: {path} has no source file, so a change of it could not be noticed; fix: name a .py module"
         )
     return Imported(path, value, hashlib.sha256(Path(source).read_bytes()).hexdigest())
+
+
+def import_object(path: str, key: str, methods: tuple[str, ...]) -> Imported:
+    """The object at import path ``path``, which the setting ``key`` names; a class is instantiated without arguments.
+
+    Raises `UserError` as `import_name` does, when instantiating raises, or when the object lacks one of ``methods``.
+    """
+    found = import_name(path, key)
+    try:
+        value = found.value() if isinstance(found.value, type) else found.value
+    except Exception as error:  # whatever a user's class raises
+        raise UserError(f"{key}: can't import {path}: {type(error).__name__}: {error}") from error
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing:
+        raise UserError(f"{key}: {path} has no method {', '.join(missing)}; fix: add it, or name another object")
+    return Imported(path, value, found.sha256)

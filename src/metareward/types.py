@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 ChatRole = Literal["system", "user", "assistant"]
 ModelRole = Literal["actor", "judge", "meta_judge"]
@@ -256,6 +256,7 @@ class Dropped:
     detail: str
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Scores single answers by ``n`` sampled judgments, as `metareward.method.judge.Rubric` asks a model to do.
 

@@ -37,39 +37,13 @@ def annotations(tmp_path: Path) -> Path:
 
 
 def test_alpaca_on_stored_annotations_alone(tmp_path: Path, annotations: Path) -> None:
-    told = run("alpaca", "--annotations", annotations, "--json", tmp_path / "out.json")
+    told = run("alpaca-eval", "--annotations", annotations, "--json", tmp_path / "out.json")
     assert told.exit_code == 0, told.exception
     assert "50.00" in told.output and "length-adjusted" in told.output and "LC win rate" not in told.output
     assert "\x1b" not in told.output and "m␛[2J[bold]" in told.output  # a model's name is only text
     (model,) = numbers(tmp_path / "out.json")["models"]
     assert (model["win_rate"], model["n_judged"], model["n_unparsable"]) == (pytest.approx(50), 9, 1)
     assert "length_adjusted_winrate" in model and "length_controlled_winrate" not in model
-
-
-def test_alpaca_with_the_leaderboard_s_tables(alpaca_data: Path, tmp_path: Path) -> None:
-    annotations = alpaca_data / "annotations_compact.csv"
-    tables = (
-        "--difficulty",
-        alpaca_data / "instruction_difficulty.csv",
-        "--gamed",
-        alpaca_data / "df_gamed_reconstructed.csv",
-    )
-    told = run("alpaca", "--annotations", annotations, *tables, "--json", tmp_path / "out.json")
-    assert told.exit_code == 0, told.exception
-    assert "LC win rate" in told.output and "86.46" in told.output
-    models = {each["model"]: each for each in numbers(tmp_path / "out.json")["models"]}
-    assert models["NullModel"]["length_controlled_winrate"] == pytest.approx(86.4578, abs=0.01)
-
-
-def test_alpaca_from_published_weights(alpaca_data: Path) -> None:
-    told = run(
-        "alpaca",
-        "--weights",
-        alpaca_data / "leaderboard_rows.csv",
-        "--difficulty",
-        alpaca_data / "instruction_difficulty.csv",
-    )
-    assert told.exit_code == 0 and "22.92" in told.output
 
 
 def test_alpaca_by_an_engine(tmp_path: Path) -> None:
@@ -88,11 +62,11 @@ def test_alpaca_by_an_engine(tmp_path: Path) -> None:
         asked.append(name)
         return ScriptedEngine(lambda m, s, i: "m" if "Output m: y" in m[-1].content else "M")
 
-    words = ("alpaca", *files, "--prompt", tmp_path / "clf.txt", "--annotations", tmp_path / "made.json")
+    words = ("alpaca-eval", *files, "--prompt", tmp_path / "clf.txt", "--annotations", tmp_path / "made.json")
     told = run(*words, "--judge-engine", "gpt", engine=opened)
     assert told.exit_code == 0, told.exception
     assert asked == ["gpt"] and "100.00" in told.output and "sampled label" in told.output
-    again = run("alpaca", "--annotations", tmp_path / "made.json")
+    again = run("alpaca-eval", "--annotations", tmp_path / "made.json")
     assert "100.00" in again.output  # what was made is an annotation file like any other
 
 
@@ -112,7 +86,7 @@ def test_a_judge_may_think_first(tmp_path: Path) -> None:
     for who in ("base", "own"):
         rows = [{"instruction": f"Do {i}.", "output": f"{who} {i}", "generator": who} for i in range(5)]
         json_file(tmp_path / f"{who}.json", rows)
-    words = ["alpaca", "--outputs", tmp_path / "own.json", "--reference", tmp_path / "base.json"]
+    words = ["alpaca-eval", "--outputs", tmp_path / "own.json", "--reference", tmp_path / "base.json"]
     words += ["--prompt", tmp_path / "clf.txt", "--judge-engine", "mine", "--json", tmp_path / "out.json"]
     aloud, silent = tmp_path / "aloud.json", tmp_path / "silent.json"
     assert run(*words, "--annotations", aloud, engine=opened).exit_code == 0
@@ -124,83 +98,59 @@ def test_a_judge_may_think_first(tmp_path: Path) -> None:
     assert again.exit_code and "thinking (absent) -> 200" in str(again.exception)
 
 
-def test_arena(arena_data: Path, tmp_path: Path) -> None:
-    words = ("--judgments", arena_data / "ko_judgments.csv", "--answers", arena_data / "ko_answer_style.csv")
-    told = run("arena", *words, "--baseline", "claude-3.7-sonnet", "--rounds", 50, "--json", tmp_path / "out.json")
-    assert told.exit_code == 0, told.exception
-    assert "85.83" in told.output and "by question" in told.output
+def test_arena_hard_on_stored_judgments(tmp_path: Path) -> None:
+    games = [{"score": "A<B"}, {"score": "A>B"}]
+    rows = [{"question_id": f"q{i}", "model": "me", "baseline": "base", "games": games} for i in range(4)]
+    judgments = lines(tmp_path / "j.jsonl", rows)
+    shown = run("arena-hard", "--judgments", judgments, "--rounds", 20, "--json", tmp_path / "out.json")
+    assert shown.exit_code == 0, shown.exception
+    assert "100.00" in shown.output and "by question" in shown.output and "by row" in shown.output
     (category,) = numbers(tmp_path / "out.json")["categories"]
-    assert category["models"][0]["controlled"]["style"] == pytest.approx(84.46, abs=0.1)
-    assert category["models"][0]["questions"]["low"] < 85.83
+    assert (category["models"][0]["score"], category["models"][0]["n_questions"]) == (100.0, 4)
 
 
-def test_mt_bench(mt_bench_data: Path, tmp_path: Path) -> None:
-    words = ("--judgments", mt_bench_data / "gpt-4_single.jsonl", "--questions", mt_bench_data / "question.jsonl")
-    told = run("mt-bench", *words, "--json", tmp_path / "out.json")
-    assert told.exit_code == 0, told.exception
-    assert "7.17" in told.output and "humanities" in told.output
-    assert numbers(tmp_path / "out.json")["models"][0]["average"] == pytest.approx(7.165625)
+def test_mt_bench_on_stored_judgments(tmp_path: Path) -> None:
+    questions = [{"question_id": 81, "category": "writing", "turns": ["a", "b"]}]
+    rows = [{"question_id": 81, "model": "me", "turn": turn, "score": 6 + turn} for turn in (1, 2)]
+    words = ("--judgments", lines(tmp_path / "j.jsonl", rows), "--questions", lines(tmp_path / "q.jsonl", questions))
+    shown = run("mt-bench", *words, "--json", tmp_path / "out.json")
+    assert shown.exit_code == 0, shown.exception
+    assert "7.50" in shown.output and "me by category" in shown.output and "writing" in shown.output
+    assert numbers(tmp_path / "out.json")["models"][0]["average"] == 7.5
 
 
-def test_judge_on_pairs(judge_data: Path, tmp_path: Path) -> None:
-    words = (
-        "--pairs",
-        judge_data / "llmbar_natural.jsonl",
-        "--verdicts",
-        judge_data / "llmbar_natural_evaluators.jsonl",
-    )
-    told = run("judge", *words, "--json", tmp_path / "out.json")
-    assert told.exit_code == 0, told.exception
-    assert "95.50" in told.output and "length only" in told.output and "chance" in told.output
-    first = numbers(tmp_path / "out.json")["judges"][0]
-    assert first["llmbar"]["kappa_False"] == pytest.approx(0.26775689528923596)
-
-
-def test_judge_by_an_engine_and_a_protocol(judge_data: Path, tmp_path: Path) -> None:
-    def reply(messages: Messages, sampling: Sampling, i: int) -> str:
-        return f"Score: {min(5, len(messages[-1].content) // 800)}"
-
-    async def opened(name: str) -> Engine:
-        return ScriptedEngine(reply)
-
-    head = (judge_data / "oasst_rankings.jsonl").read_text(encoding="utf-8").split("\n")[:4]
-    (tmp_path / "r.jsonl").write_text("\n".join(head), encoding="utf-8")
-    words = (
-        "--rankings",
-        tmp_path / "r.jsonl",
-        "--protocol",
-        "human",
-        "--judgments",
-        2,
-        "--kept",
-        tmp_path / "k.sqlite",
-    )
-    told = run("judge", *words, "--judge-engine", "mine", "--json", tmp_path / "out.json", engine=opened)
-    assert told.exit_code == 0, told.exception
-    assert [each["judge"] for each in numbers(tmp_path / "out.json")["judges"]] == ["mine", "length only", "chance"]
+def test_judge_quality_on_stored_scores(tmp_path: Path) -> None:
+    pairs = [
+        {"id": str(i), "input": "Why?", "output_1": "no", "output_2": "yes, as", "label": 2, "score_1": 1, "score_2": i}
+        for i in range(4)
+    ]
+    shown = run("judge-quality", "--pairs", lines(tmp_path / "p.jsonl", pairs), "--json", tmp_path / "out.json")
+    assert shown.exit_code == 0, shown.exception
+    assert "62.50" in shown.output and "length only" in shown.output and "chance" in shown.output
+    assert numbers(tmp_path / "out.json")["judges"][0]["accuracy"] == 0.625
 
 
 def test_judge_on_sections(tmp_path: Path) -> None:
     row = {"subset": "donotanswer", "chosen": "no", "rejected": "yes", "score_chosen": 2, "score_rejected": 1}
-    told = run("judge", "--sections", lines(tmp_path / "r.jsonl", [row]))
+    told = run("judge-quality", "--sections", lines(tmp_path / "r.jsonl", [row]))
     assert told.exit_code == 0 and "Safety" in told.output and "100.00" in told.output
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("alpaca", "give --annotations"),
-        ("alpaca --annotations none.json", "none.json: can't be read"),
-        ("alpaca --weights none.csv", "--weights: needs --difficulty"),
-        ("alpaca --annotations a --by-instruction", "--by-instruction: needs --reference"),
-        ("alpaca --annotations a --judge-engine x", "engine x: no engine can be opened here"),
-        ("alpaca --annotations hub:a/b", "hub:a/b: names no file"),
-        ("arena --judgments none.jsonl", "none.jsonl: can't be read"),
-        ("arena --judgments none.jsonl --version v1", "--version v1: no such version"),
+        ("alpaca-eval", "give --annotations"),
+        ("alpaca-eval --annotations none.json", "none.json: can't be read"),
+        ("alpaca-eval --weights none.csv", "--weights: needs --difficulty"),
+        ("alpaca-eval --annotations a --by-instruction", "--by-instruction: needs --reference"),
+        ("alpaca-eval --annotations a --judge-engine x", "engine x: no engine can be opened here"),
+        ("alpaca-eval --annotations hub:a/b", "hub:a/b: doesn't name one file"),
+        ("arena-hard --judgments none.jsonl", "none.jsonl: can't be read"),
+        ("arena-hard --judgments none.jsonl --version v1", "--version v1: no such version"),
         ("mt-bench --judgments none.jsonl", "none.jsonl: can't be read"),
-        ("judge", "give one of --rankings"),
-        ("judge --rankings none.jsonl --protocol x", "--protocol x: no such protocol"),
-        ("judge --rankings none.jsonl --rubric none", "no prompt text named 'none'"),
+        ("judge-quality", "give one of --rankings"),
+        ("judge-quality --rankings none.jsonl --protocol x", "--protocol x: no such protocol"),
+        ("judge-quality --rankings none.jsonl --rubric none", "no prompt text named 'none'"),
     ],
 )
 def test_a_user_s_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, line: str) -> None:
@@ -211,5 +161,5 @@ def test_a_user_s_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_command_explains_itself() -> None:
-    for command in ("", "alpaca", "arena", "mt-bench", "judge"):
+    for command in ("", "alpaca-eval", "arena-hard", "mt-bench", "judge-quality"):
         assert "Usage:" in run(*command.split(), "--help").output

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from hub_server import serve_hub
 
-RECIPE = "extends: pocket\nbenchmarks: {mine: {questions: hub:someone/set/asked.jsonl, judge: itself, models: [1]}}\n"
+RECIPE = "extends: pocket\nbenchmarks: [{kind: alpaca_eval, questions: hub:someone/set/asked.jsonl}]\n"
 ASK = """
 import sys
 from pathlib import Path
-from metareward.pipeline.benchmarks import Entry, questions_of
+from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.errors import UserError
 from metareward.pipeline.experiment import Experiment
 from metareward.config.schema import load_recipe
 from metareward.storage.run_dir import RunDir
 
 recipe = load_recipe(sys.argv[1], ["prompts.network=" + sys.argv[2]])
-entry = Entry(Experiment(RunDir(Path("nowhere")), recipe), 1, "mine")
+(run,) = benchmark_runs(Experiment(RunDir(Path("nowhere")), recipe), 1)
 try:
-    print([prompt.messages[-1].content for prompt in questions_of(entry.local)], entry.asked.questions)
+    print([prompt.messages[-1].content for prompt in run.local.requests().prompts], run.benchmark.questions)
 except UserError as error:
     print(error)
 """

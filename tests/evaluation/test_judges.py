@@ -7,32 +7,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from made_up import LABEL_PROMPT, desk, json_file
+from made_up import LABEL_PROMPT, json_file, judge_client
 
 from metareward.engines.base import EngineError, StripReasoning
 from metareward.engines.local.engine import LocalEngine
 from metareward.engines.scripted import ScriptedEngine
 from metareward.evaluation.alpaca_eval.data import Output
-from metareward.evaluation.alpaca_eval.run import AlpacaFiles, Meeting, annotated_by, label_judge, model_first, results
+from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand, Matchup, annotate, label_judge, model_first
 from metareward.evaluation.alpaca_eval.score import AlpacaResult
-from metareward.evaluation.judges import (
+from metareward.evaluation.compare import (
     FirstShare,
-    GradedJudge,
-    Grading,
-    PairJudge,
-    ScoringJudge,
-    Shown,
-    TrueJudge,
+    OracleJudge,
+    OutputPair,
+    PairwiseJudge,
+    RubricJudge,
+    StoredScoresJudge,
     load_label_prompt,
 )
-from metareward.method.judge import Reasoning, Rubric
+from metareward.method.judge import Reasoning, Rubric, RubricGrader
 from metareward.pocket.demonstrations import RUBRIC
 from metareward.pocket.world import MODEL, PocketOracle, prompts
 from metareward.types import Completion, Message, Messages, Prompt, Sampling, Step, TopLogprob
 
 ASKED = prompts(24, 3, held_out=True)
-GRADING = Grading(RUBRIC, 2, Sampling(1.0, 0.95, 48))
-MakeJudge = Callable[[Path], PairJudge]
+GRADER = RubricGrader(RUBRIC, 2, Sampling(1.0, 0.95, 48))
+MakeJudge = Callable[[Path], PairwiseJudge]
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +54,20 @@ def answers() -> tuple[list[str], list[str]]:
     return asyncio.run(drawn())
 
 
-def evaluated(judge: PairJudge, base: Sequence[str], own: Sequence[str], folder: Path) -> AlpacaResult:
+def evaluated(judge: PairwiseJudge, base: Sequence[str], own: Sequence[str], folder: Path) -> AlpacaResult:
     """A whole evaluation: annotations in a file, and that file read as any stored one."""
     met = [
-        Meeting(i, prompt, Output(prompt.messages[0].content, one, "", "A"), Output(prompt.id, other, "", "B"))
+        Matchup(i, prompt, Output(prompt.messages[0].content, one, "", "A"), Output(prompt.id, other, "", "B"))
         for i, (prompt, one, other) in enumerate(zip(ASKED, base, own, strict=True))
     ]
-    rows = asyncio.run(annotated_by(judge, met))
-    (result,) = results(AlpacaFiles((json_file(folder / "annotations.json", rows),)))
+    rows = asyncio.run(annotate(judge, met))
+    (result,) = AlpacaEvalCommand(annotations=(json_file(folder / "annotations.json", rows),)).results()
     return result
 
 
-def change_places(judge: PairJudge, other: PairJudge, answers: tuple[list[str], list[str]], folder: Path) -> None:
+def change_places(
+    judge: PairwiseJudge, other: PairwiseJudge, answers: tuple[list[str], list[str]], folder: Path
+) -> None:
     there, back = evaluated(judge, *answers, folder), evaluated(other, *answers[::-1], folder)
     assert there.raw.win_rate is not None and back.raw.win_rate is not None
     assert 0 < there.raw.win_rate < 100 and there.raw.win_rate != 50
@@ -82,7 +83,7 @@ def change_places(judge: PairJudge, other: PairJudge, answers: tuple[list[str], 
 def test_by_the_oracle_changing_places_turns_the_rate_round(
     answers: tuple[list[str], list[str]], tmp_path: Path
 ) -> None:
-    change_places(TrueJudge(PocketOracle()), TrueJudge(PocketOracle()), answers, tmp_path)
+    change_places(OracleJudge(PocketOracle()), OracleJudge(PocketOracle()), answers, tmp_path)
 
 
 def test_by_the_pocket_judge_changing_places_turns_the_rate_round(
@@ -93,12 +94,12 @@ def test_by_the_pocket_judge_changing_places_turns_the_rate_round(
     def opened() -> LocalEngine:
         return LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=128, deterministic=True)
 
-    one, other = (ScoringJudge(desk(opened(), tmp_path / f"{i}.sqlite"), GRADING) for i in range(2))
+    one, other = (RubricJudge(judge_client(opened(), tmp_path / f"{i}.sqlite"), GRADER) for i in range(2))
     change_places(one, other, answers, tmp_path)
 
 
-def shown(number: int, first: str = "one", second: str = "other") -> Shown:
-    return Shown(Prompt(f"p{number}", (Message("user", f"Ask {number}."),)), first, second)
+def shown(number: int, first: str = "one", second: str = "other") -> OutputPair:
+    return OutputPair(Prompt(f"p{number}", (Message("user", f"Ask {number}."),)), first, second)
 
 
 def test_the_share_is_that_of_the_pairs_of_scores_won() -> None:
@@ -108,7 +109,7 @@ def test_the_share_is_that_of_the_pairs_of_scores_won() -> None:
         ("p1", "one"): (None,),
         ("p1", "other"): (1.0,),
     }
-    judge = GradedJudge("M1", scores)
+    judge = StoredScoresJudge("M1", scores)
     told = asyncio.run(judge.shares([shown(0), shown(1), shown(2)]))
     assert told == {"p0": FirstShare(2.5 / 4, "scores of each alone"), "p1": "unparsable", "p2": "refused"}
 
@@ -120,7 +121,9 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
         return f"Score: {i % 6}" if "fine text" in messages[-1].content else "no idea"
 
     engine = ScriptedEngine(reply)
-    judge = ScoringJudge(desk(engine, tmp_path / "k.sqlite"), Grading(Rubric.load("judge"), 4, Sampling(1, 1, 9)))
+    judge = RubricJudge(
+        judge_client(engine, tmp_path / "k.sqlite"), RubricGrader(Rubric.load("judge"), 4, Sampling(1, 1, 9))
+    )
     pairs = [shown(0), shown(1, "fine text", "another fine text"), shown(2, "long beyond", "fine text")]
     told = asyncio.run(judge.shares(pairs))
     assert told["p0"] == "unparsable" and told["p2"] == "refused"
@@ -129,25 +132,27 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
     assert asked == 6
     assert asyncio.run(judge.shares(pairs)) == told
     assert len(engine.calls) == asked + 1  # the refused one is tried again
-    turned = [Shown(pair.prompt, pair.second, pair.first) for pair in pairs]
+    turned = [OutputPair(pair.prompt, pair.second, pair.first) for pair in pairs]
     asyncio.run(judge.shares(turned))
     assert len(engine.calls) == asked + 2
 
 
 def test_other_grading_is_refused_by_the_same_store(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda m, s, i: "Score: 3")
-    rubric, at = Rubric.load("judge"), desk(engine, tmp_path / "k.sqlite")
-    asyncio.run(ScoringJudge(at, Grading(rubric, 2, Sampling(1, 1, 9))).shares([shown(0)]))
+    rubric, at = Rubric.load("judge"), judge_client(engine, tmp_path / "k.sqlite")
+    asyncio.run(RubricJudge(at, RubricGrader(rubric, 2, Sampling(1, 1, 9))).shares([shown(0)]))
     with pytest.raises(Exception, match="made with other settings: n 2 -> 3"):
-        asyncio.run(ScoringJudge(at, Grading(rubric, 3, Sampling(1, 1, 9))).shares([shown(0)]))
+        asyncio.run(RubricJudge(at, RubricGrader(rubric, 3, Sampling(1, 1, 9))).shares([shown(0)]))
 
 
 def test_a_label_judge_is_behind_the_same_interface(tmp_path: Path) -> None:
     path = tmp_path / "clf.txt"
     path.write_text(LABEL_PROMPT, encoding="utf-8")
-    judge = label_judge(desk(ScriptedEngine(lambda m, s, i: "m"), tmp_path / "k.sqlite"), load_label_prompt(path))
-    met = [Meeting(0, shown(0).prompt, Output("Ask 0.", "a", "", "A"), Output("Ask 0.", "b", "", "B"))]
-    (row,) = asyncio.run(annotated_by(judge, met))
+    judge = label_judge(
+        judge_client(ScriptedEngine(lambda m, s, i: "m"), tmp_path / "k.sqlite"), load_label_prompt(path)
+    )
+    met = [Matchup(0, shown(0).prompt, Output("Ask 0.", "a", "", "A"), Output("Ask 0.", "b", "", "B"))]
+    (row,) = asyncio.run(annotate(judge, met))
     assert row["preference"] == (2.0 if model_first("Ask 0.") else 1.0)
 
 

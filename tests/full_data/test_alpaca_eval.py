@@ -7,13 +7,12 @@ import csv
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import builders  # noqa: F401  (sets hypothesis up)
 import numpy as np
 import pytest
-from made_up import desk, token
+from made_up import judge_client, token
 
 from metareward.engines.scripted import ScriptedEngine
 from metareward.evaluation.alpaca_eval.data import (
@@ -25,9 +24,16 @@ from metareward.evaluation.alpaca_eval.data import (
 from metareward.evaluation.alpaca_eval.length_control import (
     win_rate_of_weights,
 )
-from metareward.evaluation.alpaca_eval.run import AlpacaFiles, annotate, model_first, published, results
+from metareward.evaluation.alpaca_eval.run import (
+    AlpacaEvalCommand,
+    annotate,
+    label_judge,
+    matchups,
+    model_first,
+    published_rates,
+)
 from metareward.evaluation.alpaca_eval.score import AlpacaResult
-from metareward.evaluation.judges import load_label_prompt
+from metareward.evaluation.compare import load_label_prompt
 from metareward.types import Completion
 
 pytestmark = pytest.mark.full_data
@@ -49,12 +55,12 @@ def board(alpaca_data: Path) -> Mapping[str, Mapping[str, str]]:
 
 @pytest.fixture(scope="module")
 def stored(alpaca_data: Path) -> dict[str, AlpacaResult]:
-    files = AlpacaFiles(
-        (alpaca_data / "annotations_compact.csv",),
+    files = AlpacaEvalCommand(
+        annotations=(alpaca_data / "annotations_compact.csv",),
         difficulty=alpaca_data / "instruction_difficulty.csv",
         gamed=alpaca_data / "df_gamed_reconstructed.csv",
     )
-    return {each.model: each for each in results(files)}
+    return {each.model: each for each in files.results()}
 
 
 def test_raw_columns_are_those_of_the_leaderboard(
@@ -90,7 +96,7 @@ def test_it_is_what_the_official_package_gives(stored: Mapping[str, AlpacaResult
 
 
 def test_published_weights_give_the_published_rates(alpaca_data: Path, board: Mapping[str, Mapping[str, str]]) -> None:
-    found = published(alpaca_data / "leaderboard_rows.csv", alpaca_data / "instruction_difficulty.csv")
+    found = published_rates(alpaca_data / "leaderboard_rows.csv", alpaca_data / "instruction_difficulty.csv")
     assert found["Meta-Llama-3-8B-Instruct"].win_rate == pytest.approx(22.9188, abs=5e-5)
     off = {
         model: abs(each.win_rate - float(board[model]["length_controlled_winrate"])) for model, each in found.items()
@@ -115,14 +121,14 @@ def test_whole_annotation_files_give_the_same(
     alpaca_data: Path, stored: Mapping[str, AlpacaResult], model: str
 ) -> None:
     folder = alpaca_data / "results" / model
-    files = AlpacaFiles(
-        (folder / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json",),
+    files = AlpacaEvalCommand(
+        annotations=(folder / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json",),
         outputs=folder / "model_outputs.json",
         difficulty=alpaca_data / "instruction_difficulty.csv",
         gamed=alpaca_data / "df_gamed_reconstructed.csv",
     )
     began = time.process_time()
-    (each,) = results(files)
+    (each,) = files.results()
     assert time.process_time() - began < 2
     assert each.raw == stored[model].raw
     assert rate(each) == pytest.approx(rate(stored[model]), abs=1e-9)
@@ -135,20 +141,20 @@ def test_whole_annotation_files_give_the_same(
 def test_rows_found_by_instruction_keep_their_difficulty(alpaca_data: Path, stored: Mapping[str, AlpacaResult]) -> None:
     """Upstream counts rows by place, which shifts after a gap; with the reference they are counted by instruction."""
     folder = alpaca_data / "results" / "phi-2" / "weighted_alpaca_eval_gpt4_turbo"
-    files = AlpacaFiles(
-        (folder / "annotations.json",),
+    files = AlpacaEvalCommand(
+        annotations=(folder / "annotations.json",),
         reference=alpaca_data / "instructions_and_reference.jsonl",
         difficulty=alpaca_data / "instruction_difficulty.csv",
         gamed=alpaca_data / "df_gamed_reconstructed.csv",
     )
-    (by_place,), (by_instruction,) = results(files), results(replace(files, by_instruction=True))
+    (by_place,), (by_instruction,) = files.results(), files.model_copy(update={"by_instruction": True}).results()
     assert rate(by_place) == pytest.approx(rate(stored["phi-2"]), abs=1e-9)
     assert any("counted by place" in note for note in by_place.notes) and not by_instruction.notes
     assert 0.3 < abs(rate(by_instruction) - rate(by_place)) < 0.7  # the published 4.40 would be 3.89
 
 
 def test_stored_preferences_follow_from_order_and_probabilities(alpaca_data: Path, tmp_path: Path) -> None:
-    """The stored judge, asked again through our door: the same questions, the same order, the same preferences."""
+    """The stored judge, asked again by our judge client: the same questions, order and preferences."""
     folder = alpaca_data / "results" / "phi-2"
     path = folder / "weighted_alpaca_eval_gpt4_turbo" / "annotations.json"
     stored = json.loads(path.read_text(encoding="utf-8"))[:KEPT]
@@ -160,11 +166,12 @@ def test_stored_preferences_follow_from_order_and_probabilities(alpaca_data: Pat
             probabilities = {each["token"]: 2.718281828459045 ** each["logprob"] for each in step["top_logprobs"]}
             pair = (row["output_1"], row["output_2"])
             shown = pair[::-1] if model_first(row["instruction"]) else pair
-            said[prompt.ask(row["instruction"], *shown)[-1].content] = token(step["token"], **probabilities)
+            said[prompt.query(row["instruction"], *shown)[-1].content] = token(step["token"], **probabilities)
     engine = ScriptedEngine(lambda messages, sampling, i: said[messages[-1].content])
     reference = read_outputs(alpaca_data / "instructions_and_reference.jsonl")
     own = read_outputs(folder / "model_outputs.json")[:KEPT]
-    rows = asyncio.run(annotate(desk(engine, tmp_path / "kept.sqlite"), prompt, reference, own))
+    judge = label_judge(judge_client(engine, tmp_path / "cache.sqlite"), prompt)
+    rows = asyncio.run(annotate(judge, matchups(reference, own)))
     assert len(engine.calls) == len(said) == KEPT - 1  # identical outputs are not judged
     assert [row["instruction"] for row in rows] == [row["instruction"] for row in stored]
     for row, before in zip(rows, stored, strict=True):

@@ -15,7 +15,9 @@ from metareward.evaluation.arena_hard.data import (
     read_judge_prompt,
     read_questions,
 )
-from metareward.evaluation.arena_hard.run import ArenaFiles, ArenaResult, question_about, results
+from metareward.evaluation.arena_hard.judge import game_query
+from metareward.evaluation.arena_hard.results import ArenaResult
+from metareward.evaluation.arena_hard.run import results
 
 pytestmark = pytest.mark.full_data
 
@@ -32,7 +34,7 @@ def expected(arena_data: Path) -> Mapping[str, Mapping[str, str]]:
 @pytest.fixture(scope="module")
 def stored(arena_data: Path) -> ArenaResult:
     answers = arena_data / "ko_answer_style.csv"
-    (result,) = results(ArenaFiles(arena_data / "ko_judgments.csv", "v0.1", BASELINE, answers))
+    (result,) = results(arena_data / "ko_judgments.csv", answers, "v0.1", BASELINE)
     return result
 
 
@@ -79,7 +81,7 @@ def test_upstream_s_own_files_are_read(arena_data: Path) -> None:
 
 def test_the_stored_configuration_asks_as_upstream_does(arena_data: Path) -> None:
     prompt = read_judge_prompt(arena_data / "judge_config.yaml")
-    system, user = question_about(prompt, "Why?", "one", "other")
+    system, user = game_query(prompt, "Why?", "one", "other")
     assert system.content.endswith('Example output: "My final verdict is tie: [[A=B]]".')
     assert user.content == (
         "<|User Prompt|>\nWhy?\n\n<|The Start of Assistant A's Answer|>\none\n<|The End of Assistant A's Answer|>\n\n"

@@ -28,7 +28,7 @@ from metareward.evaluation.judge_quality.rankings import (
     scored_by_length,
 )
 from metareward.evaluation.judge_quality.reward_bench import SECTIONS, combine
-from metareward.evaluation.judge_quality.run import pairs_table, rankings_table
+from metareward.evaluation.judge_quality.tables import pairs_table, rankings_table
 
 pytestmark = pytest.mark.full_data
 

@@ -18,7 +18,7 @@ from metareward.evaluation.mt_bench.data import (
     read_references,
     read_score,
 )
-from metareward.evaluation.mt_bench.run import MtBenchFiles, results
+from metareward.evaluation.mt_bench.run import results
 
 pytestmark = pytest.mark.full_data
 
@@ -52,7 +52,7 @@ def test_every_stored_score_is_read_again(judgments: list[dict[str, object]]) ->
 
 def test_averages_are_the_published_ones(mt_bench_data: Path) -> None:
     expected = json.loads((mt_bench_data / "expected_scores.json").read_text(encoding="utf-8"))
-    found = {each.model: each.as_dict() for each in results(MtBenchFiles(mt_bench_data / JUDGMENTS))}
+    found = {each.model: each.as_dict() for each in results(mt_bench_data / JUDGMENTS)}
     assert set(found) == set(expected)
     for model, numbers in expected.items():
         for name, value in numbers.items():
@@ -60,8 +60,7 @@ def test_averages_are_the_published_ones(mt_bench_data: Path) -> None:
 
 
 def test_categories_make_up_the_average(mt_bench_data: Path) -> None:
-    files = MtBenchFiles(mt_bench_data / JUDGMENTS, questions=mt_bench_data / "question.jsonl")
-    for each in results(files):
+    for each in results(mt_bench_data / JUDGMENTS, mt_bench_data / "question.jsonl"):
         assert len(each.categories) == 8 and each.n_missing == 0
         assert all(category.n_valid == 20 for category in each.categories.values())
         averages = [category.average or 0 for category in each.categories.values()]

@@ -24,14 +24,15 @@ from metareward.config.schema import load_recipe
 from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
+from metareward.evaluation.alpaca_eval.run import AlpacaEval
 from metareward.evaluation.arena_hard import data as arena_files
 from metareward.evaluation.arena_hard.data import count_style
-from metareward.evaluation.arena_hard.run import verdicts_by
-from metareward.evaluation.judges import TrueJudge
+from metareward.evaluation.arena_hard.judge import mirrored_games
+from metareward.evaluation.compare import OracleJudge
 from metareward.generation.progress import SILENT
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
-from metareward.pipeline.benchmarks import Entry, entries
+from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.experiment import Experiment
 from metareward.pocket.world import PocketOracle, prompts
 from metareward.report.benchmark_tables import benchmark_tables, benchmarks_text
@@ -102,7 +103,7 @@ class Refusing(Stopping):
         return await super().complete(messages, sampling, n, role)
 
 
-def furnished(folder: Path, *changes: str) -> Experiment:
+def furnished(folder: Path, *benchmarks: str, changes: tuple[str, ...] = ()) -> Experiment:
     """A run whose M1 and M2 are there, with every kind of benchmark."""
     folder.mkdir(exist_ok=True)
     lines(folder / "alpaca.jsonl", [{"instruction": f"Do {i}.", "id": f"a{i}"} for i in range(QUESTIONS)])
@@ -116,20 +117,20 @@ def furnished(folder: Path, *changes: str) -> Experiment:
     ranked = [{"text": text, "rank": rank} for rank, text in enumerate(("good", "fair", "bad"))]
     lines(folder / "ranked.jsonl", [{"id": f"r{i}", "prompt": f"Rank {i}.", "responses": ranked} for i in range(3)])
     write_recipe(folder)
-    of = begun(folder, *(each.replace("DIR", str(folder)) for each in (changes or EVERY)))
+    listed = ", ".join(benchmarks or EVERY).replace("DIR", str(folder))
+    of = begun(folder, *changes, f"benchmarks=[{listed}]")
     for t in (1, 2):
         model(of.model(t), f"m{t}")
     return of
 
 
-EVERY = (
-    "benchmarks.held={kind: alpaca}",
-    "benchmarks.own={kind: alpaca, questions: DIR/alpaca.jsonl, against: previous, judgments: 2}",
-    "benchmarks.label={kind: alpaca, questions: DIR/alpaca.jsonl, prompt: DIR/clf.txt, models: [2]}",
-    "benchmarks.hard={kind: arena, questions: DIR/arena.jsonl, prompt: DIR/config.yaml}",
-    "benchmarks.mt={kind: mt-bench, questions: DIR/mt.jsonl, prompt: DIR/grader.jsonl}",
-    "benchmarks.people={kind: judge, questions: DIR/ranked.jsonl}",
-)
+HELD = "{name: held, kind: alpaca_eval}"
+OWN = "{name: own, kind: alpaca_eval, questions: DIR/alpaca.jsonl, against: previous, judgments: 2}"
+LABEL = "{name: label, kind: alpaca_eval, questions: DIR/alpaca.jsonl, prompt: DIR/clf.txt, models: [2]}"
+HARD = "{name: hard, kind: arena_hard, questions: DIR/arena.jsonl, prompt: DIR/config.yaml}"
+MT = "{name: mt, kind: mt_bench, questions: DIR/mt.jsonl, prompt: DIR/grader.jsonl}"
+PEOPLE = "{name: people, kind: judge_quality, questions: DIR/ranked.jsonl}"
+EVERY = (HELD, OWN, LABEL, HARD, MT, PEOPLE)
 
 
 def go(of: Experiment, t: int, engine: Any = None) -> ScriptedEngine:
@@ -154,18 +155,22 @@ def all_of_it(of: Experiment) -> dict[str, Any]:
 
 def found(of: Experiment) -> dict[str, Any]:
     """Everything in the folders of benchmarks but the stores, which keep what was done in another order."""
-    paths = (path for t in range(3) for each in entries(of, t) for path in each.folder.glob("*.json*"))
+    paths = (path for t in range(3) for each in benchmark_runs(of, t) for path in each.folder.glob("*.json*"))
     return {str(path.relative_to(of.run.path)): path.read_text() for path in paths}
 
 
+def run_of(of: Experiment, t: int, name: str) -> BenchmarkRun:
+    return next(each for each in benchmark_runs(of, t) if each.benchmark.name == name)
+
+
 def result(of: Experiment, t: int, name: str) -> dict[str, Any]:
-    return dict(json.loads(Entry(of, t, name).result.read_text()))
+    return dict(json.loads(run_of(of, t, name).result.read_text()))
 
 
 def test_every_benchmark_of_every_model_is_done_once(tmp_path: Path) -> None:
     of = furnished(tmp_path)
     all_of_it(of)
-    done = {(t, each.name) for t in range(3) for each in entries(of, t) if each.result.is_file()}
+    done = {(t, each.benchmark.name) for t in range(3) for each in benchmark_runs(of, t) if each.result.is_file()}
     every = {(t, name) for t in (1, 2) for name in ("held", "own", "hard", "mt", "people")}
     assert done == {*every, (0, "mt"), (0, "people"), (2, "label")}
     engine = ScriptedEngine(speaker(0))
@@ -183,7 +188,7 @@ def test_the_numbers_are_the_benchmarks_own(tmp_path: Path) -> None:
     own = result(of, 2, "own")
     assert own["against"] == "M1" and own["results"][0]["preferences"] == "scores of each alone"
     assert own["results"][0]["n_missing"] == 0 and own["results"][0]["length_adjusted_winrate"] is not None
-    rows = json.loads((Entry(of, 2, "own").folder / "annotations.json").read_text())
+    rows = json.loads((run_of(of, 2, "own").folder / "annotations.json").read_text())
     assert [row["index"] for row in rows] == list(range(QUESTIONS))
     assert {row["generator_1"] for row in rows} == {"M1"} and {row["generator_2"] for row in rows} == {"M2"}
     (hard,) = result(of, 1, "hard")["results"]
@@ -226,13 +231,13 @@ def test_what_isn_t_answered_is_counted_and_nothing_becomes_nan(tmp_path: Path) 
 
 
 def test_arena_and_mt_bench_by_a_judge_who_knows_only_its_rubric(tmp_path: Path) -> None:
-    held = "benchmarks.held={kind: arena}"
-    hard = EVERY[3].replace(", prompt: DIR/config.yaml", ", judgments: 2")
-    mt = EVERY[4].replace(", prompt: DIR/grader.jsonl", "")
+    held = "{name: held, kind: arena_hard}"
+    hard = HARD.replace(", prompt: DIR/config.yaml", ", judgments: 2")
+    mt = MT.replace(", prompt: DIR/grader.jsonl", "")
     of = furnished(tmp_path, held, hard, mt)
     all_of_it(of)
     for name, questions in (("held", HELD_OUT), ("hard", QUESTIONS)):
-        rows = [json.loads(line) for line in (Entry(of, 2, name).folder / "judgments.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (run_of(of, 2, name).folder / "judgments.jsonl").read_text().splitlines()]
         verdicts = [tuple(game["score"] for game in row["games"]) for row in rows]
         mirrored = {("A>B", "B>A"), ("B>A", "A>B"), ("A=B", "A=B"), (None, None)}
         assert len(rows) == questions and set(verdicts) <= mirrored and len(set(verdicts)) > 1
@@ -254,10 +259,10 @@ def test_the_oracle_judges_arena_too(tmp_path: Path) -> None:
     questions = [(arena_files.Question(each.id, "", "?"), each) for each in prompts(6, 1, held_out=True)]
     base = {each.id: answer(each.id, "M0", "no idea") for each, _ in questions}
     own = base | {questions[0][0].id: answer(questions[0][0].id, "M1", "what is this")}
-    rows = asyncio.run(verdicts_by(TrueJudge(PocketOracle()), questions, base, own))
+    rows = asyncio.run(mirrored_games(OracleJudge(PocketOracle()), questions, base, own))
     assert [row["games"] for row in rows] == [[{"score": "A=B"}, {"score": "A=B"}]] * 6
-    recipe = load_recipe("pocket", ["benchmarks.x={kind: arena, judge: oracle, against: previous}"])
-    assert recipe.benchmarks["x"].judge == "oracle"
+    recipe = load_recipe("pocket", ["benchmarks=[{kind: arena_hard, judge: oracle, against: previous}]"])
+    assert recipe.benchmarks[0].asked_judge is None
 
 
 def answer(question: str, by: str, text: str) -> arena_files.Answer:
@@ -265,7 +270,7 @@ def answer(question: str, by: str, text: str) -> arena_files.Answer:
 
 
 def test_a_judge_that_reads_nothing_leaves_dashes(tmp_path: Path) -> None:
-    of = furnished(tmp_path, EVERY[1], EVERY[4])
+    of = furnished(tmp_path, OWN, MT)
     go(of, 0)
 
     def dumb(messages: Messages, sampling: Sampling, index: int) -> str:
@@ -287,8 +292,8 @@ def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path)
 
     async def judged() -> tuple[Experiment, int]:
         async with RudeServer(manner) as server:
-            name = f"benchmarks.far={{kind: alpaca, judge: '{server.url}#j', judgments: 2, models: [1]}}"
-            of = furnished(tmp_path, name)
+            far = f"{{name: far, kind: alpaca_eval, judge: '{server.url}#j', judgments: 2, models: [1]}}"
+            of = furnished(tmp_path, far)
             for t in (0, 1):
                 await stages.measure_model(of, t, ScriptedEngine(speaker(t)), SILENT)
                 assert not benchmarking.needs_model(of, t)
@@ -312,40 +317,43 @@ def test_a_file_that_isn_t_there_is_told_before_anything_is_made(tmp_path: Path,
 
 
 def test_files_aren_t_needed_when_all_is_done(tmp_path: Path) -> None:
-    of = furnished(tmp_path, EVERY[4])
+    of = furnished(tmp_path, MT)
     all_of_it(of)
     (tmp_path / "mt.jsonl").unlink()
     benchmarking.check(of)
 
 
 def test_an_official_length_control_needs_both_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"benchmarks\.x\.gamed: expected both difficulty and gamed, or neither"):
-        load_recipe("pocket", ["benchmarks.x.difficulty=a.csv"])
+    with pytest.raises(UserError, match=r"benchmarks\.0\.gamed: expected both difficulty and gamed, or neither"):
+        load_recipe("pocket", ["benchmarks=[{kind: alpaca_eval, difficulty: a.csv}]"])
 
 
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("benchmarks.x.kind=mt-bench", "benchmarks.x.questions: expected a file, as kind is mt-bench"),
-        (
-            "benchmarks.x={kind: arena, prompt: p}",
-            "questions: expected a file, as its judge has the benchmark's prompt",
-        ),
-        ("benchmarks.x={kind: arena, against: f}", "expected m0 or previous, as the held-out prompts are this run's"),
-        ("benchmarks.x={kind: mt-bench, questions: q, references: r}", "expected nothing without prompt"),
-        ("benchmarks.x={kind: mt-bench, questions: q, judge: oracle}", "expected another judge: the oracle compares"),
-        ("benchmarks.x.version=v2", "benchmarks.x.version=v2: expected nothing here, as kind is alpaca"),
-        ("benchmarks.x.models=[9]", "benchmarks.x.models=[9]: expected at most 4"),
-        ("benchmarks.x={judge: oracle, questions: q}", 'benchmarks.x.judge: "oracle": expected another judge'),
-        ("benchmarks.x={kind: judge, judge: far}", "expected itself: on held-out prompts each model is measured"),
-        ("benchmarks.x.kin=arena", "benchmarks.x.kin: unknown key; the nearest known one is benchmarks.x.kind"),
-        ("benchmarks.x=3", "benchmarks.x=3: expected a section"),
-        ("benchmarks={a/b: {}}", "expected a name of letters, digits"),
+        ("[{kind: mt_bench}]", "benchmarks.0.questions: must be given: File of"),
+        ("[{kind: arena_hard, prompt: p}]", "questions: expected a file, as its judge has the benchmark's prompt"),
+        ("[{kind: arena_hard, against: f}]", "expected m0 or previous, as the held-out prompts are this run's"),
+        ("[{kind: mt_bench, questions: q, references: r}]", "expected nothing without prompt"),
+        ("[{kind: mt_bench, questions: q, judge: oracle}]", "expected another judge: the oracle compares"),
+        ("[{kind: alpaca_eval, version: v2}]", "benchmarks.0.version: unknown key; not a setting of this kind"),
+        ("[{kind: alpaca_eval, models: [9]}]", "benchmarks.0.models: [9]: expected at most 4"),
+        ("[{kind: alpaca_eval, judge: oracle, questions: q}]", 'benchmarks.0.judge: "oracle": expected another judge'),
+        ("[{kind: judge_quality, judge: far}]", "expected itself: on held-out prompts each model is measured"),
+        ("[{kind: alpaca_eval, modls: [1]}]", "benchmarks.0.modls: unknown key; the nearest known one is"),
+        ("[{kind: alpaca}]", 'benchmarks.0.kind: "alpaca": expected one of alpaca_eval, arena_hard, mt_bench'),
+        ("[{name: x}]", "benchmarks.0"),
+        ("[3]", "benchmarks.0: 3: expected a section"),
+        ("3", "expected a list"),
+        ("[{kind: alpaca_eval, name: a/b}]", 'benchmarks.0.name: "a/b": expected letters, digits'),
+        ("[{kind: alpaca_eval}, {kind: alpaca_eval}]", 'benchmarks.1.name: "alpaca_eval": expected a name of its own'),
+        ("[{kind: nowhere.at_all:X}]", "benchmarks: kind: can't import nowhere.at_all:X"),
+        ("[{kind: json:dumps}]", "benchmarks: kind: json:dumps is no subclass of Benchmark"),
     ],
 )
 def test_settings_that_don_t_fit_are_told(setting: str, line: str) -> None:
     with pytest.raises(UserError) as stop:
-        load_recipe("pocket", [setting])
+        load_recipe("pocket", [f"benchmarks={setting}"])
     assert line in str(stop.value)
 
 
@@ -357,7 +365,7 @@ def test_a_baseline_may_be_a_file(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
     lines(tmp_path / "base.jsonl", outputs)
     lines(tmp_path / "fights.jsonl", fights)
-    own, hard = (each.removesuffix("}") for each in (EVERY[1].replace("against: previous, ", ""), EVERY[3]))
+    own, hard = (each.removesuffix("}") for each in (OWN.replace("against: previous, ", ""), HARD))
     of = furnished(tmp_path, own + ", against: DIR/base.jsonl}", hard + ", against: DIR/fights.jsonl}")
     go(of, 0)
     (own_0,), (hard_0,) = result(of, 0, "own")["results"], result(of, 0, "hard")["results"]
@@ -366,22 +374,22 @@ def test_a_baseline_may_be_a_file(tmp_path: Path) -> None:
 
 
 def test_the_demo_evaluates_every_model_by_the_oracle_and_by_itself(tmp_path: Path) -> None:
-    asked = {name: each for name, each in load_recipe("pocket").benchmarks.items() if each.kind == "alpaca"}
+    asked = {each.name: each for each in load_recipe("pocket").benchmarks if isinstance(each, AlpacaEval)}
     assert {name: each.judge for name, each in asked.items()} == {"by-oracle": "oracle", "by-itself": "itself"}
-    chosen = (f"benchmarks.{name}={{judge: {each.judge}}}" for name, each in asked.items())
-    of = furnished(tmp_path, "prompts.source=pocket", *chosen)
+    chosen = (f"{{kind: alpaca_eval, name: {name}, judge: {each.judge}}}" for name, each in asked.items())
+    of = furnished(tmp_path, *chosen, changes=("prompts.source=pocket",))
     all_of_it(of)
     for name, t in itertools.product(asked, (1, 2)):
-        assert asked[name] == of.recipe.benchmarks[name]
+        assert asked[name] in of.recipe.benchmarks
         (told,) = result(of, t, name)["results"]
         assert told["n_judged"] + told["n_unparsable"] == HELD_OUT and 0 <= told["win_rate"] <= 100
         assert told["length_adjusted_winrate"] is not None and told["baseline"] == "M0"
 
 
-def test_a_preset_s_benchmark_can_be_dropped() -> None:
-    recipe = load_recipe("pocket", ["benchmarks.by-oracle=drop", "benchmarks.mine={}"])
-    assert list(recipe.benchmarks) == ["by-itself", "as-judge", "mine"]
-    assert recipe.benchmarks["mine"].kind == "alpaca"
+def test_a_list_of_benchmarks_replaces_a_preset_s() -> None:
+    recipe = load_recipe("pocket", ["benchmarks=[{kind: judge_quality}]"])
+    assert [(each.kind, each.name) for each in recipe.benchmarks] == [("judge_quality", "judge_quality")]
+    assert load_recipe("pocket", ["benchmarks=[]"]).benchmarks == ()
 
 
 def test_the_report_and_the_terminal_show_them(tmp_path: Path) -> None:

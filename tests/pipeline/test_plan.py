@@ -96,16 +96,17 @@ def test_benchmarks_are_counted_where_they_ask(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
         f"""extends: pocket
 benchmarks:
-  scored: {{judge: other-model, models: [2]}}
-  games: {{kind: arena, judge: itself, against: previous, models: [1], judgments: 2}}
-  turns: {{kind: mt-bench, questions: {tmp_path}/questions.jsonl, prompt: prompts.jsonl}}
+  - {{kind: alpaca_eval, judge: other-model, models: [2]}}
+  - {{kind: arena_hard, judge: itself, against: previous, models: [1], judgments: 2}}
+  - {{kind: mt_bench, questions: {tmp_path}/questions.jsonl, prompt: prompts.jsonl}}
+  - {{kind: judge_quality}}
 """
     )
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), ["prompts.held_out=10", "judgments.max_tokens=7"])
     made = plan(recipe, Rates(tokens_per_second=10))
     assert made.benchmarks is not None and made.uncounted is None and made.other_judges
     told = [[(role.role, role.calls, role.tokens) for role in each.roles] for each in made.benchmarks]
-    # The preset's own three count what is there. Each model answers two turns, and both are judged.
+    # Judge quality on held-out answers counts what is there. Each model answers two turns, and both are judged.
     turn_by_turn = [(ANSWERS, 2, 2 * recipe.answers.max_tokens), (JUDGMENTS, 2, 2 * 2048)]
     assert told[0] == told[3] == told[4] == turn_by_turn
     assert told[1] == [(JUDGMENTS, 40, 280), *turn_by_turn]
@@ -115,7 +116,7 @@ benchmarks:
 
 
 def test_questions_that_aren_t_there_are_told() -> None:
-    asked = 'benchmarks={"alpaca": {"questions": "nowhere.json"}}'
+    asked = 'benchmarks=[{"kind": "alpaca_eval", "questions": "nowhere.json"}]'
     made = plan(load_recipe("pocket", [asked]))
     assert made.benchmarks is None and "nowhere.json" in str(made.uncounted)
     assert "what they ask isn't counted" in shown(made)

@@ -26,7 +26,7 @@ judgments: {{n: 3, max_tokens: 24}}
 meta_judgments: {{max_tokens: 24}}
 engine: {{workers: 1, threads: 1}}
 training: {{learning_rate: 1e-3, epochs: 1, batch_size: 1, micro_batch_size: 1}}
-benchmarks: {{mine: {{questions: questions.jsonl, judgments: 1}}}}
+benchmarks: [{{kind: alpaca_eval, name: mine, questions: questions.jsonl, judgments: 1}}]
 iterations: {{1: {{}}, 2: {{}}}}
 """
 _SUBJECTS = ("a river", "an old clock", "two cats", "the first snow", "a bridge", "seven lemons")

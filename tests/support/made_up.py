@@ -13,7 +13,8 @@ from metareward.engines.base import Engine
 from metareward.engines.scripted import ScriptedEngine
 from metareward.evaluation.alpaca_eval.data import Annotation
 from metareward.evaluation.arena_hard.data import Match, Verdict
-from metareward.evaluation.judges import Desk, Door
+from metareward.evaluation.base import EvaluateSession
+from metareward.evaluation.judges import JudgeClient, JudgeSpec
 from metareward.types import Completion, Messages, Sampling, Step, TopLogprob
 
 LABEL_PROMPT = """<|im_start|>system
@@ -72,15 +73,29 @@ def token(text: str, **top_logprobs: float) -> Completion:
     return Completion(text, "length", 1, (Step(text, others),))
 
 
-def desk(engine: Engine, records: Path, seed: int = 0) -> Desk:
-    return Desk(engine, "scripted", records, seed)
+def judge_client(engine: Engine, records: Path, seed: int = 0) -> JudgeClient:
+    return JudgeClient(engine, "scripted", records, seed)
 
 
-def door(reply: Callable[[Messages, Sampling, int], str | Completion]) -> Door:
-    async def opened(name: str) -> Engine:
+def judge_spec(reply: Callable[[Messages, Sampling, int], str | Completion], name: str = "scripted") -> JudgeSpec:
+    async def opened(_: str) -> Engine:
         return ScriptedEngine(reply)
 
-    return Door("scripted", opened)
+    return JudgeSpec(name, opened)
+
+
+def session(
+    reply: Callable[[Messages, Sampling, int], str | Completion] | None = None,
+    reference: Callable[[Messages, Sampling, int], str | Completion] | None = None,
+    name: str = "scripted",
+) -> EvaluateSession:
+    """What ``metareward evaluate`` gives its commands: a judge, and the judge behind every other name."""
+
+    def judge_named(name: str) -> JudgeSpec:
+        assert reference is not None
+        return judge_spec(reference, name)
+
+    return EvaluateSession(None if reply is None else judge_spec(reply, name), judge_named)
 
 
 def ranked_trees(path: Path, trees: int = 12) -> Path:

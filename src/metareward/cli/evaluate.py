@@ -1,29 +1,35 @@
-"""``metareward evaluate``: the benchmarks of the papers and the quality of judges, from files or by an engine.
+"""``metareward evaluate``: a command for each benchmark, on stored annotations alone or after a judge is asked.
 
-Every command works on stored annotations alone. With ``--judge-engine`` it first asks the judge what is not stored yet;
-engines are opened by the context's object, a function from the option's value to an engine.
+The commands and their options come from `Benchmark.command` of every kind. Judges are opened by the context's object, a
+function from a judge's name to an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
+from typer.core import TyperGroup
 
 from metareward.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from metareward.engines.base import Engine
-    from metareward.evaluation.judges import Door, OpenEngine
+    from metareward.evaluation.base import Benchmark, EvaluateCommand
+    from metareward.evaluation.judges import JudgeSpec, OpenJudge
+    from metareward.types import Judge
 
+HELP = "Benchmarks of the papers, and the quality of judges."
 
-evaluate_app = typer.Typer(no_args_is_help=True, help="Benchmarks of the papers, and the quality of judges.")
-
+# The options that every benchmark has.
 JudgeEngine = Annotated[
     str | None, typer.Option("--judge-engine", metavar="ENGINE", help="Ask this judge what isn't stored yet.")
 ]
@@ -33,227 +39,145 @@ Thinking = Annotated[
         "--thinking", metavar="TOKENS", min=1, help="The judge thinks first, in so many tokens: leave it out."
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there, too.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the judge's sampling and of the intervals.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there, too.")]
 
 
-def option(name: str, text: str) -> Any:
-    """A file by path, or by hub name."""
-    return typer.Option(name, metavar="FILE", help=text)
+class _EvaluateGroup(TyperGroup):
+    """The commands of `BENCHMARKS`, which are imported only when one is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return _benchmark_group().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _benchmark_group().get_command(ctx, cmd_name)
 
 
-@evaluate_app.command("alpaca")
-def alpaca_command(
-    context: typer.Context,
-    annotations: Annotated[
-        list[str] | None, option("--annotations", "annotations.json, or the one to write. Again for more.")
-    ] = None,
-    outputs: Annotated[str | None, option("--outputs", "The model's model_outputs.json.")] = None,
-    reference: Annotated[str | None, option("--reference", "The baseline's model_outputs.json.")] = None,
-    difficulty: Annotated[str | None, option("--difficulty", "Upstream's instruction_difficulty.csv.")] = None,
-    gamed: Annotated[str | None, option("--gamed", "Upstream's df_gamed.csv.")] = None,
-    weights: Annotated[str | None, option("--weights", "Published weights instead of annotations.")] = None,
-    prompt: Annotated[str | None, option("--prompt", "The judge's alpaca_eval_clf.txt.")] = None,
-    by_instruction: Annotated[
-        bool, typer.Option("--by-instruction", help="Number rows by the reference's order, not by place.")
-    ] = False,
-    judge_engine: JudgeEngine = None,
-    thinking: Thinking = None,
-    seed: Seed = 0,
-    out: Json = None,
-) -> None:
-    """AlpacaEval 2: win rate, length-controlled win rate, lengths."""
-    from metareward.evaluation.alpaca_eval import run as alpaca_run
-    from metareward.report.benchmark_tables import alpaca_table, weights_table
-
-    if weights is not None:
-        fitted = alpaca_run.published(_path(weights), _path(_given(difficulty, "--weights", "--difficulty")))
-        rows = [{"model": model, "length_controlled_winrate": each.win_rate} for model, each in fitted.items()]
-        return _tell(weights_table(fitted), {"benchmark": "alpaca", "published_weights": rows}, out)
-    files = alpaca_run.AlpacaFiles(
-        annotations=tuple(map(_path, annotations or ())),
-        outputs=_optional(outputs),
-        reference=_optional(reference),
-        difficulty=_optional(difficulty),
-        gamed=_optional(gamed),
-        prompt=_optional(prompt),
-        by_instruction=by_instruction,
-    )
-    if door := _door(context, judge_engine, seed, thinking):
-        asyncio.run(alpaca_run.annotated(files, door))
-    elif not files.annotations:
-        raise UserError("give --annotations, the judge's annotations.json, or --judge-engine to ask a judge")
-    results = alpaca_run.results(files)
-    return _tell(alpaca_table(results), {"benchmark": "alpaca", "models": [each.as_dict() for each in results]}, out)
+evaluate_app = typer.Typer(cls=_EvaluateGroup, no_args_is_help=True, help=HELP)
 
 
-@evaluate_app.command("arena")
-def arena_command(
-    context: typer.Context,
-    judgments: Annotated[str, option("--judgments", "Judgments: a file, or a folder of them; or the file to write.")],
-    version: Annotated[str, typer.Option("--version", help="v0.1 or v2: how verdicts are read and scored.")] = "v0.1",
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="NAME", help="The baseline, if the file doesn't name it.")
-    ] = None,
-    answers: Annotated[str | None, option("--answers", "Answers, a file or a folder: gives style control.")] = None,
-    questions: Annotated[str | None, option("--questions", "question.jsonl, to ask a judge.")] = None,
-    prompt: Annotated[str | None, option("--prompt", "judge_config.yaml, to ask a judge.")] = None,
-    judge_engine: JudgeEngine = None,
-    thinking: Thinking = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of the bootstrap.")] = 1000,
-    style_rounds: Annotated[
-        int, typer.Option("--style-rounds", min=0, help="Rounds for intervals of style-controlled scores.")
-    ] = 0,
-    seed: Seed = 0,
-    out: Json = None,
-) -> None:
-    """Arena-Hard: score against the baseline, intervals, style control."""
-    from metareward.evaluation.arena_hard import run as arena_run
-    from metareward.evaluation.arena_hard.data import version_named
-    from metareward.report.benchmark_tables import arena_tables
-
-    files = arena_run.ArenaFiles(
-        judgments=_path(judgments),
-        version=version_named(version),
-        baseline=baseline,
-        answers=_optional(answers),
-        questions=_optional(questions),
-        prompt=_optional(prompt),
-    )
-    if door := _door(context, judge_engine, seed, thinking):
-        asyncio.run(arena_run.judged(files, door))
-    results = arena_run.results(files, rounds, style_rounds, seed)
-    _tell(arena_tables(results), {"benchmark": "arena", "categories": [each.as_dict() for each in results]}, out)
+@evaluate_app.callback()
+def _evaluate() -> None:
+    """Benchmarks of the papers, and the quality of judges."""
 
 
-@evaluate_app.command("mt-bench")
-def mt_bench_command(
-    context: typer.Context,
-    judgments: Annotated[str, option("--judgments", "Judgments: a file, or a folder of them; or the file to write.")],
-    questions: Annotated[str | None, option("--questions", "question.jsonl: gives the categories.")] = None,
-    answers: Annotated[str | None, option("--answers", "Answers, a file or a folder, to ask a judge.")] = None,
-    references: Annotated[str | None, option("--references", "reference_answer/gpt-4.jsonl, to ask a judge.")] = None,
-    prompts: Annotated[str | None, option("--prompts", "judge_prompts.jsonl, to ask a judge.")] = None,
-    judge_engine: JudgeEngine = None,
-    thinking: Thinking = None,
-    seed: Seed = 0,
-    out: Json = None,
-) -> None:
-    """MT-Bench: single-answer grading, per turn and per category."""
-    from metareward.evaluation.mt_bench import run as mt_bench_run
-    from metareward.report.benchmark_tables import mt_bench_tables
+def _benchmark_group() -> TyperGroup:
+    from metareward.evaluation.benchmarks import BENCHMARKS
 
-    files = mt_bench_run.MtBenchFiles(
-        judgments=_path(judgments),
-        questions=_optional(questions),
-        answers=_optional(answers),
-        references=_optional(references),
-        prompts=_optional(prompts),
-    )
-    if door := _door(context, judge_engine, seed, thinking):
-        asyncio.run(mt_bench_run.judged(files, door))
-    scores = mt_bench_run.results(files)
-    _tell(mt_bench_tables(scores), {"benchmark": "mt-bench", "models": [each.as_dict() for each in scores]}, out)
+    group = typer.main.get_command(evaluate_commands(BENCHMARKS))
+    assert isinstance(group, TyperGroup)
+    return group
 
 
-@evaluate_app.command("judge")
-def judge_command(
-    context: typer.Context,
-    rankings: Annotated[str | None, option("--rankings", "Responses that humans ranked.")] = None,
-    pairs: Annotated[str | None, option("--pairs", "Pairs with labels.")] = None,
-    sections: Annotated[str | None, option("--sections", "RewardBench's rows, with scores or winners.")] = None,
-    records: Annotated[str | None, option("--records", "A run's records.sqlite: its meta-judge.")] = None,
-    verdicts: Annotated[str | None, option("--verdicts", "Judges' verdicts on the pairs.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", metavar="NAME", help="gpt4-chosen, self-chosen, human or meta-judge.")
-    ] = None,
-    name: Annotated[str, typer.Option("--name", help="What the judge is called in the table.")] = "judge",
-    own: Annotated[
-        str | None, typer.Option("--own", metavar="NAME", help="The generator whose outputs are the judge's own.")
-    ] = None,
-    judge_engine: JudgeEngine = None,
-    thinking: Thinking = None,
-    reference_engine: Annotated[
-        str | None, typer.Option("--reference-engine", metavar="ENGINE", help="The judge that says what is right.")
-    ] = None,
-    prompt: Annotated[str | None, option("--prompt", "A pairwise question, alpaca_eval_clf.txt.")] = None,
-    kept: Annotated[Path | None, typer.Option("--kept", metavar="FILE", help="Keeps what engines answer.")] = None,
-    rubric: Annotated[str, typer.Option("--rubric", help="Packaged rubric, or a .txt file, to grade by.")] = "judge",
-    count: Annotated[int, typer.Option("--judgments", min=1, help="Judgments of each answer.")] = 11,
-    seed: Seed = 0,
-    out: Json = None,
-) -> None:
-    """A judge's agreement with humans or labels, and its biases, beside the length-only judge and chance."""
-    from metareward.evaluation.judge_quality import run as judge_run
-    from metareward.report.benchmark_tables import judge_table
-
-    files = judge_run.JudgeFiles(
-        rankings=_optional(rankings),
-        pairs=_optional(pairs),
-        sections=_optional(sections),
-        records=_optional(records),
-        verdicts=_optional(verdicts),
-        prompt=_optional(prompt),
-        kept=kept,
-    )
-    judges = judge_run.Judges(
-        name=name if judge_engine is None else judge_engine,
-        grading=judge_run.grading(rubric, count),
-        door=_door(context, judge_engine, seed, thinking),
-        reference=_door(context, reference_engine, seed, thinking),
-        own=own,
-    )
-    table = asyncio.run(judge_run.table(files, judges, judge_run.protocol_named(protocol)))
-    _tell(judge_table(table), {"benchmark": "judge", **table.as_dict()}, out)
+def evaluate_commands(benchmarks: Mapping[str, type[Benchmark]]) -> typer.Typer:
+    """A command for every benchmark, called like its kind with dashes."""
+    app = typer.Typer(no_args_is_help=True, help=HELP)
+    app.callback()(_evaluate)
+    for kind, benchmark in benchmarks.items():
+        app.command(kind.replace("_", "-"), help=benchmark.command.__doc__)(_command(benchmark.command))
+    return app
 
 
-def _path(name: str) -> Path:
+def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
+    """The function behind one command: the fields of ``options`` are its parameters."""
+
+    def run(
+        context: typer.Context,
+        judge_engine: str | None,
+        thinking: int | None,
+        seed: int,
+        out: Path | None,
+        **given: Any,
+    ) -> None:
+        from metareward.evaluation.base import EvaluateSession
+
+        def judge_named(name: str) -> JudgeSpec:
+            return _judge(context, name, seed, thinking)
+
+        command = options.model_validate(
+            {name: _value(options.model_fields[name], each) for name, each in given.items()}
+        )
+        session = EvaluateSession(judge_named(judge_engine) if judge_engine else None, judge_named, seed)
+        evaluated = asyncio.run(command.evaluate(session))
+        _print(evaluated.tables, evaluated.numbers, out)
+
+    parameters = [
+        *(_parameter(name, field) for name, field in options.model_fields.items()),
+        _keyword("judge_engine", JudgeEngine, None),
+        _keyword("thinking", Thinking, None),
+        _keyword("seed", Seed, 0),
+        _keyword("out", Json, None),
+    ]
+    run.__signature__ = inspect.Signature([_keyword("context", typer.Context), *parameters])  # type: ignore[attr-defined]
+    run.__annotations__ = {"context": typer.Context, **{each.name: each.annotation for each in parameters}}
+    return run
+
+
+def _keyword(name: str, annotation: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """An option for a field; files are named by path or as ``hub:OWNER/NAME/FILE``, so their options take texts."""
+    kind = next(each for each in (*get_args(field.annotation), field.annotation) if each is not type(None))
+    if get_origin(field.annotation) is tuple:
+        annotation: Any = list[str]
+    else:
+        annotation = str if kind is Path else kind
+    metavar = {Path: "FILE", str: "NAME"}.get(kind)
+    least = next((each.ge for each in field.metadata if hasattr(each, "ge")), None)
+    flag = f"--{name.replace('_', '-')}"
+    option = typer.Option(flag, metavar=metavar, min=least, help=field.description)
+    if field.is_required():
+        return _keyword(name, Annotated[annotation, option])
+    optional = annotation if isinstance(field.default, bool | int | str) else annotation | None
+    return _keyword(name, Annotated[optional, option], None if field.default == () else field.default)
+
+
+def _value(field: FieldInfo, given: Any) -> Any:
+    """What was given as the field has it: paths for names of files, which are fetched where they are on the hub."""
     from metareward.data.files import resolve_file
 
-    return resolve_file(name, network=True)
+    if get_origin(field.annotation) is tuple:
+        return tuple(resolve_file(each, network=True) for each in given or ())
+    if isinstance(given, str) and Path in (field.annotation, *get_args(field.annotation)):
+        return resolve_file(given, network=True)
+    return given
 
 
-def _optional(name: str | None) -> Path | None:
-    return None if name is None else _path(name)
-
-
-def _given(name: str | None, needing: str, needed: str) -> str:
-    if name is None:
-        raise UserError(f"{needing}: needs {needed}")
-    return name
-
-
-def _door(context: typer.Context, engine: str | None, seed: int, thinking: int | None) -> Door | None:
-    from metareward.evaluation.judges import Door
+def _judge(context: typer.Context, name: str, seed: int, thinking: int | None) -> JudgeSpec:
+    from metareward.evaluation.judges import JudgeSpec
     from metareward.generation.progress import terminal_progress
 
-    if engine is None:
-        return None
     if context.obj is None:
-        raise UserError(f"engine {engine}: no engine can be opened here; fix: use stored annotations")
+        raise UserError(f"engine {name}: no engine can be opened here; fix: use stored annotations")
     if thinking is None:
-        return Door(engine, context.obj, seed, terminal_progress())
-    return Door(engine, _thoughtless(context.obj, thinking), seed, terminal_progress(), {"thinking": thinking})
+        return JudgeSpec(name, context.obj, seed, terminal_progress())
+    opened = _without_reasoning(context.obj, thinking)
+    return JudgeSpec(name, opened, seed, terminal_progress(), {"thinking": thinking})
 
 
-def _thoughtless(opening: OpenEngine, room: int) -> OpenEngine:
+def _without_reasoning(open_judge: OpenJudge, room: int) -> OpenJudge:
     """Engines without what they think between <think> and </think>."""
     from metareward.engines.base import StripReasoning
     from metareward.method.judge import Reasoning
+    from metareward.types import Judge
 
-    async def opened(name: str) -> Engine:
-        return StripReasoning(await opening(name), Reasoning(), room)
+    async def opened(name: str) -> Engine | Judge:
+        judge = await open_judge(name)
+        return judge if isinstance(judge, Judge) else StripReasoning(judge, Reasoning(), room)
 
     return opened
 
 
-def _tell(shown: Any, numbers: Mapping[str, object], out: Path | None) -> None:
-    """Print the table; write the JSON, which never holds a NaN."""
+def _print(tables: Any, numbers: Mapping[str, object], out: Path | None) -> None:
+    """Print the tables; write the JSON, which never holds a NaN."""
     from rich.console import Console
 
+    from metareward.report.benchmark_tables import evaluated_text
     from metareward.storage.atomic import write_atomic
 
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(shown, markup=False, highlight=False)
+    console.print(evaluated_text(tables), markup=False, highlight=False)
     if out is not None:
         write_atomic(out, json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from metareward.cli.evaluate import evaluate_app
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
 from metareward.report.labels import escape_control
+
+if TYPE_CHECKING:
+    from metareward.types import Judge
 
 app = typer.Typer(
     name="metareward",
@@ -99,7 +102,7 @@ def options(
     context.obj = context.obj or _open_judge
 
 
-async def _open_judge(name: str) -> Engine:
+async def _open_judge(name: str) -> Engine | Judge:
     from metareward.pipeline.engines import open_judge
 
     return await open_judge(name)

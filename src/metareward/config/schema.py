@@ -8,14 +8,25 @@ folder in which the command runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
+from metareward.evaluation.base import Benchmark
+from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.method.pairs import PairRules
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
@@ -23,7 +34,6 @@ from metareward.training.job import Device, Loss
 
 JUDGED = ("judge_win_rate", "judge_agreement")  # what training.choice.judge finds out of an epoch
 Temperature = Annotated[float, Field(ge=0.0)]
-BenchmarkName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -255,35 +265,24 @@ class EvaluationSettings(Section):
     meta_pairs: int = Field(1, ge=0, description="Pairs of judgments compared for each held-out prompt, in both orders")
 
 
-class BenchmarkSettings(Section):
-    """One benchmark in the loop. What a kind doesn't take is left empty."""
+if TYPE_CHECKING:
+    AnyBenchmark = Benchmark
+else:  # the reference page and the messages list the settings of every kind
+    AnyBenchmark = Union[tuple(BENCHMARKS.values())]  # noqa: UP007
 
-    kind: Literal["alpaca", "arena", "mt-bench", "judge"] = Field(
-        "alpaca", description="'alpaca': AlpacaEval's comparison; 'arena': Arena-Hard's; 'judge': how well it judges"
-    )
-    models: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
-        (), description="Measured after these iterations, such as [0, 4]; empty for after each"
-    )
-    judge: Text = Field(
-        "itself", description="'itself': the model; 'oracle': the pocket world's; a model folder, a recipe, URL#MODEL"
-    )
-    against: Text = Field(
-        "m0", description="Of alpaca and arena: 'm0', 'previous', or a file of outputs in the benchmark's format"
-    )
-    questions: Text | None = Field(
-        None,
-        description="File of the questions; empty for the held-out prompts, or with kind judge their answers",
-    )
-    prompt: Text | None = Field(
-        None, description="The judge's prompt, the benchmark's own file; empty: it scores by judgments.rubric"
-    )
-    references: Text | None = Field(None, description="Of mt-bench: the reference answers")
-    difficulty: Text | None = Field(None, description="Of alpaca, with gamed: the official length control's files")
-    gamed: Text | None = Field(None, description="Of alpaca, with difficulty")
-    form: Literal["rankings", "pairs"] = Field("rankings", description="Of judge: what the file of questions holds")
-    version: Literal["v0.1", "v2"] = Field("v0.1", description="Of arena: how verdicts are read and scored")
-    temperature: Temperature = Field(0.0, description="Sampling temperature of the answers; held-out ones are there")
-    judgments: Count = Field(3, description="Judgments of each answer where the judge scores")
+
+def _benchmark(value: object, _: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Benchmark:
+    """One benchmark of a recipe by its kind; ``info.context`` may hold other kinds than `BENCHMARKS`."""
+    if isinstance(value, Benchmark):
+        return value
+    if not isinstance(value, Mapping):
+        raise PydanticKnownError("model_type", {"class_name": "Benchmark"})
+    kind, benchmarks = value.get("kind"), (info.context or {}).get("benchmarks", BENCHMARKS)
+    if not isinstance(kind, str) or (kind not in benchmarks and ":" not in kind):
+        expected = f"one of {', '.join(benchmarks)}, or package.module:Class of one of yours"
+        wrong = InitErrorDetails(type="literal_error", loc=("kind",), input=kind, ctx={"expected": expected})
+        raise ValidationError.from_exception_data("Benchmark", [wrong])
+    return benchmark_class(kind, benchmarks).model_validate(value)
 
 
 class IterationSettings(Section):
@@ -333,21 +332,21 @@ class Recipe(Section):
     engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
     training: TrainingSettings
     evaluation: EvaluationSettings
-    benchmarks: Mapping[BenchmarkName, BenchmarkSettings] = Field(
-        {}, description="Benchmarks after iterations, each under a name of yours; 'drop' takes one of a preset's away"
-    )
+    benchmarks: Annotated[
+        tuple[Annotated[SerializeAsAny[AnyBenchmark], WrapValidator(_benchmark)], ...], Field(strict=False)
+    ] = Field((), description="Benchmarks after iterations, each of a kind; a list replaces a preset's")
     iterations: Mapping[int, IterationSettings] = Field(
         description="One section for each iteration, 1 to T; 'drop' takes one of a preset's away"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _iterations_and_benchmarks_may_be_dropped(cls, values: Any) -> Any:
-        """One that says 'drop' is none, an empty one means the defaults."""
+    def _iterations_may_be_dropped(cls, values: Any) -> Any:
+        """One that says 'drop' is none, an empty one means the defaults; an empty list of benchmarks is none."""
         if not isinstance(values, Mapping):
             return values
-        given = {"iterations": values.get("iterations", PAPER_ITERATIONS), "benchmarks": values.get("benchmarks") or {}}
-        return {**values, **{name: _without_dropped(each) for name, each in given.items()}}
+        iterations = _without_dropped(values.get("iterations", PAPER_ITERATIONS))
+        return {**values, "iterations": iterations, "benchmarks": values.get("benchmarks") or ()}
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Recipe:
@@ -386,9 +385,7 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     yield from _numbering(recipe.iterations)
     yield from _judging(recipe)
     yield from _training(recipe.training)
-    for name, benchmark in recipe.benchmarks.items():
-        for field, value, why in _benchmark(benchmark, recipe):
-            yield ("benchmarks", name, field), value, why
+    yield from _benchmarks(recipe)
     if recipe.training.choice.figure is not None and recipe.engine.kind == "openai":
         why = "empty, as engine.kind is openai: your servers don't have the epochs' models"
         yield ("training", "choice", "figure"), recipe.training.choice.figure, why
@@ -457,67 +454,37 @@ def _training(training: TrainingSettings) -> Iterator[Mismatch]:
         yield ("training", "final_learning_rate"), training.final_learning_rate, why
 
 
-# What each kind must be given, and what else it may be given; the rest is another kind's.
-_NEEDED = {"alpaca": (), "arena": (), "mt-bench": ("questions",), "judge": ()}
-_TAKEN = {
-    "alpaca": ("against", "questions", "prompt", "difficulty", "gamed", "temperature", "judgments"),
-    "arena": ("against", "questions", "prompt", "version", "temperature", "judgments"),
-    "mt-bench": ("prompt", "references", "temperature", "judgments"),
-    "judge": ("questions", "form", "prompt", "judgments"),
-}
+def _benchmarks(recipe: Recipe) -> Iterator[Mismatch]:
+    names: set[str] = set()
+    for place, benchmark in enumerate(recipe.benchmarks):
+        if benchmark.name in names:
+            why = f"a name of its own: {benchmark.name} is an earlier benchmark's"
+            yield ("benchmarks", place, "name"), benchmark.name, why
+        names.add(benchmark.name)
+        if any(t > len(recipe.iterations) for t in benchmark.models):
+            why = f"at most {len(recipe.iterations)}, the last iteration"
+            yield ("benchmarks", place, "models"), list(benchmark.models), why
+        for field, value, expected in benchmark.mismatches(recipe.prompts.source == "pocket"):
+            yield ("benchmarks", place, field), value, expected
 
 
-def _benchmark(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
-    """Settings of one benchmark that don't fit: the field, its value, what it should be."""
-    kind = benchmark.kind
-    allowed = {"kind", "models", "judge", *_NEEDED[kind], *_TAKEN[kind]}
-    for name, field in BenchmarkSettings.model_fields.items():
-        value = getattr(benchmark, name)
-        if name in _NEEDED[kind] and value is None:
-            yield name, None, f"a file, as kind is {kind}"
-        if name not in allowed and value != field.default:
-            yield name, value, f"nothing here, as kind is {kind}"
-    if (benchmark.difficulty is None) != (benchmark.gamed is None):
-        yield "gamed", benchmark.gamed, "both difficulty and gamed, or neither"
-    if any(t > len(recipe.iterations) for t in benchmark.models):
-        yield "models", list(benchmark.models), f"at most {len(recipe.iterations)}, the last iteration"
-    if kind == "arena" and benchmark.questions is None:
-        if benchmark.prompt is not None:
-            yield "questions", None, "a file, as its judge has the benchmark's prompt"
-        if benchmark.against not in ("m0", "previous"):
-            yield "against", benchmark.against, "m0 or previous, as the held-out prompts are this run's own"
-    if benchmark.references is not None and benchmark.prompt is None:
-        yield "references", benchmark.references, "nothing without prompt: the run's rubric has no place for it"
-    yield from _truth(benchmark, recipe)
-
-
-def _truth(benchmark: BenchmarkSettings, recipe: Recipe) -> Iterator[tuple[str, object, str]]:
-    """The oracle knows the pocket world alone."""
-    known = recipe.prompts.source == "pocket" and benchmark.questions is None
-    if benchmark.judge == "oracle" and (benchmark.kind not in ("alpaca", "arena") or not known):
-        yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
-    if benchmark.judge == "oracle" and benchmark.prompt is not None:
-        yield "prompt", benchmark.prompt, "nothing, as the oracle is asked no question"
-    if benchmark.kind == "judge" and not known and benchmark.questions is None:
-        yield "questions", None, "a file of rankings or pairs: only the pocket world knows what is right"
-    if benchmark.kind == "judge" and benchmark.questions is None and benchmark.judge != "itself":
-        yield "judge", benchmark.judge, "itself: on held-out prompts each model is measured as a judge"
-
-
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), benchmarks: Mapping[str, type[Benchmark]] = BENCHMARKS
+) -> Recipe:
     """The recipe of a preset's name or a YAML file, changed by each ``dotted.key=value`` of ``overrides``.
 
+    ``benchmarks`` are the kinds that its benchmarks may have, besides import paths.
     A recipe without a name is called after its file. Raises `UserError` with one line that names the place, the key,
     its value and what is expected.
     """
     path = recipe_path(name_or_path)
     tree = read_layers(path, overrides, {"name": path.stem, "iterations": PAPER_ITERATIONS})
-    return _checked(tree, label(path))
+    return _checked(tree, label(path), benchmarks)
 
 
-def _checked(tree: Tree, source: str) -> Recipe:
+def _checked(tree: Tree, source: str, benchmarks: Mapping[str, type[Benchmark]]) -> Recipe:
     try:
-        return Recipe.model_validate(tree.values)
+        return Recipe.model_validate(tree.values, context={"benchmarks": benchmarks})
     except ValidationError as error:
         raise explain(error, tree, source, Recipe) from None
 

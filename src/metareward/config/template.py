@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,6 +75,10 @@ def _lines(section: Section, above: Key, unset: list[Key]) -> Iterator[str]:
         elif isinstance(value, Mapping):
             yield f"{indent}{name}:"
             yield from _repeated(name, value)
+        elif isinstance(value, tuple) and any(isinstance(each, Section) for each in value):
+            yield f"{indent}#{name}:"
+            given = (each.model_dump(mode="json", exclude_unset=True) for each in value)
+            yield from (f"{indent}  #- {json.dumps(each, ensure_ascii=False)}" for each in given)
         else:
             yield f"{indent}{name}:" if key in unset else f"{indent}#{name}: {_written(value)}".rstrip()
 

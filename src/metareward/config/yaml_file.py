@@ -335,7 +335,9 @@ def _is_missing(detail: ErrorDetails, key: Key, schema: type[BaseModel]) -> bool
 
 
 def _described(key: Key, schema: type[BaseModel]) -> str:
-    field = dict(fields(schema)).get(_general(key))
+    """The description of a missing key; of a key that several kinds have, that of a kind which must be given it."""
+    same = [field for place, field in fields(schema) if place == _general(key)]
+    field = next((each for each in same if each.is_required()), next(iter(same), None))
     return (field.description if field else None) or "a value"
 
 

@@ -24,7 +24,7 @@ from metareward.generation.progress import Progress
 from metareward.method.scores import mean, valid_scores
 from metareward.method.stats import spearman
 from metareward.pipeline import stages
-from metareward.pipeline.engines import open_engine, open_judge
+from metareward.pipeline.engines import open_engine, open_judge_engine
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -101,7 +101,7 @@ async def _judged(of: Experiment, records: Sequence[HeldOut], progress: Progress
     name = of.recipe.training.choice.judge
     if name is None:
         return {}
-    judge = await open_judge(name)
+    judge = await open_judge_engine(name)
     try:
         again = await asyncio.gather(*(_again(of, judge, record, progress) for record in records))
     finally:

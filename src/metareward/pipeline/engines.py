@@ -11,9 +11,12 @@ from metareward.engines import endpoint, vllm, vllm_server
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.errors import UserError
+from metareward.evaluation.judges import judge_kind
 from metareward.method.judge import Reasoning
 from metareward.pocket import world
+from metareward.settings import import_object
 from metareward.training.lineage import fingerprint_model
+from metareward.types import Judge
 
 POCKET = "pocket"
 
@@ -30,22 +33,41 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
     return await open_local(folder, settings)
 
 
-async def open_judge(name: str) -> Engine:
-    """The engine of a judge that is no run's own: ``pocket``, a model folder, a recipe file (its model and engine), or
-    a server as ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set. Where the recipe says that its model
-    thinks (``reasoning.strip``), it gets ``judgments.max_tokens`` more to think in, and what it thinks is left out.
+async def open_judge(name: str) -> Engine | Judge:
+    """A judge that isn't M_t: ``pocket``, a model folder, a recipe file (its model and engine), a server as
+    ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set, or an object as ``package.module:name``.
 
-    Raises `UserError` for a name that is none of these.
+    Where the recipe says that its model thinks (``reasoning.strip``), it gets ``judgments.max_tokens`` more to think
+    in, and what it thinks is left out. Raises `UserError` for a name that is none of these.
     """
-    if name.startswith(("http://", "https://")):
-        return await _judge_server(*name.partition("#")[::2])
-    if name.endswith((".yaml", ".yml")):
-        recipe = load_recipe(name)
-        thinking = recipe.reasoning
-        engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
-        marks = Reasoning(thinking.start, thinking.end)
-        return StripReasoning(engine, marks, recipe.judgments.max_tokens) if thinking.strip else engine
-    return await open_engine(LocalSettings(), model_folder(name), 0, Path(tempfile.gettempdir()))
+    match judge_kind(name):
+        case "server":
+            return await _judge_server(*name.partition("#")[::2])
+        case "object":
+            found = import_object(name, f"judge {name}", ()).value
+            return found if isinstance(found, Judge) else _engine_object(name)
+        case "recipe":
+            recipe = load_recipe(name)
+            reasoning = recipe.reasoning
+            engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
+            marks = Reasoning(reasoning.start, reasoning.end)
+            return StripReasoning(engine, marks, recipe.judgments.max_tokens) if reasoning.strip else engine
+        case _:
+            folder, logs = model_folder(name), Path(tempfile.gettempdir())
+            return await open_engine(LocalSettings(), folder, 0, logs)
+
+
+def _engine_object(name: str) -> Engine:
+    engine: Engine = import_object(name, f"judge {name}", ("complete", "aclose")).value
+    return engine
+
+
+async def open_judge_engine(name: str) -> Engine:
+    """The same, for what only an engine can do. Raises `UserError` for an object that only grades."""
+    judge = await open_judge(name)
+    if isinstance(judge, Judge):
+        raise UserError(f"judge {name}: only grades answers; fix: name a model, a recipe or a server")
+    return judge
 
 
 async def _judge_server(url: str, model: str) -> Engine:

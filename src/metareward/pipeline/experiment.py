@@ -32,6 +32,7 @@ from metareward.engines.base import Engine, RoleEngines
 from metareward.engines.local.workers import LocalSettings
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
+from metareward.evaluation.judges import judge_kind
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.method.judge import Reasoning, Rubric, with_system
@@ -39,7 +40,7 @@ from metareward.method.meta_judge import MetaRubric
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
-from metareward.settings import Imported, import_object
+from metareward.settings import Imported, import_name, import_object
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment
@@ -152,10 +153,18 @@ class Experiment:
         return {
             "the model's files": fingerprint_model(self.model(0)),
             **({} if given is None else {"training.start's files": fingerprint_model(given)}),
+            **{f"the source of {path}": import_name(path, "benchmarks").sha256 for path in self._imported_benchmarks},
             _RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
             **self._role_fingerprint(),
         }
+
+    @property
+    def _imported_benchmarks(self) -> list[str]:
+        """The import paths that the benchmarks name as their kind or judge."""
+        judged = (each.asked_judge for each in self.recipe.benchmarks)
+        judges = [judge for judge in judged if judge is not None and judge_kind(judge) == "object"]
+        return [*(each.kind for each in self.recipe.benchmarks if ":" in each.kind), *judges]
 
     @property
     def _inputs_file(self) -> Path:

@@ -18,21 +18,18 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from metareward.config.schema import BenchmarkSettings, Recipe, load_recipe
+from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
-from metareward.evaluation import judges as label_judge
-from metareward.evaluation.arena_hard import run as arena_judge
-from metareward.evaluation.judge_quality.data import read_pairs, read_rankings
-from metareward.evaluation.mt_bench import run as mt_bench_judge
+from metareward.evaluation.base import Completions
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.throughput import UNKNOWN, Rates, measure_rates
-from metareward.pipeline.benchmarks import Entry, entries, questions_of
+from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore, from_json
 from metareward.training.memory import Load, model_size, training_bytes
-from metareward.types import PromptRecord, Sampling
+from metareward.types import PromptRecord
 
 # --- How long completions are and how fast they come, measured on the records of a run.
 
@@ -112,87 +109,7 @@ async def _measured(of: Experiment, seconds: float) -> Rates:
         await engine.aclose()
 
 
-# --- What a recipe's benchmarks ask for, counted before anything is asked: completions by role, and their longest
-# texts.
-#
-# Upper bounds, but for Arena-Hard's second tries. What is counted from answers and judgments that are there asks
-# nothing.
-# A judge that is another model than M_t counts here, and the time that it takes does not.
-
-
-_GAMES = 2  # each pair is shown in both orders
-_OUTPUTS = 2  # the model's and the one that it is compared with
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """So many completions of one role, at most ``limit`` tokens each, of M_t itself or of another judge.
-
-    ``like_the_run``: they are what the run asks in this role, so what is known of those holds for them.
-    """
-
-    role: str
-    calls: int
-    limit: int
-    itself: bool = True
-    like_the_run: bool = True
-
-
-def askings(recipe: Recipe, t: int, held_out: int) -> tuple[Asking, ...]:
-    """What all benchmarks ask of M_t and about it, with so many held-out prompts.
-
-    Raises `UserError` for a file of questions that can't be read or isn't there.
-    """
-    every = entries(Experiment(RunDir(Path(recipe.name)), recipe), t)
-    return tuple(asking for entry in every for asking in _of(entry, held_out))
-
-
-def _of(entry: Entry, held_out: int) -> list[Asking]:
-    asked, recipe = entry.asked, entry.of.recipe
-    if not entry.due and not entry.answering:
-        return []
-    outputs = _outputs(entry.local, held_out)
-    found = [Asking(ANSWERS, outputs, recipe.answers.max_tokens)] if entry.answering else []
-    if entry.due and not entry.graded and asked.judge != "oracle":
-        found.append(_judging(entry, outputs))
-    return found
-
-
-def _outputs(asked: BenchmarkSettings, held_out: int) -> int:
-    """Texts of one model; of a benchmark of judges, responses to be graded, or pairs where they are compared."""
-    if asked.questions is None:
-        return held_out
-    if asked.kind != "judge":
-        return sum(_turns(asked, len(each.messages)) for each in questions_of(asked))
-    path = Path(asked.questions)
-    if asked.form == "pairs":
-        pairs = len(read_pairs(path))
-        return pairs if asked.prompt else pairs * _OUTPUTS
-    return sum(len(item.responses) for item in read_rankings(path))
-
-
-def _turns(asked: BenchmarkSettings, messages: int) -> int:
-    return messages if asked.kind == "mt-bench" else 1
-
-
-def _judging(entry: Entry, outputs: int) -> Asking:
-    asked, itself = entry.asked, entry.asked.judge == "itself"
-    if asked.prompt is not None and (asked.kind, asked.form) != ("judge", "rankings"):
-        games, sampling = _questions(asked)
-        return Asking(JUDGMENTS, outputs * games, sampling.max_tokens, itself, like_the_run=False)
-    judged = entry.of.recipe.judgments
-    each = asked.judgments if judged.temperature > 0 else 1
-    shown = _OUTPUTS if asked.kind in ("alpaca", "arena") else 1
-    return Asking(JUDGMENTS, outputs * shown * each, judged.max_tokens, itself)
-
-
-def _questions(asked: BenchmarkSettings) -> tuple[int, Sampling]:
-    """How often a judge with the benchmark's own prompt is asked about each output, and how."""
-    if asked.kind == "arena":
-        return _GAMES, arena_judge.SAMPLING
-    if asked.kind == "mt-bench":
-        return 1, mt_bench_judge.SAMPLING
-    return (1 if asked.kind == "alpaca" else _GAMES), label_judge.SAMPLING
+# --- Upper bounds of what the recipe takes; what a benchmark counts from stored answers and judgments asks nothing.
 
 
 # Rough sizes for the disk estimate, in bytes.
@@ -282,8 +199,11 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     held_out = _held_out(recipe)
     iterations = tuple(_iteration(recipe, t, rates) for t in sorted(recipe.iterations))
     evaluations = tuple(_evaluation(recipe, t, held_out or 0, rates) for t in range(len(iterations) + 1))
-    asked, uncounted = _asked(recipe, held_out or 0)
-    benchmarks = None if asked is None else tuple(_benchmarked(t, found, rates) for t, found in enumerate(asked))
+    asked, uncounted = _benchmark_completions(recipe, held_out or 0)
+    benchmarks = None
+    if asked is not None:
+        roles_T = (tuple(_benchmark_role(each, rates) for each in found) for found in asked)
+        benchmarks = tuple(EvaluationPlan(f"M{t}", each) for t, each in enumerate(roles_T))
     roles = _all_roles((*iterations, *evaluations, *(benchmarks or ())))
     kept_apart = recipe.prompts.held_out if isinstance(recipe.prompts.held_out, int) else 0
     one_model = _model_bytes(recipe.model)
@@ -321,23 +241,24 @@ def _evaluation(recipe: Recipe, t: int, held_out: int, rates: Rates) -> Evaluati
     return EvaluationPlan(f"M{t}", _roles(recipe, answers, judgments, held_out * asked.meta_pairs * 2, rates))
 
 
-def _asked(recipe: Recipe, held_out: int) -> tuple[list[tuple[Asking, ...]] | None, str | None]:
+def _benchmark_completions(recipe: Recipe, held_out: int) -> tuple[list[list[Completions]] | None, str | None]:
     """What the benchmarks ask after each iteration from 0 on; or None, and why it can't be counted."""
+    experiment = Experiment(RunDir(Path(recipe.name)), recipe)
     try:
-        return [askings(recipe, t, held_out) for t in range(len(recipe.iterations) + 1)], None
+        return [
+            [each for run in benchmark_runs(experiment, t) for each in run.completions(held_out)]
+            for t in range(len(recipe.iterations) + 1)
+        ], None
     except UserError as error:
         return None, str(error)
 
 
-def _benchmarked(t: int, found: Sequence[Asking], rates: Rates) -> EvaluationPlan:
-    return EvaluationPlan(f"M{t}", tuple(_asking(each, rates) for each in found))
-
-
-def _asking(asked: Asking, rates: Rates) -> RolePlan:
-    known = rates.tokens_each if asked.itself and asked.like_the_run else {}
-    tokens = round(asked.calls * known.get(asked.role, asked.limit))
-    spent = rates.seconds(asked.role, asked.calls, tokens) if asked.itself else 0.0
-    return RolePlan(asked.role, asked.calls, tokens, spent)
+def _benchmark_role(asked: Completions, rates: Rates) -> RolePlan:
+    """The time of judges that are other models isn't known."""
+    known = rates.tokens_each if asked.itself and asked.like_run else {}
+    tokens = round(asked.calls * known.get(asked.role, asked.max_tokens))
+    seconds = rates.seconds(asked.role, asked.calls, tokens) if asked.itself else 0.0
+    return RolePlan(asked.role, asked.calls, tokens, seconds)
 
 
 def _roles(recipe: Recipe, answers: int, judgments: int, battles: int, rates: Rates) -> tuple[RolePlan, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from metareward.config.schema import Recipe
 from metareward.evaluation.win_rates import WinRate
@@ -79,10 +79,10 @@ class BenchmarkResult:
     """
 
     benchmark: str
-    kind: Literal["alpaca", "arena", "mt-bench", "judge"]
+    kind: str
     model: str
     against: str | None
-    judge: str
+    judge: str | None
     by_rubric: bool
     results: tuple[Mapping[str, Any], ...]
 

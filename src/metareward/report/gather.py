@@ -80,7 +80,7 @@ def read_json(path: Path, adapter: TypeAdapter[T]) -> T | None:
 
 def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:
     folder = run.iteration(number)
-    results = (read_json(folder.evaluation / name / "result.json", _BENCHMARK) for name in recipe.benchmarks)
+    results = (read_json(folder.evaluation / each.name / "result.json", _BENCHMARK) for each in recipe.benchmarks)
     return Iteration(
         number=number,
         generated=folder.records.is_file(),

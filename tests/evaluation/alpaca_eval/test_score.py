@@ -35,7 +35,7 @@ from metareward.evaluation.alpaca_eval.length_control import (
     length_feature,
     win_rate_of_weights,
 )
-from metareward.evaluation.alpaca_eval.run import AlpacaFiles, published, results
+from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand, published_rates
 from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, evaluate, mean_chars, win_rate
 
 shares = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
@@ -255,7 +255,7 @@ def test_a_repeated_instruction_among_outputs_is_told(tmp_path: Path) -> None:
 
 def test_gamed_rows_need_difficulties(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--gamed: needs --difficulty"):
-        results(AlpacaFiles((tmp_path,), gamed=tmp_path))
+        AlpacaEvalCommand(annotations=(tmp_path,), gamed=tmp_path).results()
 
 
 @pytest.mark.parametrize("shares", [[1.0], [0.0, 0.0], [0.3, None, 0.9], [None], [0.5, 0.5, 0.5]])
@@ -322,7 +322,7 @@ def test_the_length_controlled_win_rate_is_the_leaderboard_s_regression(liking: 
 # --- from files to the leaderboard's columns
 
 
-def stored_run(folder: Path, count: int = 40, gap: int = 7) -> AlpacaFiles:
+def stored_run(folder: Path, count: int = 40, gap: int = 7) -> AlpacaEvalCommand:
     """Upstream's layout for one model that lacks the output to instruction ``gap``, and its three tables."""
     generator = np.random.default_rng(2)
     base, own = (generator.integers(5, 60, count).tolist() for _ in range(2))
@@ -349,8 +349,8 @@ def stored_run(folder: Path, count: int = 40, gap: int = 7) -> AlpacaFiles:
     gamed = [
         {"preference": float(generator.uniform()), "std_delta_len": float(generator.normal()), **each} for each in hard
     ]
-    return AlpacaFiles(
-        (json_file(results_folder / "annotations.json", rows),),
+    return AlpacaEvalCommand(
+        annotations=(json_file(results_folder / "annotations.json", rows),),
         outputs=json_file(folder / "model_outputs.json", outputs),
         reference=json_file(folder / "reference.json", reference),
         difficulty=table(folder / "hard.csv", hard),
@@ -360,7 +360,7 @@ def stored_run(folder: Path, count: int = 40, gap: int = 7) -> AlpacaFiles:
 
 def test_the_raw_columns_of_stored_annotations(tmp_path: Path) -> None:
     files = stored_run(tmp_path)
-    (found,) = results(files)
+    (found,) = files.results()
     rows = json.loads(files.annotations[0].read_text(encoding="utf-8"))
     p = [row["preference"] - 1 for row in rows]
     wins = sum(share > 0.5 for share in p)
@@ -386,7 +386,7 @@ def test_the_raw_columns_of_stored_annotations(tmp_path: Path) -> None:
 
 def test_rows_after_a_gap_keep_their_difficulty_only_by_instruction(tmp_path: Path) -> None:
     files = stored_run(tmp_path)
-    (by_place,), (by_instruction,) = results(files), results(replace(files, by_instruction=True))
+    (by_place,), (by_instruction,) = files.results(), files.model_copy(update={"by_instruction": True}).results()
     assert any("counted by place" in note for note in by_place.notes) and not by_instruction.notes
     (numbered,) = read_annotations(files.annotations[0], {f"Task {i}": i for i in range(40)})
     assert [row.row for row in numbered.rows] == [i for i in range(40) if i != 7]
@@ -401,7 +401,7 @@ def test_published_weights_give_their_rates(tmp_path: Path) -> None:
     difficulty = table(
         tmp_path / "hard.csv", [{"index": i, "instruction_difficulty": each} for i, each in enumerate(hard)]
     )
-    found = published(weights, difficulty)["m"]
+    found = published_rates(weights, difficulty)["m"]
     shares = [1 / (1 + math.exp(-(0.7 * each + 0.3))) for each in hard]
     assert list(found.predictions_P) == pytest.approx(shares, abs=1e-12)
     assert found.win_rate == pytest.approx(100 * statistics.fmean(shares), abs=1e-10)

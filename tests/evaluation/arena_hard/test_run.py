@@ -4,12 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from made_up import door, lines
+from made_up import lines, session
 
 from metareward.engines.base import EngineError
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Style, Version
-from metareward.evaluation.arena_hard.run import ArenaFiles, judged, question_about, results, written
+from metareward.evaluation.arena_hard.judge import game_query, text_of
+from metareward.evaluation.arena_hard.run import ArenaHardCommand
 from metareward.types import Messages, Sampling
 
 CONFIG = """\
@@ -20,7 +21,7 @@ QUESTIONS = 6
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> ArenaFiles:
+def files(tmp_path: Path) -> ArenaHardCommand:
     (tmp_path / "judge_config.yaml").write_text(CONFIG, encoding="utf-8")
     ids = [f"q{i}" for i in range(QUESTIONS)]
     questions = [{"question_id": q, "category": "c", "turns": [{"content": f"Do {q}."}]} for q in ids]
@@ -35,7 +36,7 @@ def files(tmp_path: Path) -> ArenaFiles:
             for q in ids
         ]
         lines(tmp_path / "answers" / f"{model}.jsonl", rows)
-    return ArenaFiles(
+    return ArenaHardCommand(
         judgments=tmp_path / "made.jsonl",
         version="v0.1",
         baseline="base",
@@ -54,40 +55,40 @@ def likes_one(messages: Messages, sampling: Sampling, i: int) -> str:
 
 
 @pytest.mark.parametrize("version", ["v0.1", "v2"])
-def test_both_games_count_for_the_right_side(files: ArenaFiles, version: Version) -> None:
-    asked = ArenaFiles(files.judgments, version, "base", files.answers, files.questions, files.prompt)
-    asyncio.run(judged(asked, door(likes_one)))
-    (result,) = results(asked)
+def test_both_games_count_for_the_right_side(files: ArenaHardCommand, version: Version) -> None:
+    asked = files.model_copy(update={"version": version})
+    asyncio.run(asked.evaluate(session(likes_one)))
+    (result,) = asked.results()
     assert [(each.model, each.score) for each in result.models] == [("one", 100.0), ("two", 50.0)]
     assert all((each.n_questions, each.n_unparsable, each.n_refused) == (QUESTIONS, 0, 0) for each in result.models)
     assert result.length_in == "tokens"
 
 
-def test_a_judge_that_always_says_a_ends_at_50(files: ArenaFiles) -> None:
-    asyncio.run(judged(files, door(lambda messages, sampling, i: "[[A>B]]")))
-    assert [each.score for each in results(files)[0].models] == [50.0, 50.0]
+def test_a_judge_that_always_says_a_ends_at_50(files: ArenaHardCommand) -> None:
+    asyncio.run(files.evaluate(session(lambda messages, sampling, i: "[[A>B]]")))
+    assert [each.score for each in files.results()[0].models] == [50.0, 50.0]
 
 
-def test_a_judge_of_v0_1_without_a_verdict_is_asked_to_go_on(files: ArenaFiles) -> None:
+def test_a_judge_of_v0_1_without_a_verdict_is_asked_to_go_on(files: ArenaHardCommand) -> None:
     def slow(messages: Messages, sampling: Sampling, i: int) -> str:
         if len(messages) == 2:
             return "Let me think."
         assert [message.role for message in messages[2:]] == ["assistant", "user"]
         return likes_one(messages, sampling, i) if "one does" in messages[1].content else "I still don't know."
 
-    asyncio.run(judged(files, door(slow)))
-    one, two = sorted(results(files)[0].models, key=lambda each: each.model)
+    asyncio.run(files.evaluate(session(slow)))
+    one, two = sorted(files.results()[0].models, key=lambda each: each.model)
     assert (one.score, two.score, two.n_unparsable) == (100.0, None, 2 * QUESTIONS)
 
 
-def test_refused_games_are_counted_apart_and_asked_again(files: ArenaFiles) -> None:
+def test_refused_games_are_counted_apart_and_asked_again(files: ArenaHardCommand) -> None:
     def refuses(messages: Messages, sampling: Sampling, i: int) -> str:
         if "q3" in messages[1].content and "A: base" in messages[1].content:
             raise EngineError("too long")
         return likes_one(messages, sampling, i)
 
-    asyncio.run(judged(files, door(refuses)))
-    one = results(files)[0].models[0]
+    asyncio.run(files.evaluate(session(refuses)))
+    one = files.results()[0].models[0]
     assert (one.score, one.n_refused, one.n_unparsable, one.n_battles) == (100.0, 1, 0, 3 * (2 * QUESTIONS - 1))
     again: list[str] = []
 
@@ -95,23 +96,23 @@ def test_refused_games_are_counted_apart_and_asked_again(files: ArenaFiles) -> N
         again.append(messages[1].content)
         return likes_one(messages, sampling, i)
 
-    asyncio.run(judged(files, door(counts)))
-    assert len(again) == 2 and results(files)[0].models[0].n_refused == 0
+    asyncio.run(files.evaluate(session(counts)))
+    assert len(again) == 2 and files.results()[0].models[0].n_refused == 0
 
 
 def test_the_prompt_is_filled_byte_for_byte() -> None:
     older = JudgePrompt("s", "{question_1}|{answer_1}|{answer_2}|{other}", "")
     newer = JudgePrompt("s", "{QUESTION}|{ANSWER_A}|{ANSWER_B}|{other}", "")
     for prompt in (older, newer):
-        (_, user) = question_about(prompt, "{answer_1} <|End|>", "[[A>B]]", "{}")
+        (_, user) = game_query(prompt, "{answer_1} <|End|>", "[[A>B]]", "{}")
         assert user.content == "{answer_1} <|End|>|[[A>B]]|{}|{other}"
 
 
-def test_what_a_judge_needs_is_told(files: ArenaFiles) -> None:
+def test_what_a_judge_needs_is_told(files: ArenaHardCommand) -> None:
     with pytest.raises(UserError, match="needs --answers"):
-        asyncio.run(judged(ArenaFiles(files.judgments, "v0.1"), door(likes_one)))
-    absent = ArenaFiles(files.judgments, "v0.1", "nobody", files.answers, files.questions, files.prompt)
+        asyncio.run(ArenaHardCommand(judgments=files.judgments).evaluate(session(likes_one)))
+    absent = files.model_copy(update={"baseline": "nobody"})
     with pytest.raises(UserError, match="--baseline nobody: has no answers"):
-        asyncio.run(judged(absent, door(likes_one)))
+        asyncio.run(absent.evaluate(session(likes_one)))
     with pytest.raises(UserError, match="no text"):
-        written(Answer(Question("q", "", "").id, "m", None, Style(1, None, 0, 0, 0)))
+        text_of(Answer(Question("q", "", "").id, "m", None, Style(1, None, 0, 0, 0)))

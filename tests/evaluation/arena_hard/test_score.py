@@ -33,7 +33,8 @@ from metareward.evaluation.arena_hard.data import (
     verdict,
     version_named,
 )
-from metareward.evaluation.arena_hard.run import ArenaFiles, evaluate, results
+from metareward.evaluation.arena_hard.results import evaluate
+from metareward.evaluation.arena_hard.run import results
 from metareward.evaluation.arena_hard.score import battles, rating, scores
 from metareward.evaluation.arena_hard.style import styled
 from metareward.method.elo import fit_elo
@@ -312,7 +313,7 @@ def test_judgments_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object
 def test_only_the_baseline_is_no_ranking(tmp_path: Path) -> None:
     row = {"question_id": "q", "model": "b", "baseline": "b", "games": [None, None]}
     with pytest.raises(UserError, match="only the baseline itself"):
-        results(ArenaFiles(lines(tmp_path / "a.jsonl", [row]), "v0.1"))
+        results(lines(tmp_path / "a.jsonl", [row]), None, "v0.1")
 
 
 @pytest.mark.parametrize(

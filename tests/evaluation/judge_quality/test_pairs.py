@@ -33,7 +33,7 @@ from metareward.evaluation.judge_quality.pairs import (
     verdicts_by_length,
 )
 from metareward.evaluation.judge_quality.reward_bench import SECTIONS, combine, read_choices, section_scores
-from metareward.evaluation.judge_quality.run import pairs_table, sections_table
+from metareward.evaluation.judge_quality.tables import pairs_table, sections_table
 from metareward.types import Message
 
 winners = st.sampled_from([None, 0, 1, 2])

@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up import LABEL_PROMPT, door, lines, ranked_trees
+from made_up import LABEL_PROMPT, lines, ranked_trees, session
 from scripted_world import prompts, reply, settings
 
 from metareward.engines.base import EngineError
@@ -16,11 +16,12 @@ from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Response, Winner, read_rankings
 from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_chosen, human, self_chosen
 from metareward.evaluation.judge_quality.rankings import scored_by_length
-from metareward.evaluation.judge_quality.run import JudgeFiles, Judges, grading, protocol_named, table
+from metareward.evaluation.judge_quality.run import JudgeQualityCommand, protocol_named
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.storage.store import RecordStore, to_json
-from metareward.types import Message, Messages, Sampling, Tied, Won
+from metareward.types import Completion, Message, Messages, Sampling, Tied, Won
 
+Reply = Callable[[Messages, Sampling, int], str | Completion]
 SAID = (Message("user", "Why?"),)
 
 
@@ -93,13 +94,14 @@ def test_nothing_to_count_is_none_never_nan() -> None:
 # --- from files, by engines ---
 
 
-def judges(reply: object = None, reference: object = None) -> Judges:
-    return Judges(
-        "mine",
-        grading("judge", 3),
-        door=None if reply is None else door(reply),  # type: ignore[arg-type]
-        reference=None if reference is None else door(reference),  # type: ignore[arg-type]
-    )
+def rows_of(
+    reply: Reply | None = None, reference: Reply | None = None, **options: object
+) -> dict[str, Mapping[str, object]]:
+    """The table's rows by judge: "mine" gives the replies, and a reference judge the others."""
+    if reference is not None:
+        options["reference_engine"] = "reference"
+    command = JudgeQualityCommand.model_validate({"name": "mine", "judgments": 3, **options})
+    return dict(asyncio.run(command.table(session(reply, reference, "mine"))).rows)
 
 
 @pytest.fixture
@@ -125,12 +127,12 @@ def prefers_good(messages: Messages, sampling: Sampling, i: int) -> str:
 def test_a_judge_is_asked_for_its_scores(tmp_path: Path) -> None:
     rows = [{"id": str(i), "prompt": f"Why {i}?", "responses": answers("good", "bad", "ugly")} for i in range(4)]
     path = lines(tmp_path / "r.jsonl", rows)
-    files = JudgeFiles(rankings=path, kept=tmp_path / "kept.sqlite")
-    found = dict(asyncio.run(table(files, judges(grades_good))).rows)
+    files = {"rankings": path, "cache": tmp_path / "cache.sqlite"}
+    found = rows_of(grades_good, **files)
     assert list(found) == ["mine", "length only", "chance"]
     assert found["mine"]["n_unparsable"] == 12 and found["mine"]["score_histogram"] == {"2": 16, "5": 8}
     assert found["mine"]["best_of_match_ties_shared"] == 1.0 and found["mine"]["exact_match"] == 0.0
-    agreement = dict(asyncio.run(table(files, judges(grades_good), "human")).rows)["mine"]
+    agreement = rows_of(grades_good, **files, protocol="human")["mine"]
     assert agreement["agreement"] == 2.5 / 3 and agreement["agreement_without_ties"] == 1.0
 
 
@@ -141,19 +143,19 @@ def test_an_answer_that_the_judge_refuses_has_no_score(tmp_path: Path) -> None:
         return grades_good(messages, sampling, i)
 
     rows = [{"id": "a", "prompt": "Why?", "responses": answers("good", "bad", "ugly")}]
-    files = JudgeFiles(rankings=lines(tmp_path / "r.jsonl", rows), kept=tmp_path / "kept.sqlite")
-    found = dict(asyncio.run(table(files, judges(refuses))).rows)["mine"]
+    files = {"rankings": lines(tmp_path / "r.jsonl", rows), "cache": tmp_path / "cache.sqlite"}
+    found = rows_of(refuses, **files)["mine"]
     assert (found["n_refused"], found["n_pairs"]) == (1, 1)
 
 
 def test_the_judge_s_best_and_worst_go_to_the_reference(tmp_path: Path, prompt: Path) -> None:
     rows = [{"id": str(i), "prompt": "Why?", "responses": answers("bad", "good", "ugly")} for i in range(3)]
-    files = JudgeFiles(rankings=lines(tmp_path / "r.jsonl", rows), prompt=prompt, kept=tmp_path / "kept.sqlite")
-    found = dict(asyncio.run(table(files, judges(grades_good, prefers_good), "self-chosen")).rows)
+    files = {"rankings": lines(tmp_path / "r.jsonl", rows), "prompt": prompt, "cache": tmp_path / "cache.sqlite"}
+    found = rows_of(grades_good, prefers_good, **files, protocol="self-chosen")
     assert (found["mine"]["agreement"], found["mine"]["n_pairs"]) == (1.0, 3)
-    position = judges(grades_good, lambda messages, sampling, i: "m")
-    (tmp_path / "kept-reference.sqlite").unlink()
-    assert dict(asyncio.run(table(files, position, "self-chosen")).rows)["mine"]["n_ties"] == 3
+    (tmp_path / "cache-reference.sqlite").unlink()
+    by_position = rows_of(grades_good, lambda messages, sampling, i: "m", **files, protocol="self-chosen")
+    assert by_position["mine"]["n_ties"] == 3
 
 
 def test_the_reference_labels_pairs_where_it_agrees_with_itself(tmp_path: Path, prompt: Path) -> None:
@@ -161,28 +163,28 @@ def test_the_reference_labels_pairs_where_it_agrees_with_itself(tmp_path: Path, 
         return "m" if "Why 2?" in messages[-1].content else prefers_good(messages, sampling, i)
 
     rows = [{"id": str(i), "input": f"Why {i}?", "output_1": "bad", "output_2": "good"} for i in range(3)]
-    files = JudgeFiles(pairs=lines(tmp_path / "p.jsonl", rows), prompt=prompt, kept=tmp_path / "kept.sqlite")
-    found = dict(asyncio.run(table(files, judges(grades_good, sometimes), "gpt4-chosen")).rows)["mine"]
+    files = {"pairs": lines(tmp_path / "p.jsonl", rows), "prompt": prompt, "cache": tmp_path / "cache.sqlite"}
+    found = rows_of(grades_good, sometimes, **files, protocol="gpt4-chosen")["mine"]
     assert (found["agreement"], found["n_pairs"], found["n_left_out"]) == (1.0, 2, 1)
 
 
 def test_a_pairwise_judge_is_asked_in_both_orders(tmp_path: Path, prompt: Path) -> None:
     rows = [{"id": str(i), "input": "Why?", "output_1": "bad", "output_2": "good", "label": 2} for i in range(3)]
-    files = JudgeFiles(pairs=lines(tmp_path / "p.jsonl", rows), prompt=prompt, kept=tmp_path / "kept.sqlite")
-    found = dict(asyncio.run(table(files, judges(prefers_good))).rows)
+    files = {"pairs": lines(tmp_path / "p.jsonl", rows), "prompt": prompt, "cache": tmp_path / "cache.sqlite"}
+    found = rows_of(prefers_good, **files)
     assert found["mine"]["accuracy"] == found["mine"]["positional_agreement"] == 1.0
-    (tmp_path / "kept.sqlite").unlink()
-    found = dict(asyncio.run(table(files, judges(lambda messages, sampling, i: "m"))).rows)
+    (tmp_path / "cache.sqlite").unlink()
+    found = rows_of(lambda messages, sampling, i: "m", **files)
     assert (found["mine"]["accuracy"], found["mine"]["positional_agreement"]) == (0.5, 0.0)
 
 
 def test_a_grading_judge_on_pairs(tmp_path: Path) -> None:
     rows = [{"id": str(i), "input": "Why?", "output_1": "bad", "output_2": "good", "label": 2} for i in range(3)]
-    files = JudgeFiles(pairs=lines(tmp_path / "p.jsonl", rows), kept=tmp_path / "kept.sqlite")
-    assert dict(asyncio.run(table(files, judges(grades_good))).rows)["mine"]["accuracy"] == 1.0
+    files = {"pairs": lines(tmp_path / "p.jsonl", rows), "cache": tmp_path / "cache.sqlite"}
+    assert rows_of(grades_good, **files)["mine"]["accuracy"] == 1.0
     stored = [{**row, "score_1": 1, "score_2": 1} for row in rows]
-    files = JudgeFiles(pairs=lines(tmp_path / "q.jsonl", stored))
-    assert dict(asyncio.run(table(files, judges())).rows)["mine"]["accuracy"] == 0.5
+    files = {"pairs": lines(tmp_path / "q.jsonl", stored)}
+    assert rows_of(**files)["mine"]["accuracy"] == 0.5
 
 
 def test_the_meta_judge_of_a_run_is_measured(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_the_meta_judge_of_a_run_is_measured(tmp_path: Path) -> None:
     with RecordStore.open(path, annotation_fingerprint(settings())) as store:
         for each in prompts(4):
             store.put(each.id, to_json(asyncio.run(annotate_prompt(ScriptedEngine(reply), each, settings()))))
-    rows = dict(asyncio.run(table(JudgeFiles(records=path), judges(), "meta-judge")).rows)
+    rows = rows_of(records=path, protocol="meta-judge")
     assert list(rows) == ["mine", "chance"]
     assert {"higher_score_wins", "same_score", "different_score", "all"} <= set(rows["mine"])
 
@@ -198,14 +200,14 @@ def test_the_meta_judge_of_a_run_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "protocol", "line"),
     [
-        (JudgeFiles(), None, "give one of --rankings, --pairs"),
-        (JudgeFiles(rankings=Path("a"), pairs=Path("b")), None, "give one of"),
-        (JudgeFiles(pairs=Path("a")), "human", "--protocol human: takes --rankings, not --pairs"),
+        ({}, None, "give one of --rankings, --pairs"),
+        ({"rankings": Path("a"), "pairs": Path("b")}, None, "give one of"),
+        ({"pairs": Path("a")}, "human", "--protocol human: takes --rankings, not --pairs"),
     ],
 )
-def test_what_doesn_t_fit_together_is_told(files: JudgeFiles, protocol: str | None, line: str) -> None:
+def test_what_doesn_t_fit_together_is_told(files: dict[str, Path], protocol: str | None, line: str) -> None:
     with pytest.raises(UserError, match=line):
-        asyncio.run(table(files, judges(), protocol_named(protocol)))
+        rows_of(**files, protocol=protocol)
 
 
 def test_a_protocol_that_isn_t_there_is_told(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_a_protocol_that_isn_t_there_is_told(tmp_path: Path) -> None:
 
 def test_an_engine_needs_a_file_for_its_answers(tmp_path: Path, prompt: Path) -> None:
     path = lines(tmp_path / "r.jsonl", [{"id": "a", "prompt": "Why?", "responses": answers("good", "bad")}])
-    with pytest.raises(UserError, match="needs --kept"):
-        asyncio.run(table(JudgeFiles(rankings=path), judges(grades_good)))
+    with pytest.raises(UserError, match="needs --cache"):
+        rows_of(grades_good, rankings=path)
     with pytest.raises(UserError, match="--reference-engine: needs --prompt"):
-        asyncio.run(table(JudgeFiles(rankings=path), judges(None, prefers_good), "self-chosen"))
+        rows_of(None, prefers_good, rankings=path, protocol="self-chosen")

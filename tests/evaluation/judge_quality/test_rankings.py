@@ -22,7 +22,7 @@ from metareward.evaluation.judge_quality.rankings import (
     score_histogram,
     scored_by_length,
 )
-from metareward.evaluation.judge_quality.run import rankings_table
+from metareward.evaluation.judge_quality.tables import rankings_table
 from metareward.types import Message
 
 SAID = (Message("user", "Why?"),)

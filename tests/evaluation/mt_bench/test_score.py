@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import door, lines
+from made_up import lines, session
 
 from metareward.engines.base import EngineError
 from metareward.errors import UserError
@@ -23,7 +23,7 @@ from metareward.evaluation.mt_bench.data import (
     read_questions,
     read_score,
 )
-from metareward.evaluation.mt_bench.run import MtBenchFiles, judged, results
+from metareward.evaluation.mt_bench.run import MtBenchCommand, results
 from metareward.evaluation.mt_bench.score import evaluate
 from metareward.types import Messages, Sampling
 
@@ -87,7 +87,7 @@ PROMPTS = [
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> MtBenchFiles:
+def files(tmp_path: Path) -> MtBenchCommand:
     def turns(*of: str) -> list[dict[str, object]]:
         return [{"index": 0, "turns": list(of)}]
 
@@ -97,7 +97,7 @@ def files(tmp_path: Path) -> MtBenchFiles:
     ]
     answers = [{"question_id": i, "model_id": "me", "choices": turns(f"{{question}}{i}", f"b{i}")} for i in (81, 111)]
     reference = [{"question_id": 111, "model_id": "gpt-4", "choices": turns("r1", "r2")}]
-    return MtBenchFiles(
+    return MtBenchCommand(
         judgments=tmp_path / "made.jsonl",
         questions=lines(tmp_path / "question.jsonl", questions),
         answers=lines(tmp_path / "me.jsonl", answers),
@@ -106,7 +106,7 @@ def files(tmp_path: Path) -> MtBenchFiles:
     )
 
 
-def test_each_turn_is_asked_about_in_its_own_way(files: MtBenchFiles) -> None:
+def test_each_turn_is_asked_about_in_its_own_way(files: MtBenchCommand) -> None:
     asked: list[tuple[str, str]] = []
 
     def reply(messages: Messages, sampling: Sampling, i: int) -> str:
@@ -114,35 +114,35 @@ def test_each_turn_is_asked_about_in_its_own_way(files: MtBenchFiles) -> None:
         assert sampling.temperature == 0 and sampling.max_tokens == 2048
         return f"Rating: [[{len(asked)}]]"
 
-    asyncio.run(judged(files, door(reply)))
+    asyncio.run(files.evaluate(session(reply)))
     assert asked == [
         ("s", "plain w1 {question}81"),
         ("t", "two w2 {question}81 b81"),
         ("s", "math m1 {question}111 r1"),
         ("t", "two math m2 b111 r1 r2"),
     ]
-    (each,) = results(files)
+    (each,) = results(files.judgments)
     assert (each.average, each.turn1, each.turn2) == (2.5, 2.0, 3.0)
 
 
-def test_refusals_and_unreadable_scores_are_counted_apart(files: MtBenchFiles) -> None:
+def test_refusals_and_unreadable_scores_are_counted_apart(files: MtBenchCommand) -> None:
     def reply(messages: Messages, sampling: Sampling, i: int) -> str:
         if "two math" in messages[1].content:
             raise EngineError("too long")
         return "no number" if "math" in messages[1].content else "[[9]]"
 
-    asyncio.run(judged(files, door(reply)))
-    (each,) = results(files)
+    asyncio.run(files.evaluate(session(reply)))
+    (each,) = results(files.judgments)
     assert (each.average, each.n_valid, each.n_failed, each.n_refused) == (9.0, 2, 1, 1)
     assert [grade.refused for grade in read_grades(files.judgments)] == [False, False, False, True]
 
 
-def test_what_a_judge_needs_is_told(files: MtBenchFiles) -> None:
+def test_what_a_judge_needs_is_told(files: MtBenchCommand) -> None:
     with pytest.raises(UserError, match="needs --answers"):
-        asyncio.run(judged(MtBenchFiles(files.judgments), door(lambda m, s, i: "")))
-    without = MtBenchFiles(files.judgments, files.questions, files.answers, None, files.prompts)
+        asyncio.run(MtBenchCommand(judgments=files.judgments).evaluate(session(lambda m, s, i: "")))
+    without = files.model_copy(update={"references": None})
     with pytest.raises(UserError, match=r"question 111 .math. has no reference answer"):
-        asyncio.run(judged(without, door(lambda m, s, i: "[[1]]")))
+        asyncio.run(without.evaluate(session(lambda m, s, i: "[[1]]")))
     with pytest.raises(UserError, match="lack 'single-v1'"):
         question_about(GradingPrompts({}, ""), Question(81, "writing", ("a", "b")), ("c", "d"), None, 1)
 
@@ -175,7 +175,7 @@ def test_averages_of_stored_judgments_by_model_and_category(tmp_path: Path) -> N
         for turn in (1, 2)
     ]
     judgments = lines(tmp_path / "gpt-4_single.jsonl", rows)
-    found = results(MtBenchFiles(judgments, questions=lines(tmp_path / "question.jsonl", questions)))
+    found = results(judgments, lines(tmp_path / "question.jsonl", questions))
     assert {each.model for each in found} == {"one", "other"}
     assert found[0].average is not None and found[1].average is not None and found[0].average >= found[1].average
     for each in found:

@@ -1,18 +1,21 @@
-"""AlpacaEval 2 from named files to results: stored annotations alone, or outputs that a judge annotates first."""
+"""AlpacaEval 2 (tatsu-lab/alpaca_eval): outputs against a baseline's, annotated by a judge or by stored annotations."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
+from pydantic import Field
+
+from metareward.data.prompts import load_prompts
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import (
     Annotations,
     Output,
-    Weights,
     read_annotations,
     read_difficulty,
     read_gamed,
@@ -20,31 +23,48 @@ from metareward.evaluation.alpaca_eval.data import (
     read_weights,
 )
 from metareward.evaluation.alpaca_eval.length_control import LengthControlled, win_rate_of_weights
-from metareward.evaluation.alpaca_eval.score import AlpacaResult, evaluate
-from metareward.evaluation.judges import (
-    Desk,
-    Door,
+from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, evaluate
+from metareward.evaluation.base import (
+    Column,
+    ComparisonBenchmark,
+    Completions,
+    EvaluateCommand,
+    Evaluated,
+    EvaluatedModel,
+    EvaluateSession,
+    Figures,
+    Mismatch,
+    Requests,
+    Results,
+    ResultTable,
+    ScoringInputs,
+)
+from metareward.evaluation.compare import (
+    SAMPLING,
     FirstShare,
     LabelJudge,
     LabelPrompt,
-    PairJudge,
-    Shown,
+    OutputPair,
+    PairwiseJudge,
     Unjudged,
     load_label_prompt,
 )
+from metareward.evaluation.held_out import HeldOut
+from metareward.evaluation.judges import JudgeClient, JudgeSpec
+from metareward.generation.progress import JUDGMENTS
+from metareward.method.template import conversation
+from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
 from metareward.types import Message, Prompt
 
-# --- Which of the two outputs the judge of AlpacaEval 2 is shown first: random, but decided by the instruction alone.
-#
+AnnotationRows = Sequence[Mapping[str, object]]
+
 # Upstream draws ``Random("is_switched_outputs" + instruction + seed)`` with the annotator's seed, 0 on the leaderboard.
-
-
 LEADERBOARD_SEED = 0
 
 
 def model_first(instruction: str, seed: int = LEADERBOARD_SEED) -> bool:
-    """Whether the evaluated model's output is shown first (as "m"), before the baseline's."""
+    """Whether the evaluated model's output is shown first (as "m"): random, but decided by the instruction alone."""
     drawn = random.Random(f"is_switched_outputs{instruction}{seed}")
     return drawn.choices([False, True], k=1)[0]
 
@@ -54,18 +74,17 @@ def preference(first_share: float, model_was_first: bool) -> float:
     return first_share if model_was_first else 1 - first_share
 
 
-# --- A judge of one's own for AlpacaEval 2: every output against the baseline's, and annotations in upstream's format.
+# --- Annotations by a judge of the user's choice, in upstream's format.
 #
-# The judge is any of `metareward.evaluation.judges`. Identical outputs are not judged: they draw. What an engine
-# answers is kept beside the annotations, so the same call again asks only what is owed. A row without a readable
-# preference has null and says why in ``outcome``.
+# Identical outputs are not judged: they draw. Replies are stored beside the annotations, so the same call again asks
+# only what is pending. A row without a readable preference has null and says why in ``outcome``.
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    """The baseline's output and the model's to the same instruction, whose number is ``index``.
+class Matchup:
+    """The baseline's output and the model's to the instruction of number ``index``.
 
-    ``prompt`` is what the judge sees of the instruction; its id is unique among the meetings.
+    ``prompt`` is what the judge sees of the instruction; its id is unique among the matchups.
     """
 
     index: int
@@ -73,45 +92,35 @@ class Meeting:
     base: Output
     own: Output
 
+    @property
+    def pair(self) -> OutputPair:
+        """As the judge sees it, in upstream's order."""
+        base, own = self.base.output, self.own.output
+        return OutputPair(self.prompt, *((own, base) if model_first(self.base.instruction) else (base, own)))
 
-def meetings(baseline: Sequence[Output], outputs: Sequence[Output]) -> tuple[Meeting, ...]:
+
+def matchups(baseline: Sequence[Output], outputs: Sequence[Output]) -> tuple[Matchup, ...]:
     """One for every instruction of ``baseline`` that ``outputs`` answers, numbered and in order as there."""
     by_instruction = {output.instruction: output for output in outputs}
     return tuple(
-        Meeting(index, _prompt(index, base.instruction), base, by_instruction[base.instruction])
+        Matchup(index, Prompt(str(index), (Message("user", base.instruction),)), base, own)
         for index, base in enumerate(baseline)
-        if base.instruction in by_instruction
+        if (own := by_instruction.get(base.instruction)) is not None
     )
 
 
-def _prompt(index: int, instruction: str) -> Prompt:
-    return Prompt(str(index), (Message("user", instruction),))
-
-
-async def annotate(
-    desk: Desk, prompt: LabelPrompt, baseline: Sequence[Output], outputs: Sequence[Output]
-) -> tuple[dict[str, object], ...]:
-    """The annotations of the desk's judge, asked the benchmark's question. Raises `UserError` as `ask` does."""
-    return await annotated_by(label_judge(desk, prompt), meetings(baseline, outputs))
-
-
-def label_judge(desk: Desk, prompt: LabelPrompt) -> LabelJudge:
+def label_judge(client: JudgeClient, prompt: LabelPrompt) -> LabelJudge:
     """The judge of the benchmark."""
-    return LabelJudge(desk, prompt, {"order": LEADERBOARD_SEED})
+    return LabelJudge(client, prompt, {"order": LEADERBOARD_SEED})
 
 
-async def annotated_by(judge: PairJudge, met: Sequence[Meeting]) -> tuple[dict[str, object], ...]:
-    """A row for every meeting, in their order. Raises `UserError` as the judge does."""
-    shares = await judge.shares([_shown(each) for each in met if each.base.output != each.own.output])
-    return tuple(_row(each, judge.name) | _told(each, shares.get(each.prompt.id)) for each in met)
+async def annotate(judge: PairwiseJudge, pairs: Sequence[Matchup]) -> AnnotationRows:
+    """A row for every matchup, in their order. Raises `UserError` as the judge does."""
+    shares = await judge.shares([each.pair for each in pairs if each.base.output != each.own.output])
+    return tuple(_row(each, judge.name) | _verdict(each, shares.get(each.prompt.id)) for each in pairs)
 
 
-def _shown(each: Meeting) -> Shown:
-    base, own = each.base.output, each.own.output
-    return Shown(each.prompt, *((own, base) if model_first(each.base.instruction) else (base, own)))
-
-
-def _row(each: Meeting, judge: str) -> dict[str, object]:
+def _row(each: Matchup, judge: str) -> dict[str, object]:
     return {
         "index": each.index,
         "instruction": each.base.instruction,
@@ -124,7 +133,7 @@ def _row(each: Meeting, judge: str) -> dict[str, object]:
     }
 
 
-def _told(each: Meeting, share: FirstShare | Unjudged | None) -> dict[str, object]:
+def _verdict(each: Matchup, share: FirstShare | Unjudged | None) -> dict[str, object]:
     if share is None:
         return {"preference": 1.5, "outcome": "identical"}
     if not isinstance(share, FirstShare):
@@ -133,38 +142,87 @@ def _told(each: Meeting, share: FirstShare | Unjudged | None) -> dict[str, objec
     return {"preference": 1 + gained, "outcome": "judged", "mode": share.mode}
 
 
-@dataclass(frozen=True, slots=True)
-class AlpacaFiles:
-    """Where everything is. ``prompt`` is the judge's, ``reference`` the baseline's outputs.
-
-    Rows are counted by place, as upstream counts them; ``by_instruction`` takes their numbers from the reference.
-    """
-
-    annotations: tuple[Path, ...]
-    outputs: Path | None = None
-    reference: Path | None = None
-    difficulty: Path | None = None
-    gamed: Path | None = None
-    prompt: Path | None = None
-    by_instruction: bool = False
+def _write_rows(path: Path, rows: AnnotationRows) -> None:
+    write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
-def results(files: AlpacaFiles) -> tuple[AlpacaResult, ...]:
-    """The numbers of every model in the annotation files. Raises `UserError` for files that don't fit each other."""
-    if files.gamed is not None and files.difficulty is None:
-        raise UserError("--gamed: needs --difficulty; fix: give both of upstream's tables, or neither")
-    if files.by_instruction and files.reference is None:
-        raise UserError("--by-instruction: needs --reference, whose order counts")
-    reference = read_outputs(files.reference) if files.reference else ()
-    order = {output.instruction: i for i, output in enumerate(reference)} if files.by_instruction else None
-    models = tuple(each for path in files.annotations for each in read_annotations(path, order))
-    return evaluate(
-        models,
-        difficulty=read_difficulty(files.difficulty) if files.difficulty else None,
-        gamed=read_gamed(files.gamed) if files.gamed else None,
-        instructions=len(reference) or None,
-        chars=_chars(models, read_outputs(files.outputs)) if files.outputs else None,
-    )
+# --- ``metareward evaluate alpaca-eval`` ---
+
+
+class AlpacaEvalCommand(EvaluateCommand):
+    """AlpacaEval 2: win rate, length-controlled win rate, lengths."""
+
+    annotations: tuple[Path, ...] = Field((), description="annotations.json, or the one to write. Again for more.")
+    outputs: Path | None = Field(None, description="The model's model_outputs.json.")
+    reference: Path | None = Field(None, description="The baseline's model_outputs.json.")
+    difficulty: Path | None = Field(None, description="Upstream's instruction_difficulty.csv.")
+    gamed: Path | None = Field(None, description="Upstream's df_gamed.csv.")
+    weights: Path | None = Field(None, description="Published weights instead of annotations.")
+    prompt: Path | None = Field(None, description="The judge's alpaca_eval_clf.txt.")
+    by_instruction: bool = Field(False, description="Number rows by the reference's order, not by place.")
+
+    async def evaluate(self, session: EvaluateSession) -> Evaluated:
+        """The models of the annotation files, or the win rates that published weights stand for."""
+        if self.weights is not None:
+            return self._published(self.weights)
+        if session.judge is not None:
+            await self._annotate(session.judge)
+        elif not self.annotations:
+            raise UserError("give --annotations, the judge's annotations.json, or --judge-engine to ask a judge")
+        figures = [each.as_dict() for each in self.results()]
+        table = _table("AlpacaEval 2", figures)
+        return Evaluated((table,), {"benchmark": "alpaca_eval", "models": figures})
+
+    def results(self) -> tuple[AlpacaResult, ...]:
+        """Every model of the annotation files. Raises `UserError` for files that don't fit each other."""
+        if self.gamed is not None and self.difficulty is None:
+            raise UserError("--gamed: needs --difficulty; fix: give both of upstream's tables, or neither")
+        if self.by_instruction and self.reference is None:
+            raise UserError("--by-instruction: needs --reference, whose order counts")
+        reference = read_outputs(self.reference) if self.reference else ()
+        order = {output.instruction: i for i, output in enumerate(reference)} if self.by_instruction else None
+        models = tuple(each for path in self.annotations for each in read_annotations(path, order))
+        return evaluate(
+            models,
+            difficulty=read_difficulty(self.difficulty) if self.difficulty else None,
+            gamed=read_gamed(self.gamed) if self.gamed else None,
+            instructions=len(reference) or None,
+            chars=_chars(models, read_outputs(self.outputs)) if self.outputs else None,
+        )
+
+    def _published(self, weights: Path) -> Evaluated:
+        if self.difficulty is None:
+            raise UserError("--weights: needs --difficulty")
+        fitted = published_rates(weights, self.difficulty)
+        rows = [
+            {"model": model, "length_controlled_winrate": each.win_rate, "lc_standard_error": each.standard_error}
+            for model, each in fitted.items()
+        ]
+        columns = (Column("LC win rate", "length_controlled_winrate", error="lc_standard_error"),)
+        table = ResultTable("AlpacaEval 2, from published weights", columns, tuple((str(r["model"]), r) for r in rows))
+        return Evaluated((table,), {"benchmark": "alpaca_eval", "published_weights": rows})
+
+    async def _annotate(self, judge: JudgeSpec) -> None:
+        """Write the judge's annotations of ``outputs`` to ``annotations``; its replies are stored beside them."""
+        if self.outputs is None or self.reference is None or self.prompt is None or len(self.annotations) != 1:
+            raise UserError(
+                "--judge-engine: needs --outputs, --reference (the baseline's outputs), --prompt, "
+                "and one --annotations, the file to write"
+            )
+        (path,), prompt = self.annotations, load_label_prompt(self.prompt)
+        pairs = matchups(read_outputs(self.reference), read_outputs(self.outputs))
+        rows = await judge.run(path.with_suffix(".sqlite"), lambda client: annotate(label_judge(client, prompt), pairs))
+        if not rows:
+            raise UserError(
+                f"{self.outputs}: answers none of the reference's instructions; fix: name outputs to the same ones"
+            )
+        _write_rows(path, rows)
+
+
+def published_rates(weights: Path, difficulty: Path) -> dict[str, LengthControlled]:
+    """The length-controlled win rate that every model's published weights stand for, in the file's order."""
+    hard_I = read_difficulty(difficulty)
+    return {model: win_rate_of_weights(each, hard_I) for model, each in read_weights(weights).items()}
 
 
 def _chars(models: Sequence[Annotations], outputs: Sequence[Output]) -> dict[str, list[int]]:
@@ -175,34 +233,139 @@ def _chars(models: Sequence[Annotations], outputs: Sequence[Output]) -> dict[str
     return {output.generator: lengths for output in outputs[:1]}
 
 
-def published(weights: Path, difficulty: Path) -> dict[str, LengthControlled]:
-    """The length-controlled win rate that every model's published weights stand for, in the file's order."""
-    hard_I = read_difficulty(difficulty)
-    found: dict[str, Weights] = read_weights(weights)
-    return {model: win_rate_of_weights(each, hard_I) for model, each in found.items()}
+# --- in a recipe ---
 
 
-async def annotated(files: AlpacaFiles, door: Door) -> Path:
-    """The judge's annotations of ``outputs``, written where ``annotations`` says; what it answered is kept beside them.
+class AlpacaEval(ComparisonBenchmark):
+    """AlpacaEval's comparison: (length-controlled) win rates against an earlier model or a file of outputs."""
 
-    Raises `UserError` when a file that this takes isn't named.
-    """
-    if files.outputs is None or files.reference is None or files.prompt is None or len(files.annotations) != 1:
-        raise UserError(
-            "--judge-engine: needs --outputs, --reference (the baseline's outputs), --prompt, "
-            "and one --annotations, the file to write"
+    kind: Literal["alpaca_eval"] = Field("alpaca_eval", description="AlpacaEval's comparison of outputs")
+    difficulty: Text | None = Field(None, description="With gamed: the official length control's files")
+    gamed: Text | None = Field(None, description="With difficulty")
+
+    title: ClassVar[str] = "AlpacaEval"
+    answers_file: ClassVar[str] = "outputs.json"
+    command: ClassVar[type[EvaluateCommand]] = AlpacaEvalCommand
+
+    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+        """Also that the length control's files come together."""
+        if (self.difficulty is None) != (self.gamed is None):
+            yield "gamed", self.gamed, "both difficulty and gamed, or neither"
+        yield from super().mismatches(pocket)
+
+    def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
+        """Questions, the judge's prompt, a baseline's outputs, the length control's files."""
+        against = None if self.opponent else self.against
+        yield from (
+            (name, reader)
+            for name, reader in (
+                (self.questions, load_prompts),
+                (self.prompt, load_label_prompt),
+                (against, read_outputs),
+                (self.difficulty, read_difficulty),
+                (self.gamed, read_gamed),
+            )
+            if name
         )
-    (path,) = files.annotations
-    baseline, outputs = read_outputs(files.reference), read_outputs(files.outputs)
-    prompt = load_label_prompt(files.prompt)
 
-    async def work(desk: Desk) -> tuple[dict[str, object], ...]:
-        return await annotate(desk, prompt, baseline, outputs)
+    def requests(self) -> Requests:
+        """The instructions of a file."""
+        return Requests(load_prompts(Path(str(self.questions))), self.temperature)
 
-    rows = await door.at_desk(path.with_suffix(".sqlite"), work)
-    if not rows:
-        raise UserError(
-            f"{files.outputs}: answers none of the reference's instructions; fix: name outputs to the same ones"
+    def answers_text(self, model: str, prompts: Sequence[Prompt], turns: Sequence[Sequence[str]]) -> str:
+        """As upstream's model_outputs.json."""
+        rows = [
+            {"id": prompt.id, "instruction": conversation(prompt.messages), "output": each[0], "generator": model}
+            for prompt, each in zip(prompts, turns, strict=True)
+        ]
+        return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+
+    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:
+        """One token for each pair, or N judgments of both outputs."""
+        if self.asked_judge is None:
+            return None
+        pairs, itself = self.requests().completions if self.has_requests else held_out, self.judge == "itself"
+        if self.prompt is not None:
+            return Completions(JUDGMENTS, pairs, SAMPLING.max_tokens, itself, like_run=False)
+        return Completions(JUDGMENTS, pairs * 2 * n, max_tokens, itself)
+
+    async def score(self, inputs: ScoringInputs) -> Results:
+        """Annotations, written in upstream's format, and what they come to."""
+        pairs, total = self._matchups(inputs)
+        if not pairs:
+            raise UserError(f"benchmarks.{self.name}: {self.against} answers none of the instructions; name another")
+        if inputs.judge is None or self.prompt is None:
+            rows = await self.compare_one_by_one(inputs, lambda judge: annotate(judge, pairs))
+        else:
+            prompt, store = load_label_prompt(Path(self.prompt)), inputs.folder / "judge.sqlite"
+            rows = await inputs.judge.run(store, lambda client: annotate(label_judge(client, prompt), pairs))
+        path = inputs.folder / "annotations.json"
+        _write_rows(path, rows)
+        found = evaluate(
+            read_annotations(path),
+            difficulty=read_difficulty(Path(self.difficulty)) if self.difficulty else None,
+            gamed=read_gamed(Path(self.gamed)) if self.gamed else None,
+            instructions=total,
         )
-    write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
-    return path
+        return [each.as_dict() for each in found]
+
+    def _matchups(self, inputs: ScoringInputs) -> tuple[Sequence[Matchup], int]:
+        """Both outputs to every instruction, and how many instructions there are."""
+        opponent, model = inputs.opponent, inputs.model
+        if self.questions is None and opponent is not None:
+            return _held_out_matchups(model, opponent), len(inputs.prompts)
+        baseline = read_outputs(opponent.answers if opponent else Path(self.against))
+        if self.questions is None:
+            return matchups(baseline, [_output(record, model) for record in model.held_out()]), len(baseline)
+        return matchups(baseline, read_outputs(model.answers)), len(baseline)
+
+    def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:
+        """Win rates with standard errors; the length-controlled one is called so only if it is the leaderboard's."""
+        return _columns(rows)
+
+    def notes(self, rows: Sequence[Figures]) -> tuple[str, ...]:
+        """How preferences were read and lengths controlled."""
+        return _notes(rows)
+
+
+def _held_out_matchups(model: EvaluatedModel, opponent: EvaluatedModel) -> list[Matchup]:
+    """By prompt, not by instruction: a prompt of several turns has no instruction of its own."""
+    theirs = {record.prompt.id: record for record in opponent.held_out()}
+    return [
+        Matchup(index, record.prompt, _output(theirs[record.prompt.id], opponent), _output(record, model))
+        for index, record in enumerate(model.held_out())
+        if record.prompt.id in theirs
+    ]
+
+
+def _output(record: HeldOut, model: EvaluatedModel) -> Output:
+    """The first answer, where there are several."""
+    return Output(conversation(record.prompt.messages), record.own[0].text, "held out", model.name)
+
+
+def _table(title: str, rows: Sequence[Figures]) -> ResultTable:
+    return ResultTable(title, _columns(rows), tuple((str(each["model"]), each) for each in rows), _notes(rows))
+
+
+def _columns(rows: Sequence[Figures]) -> tuple[Column, ...]:
+    official = {figures["length_method"] == OFFICIAL for figures in rows}
+    lengths = [Column("LC win rate", "length_controlled_winrate", 1, "lc_standard_error")] if True in official else []
+    if False in official:
+        lengths.append(Column("length-adjusted", "length_adjusted_winrate", 1, "length_adjusted_standard_error"))
+    left_out = tuple((word, f"n_{word}") for word in ("missing", "unparsable", "refused"))
+    return (
+        Column("win rate", "win_rate", 1, "standard_error"),
+        *lengths,
+        Column("discrete", "discrete_win_rate", 1),
+        Column("length", "avg_length"),
+        Column("judged", "n_judged"),
+        Column("left out", counts=left_out),
+    )
+
+
+def _notes(rows: Sequence[Figures]) -> tuple[str, ...]:
+    preferences, methods = (
+        ", ".join(dict.fromkeys(str(each[key]) for each in rows)) for key in ("preferences", "length_method")
+    )
+    own = (f"{each['model']}: {note}." for each in rows for note in each["notes"])
+    return (f"Preferences: {preferences}.", f"Lengths: {methods}.", *own)

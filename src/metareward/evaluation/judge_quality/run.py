@@ -1,138 +1,67 @@
-"""The quality of a judge from named files to tables: stored scores and verdicts, or an engine that is asked first."""
+"""The quality of a judge: how it agrees with humans, labels, another judge or an oracle, and its biases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field
 
 from metareward.errors import UserError
+from metareward.evaluation.base import (
+    Column,
+    Completions,
+    EvaluateCommand,
+    Evaluated,
+    EvaluateSession,
+    Figures,
+    JudgedBenchmark,
+    Mismatch,
+    Opponent,
+    Results,
+    ResultTable,
+    ScoringInputs,
+    stored_scores,
+)
+from metareward.evaluation.compare import SAMPLING, LabelPrompt, load_label_prompt
+from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judge_quality.data import (
-    Comparison,
     Item,
     Pair,
-    PairVerdicts,
+    Response,
     Winner,
     read_pairs,
     read_rankings,
     read_verdicts,
     verdicts_from_scores,
 )
-from metareward.evaluation.judge_quality.pairs import (
-    JudgedPair,
-    biases,
-    chance_pair_quality,
-    judged_pairs,
-    llmbar_statistics,
-    pair_quality,
-    verdicts_by_length,
-)
+from metareward.evaluation.judge_quality.judge import compare_responses, pair_verdicts, score_responses
 from metareward.evaluation.judge_quality.protocols import (
-    Agreement,
     ProtocolName,
     chosen_by_judge,
     gpt4_chosen,
     human,
     self_chosen,
 )
-from metareward.evaluation.judge_quality.rankings import (
-    CHANCE,
-    LENGTH,
-    chance_ranking_quality,
-    ranking_quality,
-    score_histogram,
-    scored_by_length,
+from metareward.evaluation.judge_quality.reward_bench import read_choices
+from metareward.evaluation.judge_quality.tables import (
+    JudgeTable,
+    judge_columns,
+    meta_judge_table,
+    pairs_table,
+    protocol_table,
+    rankings_table,
+    sections_table,
 )
-from metareward.evaluation.judge_quality.reward_bench import Choice, choices_by_length, read_choices, section_scores
-from metareward.evaluation.judges import (
-    Desk,
-    Door,
-    Grading,
-    LabelPrompt,
-    compare_responses,
-    load_label_prompt,
-    score_responses,
-)
-from metareward.method.diagnostics import position_statistics
-from metareward.method.judge import Rubric
+from metareward.evaluation.judges import JudgeSpec
+from metareward.generation.progress import JUDGMENTS
+from metareward.method.judge import Rubric, RubricGrader
+from metareward.method.scores import TOLERANCE
+from metareward.settings import Text
 from metareward.storage.store import RecordStore, from_json
-from metareward.types import PromptRecord, Sampling, Tied, Won
-
-# --- The quality of judges as rows: every judge, then the length-only judge, then chance, with the same measures.
-
-
-Measures = Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeTable:
-    """``kind`` says which measures; each row is a judge's name and its measures, ready for JSON."""
-
-    kind: str
-    rows: tuple[tuple[str, Measures], ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"kind": self.kind, "judges": [{"judge": name, **measures} for name, measures in self.rows]}
-
-
-def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTable:
-    """A grading judge against human rankings; only the two baselines where the responses carry no scores."""
-    scored = any(response.scores_N for item in items for response in item.responses)
-    own = {**ranking_quality(items, perfect).as_dict(), "score_histogram": score_histogram(items)}
-    rows: list[tuple[str, Measures]] = [(judge, own)] if scored else []
-    rows.append((LENGTH, ranking_quality(scored_by_length(items), perfect).as_dict() | _no_perfect()))
-    return JudgeTable("rankings", (*rows, (CHANCE, chance_ranking_quality(items))))
-
-
-def _no_perfect() -> dict[str, object]:
-    """A length has no perfect score, so the length-only judge has no 5-best."""
-    return {"five_best": None, "n_fives": 0}
-
-
-def pairs_table(
-    pairs: Sequence[Pair], judges: Mapping[str, Sequence[PairVerdicts]], own: str | None = None
-) -> JudgeTable:
-    """Judges against pairwise labels, with their biases. Raises `UserError` where one judge mixes one order and two."""
-    rows = [(name, _pairs_table(name, judged_pairs(pairs, verdicts), own)) for name, verdicts in judges.items()]
-    orders = max((len(each.winners) for verdicts in judges.values() for each in verdicts), default=1)
-    by_length = judged_pairs(pairs, verdicts_by_length(pairs, orders))
-    rows.append((LENGTH, _pairs_table(LENGTH, by_length, own)))
-    return JudgeTable("pairs", (*rows, (CHANCE, chance_pair_quality(by_length))))
-
-
-def _pairs_table(name: str, judged: Sequence[JudgedPair], own: str | None) -> Measures:
-    orders = {len(pair.winners) for pair in judged}
-    if len(orders) > 1:
-        raise UserError(f"verdicts of {name}: some pairs have one order, some two; fix: judge all of them in both")
-    measures = {**pair_quality(judged).as_dict(), "biases": biases(judged, own).as_dict()}
-    return measures | ({"llmbar": llmbar_statistics(judged)} if orders == {2} else {})
-
-
-def sections_table(choices: Sequence[Choice], judge: str) -> JudgeTable:
-    """A judge on RewardBench's subsets and sections."""
-    own, by_length = section_scores(choices), section_scores(choices_by_length(choices))
-    chance = {"overall": 0.5, "sections": dict.fromkeys(own.sections, 0.5), "subsets": dict.fromkeys(own.subsets, 0.5)}
-    return JudgeTable("sections", ((judge, own.as_dict()), (LENGTH, by_length.as_dict()), (CHANCE, chance)))
-
-
-def protocol_table(name: str, agreements: Iterable[Agreement]) -> JudgeTable:
-    """A protocol's agreements."""
-    return JudgeTable(name, tuple((each.judge, _measures(each)) for each in agreements))
-
-
-def _measures(each: Agreement) -> Measures:
-    return {field: value for field, value in each.as_dict().items() if field != "judge"}
-
-
-def meta_judge_table(records: Iterable[PromptRecord], judge: str) -> JudgeTable:
-    """The statistics of Meta-Rewarding Table 5; a meta-judge by chance follows neither place nor score."""
-    split = {"pairs": None, "flipped": 0.5, "first_wins": 0.5}
-    chance: dict[str, object] = {"higher_score_wins": 0.5, "lower_score_wins": 0.5}
-    chance |= dict.fromkeys(("same_score", "different_score", "all"), split)
-    return JudgeTable("meta-judge", ((judge, position_statistics(records).as_dict()), (CHANCE, chance)))
-
+from metareward.types import Candidate, Prompt, PromptRecord, Sampling
 
 _TAKES: dict[ProtocolName, str] = {
     "gpt4-chosen": "pairs",
@@ -142,55 +71,150 @@ _TAKES: dict[ProtocolName, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeFiles:
-    """What a judge is measured on: one of the first four. ``prompt`` is a reference judge's pairwise question."""
-
-    rankings: Path | None = None
-    pairs: Path | None = None
-    sections: Path | None = None
-    records: Path | None = None
-    verdicts: Path | None = None
-    prompt: Path | None = None
-    kept: Path | None = None
+async def score_items(
+    judge: JudgeSpec | None, store: Path, grader: RubricGrader, items: Sequence[Item]
+) -> Sequence[Item]:
+    """The items with the judge's scores, or as they are where none is asked."""
+    if judge is None:
+        return items
+    return await judge.run(store, lambda client: score_responses(client, grader, items))
 
 
-@dataclass(frozen=True, slots=True)
-class Judges:
-    """Who judges: by name alone where everything is stored. ``own`` generates the outputs that are the judge's own."""
-
-    name: str
-    grading: Grading
-    door: Door | None = None
-    reference: Door | None = None
-    own: str | None = None
-
-
-async def table(files: JudgeFiles, judges: Judges, protocol: ProtocolName | None = None) -> JudgeTable:
-    """The measures of ``protocol``, or all that fit the file. Raises `UserError` for what doesn't fit together."""
-    kind, path = _measured_on(files, protocol)
-    if kind == "records":
-        return meta_judge_table(_records(path), judges.name)
-    if kind == "sections":
-        return sections_table(read_choices(path), judges.name)
-    if kind == "pairs":
-        return await _pairs(read_pairs(path), files, judges, protocol)
-    return await _rankings(read_rankings(path), files, judges, protocol)
+async def judged_by_prompt(
+    judge: JudgeSpec, store: Path, prompt: LabelPrompt, pairs: Sequence[Pair], own: str | None
+) -> JudgeTable:
+    """The judge's own comparisons of each pair, in both orders, against the labels."""
+    items = [pair.item for pair in pairs]
+    chosen = {item.id: (0, 1) for item in items}
+    compared = await judge.run(store, lambda client: compare_responses(client, prompt, items, chosen))
+    return pairs_table(pairs, {judge.name: pair_verdicts(compared)}, own)
 
 
-def _measured_on(files: JudgeFiles, protocol: ProtocolName | None) -> tuple[str, Path]:
-    named = {"rankings": files.rankings, "pairs": files.pairs, "sections": files.sections, "records": files.records}
-    given = [(kind, path) for kind, path in named.items() if path is not None]
-    if len(given) != 1:
-        raise UserError("give one of --rankings, --pairs, --sections and --records to measure the judge on")
-    if protocol is not None and _TAKES[protocol] != given[0][0]:
-        raise UserError(f"--protocol {protocol}: takes --{_TAKES[protocol]}, not --{given[0][0]}")
-    return given[0]
+async def judged_by_scores(
+    judge: JudgeSpec | None, store: Path, grader: RubricGrader, pairs: Sequence[Pair], name: str, own: str | None
+) -> JudgeTable:
+    """The judge's scores of each pair against the labels: asked for, or as they are stored where no judge is named."""
+    scored_pairs = _with_items(pairs, await score_items(judge, store, grader, [pair.item for pair in pairs]))
+    scored = all(each.scores_N or each.refused for pair in scored_pairs for each in pair.item.responses)
+    return pairs_table(scored_pairs, {name: verdicts_from_scores(scored_pairs)} if scored else {}, own)
 
 
-def grading(rubric: str, n: int) -> Grading:
-    """The paper's sampling (temperature 0.8, top-p 0.95) by a packaged rubric or a ``.txt`` file."""
-    return Grading(Rubric.load(rubric), n, Sampling(0.8, 0.95, 1024))
+def _with_items(pairs: Sequence[Pair], items: Sequence[Item]) -> tuple[Pair, ...]:
+    return tuple(replace(pair, item=item) for pair, item in zip(pairs, items, strict=True))
+
+
+class JudgeQualityCommand(EvaluateCommand):
+    """A judge's agreement with humans or labels, and its biases, beside the length-only judge and chance."""
+
+    rankings: Path | None = Field(None, description="Responses that humans ranked.")
+    pairs: Path | None = Field(None, description="Pairs with labels.")
+    sections: Path | None = Field(None, description="RewardBench's rows, with scores or winners.")
+    records: Path | None = Field(None, description="A run's records.sqlite: its meta-judge.")
+    verdicts: Path | None = Field(None, description="Judges' verdicts on the pairs.")
+    protocol: str | None = Field(None, description="gpt4-chosen, self-chosen, human or meta-judge.")
+    name: str = Field("judge", description="What the judge is called in the table.")
+    own: str | None = Field(None, description="The generator whose outputs are the judge's own.")
+    reference_engine: str | None = Field(None, description="The judge that says what is right.")
+    prompt: Path | None = Field(None, description="A pairwise question, alpaca_eval_clf.txt.")
+    cache: Path | None = Field(None, description="Stores what the judges answer.")
+    rubric: str = Field("judge", description="Packaged rubric, or a .txt file, to grade by.")
+    judgments: int = Field(11, ge=1, description="Judgments of each answer.")
+
+    async def evaluate(self, session: EvaluateSession) -> Evaluated:
+        """The measures of the protocol, or all that fit the file."""
+        table = await self.table(session)
+        shown = tuple(table.rows)
+        columns = judge_columns(table.kind, [figures for _, figures in shown])
+        result = ResultTable(f"Judges: {table.kind}", columns, shown, first="judge")
+        return Evaluated((result,), {"benchmark": "judge_quality", **table.as_dict()})
+
+    async def table(self, session: EvaluateSession) -> JudgeTable:
+        """The rows. Raises `UserError` for options that don't fit together."""
+        protocol = protocol_named(self.protocol)
+        kind, path = self._measured_on(protocol)
+        name = session.judge.name if session.judge else self.name
+        # The paper's sampling.
+        grader = RubricGrader(Rubric.load(self.rubric), self.judgments, Sampling(0.8, 0.95, 1024))
+        if kind == "records":
+            return meta_judge_table(_records(path), name)
+        if kind == "sections":
+            return sections_table(read_choices(path), name)
+        if kind == "pairs":
+            return await self._pairs(read_pairs(path), session, grader, name, protocol)
+        return await self._rankings(read_rankings(path), session, grader, name, protocol)
+
+    def _measured_on(self, protocol: ProtocolName | None) -> tuple[str, Path]:
+        named = {"rankings": self.rankings, "pairs": self.pairs, "sections": self.sections, "records": self.records}
+        given = [(kind, path) for kind, path in named.items() if path is not None]
+        if len(given) != 1:
+            raise UserError("give one of --rankings, --pairs, --sections and --records to measure the judge on")
+        if protocol is not None and _TAKES[protocol] != given[0][0]:
+            raise UserError(f"--protocol {protocol}: takes --{_TAKES[protocol]}, not --{given[0][0]}")
+        return given[0]
+
+    async def _rankings(
+        self,
+        items: Sequence[Item],
+        session: EvaluateSession,
+        grader: RubricGrader,
+        name: str,
+        protocol: ProtocolName | None,
+    ) -> JudgeTable:
+        if session.judge is not None:
+            items = await score_items(session.judge, self._store(), grader, items)
+        if protocol == "human":
+            return protocol_table(protocol, human(items, name))
+        if protocol == "self-chosen":
+            chosen = {item.id: pair for item in items if (pair := chosen_by_judge(item)) is not None}
+            return protocol_table(protocol, self_chosen(await self._compared(session, items, chosen), name))
+        return rankings_table(items, name, grader.rubric.max_score)
+
+    async def _pairs(
+        self,
+        pairs: Sequence[Pair],
+        session: EvaluateSession,
+        grader: RubricGrader,
+        name: str,
+        protocol: ProtocolName | None,
+    ) -> JudgeTable:
+        judge = session.judge
+        store = Path() if judge is None else self._store()
+        if protocol == "gpt4-chosen":
+            items = await score_items(judge, store, grader, [pair.item for pair in pairs])
+            return protocol_table(protocol, gpt4_chosen(await self._labelled(session, _with_items(pairs, items)), name))
+        if self.verdicts is not None:
+            return pairs_table(pairs, read_verdicts(self.verdicts), self.own)
+        if judge is not None and self.prompt is not None:
+            return await judged_by_prompt(judge, store, load_label_prompt(self.prompt), pairs, self.own)
+        return await judged_by_scores(judge, store, grader, pairs, name, self.own)
+
+    def _store(self, suffix: str = "") -> Path:
+        if self.cache is None:
+            raise UserError("--judge-engine: needs --cache, the file that stores what the judge answers")
+        return self.cache.with_name(f"{self.cache.stem}{suffix}{self.cache.suffix or '.sqlite'}")
+
+    async def _compared(
+        self, session: EvaluateSession, items: Sequence[Item], chosen: Mapping[str, tuple[int, int]]
+    ) -> Sequence[Item]:
+        """The items with the reference judge's comparisons of the chosen pairs, or with those that are stored."""
+        if self.reference_engine is None:
+            return items
+        if self.prompt is None:
+            raise UserError("--reference-engine: needs --prompt, the pairwise question (alpaca_eval_clf.txt)")
+        prompt, reference = load_label_prompt(self.prompt), session.judge_named(self.reference_engine)
+        store = self._store("-reference")
+        return await reference.run(store, lambda client: compare_responses(client, prompt, items, chosen))
+
+    async def _labelled(self, session: EvaluateSession, pairs: Sequence[Pair]) -> Sequence[Pair]:
+        """The pairs with labels of the reference judge, where it says the same in both orders."""
+        if self.reference_engine is None:
+            return pairs
+        items = await self._compared(session, [pair.item for pair in pairs], {pair.item.id: (0, 1) for pair in pairs})
+        labels = [set(verdicts.winners) for verdicts in pair_verdicts(items)]
+        return [
+            replace(pair, item=item, label=winners.pop() if len(winners) == 1 else None)
+            for pair, item, winners in zip(pairs, items, labels, strict=True)
+        ]
 
 
 def protocol_named(name: str | None) -> ProtocolName | None:
@@ -206,104 +230,100 @@ def _records(path: Path) -> list[PromptRecord]:
         return [from_json(document) for _, document in store.documents()]
 
 
-async def _rankings(
-    items: Sequence[Item], files: JudgeFiles, judges: Judges, protocol: ProtocolName | None
-) -> JudgeTable:
-    items = await _graded(files, judges, items)
-    if protocol == "human":
-        return protocol_table(protocol, human(items, judges.name))
-    if protocol == "self-chosen":
-        chosen = {item.id: pair for item in items if (pair := chosen_by_judge(item)) is not None}
-        return protocol_table(protocol, self_chosen(await _compared(files, judges, items, chosen), judges.name))
-    return rankings_table(items, judges.name, judges.grading.rubric.max_score)
+class JudgeQuality(JudgedBenchmark):
+    """Each model as a judge: of questions in a file, or of M0's and its own held-out answers by the oracle's word."""
 
+    kind: Literal["judge_quality"] = Field("judge_quality", description="How well a model judges")
+    questions: Text | None = Field(None, description="Rankings or pairs; empty: held-out answers, and an oracle")
+    form: Literal["rankings", "pairs"] = Field("rankings", description="What the file of questions holds")
 
-async def _pairs(pairs: Sequence[Pair], files: JudgeFiles, judges: Judges, protocol: ProtocolName | None) -> JudgeTable:
-    if protocol == "gpt4-chosen":
-        pairs = await _labelled(files, judges, await _scored(files, judges, pairs))
-        return protocol_table(protocol, gpt4_chosen(pairs, judges.name))
-    if files.verdicts is not None:
-        return pairs_table(pairs, read_verdicts(files.verdicts), judges.own)
-    if judges.door is not None and files.prompt is not None:
-        return pairs_table(pairs, {judges.name: await _pairwise(files, judges.door, pairs)}, judges.own)
-    pairs = await _scored(files, judges, pairs)
-    scored = all(response.scores_N or response.refused for pair in pairs for response in pair.item.responses)
-    return pairs_table(pairs, {judges.name: verdicts_from_scores(pairs)} if scored else {}, judges.own)
+    title: ClassVar[str] = "Judge quality"
+    command: ClassVar[type[EvaluateCommand]] = JudgeQualityCommand
 
+    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+        """Also that somebody knows what is right."""
+        yield from super().mismatches(pocket)
+        if self.questions is None and not pocket:
+            yield "questions", None, "a file of rankings or pairs: only the pocket world knows what is right"
+        if self.questions is None and self.judge != "itself":
+            yield "judge", self.judge, "itself: on held-out prompts each model is measured as a judge"
 
-async def _graded(files: JudgeFiles, judges: Judges, items: Sequence[Item]) -> Sequence[Item]:
-    """The items with the engine's scores, or as they are where none is asked."""
-    if judges.door is None:
-        return items
-    how = judges.grading
+    def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
+        """Questions and the judge's prompt."""
+        reader: Callable[[Path], object] = read_pairs if self.form == "pairs" else read_rankings
+        yield from ((name, read) for name, read in ((self.questions, reader), (self.prompt, load_label_prompt)) if name)
 
-    async def work(desk: Desk) -> tuple[Item, ...]:
-        return await score_responses(desk, how.rubric, items, how.n, how.sampling)
+    @property
+    def opponent(self) -> Opponent | None:
+        """On held-out prompts M0, whose answers each model judged beside its own."""
+        return "m0" if self.questions is None else None
 
-    return await judges.door.at_desk(_kept(files), work)
+    @property
+    def stored_judgments(self) -> bool:
+        """Each model judged its own held-out answers and M0's."""
+        return self.questions is None and self.prompt is None and self.judge == "itself"
 
-
-def _kept(files: JudgeFiles, what: str = "") -> Path:
-    if files.kept is None:
-        raise UserError("--judge-engine: needs --kept, the file that keeps what the judge answers")
-    return files.kept.with_name(f"{files.kept.stem}{what}{files.kept.suffix or '.sqlite'}")
-
-
-async def _scored(files: JudgeFiles, judges: Judges, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    items = await _graded(files, judges, [pair.item for pair in pairs])
-    return tuple(replace(pair, item=item) for pair, item in zip(pairs, items, strict=True))
-
-
-async def _compared(
-    files: JudgeFiles, judges: Judges, items: Sequence[Item], chosen: Mapping[str, tuple[int, int]]
-) -> Sequence[Item]:
-    """The items with the reference engine's verdicts on the chosen pairs, or with those that are stored."""
-    if judges.reference is None:
-        return items
-    prompt = _prompt(files)
-
-    async def work(desk: Desk) -> tuple[Item, ...]:
-        return await compare_responses(desk, prompt, items, chosen)
-
-    return await judges.reference.at_desk(_kept(files, "-reference"), work)
-
-
-def _prompt(files: JudgeFiles) -> LabelPrompt:
-    if files.prompt is None:
-        raise UserError("--reference-engine: needs --prompt, the pairwise question (alpaca_eval_clf.txt)")
-    return load_label_prompt(files.prompt)
-
-
-async def _labelled(files: JudgeFiles, judges: Judges, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """The pairs with labels of the reference engine, where it says the same in both orders."""
-    if judges.reference is None:
-        return tuple(pairs)
-    items = await _compared(files, judges, [pair.item for pair in pairs], {pair.item.id: (0, 1) for pair in pairs})
-    return tuple(replace(pair, label=_label(item)) for pair, item in zip(pairs, items, strict=True))
-
-
-def _label(item: Item) -> Winner | None:
-    said = {_winner(each) for each in item.comparisons}
-    return said.pop() if len(said) == 1 else None
-
-
-def _winner(each: Comparison) -> Winner | None:
-    match each.verdict:
-        case Won(winner):
-            return 1 if winner == 0 else 2
-        case Tied():
-            return 0
-        case None:
+    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:  # noqa: ARG002
+        """N judgments of each response, or two comparisons of each pair."""
+        if self.questions is None:
             return None
+        path, itself = Path(self.questions), self.judge == "itself"
+        if self.form == "pairs" and self.prompt is not None:
+            return Completions(JUDGMENTS, len(read_pairs(path)) * 2, SAMPLING.max_tokens, itself, like_run=False)
+        rankings = read_rankings(path) if self.form == "rankings" else [pair.item for pair in read_pairs(path)]
+        return Completions(JUDGMENTS, sum(len(item.responses) for item in rankings) * n, max_tokens, itself)
+
+    async def score(self, inputs: ScoringInputs) -> Results:
+        """One table: the judge, the length-only judge and chance."""
+        if self.questions is None:
+            assert inputs.oracle is not None, "the recipe's check allows this only where there is an oracle"
+            pairs = [pair for record in inputs.model.held_out() for pair in _pairs(record, inputs, inputs.oracle)]
+            own = inputs.model.name
+            return [pairs_table(pairs, {own: verdicts_from_scores(pairs)}, own).as_dict()]
+        assert inputs.judge is not None, "the recipe's check allows no oracle here"
+        path, judge, store = Path(self.questions), inputs.judge, inputs.folder / "judge.sqlite"
+        if self.form == "rankings":
+            items = await score_items(judge, store, inputs.grader, read_rankings(path))
+            return [rankings_table(items, judge.name, inputs.grader.rubric.max_score).as_dict()]
+        pairs, own = list(read_pairs(path)), inputs.model.name
+        if self.prompt is not None:
+            return [(await judged_by_prompt(judge, store, load_label_prompt(Path(self.prompt)), pairs, own)).as_dict()]
+        return [(await judged_by_scores(judge, store, inputs.grader, pairs, judge.name, own)).as_dict()]
+
+    def facts(self, inputs: ScoringInputs) -> dict[str, object]:
+        """Who says what is right stands for whom the model is compared with."""
+        return {**super().facts(inputs), "against": self.questions or "the oracle"}
+
+    def heading(self, against: str | None) -> str:
+        """What is judged, and who says what is right."""
+        return f"judging {self.form if self.questions else 'pairs'}, what is right says {against}"
+
+    def rows(self, results: Results) -> Sequence[tuple[str, Figures]]:
+        """The model, then the two judges that it stands beside."""
+        return [
+            (f": {each['judge']}" if place else "", {"kind": table["kind"], **each})
+            for table in results
+            for place, each in enumerate(table["judges"])
+        ]
+
+    def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:
+        """Those that the kind of table has."""
+        return judge_columns(str(rows[0]["kind"]), rows)
 
 
-async def _pairwise(files: JudgeFiles, door: Door, pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
-    """The judge's own verdicts in both orders."""
-    prompt = _prompt(files)
-    items = [pair.item for pair in pairs]
+def _pairs(record: HeldOut, inputs: ScoringInputs, oracle: Oracle) -> list[Pair]:
+    """M0's answer and M_t's, sample by sample; the same text twice is no pair."""
+    both = enumerate(zip(record.anchors_K, record.own, strict=False))
+    return [
+        _pair(replace(record.prompt, id=f"{record.prompt.id} {number}"), base, own, inputs, oracle)
+        for number, (base, own) in both
+        if base.text != own.text
+    ]
 
-    async def work(desk: Desk) -> tuple[Item, ...]:
-        return await compare_responses(desk, prompt, items, {item.id: (0, 1) for item in items})
 
-    compared = await door.at_desk(_kept(files), work)
-    return tuple(PairVerdicts(item.id, tuple(_winner(each) for each in item.comparisons)) for item in compared)
+def _pair(prompt: Prompt, base: Candidate, own: Candidate, inputs: ScoringInputs, oracle: Oracle) -> Pair:
+    lead = oracle.answer_score(prompt, base.text) - oracle.answer_score(prompt, own.text)
+    label: Winner = 0 if abs(lead) <= TOLERANCE else 1 if lead > 0 else 2
+    responses: tuple[Response, ...] = tuple(Response(each.text, None, stored_scores(each)) for each in (base, own))
+    opponent: Any = inputs.opponent
+    return Pair(Item(prompt.id, prompt.messages, responses), label, "", (opponent.name, inputs.model.name))

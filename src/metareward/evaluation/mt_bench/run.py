@@ -1,14 +1,31 @@
-"""MT-Bench from named files to results: stored judgments alone, or answers that a judge grades first."""
+"""MT-Bench (lm-sys/FastChat, llm_judge): both turns of every answer graded by a judge, or stored judgments read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from metareward.errors import UserError
-from metareward.evaluation.judges import Asked, Desk, Door, Grading, ask, kept_text
+from metareward.evaluation.base import (
+    Column,
+    Completions,
+    EvaluateCommand,
+    Evaluated,
+    EvaluateSession,
+    Figures,
+    JudgedBenchmark,
+    Mismatch,
+    Requests,
+    Results,
+    ResultTable,
+    ScoringInputs,
+)
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, cached_queries, grade
 from metareward.evaluation.mt_bench.data import (
     GradingPrompts,
     Question,
@@ -23,90 +40,18 @@ from metareward.evaluation.mt_bench.data import (
     read_score,
 )
 from metareward.evaluation.mt_bench.score import MtBenchScore, evaluate
+from metareward.generation.progress import JUDGMENTS
+from metareward.method.judge import RubricGrader
 from metareward.seeds import derive
+from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
-from metareward.storage.serialization import json_lines
+from metareward.storage.serialization import json_lines, replace_surrogates
 from metareward.types import Message, Messages, Prompt, Sampling
 
-# --- A judge of one's own for MT-Bench: every answer's two turns graded, and judgments in upstream's format.
-#
-# Temperature 0, at most 2048 tokens. A judgment that the token limit cut off may hold no score; then it has none.
-
-
+# Upstream's sampling. A judgment that the token limit cut off may hold no score; then it has none.
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=2048)
-
-
-async def grade(
-    desk: Desk,
-    prompts: GradingPrompts,
-    questions: Mapping[int, Question],
-    references: Mapping[int, Turns],
-    models: Mapping[str, Mapping[int, Turns]],
-) -> tuple[dict[str, object], ...]:
-    """A row for every model and both turns of every question that it has answered.
-
-    Raises `UserError` as `ask` does, or when a reference answer is missing.
-    """
-    turns = _turns(questions, models)
-    asked_about = [
-        Prompt(
-            each.id,
-            question_about(
-                prompts,
-                each.question,
-                models[each.model][each.question.id],
-                references.get(each.question.id),
-                each.turn,
-            ),
-        )
-        for each in turns
-    ]
-
-    async def work(prompt: Prompt) -> dict[str, object]:
-        sampling = replace(SAMPLING, seed=derive(desk.seed, "mt-bench", prompt.id))
-        (written,) = await desk.engine.complete(prompt.messages, sampling, 1, "judge")
-        return {"judgment": kept_text(written)}
-
-    asked = await ask(desk, asked_about, work, {"prompt": prompts.sha256})
-    return tuple(_row(each, prompt, desk.judge, asked) for each, prompt in zip(turns, asked_about, strict=True))
-
-
-async def grade_by_rubric(
-    desk: Desk,
-    grading: Grading,
-    questions: Mapping[int, Question],
-    models: Mapping[str, Mapping[int, Turns]],
-) -> tuple[dict[str, object], ...]:
-    """The same rows by a judge who knows only its rubric: a turn's score is the mean of N judgments, on their scale.
-
-    It sees the conversation up to the turn, and no reference answer. Raises `UserError` as `ask` does.
-    """
-    turns = _turns(questions, models)
-    asked_about = [_rubric_question(grading, each, models[each.model][each.question.id]) for each in turns]
-    asked = await grading.asked(desk, asked_about)
-    return tuple(_graded_row(each, prompt, desk.judge, asked) for each, prompt in zip(turns, asked_about, strict=True))
-
-
-def _rubric_question(grading: Grading, each: _Turn, answers: Turns) -> Prompt:
-    said: Messages = (Message("user", each.question.turns[0]),)
-    if each.turn == 2:
-        said = (*said, Message("assistant", answers[0]), Message("user", each.question.turns[1]))
-    return Prompt(each.id, grading.rubric.render(Prompt(each.id, said), answers[each.turn - 1]))
-
-
-def _graded_row(each: _Turn, prompt: Prompt, judge: str, asked: Asked) -> dict[str, object]:
-    document = asked.documents.get(each.id)
-    scores = [score for score in document["scores"] if score is not None] if document else []
-    return {
-        "question_id": each.question.id,
-        "model": each.model,
-        "judge": [judge, "rubric"],
-        "user_prompt": prompt.messages[-1].content,
-        "scores": document and document["scores"],
-        "score": fmean(scores) if scores else -1,
-        "turn": each.turn,
-        "outcome": "refused" if document is None else "judged" if scores else "unparsable",
-    }
+Rows = tuple[dict[str, object], ...]
+Models = Mapping[str, Mapping[int, Turns]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,73 +60,221 @@ class _Turn:
 
     model: str
     question: Question
-    turn: int
+    answers: Turns
+    number: int
 
     @property
     def id(self) -> str:
-        return f"{self.model} on {self.question.id}, turn {self.turn}"
+        return f"{self.model} on {self.question.id}, turn {self.number}"
+
+    def row(self, judge: Sequence[str], query: str, document: Mapping[str, Any] | None, score: float | None) -> Figures:
+        """The judgment in upstream's format, without what the judge wrote."""
+        return {
+            "question_id": self.question.id,
+            "model": self.model,
+            "judge": judge,
+            "user_prompt": query,
+            "score": -1 if score is None else score,
+            "turn": self.number,
+            "outcome": "refused" if document is None else "judged" if score is not None else "unparsable",
+        }
 
 
-def _turns(questions: Mapping[int, Question], models: Mapping[str, Mapping[int, Turns]]) -> list[_Turn]:
+def _turns(questions: Mapping[int, Question], models: Models) -> list[_Turn]:
     return [
-        _Turn(model, questions[number], turn)
+        _Turn(model, questions[number], turns, turn)
         for model, answers in models.items()
-        for number in answers
+        for number, turns in answers.items()
         if number in questions
         for turn in (1, 2)
     ]
 
 
-def _row(each: _Turn, prompt: Prompt, judge: str, asked: Asked) -> dict[str, object]:
-    document = asked.documents.get(each.id)
+async def grade_turns(
+    client: JudgeClient,
+    prompts: GradingPrompts,
+    questions: Mapping[int, Question],
+    references: Mapping[int, Turns],
+    models: Models,
+) -> Rows:
+    """A row for every model and both turns of every question that it has answered, by the benchmark's prompts.
+
+    Raises `UserError` as `cached_queries` does, or when a reference answer is missing.
+    """
+    turns = _turns(questions, models)
+    queries = [
+        Prompt(each.id, question_about(prompts, each.question, each.answers, reference, each.number))
+        for each in turns
+        for reference in (references.get(each.question.id),)
+    ]
+
+    async def work(query: Prompt) -> dict[str, object]:
+        sampling = replace(SAMPLING, seed=derive(client.seed, "mt-bench", query.id))
+        (reply,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+        return {"judgment": replace_surrogates(reply.text)}
+
+    documents = (await cached_queries(client, queries, work, {"prompt": prompts.sha256})).documents
+    return tuple(
+        _row(each, query, client.name, documents.get(each.id)) for each, query in zip(turns, queries, strict=True)
+    )
+
+
+def _row(each: _Turn, query: Prompt, judge: str, document: Mapping[str, Any] | None) -> dict[str, object]:
     judgment = None if document is None else str(document["judgment"])
     score = None if judgment is None else read_score(judgment)
-    return {
-        "question_id": each.question.id,
-        "model": each.model,
-        "judge": [judge, prompt_name(each.question.category, each.turn)],
-        "user_prompt": prompt.messages[-1].content,
-        "judgment": judgment,
-        "score": -1 if score is None else score,
-        "turn": each.turn,
-        "outcome": "refused" if document is None else "judged" if score is not None else "unparsable",
-    }
+    by = [judge, prompt_name(each.question.category, each.number)]
+    return {**each.row(by, query.messages[-1].content, document, score), "judgment": judgment}
 
 
-@dataclass(frozen=True, slots=True)
-class MtBenchFiles:
-    """Where everything is. ``prompts`` are the judge's."""
+async def grade_turns_by_rubric(
+    client: JudgeClient, grader: RubricGrader, questions: Mapping[int, Question], models: Models
+) -> Rows:
+    """The same rows by a judge that knows only its rubric: a turn's score is the mean of N judgments, on their scale.
 
-    judgments: Path
-    questions: Path | None = None
-    answers: Path | None = None
-    references: Path | None = None
-    prompts: Path | None = None
-
-
-def results(files: MtBenchFiles) -> tuple[MtBenchScore, ...]:
-    """The scores of every model; with questions, by category and with what is missing."""
-    return evaluate(read_grades(files.judgments), read_questions(files.questions) if files.questions else None)
-
-
-async def judged(files: MtBenchFiles, door: Door) -> Path:
-    """The judge's grades of every model in ``answers``, written to ``judgments``; what it wrote is kept beside them.
-
-    Raises `UserError` when a file that this takes isn't named.
+    The judge sees the conversation up to the turn, and no reference answer. Raises `UserError` as `grade` does.
     """
-    if files.answers is None or files.questions is None or files.prompts is None:
-        raise UserError(
-            "--judge-engine: needs --answers, --questions, --prompts (judge_prompts.jsonl) and --references"
-        )
-    models, questions = read_answers(files.answers), read_questions(files.questions)
-    references = read_references(files.references) if files.references else {}
-    prompts = read_prompts(files.prompts)
+    turns = _turns(questions, models)
+    outputs = [Output(each.id, Prompt(each.id, _conversation(each)), each.answers[each.number - 1]) for each in turns]
+    documents = (await grade(client, grader, outputs)).documents
+    rows = []
+    for each, output in zip(turns, outputs, strict=True):
+        document = documents.get(each.id)
+        scores = [score for score in document["scores"] if score is not None] if document else []
+        query = output.query(grader).messages[-1].content
+        row = each.row([client.name, "rubric"], query, document, fmean(scores) if scores else None)
+        rows.append({**row, "scores": document and document["scores"]})
+    return tuple(rows)
 
-    async def work(desk: Desk) -> tuple[dict[str, object], ...]:
-        return await grade(desk, prompts, questions, references, models)
 
-    rows = await door.at_desk(files.judgments.with_suffix(".sqlite"), work)
+def _conversation(each: _Turn) -> Messages:
+    first = Message("user", each.question.turns[0])
+    if each.number == 1:
+        return (first,)
+    return (first, Message("assistant", each.answers[0]), Message("user", each.question.turns[1]))
+
+
+async def judge_answers(
+    judge: JudgeSpec, judgments: Path, answers: Path, questions: Path, references: Path | None, prompts: Path
+) -> None:
+    """Write the judge's grades of every model in ``answers`` to ``judgments``; its replies are stored beside them."""
+    models, asked, texts = read_answers(answers), read_questions(questions), read_prompts(prompts)
+    given = read_references(references) if references else {}
+    store = judgments.with_suffix(".sqlite")
+    rows = await judge.run(store, lambda client: grade_turns(client, texts, asked, given, models))
     if not rows:
-        raise UserError(f"{files.answers}: answers none of the questions; fix: check the ids")
-    write_atomic(files.judgments, json_lines(rows))
-    return files.judgments
+        raise UserError(f"{answers}: answers none of the questions; fix: check the ids")
+    write_atomic(judgments, json_lines(rows))
+
+
+def results(judgments: Path, questions: Path | None = None) -> tuple[MtBenchScore, ...]:
+    """The scores of every model; with questions, by category and with what is missing."""
+    return evaluate(read_grades(judgments), read_questions(questions) if questions else None)
+
+
+class MtBenchCommand(EvaluateCommand):
+    """MT-Bench: single-answer grading, per turn and per category."""
+
+    judgments: Path = Field(description="Judgments: a file, or a folder of them; or the file to write.")
+    questions: Path | None = Field(None, description="question.jsonl: gives the categories.")
+    answers: Path | None = Field(None, description="Answers, a file or a folder, to ask a judge.")
+    references: Path | None = Field(None, description="reference_answer/gpt-4.jsonl, to ask a judge.")
+    prompts: Path | None = Field(None, description="judge_prompts.jsonl, to ask a judge.")
+
+    async def evaluate(self, session: EvaluateSession) -> Evaluated:
+        """Every model of the judgments, and a table by category where the questions are given."""
+        if session.judge is not None:
+            if self.answers is None or self.questions is None or self.prompts is None:
+                raise UserError(
+                    "--judge-engine: needs --answers, --questions, --prompts (judge_prompts.jsonl) and --references"
+                )
+            await judge_answers(
+                session.judge, self.judgments, self.answers, self.questions, self.references, self.prompts
+            )
+        figures = [each.as_dict() for each in results(self.judgments, self.questions)]
+        models = ResultTable("MT-Bench", _MODELS, tuple((str(each["model"]), each) for each in figures))
+        categories = tuple(_category_table(each) for each in figures if each["categories"])
+        return Evaluated((models, *categories), {"benchmark": "mt_bench", "models": figures})
+
+
+def _category_table(figures: Figures) -> ResultTable:
+    rows = tuple(figures["categories"].items())
+    return ResultTable(f"{figures['model']} by category", _SCORES, rows, first="category")
+
+
+_SCORES = (
+    Column("score", "average"),
+    Column("turn 1", "turn1"),
+    Column("turn 2", "turn2"),
+    Column("judged", "n_valid"),
+)
+_LEFT_OUT = (("missing", "n_missing"), ("unparsable", "n_failed"), ("refused", "n_refused"))
+_MODELS = (*_SCORES, Column("repeated", "n_repeated", detail=True), Column("left out", counts=_LEFT_OUT))
+
+
+class MtBench(JudgedBenchmark):
+    """MT-Bench: the mean score of both turns of each answer."""
+
+    kind: Literal["mt_bench"] = Field("mt_bench", description="MT-Bench's grades of two turns")
+    questions: Text = Field(description="File of the questions")
+    references: Text | None = Field(None, description="The reference answers, for the judge's prompt")
+    temperature: float = Field(0.0, ge=0.0, description="Sampling temperature of the answers")
+
+    title: ClassVar[str] = "MT-Bench"
+    command: ClassVar[type[EvaluateCommand]] = MtBenchCommand
+
+    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+        """Also that the rubric has no place for reference answers."""
+        if self.references is not None and self.prompt is None:
+            yield "references", self.references, "nothing without prompt: the run's rubric has no place for it"
+        yield from super().mismatches(pocket)
+
+    def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
+        """Questions, the judge's prompts, reference answers."""
+        readers = ((self.questions, read_questions), (self.prompt, read_prompts), (self.references, read_references))
+        yield from ((name, reader) for name, reader in readers if name)
+
+    @property
+    def has_requests(self) -> bool:
+        """Always."""
+        return True
+
+    def requests(self) -> Requests:
+        """The questions, a message to a turn."""
+        questions = read_questions(Path(self.questions)).values()
+        prompts = [Prompt(str(each.id), tuple(Message("user", turn) for turn in each.turns)) for each in questions]
+        return Requests(prompts, self.temperature, turn_by_turn=True)
+
+    def answers_text(self, model: str, prompts: Sequence[Prompt], turns: Sequence[Sequence[str]]) -> str:
+        """As upstream's answer files."""
+        return json_lines(
+            {"question_id": int(prompt.id), "model_id": model, "choices": [{"index": 0, "turns": each}]}
+            for prompt, each in zip(prompts, turns, strict=True)
+        )
+
+    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:  # noqa: ARG002
+        """One judgment of each turn by the benchmark's prompts, or N by the rubric."""
+        turns, itself = self.requests().completions, self.judge == "itself"
+        if self.prompt is not None:
+            return Completions(JUDGMENTS, turns, SAMPLING.max_tokens, itself, like_run=False)
+        return Completions(JUDGMENTS, turns * n, max_tokens, itself)
+
+    async def score(self, inputs: ScoringInputs) -> Results:
+        """Judgments, written in upstream's format, and what they come to."""
+        assert inputs.judge is not None, "the recipe's check allows no oracle here"
+        judgments, questions = inputs.folder / "judgments.jsonl", Path(self.questions)
+        if self.prompt is not None:
+            references = Path(self.references) if self.references else None
+            answers, prompts = inputs.model.answers, Path(self.prompt)
+            await judge_answers(inputs.judge, judgments, answers, questions, references, prompts)
+        else:
+            asked, models = read_questions(questions), read_answers(inputs.model.answers)
+            rows = await inputs.judge.run(
+                judgments.with_suffix(".sqlite"),
+                lambda client: grade_turns_by_rubric(client, inputs.grader, asked, models),
+            )
+            write_atomic(judgments, json_lines(rows))
+        return [each.as_dict() for each in results(judgments, questions)]
+
+    def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:  # noqa: ARG002
+        """The score, overall and by turn."""
+        return _MODELS

@@ -1,0 +1,382 @@
+"""The `Benchmark` protocol: settings in a recipe, what the model is asked, how its answers are scored, what is shown.
+
+A new benchmark is a subclass of `Benchmark` and one line in `metareward.evaluation.benchmarks.BENCHMARKS`. A recipe may
+also name a subclass in another package: ``kind: package.module:Class``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from metareward.data.files import HUB, resolve_file
+from metareward.evaluation.compare import OracleJudge, PairwiseJudge, RubricJudge, Scores, StoredScoresJudge
+from metareward.evaluation.held_out import HeldOut, Oracle
+from metareward.evaluation.judges import JudgeSpec
+from metareward.method.judge import RubricGrader
+from metareward.settings import Count, Section, Text
+from metareward.storage.serialization import json_lines
+from metareward.types import Candidate, Prompt, Scored
+
+T = TypeVar("T")
+Figures = Mapping[str, Any]
+Results = Sequence[Figures]
+Mismatch = tuple[str, object, str]
+Opponent = Literal["m0", "previous"]
+Iteration = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What the model answers. With ``turn_by_turn`` each message of a prompt is a turn of its own."""
+
+    prompts: Sequence[Prompt]
+    temperature: float = 0.0
+    turn_by_turn: bool = False
+
+    @property
+    def completions(self) -> int:
+        """How many answers that makes."""
+        return sum(len(prompt.messages) if self.turn_by_turn else 1 for prompt in self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """At most ``calls`` completions of ``role``, each of at most ``max_tokens``, by the model itself or another judge.
+
+    ``like_run``: the run makes such completions too, so their measured length holds for these.
+    """
+
+    role: str
+    calls: int
+    max_tokens: int
+    itself: bool = True
+    like_run: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """A model of the run: its answers to the requests (a file), and its records on the run's held-out prompts."""
+
+    name: str
+    answers: Path
+    held_out: Callable[[], Sequence[HeldOut]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringInputs:
+    """All that a score rests on. ``folder`` is where the benchmark writes; ``prompts`` are the held-out ones.
+
+    ``opponent`` is the earlier model of `Benchmark.opponent`; ``judge`` is None where `Benchmark.asked_judge` is.
+    """
+
+    model: EvaluatedModel
+    opponent: EvaluatedModel | None
+    folder: Path
+    prompts: Sequence[Prompt]
+    grader: RubricGrader
+    oracle: Oracle | None
+    judge: JudgeSpec | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of a result: its heading and its dotted key.
+
+    ``error`` is the key of its standard error. Shares are shown in percent. A ``{low, high}`` value is an interval;
+    ``counts`` are what was left out, by word, instead of a key. Only ``metareward evaluate`` shows a ``detail``.
+    """
+
+    label: str
+    key: str = ""
+    digits: int = 2
+    error: str | None = None
+    unit: Literal["", "share"] = ""
+    counts: tuple[tuple[str, str], ...] = ()
+    detail: bool = False
+
+    def cell(self, figures: Figures, least_digits: int = 0) -> str:
+        """The figure as text, "-" where there is nothing to count."""
+        if self.counts:
+            left_out = ((figures.get(key) or 0, word) for word, key in self.counts)
+            return ", ".join(f"{count} {word}" for count, word in left_out if count) or "0"
+        value, digits = figure(figures, self.key), self.digits if self.detail else max(self.digits, least_digits)
+        if isinstance(value, Mapping):
+            return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
+        error = figure(figures, self.error) if self.error else None
+        text = number(100 * value if self.unit == "share" and isinstance(value, float) else value, digits)
+        return text if value is None or error is None else f"{text} ± {error:.{digits}f}"
+
+
+def number(value: object, digits: int = 2) -> str:
+    """A number with so many decimals, a whole one as it is, "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def figure(figures: Figures, key: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    found: object = figures
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """Rows of figures under columns; ``notes`` say what the figures rest on."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, Figures], ...]
+    notes: tuple[str, ...] = ()
+    first: str = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateSession:
+    """What ``metareward evaluate`` gives every command: the judge if one is named, how to name others, the seed."""
+
+    judge: JudgeSpec | None
+    judge_named: Callable[[str], JudgeSpec]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The tables to print and the numbers for ``--json``."""
+
+    tables: tuple[ResultTable, ...]
+    numbers: Mapping[str, object]
+
+
+class EvaluateCommand(Section):
+    """``metareward evaluate KIND``: its fields are the command's options, its docstring the command's help."""
+
+    async def evaluate(self, session: EvaluateSession) -> Evaluated:
+        """The numbers from named files, after the judge was asked for what isn't stored. Raises `UserError`."""
+        raise NotImplementedError
+
+
+class Benchmark(Section):
+    """One benchmark of a recipe; M_t is the evaluated model. A subclass adds settings and overrides what differs."""
+
+    kind: str = Field(description="Which benchmark, or package.module:Class of one of yours")
+    name: str = Field(
+        "",
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
+        description="Its folder under iter-*/eval and its title in the report; the kind if it isn't given",
+    )
+    models: Annotated[tuple[Iteration, ...], Field(strict=False)] = Field(
+        (), description="Measured after these iterations, such as [0, 4]; empty for after each"
+    )
+
+    title: ClassVar[str]
+    answers_file: ClassVar[str] = "answers.jsonl"
+    command: ClassVar[type[EvaluateCommand]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("name"):
+            return values
+        kind = values.get("kind") or cls.model_fields["kind"].default
+        return {**values, "name": str(kind).rpartition(":")[2]}
+
+    def with_local_files(self, network: bool) -> Benchmark:
+        """The same with paths for ``hub:`` names of files, which are fetched if ``network`` allows it."""
+        named = {name: getattr(self, name) for name in type(self).model_fields}
+        hub = {name: value for name, value in named.items() if isinstance(value, str) and value.startswith(HUB)}
+        return self.model_copy(update={name: str(resolve_file(value, network)) for name, value in hub.items()})
+
+    # --- checked before the run begins ---
+
+    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:  # noqa: ARG002
+        """Settings that don't fit together: field, value, what is expected. ``pocket``: an oracle knows the prompts."""
+        return iter(())
+
+    def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
+        """The files that it needs, each with a reader that raises `UserError` for a bad one."""
+        return iter(())
+
+    # --- who is asked what ---
+
+    @property
+    def opponent(self) -> Opponent | None:
+        """The earlier model that M_t is compared with; M_t is not measured where that is M_t itself."""
+        return None
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether M_t answers `requests`, for itself or as a later model's opponent."""
+        return False
+
+    def requests(self) -> Requests:
+        """What M_t is asked. Raises `UserError` for a file of questions that can't be read."""
+        return Requests(())
+
+    def answers_text(self, model: str, prompts: Sequence[Prompt], turns: Sequence[Sequence[str]]) -> str:
+        """The file of answers: of each prompt that was answered, what the model wrote in each turn."""
+        rows = zip(prompts, turns, strict=True)
+        return json_lines({"id": prompt.id, "model": model, "turns": list(each)} for prompt, each in rows)
+
+    @property
+    def asked_judge(self) -> str | None:
+        """The judge that `score` asks: a name that `JudgeSpec` takes. None: nobody is asked."""
+        return None
+
+    @property
+    def rubric_judgments(self) -> int:
+        """Judgments of each answer where the judge scores by the run's rubric and samples."""
+        return 1
+
+    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:  # noqa: ARG002
+        """What the judge is asked about one model, at most.
+
+        There are ``held_out`` held-out prompts; by the run's rubric an answer has ``n`` judgments of ``max_tokens``.
+        """
+        return None
+
+    # --- results ---
+
+    async def score(self, inputs: ScoringInputs) -> Results:
+        """The results of one model, ready for JSON; None where there is nothing to count, never NaN.
+
+        Raises `UserError` for files that can't be read or don't fit each other.
+        """
+        raise NotImplementedError
+
+    def facts(self, inputs: ScoringInputs) -> dict[str, object]:
+        """What the results rest on, stored beside them: whom the model is compared with, and who judges by what."""
+        against = inputs.opponent.name if inputs.opponent else None
+        return {"against": against, "judge": None, "by_rubric": False}
+
+    def heading(self, against: str | None) -> str:
+        """The title of the table of all models; ``against`` if it is the same for all."""
+        return f"{self.title}{f', against {against}' if against else ''}"
+
+    def rows(self, results: Results) -> Sequence[tuple[str, Figures]]:
+        """The rows of one model's results; the text follows the model's name, such as " math" for a category."""
+        return [("", figures) for figures in results]
+
+    def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:
+        """What is shown of these rows."""
+        raise NotImplementedError
+
+    def notes(self, rows: Sequence[Figures]) -> tuple[str, ...]:  # noqa: ARG002
+        """What the figures rest on."""
+        return ()
+
+
+class JudgedBenchmark(Benchmark):
+    """A benchmark whose results are a judge's: by its own prompt, or by the run's rubric where ``prompt`` is empty."""
+
+    judge: Text = Field(
+        "itself",
+        description="'itself': the model; 'oracle': the pocket world's; a model folder, a recipe, URL#MODEL, or "
+        "package.module:name of a judge of yours",
+    )
+    prompt: Text | None = Field(
+        None, description="The judge's prompt, the benchmark's own file; empty: it scores by judgments.rubric"
+    )
+    judgments: Count = Field(3, description="Judgments of each answer where the judge scores by the rubric")
+
+    @property
+    def stored_judgments(self) -> bool:
+        """Whether all that is needed was asked when the models were measured on the held-out prompts."""
+        return False
+
+    @property
+    def asked_judge(self) -> str | None:
+        """Nobody where an oracle judges or the judgments are stored."""
+        return None if self.judge == "oracle" or self.stored_judgments else self.judge
+
+    @property
+    def rubric_judgments(self) -> int:
+        """Of ``judgments``."""
+        return self.judgments
+
+    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+        """The oracle compares outputs only, and without a prompt."""
+        if self.judge == "oracle" and not (pocket and self._oracle_can_judge):
+            yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
+        if self.judge == "oracle" and self.prompt is not None:
+            yield "prompt", self.prompt, "nothing, as the oracle is asked no question"
+
+    @property
+    def _oracle_can_judge(self) -> bool:
+        return False
+
+    def facts(self, inputs: ScoringInputs) -> dict[str, object]:
+        """Also the judge."""
+        by_rubric = self.judge != "oracle" and self.prompt is None
+        return {**super().facts(inputs), "judge": self.judge, "by_rubric": by_rubric}
+
+    def heading(self, against: str | None) -> str:
+        """Also who judges."""
+        judge = {"itself": "each model itself", "oracle": "the oracle"}.get(self.judge, self.judge)
+        how = " by the run's rubric" if self.judge != "oracle" and self.prompt is None else ""
+        return f"{super().heading(against)}, judged by {judge}{how}"
+
+
+class ComparisonBenchmark(JudgedBenchmark):
+    """A judged benchmark that compares M_t's answers with an earlier model's, or with a file of outputs."""
+
+    against: Text = Field("m0", description="'m0', 'previous', or a file of outputs in the benchmark's format")
+    questions: Text | None = Field(None, description="File of the questions; empty for the held-out prompts")
+    temperature: float = Field(0.0, ge=0.0, description="Sampling temperature of the answers; held-out ones are there")
+
+    @property
+    def opponent(self) -> Opponent | None:
+        """Of ``against``."""
+        return "m0" if self.against == "m0" else "previous" if self.against == "previous" else None
+
+    @property
+    def has_requests(self) -> bool:
+        """Where there is a file of questions."""
+        return self.questions is not None
+
+    @property
+    def stored_judgments(self) -> bool:
+        """M_t judged its own held-out answers and M0's."""
+        held_out = self.questions is None and self.prompt is None
+        return held_out and self.against == "m0" and self.judge == "itself"
+
+    @property
+    def _oracle_can_judge(self) -> bool:
+        return self.questions is None
+
+    def facts(self, inputs: ScoringInputs) -> dict[str, object]:
+        """Also the file that the answers are compared with."""
+        return {**super().facts(inputs), "against": inputs.opponent.name if inputs.opponent else self.against}
+
+    async def compare_one_by_one(self, inputs: ScoringInputs, work: Callable[[PairwiseJudge], Awaitable[T]]) -> T:
+        """``work`` with the judge that sees one output at a time: by the rubric, an oracle, or stored scores."""
+        if inputs.judge is not None:
+            store = inputs.folder / "judge.sqlite"
+            return await inputs.judge.run(store, lambda client: work(RubricJudge(client, inputs.grader)))
+        if self.stored_judgments:
+            return await work(StoredScoresJudge(inputs.model.name, _stored_scores(inputs.model.held_out())))
+        assert inputs.oracle is not None, "the recipe's check allows an oracle only where there is one"
+        return await work(OracleJudge(inputs.oracle))
+
+
+def _stored_scores(records: Sequence[HeldOut]) -> dict[tuple[str, str], Scores]:
+    """M_t's scores of its own answers and of M0's, by prompt and answer."""
+    return {
+        (record.prompt.id, answer.text): stored_scores(answer)
+        for record in records
+        for answer in (*record.anchors_K, *record.own)
+    }
+
+
+def stored_scores(answer: Candidate) -> tuple[float | None, ...]:
+    """The score of each judgment of an answer, None for an unreadable one."""
+    readings = (judgment.reading for judgment in answer.judgments_N)
+    return tuple(reading.score if isinstance(reading, Scored) else None for reading in readings)

@@ -1,0 +1,264 @@
+"""Which of two outputs is better: judges of several kinds behind one interface, `PairwiseJudge`.
+
+* `LabelJudge` reads both outputs and names one: AlpacaEval's own question.
+* `RubricJudge` knows only its rubric. It grades each output alone, N times, and the preference is what a random one of
+  its judgments of each would say: the share of the N x N pairs of scores that the output wins, equal scores half.
+* `StoredScoresJudge` is the same with scores that are there already.
+* `OracleJudge` asks an oracle: all, half or nothing.
+
+The last three see one output at a time, so they have no position bias, and swapping the two models turns every
+preference p into 1 - p.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from metareward.data.files import read_text
+from metareward.errors import UserError
+from metareward.evaluation.held_out import Oracle
+from metareward.evaluation.judges import JudgeClient, Output, QueryResults, cached_queries, grade
+from metareward.method.judge import RubricGrader
+from metareward.method.scores import TOLERANCE
+from metareward.method.template import conversation, fill, require
+from metareward.seeds import derive
+from metareward.types import ChatRole, Completion, Message, Messages, Prompt, Sampling, TopLogprob
+
+# --- AlpacaEval 2's pairwise question and the reading of its answer: which output is better, "m" or "M".
+#
+# The prompt text is the user's copy of ``alpaca_eval_clf.txt`` (tatsu-lab/alpaca_eval, evaluators_configs): ChatML with
+# ``{instruction}``, ``{output_1}`` (named m) and ``{output_2}`` (named M). It is cut into messages before it is filled,
+# so an output that holds ChatML marks can't open a message of its own. The judge writes one token. Where the engine
+# gives token probabilities, the share of the first output is P(m) / (P(m) + P(M)); otherwise the sampled label decides.
+# A text that is neither label is no preference.
+
+
+FIRST, SECOND = "m", "M"
+
+# One token, at temperature 1, with the five most probable ones: the setting of weighted_alpaca_eval_gpt4_turbo.
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=1, top_logprobs=5)
+
+Mode = Literal["token probabilities", "sampled label", "scores of each alone", "truth"]
+
+_MESSAGE = re.compile(r"<\|im_start\|>[ \t]*(\w+)[^\n]*\n(.*?)<\|im_end\|>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPrompt:
+    """The messages with their slots, and the digest of the file they come from."""
+
+    messages: Messages
+    sha256: str
+
+    def query(self, instruction: str, first: str, second: str) -> Messages:
+        """The question, ``first`` shown first."""
+        slots = {"instruction": instruction, "output_1": first, "output_2": second}
+        return tuple(replace(message, content=fill(message.content, slots)) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstShare:
+    """How much of the preference the output shown first got, in [0, 1], and how that was read."""
+
+    share: float
+    mode: Mode
+
+
+def load_label_prompt(path: Path) -> LabelPrompt:
+    """The judge's prompt from a ChatML file. Raises `UserError` when it holds no messages or lacks a slot."""
+    text = read_text(path)
+    require(text, str(path), "instruction", "output_1", "output_2")
+    messages = tuple(_message(role, content, path) for role, content in _MESSAGE.findall(text))
+    if not messages:
+        raise UserError(f"{path}: no <|im_start|> messages in it; fix: name the evaluator's alpaca_eval_clf.txt")
+    return LabelPrompt(messages, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _message(role: str, content: str, path: Path) -> Message:
+    known: ChatRole | None = next((each for each in get_args(ChatRole) if each == role), None)
+    if known is None:
+        raise UserError(f"{path}: a message of role {role!r}; fix: use system, user or assistant")
+    return Message(known, content.strip())
+
+
+def read_label(completion: Completion) -> FirstShare | None:
+    """What the judge's token says; None when neither label is there."""
+    if completion.steps:
+        share = _label_share(completion.steps[0].top_logprobs)
+        return None if share is None else FirstShare(share, "token probabilities")
+    label = completion.text.strip()
+    return FirstShare(float(label == FIRST), "sampled label") if label in (FIRST, SECOND) else None
+
+
+def _label_share(top_logprobs: Sequence[TopLogprob]) -> float | None:
+    """P(m) / (P(m) + P(M)); a label that is not among them has probability 0."""
+    for cut in (str, str.strip):  # forms with a space count only where no other form of a label is there
+        first, second = (
+            math.fsum(math.exp(each.logprob) for each in top_logprobs if cut(each.text) == label)
+            for label in (FIRST, SECOND)
+        )
+        if first + second > 0:
+            return first / (first + second)
+    return None
+
+
+Unjudged = Literal["refused", "unparsable"]
+Scores = Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPair:
+    """Two outputs to one prompt, in the order in which they are shown. Ids of prompts are unique among the pairs."""
+
+    prompt: Prompt
+    first: str
+    second: str
+
+
+class PairwiseJudge(Protocol):
+    """Anyone who compares two outputs."""
+
+    @property
+    def name(self) -> str:
+        """What the judge is called in annotations."""
+        ...
+
+    async def shares(self, pairs: Sequence[OutputPair]) -> Mapping[str, FirstShare | Unjudged]:
+        """By prompt id: how much of the preference the output shown first gets, or why there is none.
+
+        Raises `UserError` as `metareward.evaluation.judges.cached_queries` does.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LabelJudge:
+    """The engine of ``client``, asked AlpacaEval's question."""
+
+    client: JudgeClient
+    prompt: LabelPrompt
+    settings: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """The client's judge."""
+        return self.client.name
+
+    async def shares(self, pairs: Sequence[OutputPair]) -> Mapping[str, FirstShare | Unjudged]:
+        """Each pair is one question of one token."""
+        queries = [
+            Prompt(pair.prompt.id, self.prompt.query(conversation(pair.prompt.messages), pair.first, pair.second))
+            for pair in pairs
+        ]
+
+        results = await ask_labels(self.client, self.prompt, queries, "alpaca", self.settings)
+        return {pair.prompt.id: _read_document(results.documents.get(pair.prompt.id)) for pair in pairs}
+
+
+async def ask_labels(
+    client: JudgeClient, prompt: LabelPrompt, queries: Sequence[Prompt], purpose: str, settings: Mapping[str, object]
+) -> QueryResults:
+    """Documents with ``first_share`` and ``mode``, empty for a reply that is neither label; ``purpose`` seeds.
+
+    Raises `UserError` as `cached_queries` does.
+    """
+
+    async def work(query: Prompt) -> dict[str, object]:
+        sampling = replace(SAMPLING, seed=derive(client.seed, purpose, query.id))
+        (completion,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+        read = read_label(completion)
+        return {} if read is None else {"first_share": read.share, "mode": read.mode}
+
+    return await cached_queries(client, queries, work, {"prompt": prompt.sha256, **settings})
+
+
+def _read_document(document: Mapping[str, object] | None) -> FirstShare | Unjudged:
+    if document is None:
+        return "refused"
+    share = document.get("first_share")
+    if not isinstance(share, float):
+        return "unparsable"
+    return FirstShare(share, "token probabilities" if document["mode"] == "token probabilities" else "sampled label")
+
+
+@dataclass(frozen=True, slots=True)
+class RubricJudge:
+    """The engine of ``client``, which grades every output once, however many pairs it is in."""
+
+    client: JudgeClient
+    grader: RubricGrader
+
+    @property
+    def name(self) -> str:
+        """The client's judge."""
+        return self.client.name
+
+    async def shares(self, pairs: Sequence[OutputPair]) -> Mapping[str, FirstShare | Unjudged]:
+        """What the scores of both outputs come to."""
+        outputs = {
+            each.id: each
+            for pair in pairs
+            for text in (pair.first, pair.second)
+            for each in (Output(_output_id(pair.prompt, text), pair.prompt, text),)
+        }
+        results = await grade(self.client, self.grader, list(outputs.values()))
+        scores = {key: tuple(document["scores"]) for key, document in results.documents.items()}
+        return {
+            pair.prompt.id: _share(*(scores.get(_output_id(pair.prompt, text)) for text in (pair.first, pair.second)))
+            for pair in pairs
+        }
+
+
+def _output_id(prompt: Prompt, text: str) -> str:
+    """An output by its words, so that its scores don't depend on where it is shown or by whom it is."""
+    return f"{prompt.id} {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
+
+
+def _share(first: Scores | None, second: Scores | None) -> FirstShare | Unjudged:
+    if first is None or second is None:
+        return "refused"
+    one, other = ([score for score in each if score is not None] for each in (first, second))
+    if not one or not other:
+        return "unparsable"
+    won = sum(_point(a, b) for a in one for b in other)
+    return FirstShare(won / (len(one) * len(other)), "scores of each alone")
+
+
+def _point(a: float, b: float) -> float:
+    return 0.5 if abs(a - b) <= TOLERANCE else float(a > b)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScoresJudge:
+    """Scores that are there already, by prompt id and the output's text."""
+
+    name: str
+    scores_N: Mapping[tuple[str, str], Scores]
+
+    async def shares(self, pairs: Sequence[OutputPair]) -> Mapping[str, FirstShare | Unjudged]:
+        """What the scores of both outputs come to; an output without any is refused."""
+        return {
+            pair.prompt.id: _share(*(self.scores_N.get((pair.prompt.id, text)) for text in (pair.first, pair.second)))
+            for pair in pairs
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class OracleJudge:
+    """The truth, where an oracle knows it."""
+
+    oracle: Oracle
+    name: str = "oracle"
+
+    async def shares(self, pairs: Sequence[OutputPair]) -> Mapping[str, FirstShare | Unjudged]:
+        """1 for the better output, one half for equal ones."""
+        return {pair.prompt.id: FirstShare(self._share(pair), "truth") for pair in pairs}
+
+    def _share(self, pair: OutputPair) -> float:
+        return _point(*(self.oracle.answer_score(pair.prompt, text) for text in (pair.first, pair.second)))

@@ -19,7 +19,7 @@ from metareward.generation.annotate import (
     run_concurrently,
 )
 from metareward.seeds import derive
-from metareward.storage.store import from_json, to_json
+from metareward.storage.store import record_from_json, record_to_json
 from metareward.types import (
     Completion,
     Duplicate,
@@ -142,7 +142,7 @@ def test_a_cut_off_judgment_has_no_score_and_a_cut_off_answer_is_judged() -> Non
 def test_half_characters_from_a_server_become_question_marks() -> None:
     record = run(scripted(["caf\ud83d", "x"], {"caf?": GOOD, "x": GOOD}), chosen=settings(k=2, meta_judge=False))
     assert record.candidates_K[0].text == "caf?"
-    assert from_json(to_json(record)) == record
+    assert record_from_json(record_to_json(record)) == record
 
 
 def test_the_record_does_not_depend_on_timing_or_company() -> None:

@@ -17,7 +17,7 @@ from metareward.errors import UserError
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.generation.progress import SILENT, Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts, run_tasks
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 from metareward.types import Messages, Prompt, Sampling
 
 
@@ -66,7 +66,7 @@ class Log:
 def test_records_equal_those_of_single_prompts(store: RecordStore) -> None:
     assert run(SlowEngine(0.0005), store) == RunnerResult(12, 0, ())
     alone = [asyncio.run(annotate_prompt(ScriptedEngine(reply), prompt, settings())) for prompt in prompts(12)]
-    assert [from_json(document) for _, document in store.documents()] == alone
+    assert list(read_records(store)) == alone
 
 
 def test_finished_prompts_are_cached(store: RecordStore) -> None:
@@ -102,7 +102,7 @@ def test_concurrency_is_bounded_and_prompts_start_in_order(store: RecordStore) -
 def test_progress_counts_every_kind(store: RecordStore) -> None:
     log = Log()
     run(ScriptedEngine(reply), store, 12, progress=log)
-    records = [from_json(document) for _, document in store.documents()]
+    records = list(read_records(store))
     assert log.total == {"prompts": 12, "answers": 48, "judgments": 144, "meta-judgments": 72}
     assert log.done == {
         "prompts": 12,

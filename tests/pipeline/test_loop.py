@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from metareward.cli.main import main
 from metareward.storage.pair_files import read_pairs
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import from_json
+from metareward.storage.store import record_from_json
 from metareward.training.lineage import fingerprint_model, read_lineage
 from metareward.types import PairKind
 
@@ -49,7 +49,7 @@ def one_line(errors: str) -> str:
 
 def test_records_of_every_iteration(finished: RunDir) -> None:
     for t in range(1, ITERATIONS + 1):
-        records = [from_json(document) for document in documents(finished.iteration(t).records).values()]
+        records = [record_from_json(document) for document in documents(finished.iteration(t).records).values()]
         assert len(records) == PROMPTS
         assert all(len(answer.judgments_N) == 3 for record in records for answer in record.candidates_K)
         assert any(record.dispute for record in records)

@@ -11,7 +11,7 @@ from house import House, documents, kill_tree
 
 from metareward.errors import UserError
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import from_json
+from metareward.storage.store import record_from_json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walks through /proc")
 
@@ -45,7 +45,7 @@ def test_a_reward_scores_the_answers_of_a_killed_and_resumed_run_and_a_changed_o
     code, _, errors = house.run("rewarded", *words)
     assert code == 0, errors
     for document in documents(run.iteration(1).records).values():
-        for candidate in from_json(document).candidates_K:
+        for candidate in record_from_json(document).candidates_K:
             assert candidate.reward == len(candidate.text) and candidate.judgments_N == ()
     measured = json.loads((run.iteration(1).evaluation / "model.json").read_text())["metrics"]
     assert measured["answer_reward"]["mean"] == pytest.approx(measured["answer_chars"]["mean"])
@@ -68,7 +68,7 @@ def test_a_judge_takes_the_place_of_the_rubric(house: House) -> None:
     assert code == 0, errors
     run = RunDir(house.folder / "ruled")
     for document in documents(run.iteration(1).records).values():
-        for candidate in from_json(document).candidates_K:
+        for candidate in record_from_json(document).candidates_K:
             assert [judgment.text for judgment in candidate.judgments_N] == ["by rule"] * 3
             assert candidate.judgments_N[0].reading.kind == "unparsed"
 

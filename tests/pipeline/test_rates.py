@@ -9,14 +9,14 @@ from metareward.errors import UserError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.pipeline.plan import measured_rates
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 
 
 def test_lengths_come_from_records_and_the_rate_from_finished_iterations(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     rates = measured_rates(run)
     with RecordStore.read(run.iteration(1).records) as store:
-        records = [from_json(document) for _, document in store.documents()]
+        records = list(read_records(store))
     answers = [answer for record in records for answer in record.candidates_K]
     written = [answer.tokens for answer in answers]
     written += [judgment.tokens for answer in answers for judgment in answer.judgments_N]

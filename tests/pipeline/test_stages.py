@@ -18,7 +18,7 @@ from metareward.generation.progress import SILENT
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.pair_files import read_pairs
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 from metareward.types import Completion, Messages, ModelRole, PromptRecord, Sampling
 
 
@@ -59,7 +59,7 @@ def measure(of: Experiment, t: int, engine: ScriptedEngine | Failing | None = No
 
 def records(of: Experiment, t: int) -> tuple[PromptRecord, ...]:
     with RecordStore.read(of.run.iteration(t).records) as store:
-        return tuple(from_json(document) for _, document in store.documents())
+        return tuple(read_records(store))
 
 
 def held_out(of: Experiment, t: int) -> tuple[HeldOut, ...]:

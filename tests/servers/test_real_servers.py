@@ -30,7 +30,7 @@ from metareward.generation.runner import annotate_prompts
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.pocket.world import MODEL, prompts
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 from metareward.types import Message, PromptRecord, Sampling
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
@@ -266,4 +266,4 @@ def test_one_of_two_servers_killed_in_mid_run_costs_nothing(
     for steady, mortal in running(commands, tmp_path):
         with RecordStore.open(tmp_path / "records.sqlite", annotation_fingerprint(settings())) as store:
             asyncio.run(scene(steady, mortal, store))
-            check([from_json(document) for _, document in store.documents()])
+            check(list(read_records(store)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
 
 def test_stale_temporary_files_are_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in (".hidden", "a.tmp", ".a.x.tmp", "iter-1/.notes.tmp")]
-    stale = [tmp_path / "iter-1/pairs/.actor.parquet.123.tmp", tmp_path / ".recipe.yaml.9.tmp"]
+    kept.append(tmp_path / f".report.html.{os.getppid()}.tmp")  # of a living process
+    stale = [tmp_path / f"iter-1/pairs/.actor.parquet.{2**30}.tmp", tmp_path / f".recipe.yaml.{os.getpid()}.tmp"]
     for path in (*kept, *stale):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")

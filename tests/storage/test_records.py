@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.storage.store import from_json, to_json
+from metareward.storage.store import RecordStore, find_record, read_records, record_from_json, record_to_json
 from metareward.types import (
     Candidate,
     Dispute,
@@ -65,10 +66,10 @@ SMALL = PromptRecord(
 
 @given(records)
 def test_round_trip_is_exact(record: PromptRecord) -> None:
-    text = to_json(record)
-    again = from_json(text)
+    text = record_to_json(record)
+    again = record_from_json(text)
     assert again == record
-    assert to_json(again) == text
+    assert record_to_json(again) == text
 
 
 def test_a_reward_is_in_the_document_only_if_there_is_one() -> None:
@@ -81,7 +82,7 @@ def test_a_reward_is_in_the_document_only_if_there_is_one() -> None:
 
 @given(records)
 def test_the_text_is_standard_json(record: PromptRecord) -> None:
-    assert json.loads(to_json(record))["prompt"]["id"] == record.prompt.id
+    assert json.loads(record_to_json(record))["prompt"]["id"] == record.prompt.id
 
 
 @pytest.mark.parametrize(
@@ -94,14 +95,26 @@ def test_the_text_is_standard_json(record: PromptRecord) -> None:
     ],
 )
 def test_a_changed_document_is_refused_by_field(old: str, new: str, field: str) -> None:
-    text = to_json(SMALL)
+    text = record_to_json(SMALL)
     assert old in text
     with pytest.raises(UserError, match=f"field {field}") as caught:
-        from_json(text.replace(old, new))
+        record_from_json(text.replace(old, new))
     assert "\n" not in str(caught.value)
 
 
 def test_a_torn_document_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="the document") as caught:
-        from_json(to_json(SMALL)[:-5])
+        record_from_json(record_to_json(SMALL)[:-5])
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_record_is_named_by_file_and_prompt(tmp_path: Path) -> None:
+    with RecordStore.open(tmp_path / "records.sqlite", {}) as store:
+        store.put("a", record_to_json(SMALL))
+        store.put("b", record_to_json(SMALL).replace('"score":4.0', '"score":"4.0"'))
+        assert find_record(store, "a") == SMALL
+        assert find_record(store, "c") is None
+        with pytest.raises(UserError, match=r'records\.sqlite: "b": record: field candidates_K\.0\..*; fix: delete'):
+            find_record(store, "b")
+        with pytest.raises(UserError, match=r'records\.sqlite: "b": record: field'):
+            list(read_records(store))

@@ -1,4 +1,4 @@
-"""A run folder: its names, its lock, and files that are never half written."""
+"""A run folder: its layout, its lock and its done marks."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def end(process: "subprocess.Popen[str]") -> None:
         process.stdout.close()
 
 
-def test_the_names_in_a_run_folder() -> None:
+def test_file_names_of_a_run_folder() -> None:
     run = RunDir(Path("runs/a"))
     first = run.iteration(1)
     paths = [run.recipe, run.resolved, run.environment, run.log, run.report]
@@ -74,7 +74,7 @@ def test_the_names_in_a_run_folder() -> None:
     ]
 
 
-def test_the_lock_makes_the_folder_and_can_be_taken_again(tmp_path: Path) -> None:
+def test_the_lock_creates_the_folder_and_can_be_taken_again(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "a")
     for _ in range(2):
         with run.lock():
@@ -83,7 +83,7 @@ def test_the_lock_makes_the_folder_and_can_be_taken_again(tmp_path: Path) -> Non
     assert not (run.path / "lock.json").exists()
 
 
-def test_a_second_run_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_with_the_holder_named(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
         with pytest.raises(UserError) as caught, RunDir(tmp_path).lock():
@@ -101,7 +101,15 @@ def test_two_locks_in_one_process_exclude_each_other(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
+def test_the_lock_removes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
+    stale = tmp_path / f"iter-1/pairs/.actor.parquet.{2**30}.tmp"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"PAR1")
+    with RunDir(tmp_path).lock():
+        assert not stale.exists()
+
+
+def test_the_lock_is_released_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), RunDir(tmp_path).lock():
         raise KeyError
     with RunDir(tmp_path).lock():
@@ -109,7 +117,7 @@ def test_the_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("then", ["pass", FORKED, STARTED, SPAWNED], ids=["alone", "forked", "started", "spawned"])
-def test_a_killed_holder_leaves_no_lock_even_if_its_child_lives_on(tmp_path: Path, then: str) -> None:
+def test_a_killed_holder_leaves_no_lock_even_if_its_child_survives(tmp_path: Path, then: str) -> None:
     process = holder(tmp_path, then)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     living = [int(pid) for pid in children.read_text().split()] if children.exists() else []
@@ -124,13 +132,13 @@ def test_a_killed_holder_leaves_no_lock_even_if_its_child_lives_on(tmp_path: Pat
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="can't be written"), RunDir(tmp_path / "a").lock():
         pass
 
 
-def test_a_done_mark_comes_back(tmp_path: Path) -> None:
+def test_a_done_mark_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "done.json"
     assert read_done(path) is None
     mark_done(path, {"é": [1, 2.5], "a": None})
@@ -138,7 +146,7 @@ def test_a_done_mark_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
-def test_an_unreadable_done_mark_is_told(tmp_path: Path, content: str) -> None:
+def test_an_unreadable_done_mark_is_a_user_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "done.json"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"done\.json: not a .*; fix: delete it"):

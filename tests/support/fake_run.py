@@ -17,7 +17,7 @@ from metareward.method.pairs import build_pairs, of_kind
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_dir import IterationDir, RunDir, mark_done
-from metareward.storage.store import RecordStore, to_json
+from metareward.storage.store import RecordStore, record_to_json
 from metareward.types import (
     Candidate,
     Dispute,
@@ -115,7 +115,7 @@ def write_records(
     folder.path.mkdir(parents=True, exist_ok=True)
     with RecordStore.open(folder.records, {"seed": 0}) as store:
         for record in records:
-            store.put(record.prompt.id, to_json(record))
+            store.put(record.prompt.id, record_to_json(record))
         for key, error in (failed or {}).items():
             store.put_failure(key, error)
     _records_cache[folder.records] = tuple(records)

@@ -18,7 +18,7 @@ from metareward.method.template import load_template
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_dir import RunDir, mark_done
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 
 PROMPTS = 6
 SECONDS = 2.0
@@ -58,7 +58,7 @@ def generate(run: RunDir, t: int, count: int) -> None:
 def write_built(run: RunDir, recipe: Recipe, t: int) -> None:
     folder = run.iteration(t)
     with RecordStore.read(folder.records) as store:
-        records = [from_json(document) for _, document in store.documents()]
+        records = list(read_records(store))
     pairs, dropped = build_pairs(records, pairs_rules(recipe, t), Rubric.load("judge"), recipe.seed)
     actor, judge = of_kind(pairs, "actor"), of_kind(pairs, "judge")
     write_pairs(folder.pairs("actor"), actor)

@@ -15,7 +15,7 @@ from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
 from metareward.generation.annotate import AnnotationSettings, annotate_prompt, run_concurrently
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Progress
-from metareward.storage.store import RecordStore, to_json
+from metareward.storage.store import RecordStore, record_to_json
 from metareward.types import Prompt
 
 MAX_CONCURRENT_PROMPTS = 64
@@ -46,7 +46,7 @@ async def annotate_prompts(
     """Annotate every pending prompt and store its record; see `run_tasks`."""
 
     async def task(prompt: Prompt) -> str:
-        return to_json(await annotate_prompt(engine, prompt, settings, progress))
+        return record_to_json(await annotate_prompt(engine, prompt, settings, progress))
 
     totals = {ANSWERS: settings.k}
     if settings.n:

@@ -16,7 +16,7 @@ from typing import Any
 from metareward.engines.base import Engine
 from metareward.engines.endpoint import EndpointEngine
 from metareward.storage.run_dir import RunDir
-from metareward.storage.run_log import tell
+from metareward.storage.run_log import log_event
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
 USED, WARNED = "server used", "warning"
@@ -91,7 +91,7 @@ class UsageLoggingEngine:
         await self._engine.aclose()
         usage = self._engine.usage
         for place, server in enumerate(usage.servers):
-            tell(
+            log_event(
                 self._run,
                 USED,
                 who=self._client,
@@ -127,4 +127,4 @@ class _RunLogHandler(logging.Handler):
         self._run = run
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(self._run, WARNED, text=record.getMessage())
+        log_event(self._run, WARNED, text=record.getMessage())

@@ -12,7 +12,7 @@ from metareward.errors import UserError
 from metareward.pipeline.engines import open_judge
 from metareward.pipeline.loop import run_recipe
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 from metareward.types import PromptRecord
 
 
@@ -40,7 +40,7 @@ def load_records(run_dir: str | Path, iteration: int) -> tuple[PromptRecord, ...
     if not path.is_file():
         raise UserError(f"{path}: no records of iteration {iteration}; fix: name a run folder and an iteration it has")
     with RecordStore.read(path) as store:
-        return tuple(from_json(document) for _, document in store.documents())
+        return tuple(read_records(store))
 
 
 async def open_engine(name: str) -> Engine:

@@ -26,7 +26,7 @@ from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
-from metareward.storage.run_log import tell, timed
+from metareward.storage.run_log import log_event, timed
 from metareward.storage.serialization import replace_surrogates
 from metareward.training.lineage import fingerprint_model
 from metareward.types import Completion, Judge, Message, Messages, ModelRole, Prompt, Sampling
@@ -291,4 +291,4 @@ async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
         "results": list(await run.local.score(inputs)),
     }
     write_atomic(run.result, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    tell(run.experiment.run, "benchmark", name=run.benchmark.name, model=run.model)
+    log_event(run.experiment.run, "benchmark", name=run.benchmark.name, model=run.model)

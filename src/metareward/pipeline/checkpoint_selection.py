@@ -28,7 +28,7 @@ from metareward.pipeline.engines import open_engine, open_judge_engine
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
-from metareward.storage.run_log import tell, timed
+from metareward.storage.run_log import log_event, timed
 from metareward.storage.store import RecordStore
 from metareward.training.epochs import EpochRule, adopt, choose_epoch, epoch_folder
 from metareward.training.job import DpoJob
@@ -48,7 +48,7 @@ async def choose(of: Experiment, t: int, progress: Progress) -> None:
             measured = {epoch: await _figures(of, t, job, epoch, progress) for epoch in range(1, job.last_epoch + 1)}
         start = _means(json.loads(stages.evaluation_result(of, t - 1).read_text(encoding="utf-8"))["metrics"])
         chosen = choose_epoch(measured, _rule(asked), start)
-        tell(of.run, "chosen", model=f"M{t}", epoch=chosen.epoch, why=chosen.why)
+        log_event(of.run, "chosen", model=f"M{t}", epoch=chosen.epoch, why=chosen.why)
         adopt(job, chosen.epoch, keep_rest=True)
     if not asked.keep_rest:
         shutil.rmtree(job.product, ignore_errors=True)

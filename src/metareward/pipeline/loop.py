@@ -17,7 +17,7 @@ from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
-from metareward.storage.run_log import seconds, tell
+from metareward.storage.run_log import log_event, stage_seconds
 
 
 def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
@@ -52,8 +52,8 @@ def _iterate(experiment: Experiment, t: int, progress: Progress) -> None:
     asyncio.run(benchmarking.ask_others(experiment, t, progress))
     if t and not done.is_file():
         experiment.run.report.unlink(missing_ok=True)  # it would outlive a kill, and know nothing of this iteration
-        mark_done(done, {"model": f"M{t}", "seconds": seconds(experiment.run, t)})
-        tell(experiment.run, "iteration done", iteration=t)
+        mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
+        log_event(experiment.run, "iteration done", iteration=t)
         write_report(experiment.run)
 
 

@@ -27,7 +27,7 @@ from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.run_dir import RunDir, read_done
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 from metareward.training.memory import Load, model_size, training_bytes
 from metareward.types import PromptRecord
 
@@ -71,8 +71,8 @@ def _written(records: Path) -> _Written:
     calls, tokens = Counter[str](), Counter[str]()
     if records.is_file():
         with RecordStore.read(records) as store:
-            for _, document in store.documents():
-                for role, count in _completions(from_json(document)):
+            for record in read_records(store):
+                for role, count in _completions(record):
                     calls[role] += 1
                     tokens[role] += count
     return _Written(calls, tokens)

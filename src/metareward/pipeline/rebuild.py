@@ -20,8 +20,8 @@ from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.serialization import fingerprint_of
-from metareward.storage.store import RecordStore, from_json
-from metareward.types import Dropped, PairKind, PreferencePair, PromptRecord
+from metareward.storage.store import RecordStore, read_records
+from metareward.types import Dropped, PairKind, PreferencePair
 
 # Settings that only the reduction reads. Any other would need other records.
 _FREE = frozenset({"rho", "max_answer_chars", "judge_pairs", "max_judgment_chars"})
@@ -107,13 +107,8 @@ def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
 
 def _rebuilt(recipe: Recipe, t: int, records: Path, rubric: Rubric) -> Rebuilt:
     with RecordStore.read(records) as store:
-        read = tuple(_records(store))
+        read = tuple(read_records(store))
     return Rebuilt(t, len(read), *build_pairs(read, pairs_rules(recipe, t), rubric, recipe.seed))
-
-
-def _records(store: RecordStore) -> Iterator[PromptRecord]:
-    for _, document in store.documents():
-        yield from_json(document)
 
 
 def _settings(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:

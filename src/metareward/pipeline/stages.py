@@ -27,8 +27,8 @@ from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
-from metareward.storage.run_log import seconds, tell, timed
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.run_log import log_event, stage_seconds, timed
+from metareward.storage.store import RecordStore, read_records
 from metareward.training.job import DpoJob
 from metareward.training.process import Step, run_in_process
 from metareward.types import PairKind
@@ -61,7 +61,7 @@ def make_pairs(experiment: Experiment, t: int) -> None:
     if _has_pairs(experiment, t):
         return
     with _records(experiment, t) as store:
-        records = tuple(from_json(document) for _, document in store.documents())
+        records = tuple(read_records(store))
     pairs, dropped = build_pairs(records, pairs_rules(experiment.recipe, t), experiment.rubric, experiment.recipe.seed)
     actor, judge = of_kind(pairs, "actor"), of_kind(pairs, "judge")
     folder = experiment.run.iteration(t)
@@ -70,7 +70,7 @@ def make_pairs(experiment: Experiment, t: int) -> None:
     write_dropped(folder.dropped, dropped)
     summary = summarize(t, records, pairs, dropped, experiment.rubric)
     write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it marks the pairs as complete
-    tell(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
+    log_event(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
 
 
 def _has_pairs(experiment: Experiment, t: int) -> bool:
@@ -100,7 +100,7 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
             if began:
                 progress.finish()
     pairs, steps = sum(result.lineage.pairs.values()), result.lineage.steps
-    tell(experiment.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds)
+    log_event(experiment.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds)
 
 
 def training_job(experiment: Experiment, t: int) -> DpoJob:
@@ -153,13 +153,13 @@ async def measure_model(experiment: Experiment, t: int, engine: Engine, progress
     result = {
         "model": f"M{t}",
         "prompts": len(records),
-        "seconds": seconds(experiment.run, t)["evaluating"],
+        "seconds": stage_seconds(experiment.run, t)["evaluating"],
         "metrics": metrics,
         "score_histogram": score_histogram(records),
         "duels": [asdict(duel) for duel in win_rates],
     }
     write_atomic(evaluation_result(experiment, t), json.dumps(result, indent=2) + "\n")
-    tell(
+    log_event(
         experiment.run,
         "evaluated",
         model=f"M{t}",
@@ -227,4 +227,4 @@ def check_failed_prompts(experiment: Experiment, what: str, outcome: RunnerResul
     message = f"{failed} of {total} prompts failed, the first ({prompt}) with: {error}"
     if failed > _MAX_FAILED_SHARE * total:
         raise UserError(f"{what}: {message}; run again to try them again")
-    tell(experiment.run, "skipped prompts", stage=what, note=message)
+    log_event(experiment.run, "skipped prompts", stage=what, note=message)

@@ -17,7 +17,7 @@ from metareward.evaluation.win_rates import WinRate
 from metareward.generation.usage import read_usage, read_warnings
 from metareward.report.facts import BenchmarkResult, Curve, Evaluation, Iteration, Measure, PairSummary, Run
 from metareward.storage.run_dir import RunDir
-from metareward.storage.run_log import seconds
+from metareward.storage.run_log import stage_seconds
 from metareward.storage.serialization import flatten
 from metareward.storage.store import RecordStore
 
@@ -89,7 +89,7 @@ def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:
         training=_training(folder.path / "training.jsonl"),
         evaluation=_evaluation(folder.evaluation / "model.json"),
         done=folder.done.is_file(),
-        seconds=sum(seconds(run, number).values()),
+        seconds=sum(stage_seconds(run, number).values()),
         benchmarks=tuple(result for result in results if result is not None),
     )
 

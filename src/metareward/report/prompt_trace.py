@@ -25,7 +25,7 @@ from metareward.report.gather import gather
 from metareward.report.labels import drop_label, escape_control, format_rating
 from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, find_record, read_records
 from metareward.types import Candidate, Dispute, Dropped, Judgment, MetaJudgment, PreferencePair, PromptRecord, Won
 
 Side = Literal["chosen", "rejected"]
@@ -175,8 +175,7 @@ def find_trace(run: RunDir, prompt_id: str, iteration: int | None = None) -> Pro
 def read_record(folder: IterationDir, prompt_id: str) -> PromptRecord | None:
     """The record of a prompt, None where the iteration has none."""
     with RecordStore.read(folder.records) as store:
-        document = store.get(prompt_id)
-    return None if document is None else from_json(document)
+        return find_record(store, prompt_id)
 
 
 def read_outcomes(folder: IterationDir) -> Outcomes | None:
@@ -261,7 +260,7 @@ def _weights(run: RunDir, facts: Run, number: int, dispute: Dispute, rules: Pair
     if summary is not None and summary.weights is not None:
         return summary.weights
     with RecordStore.read(run.iteration(number).records) as store:
-        return iteration_weights(from_json(document) for _, document in store.documents())
+        return iteration_weights(read_records(store))
 
 
 def _dispute(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metareward.errors import UserError
 
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @contextmanager
@@ -50,10 +50,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete what killed processes left of `write_atomic` under ``folder``. Nothing else may be writing there."""
+    """Delete the temporary files that killed processes left of `write_atomic` under ``folder``."""
     for path in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is not None and not _is_other_process(int(found[1])) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def _is_other_process(pid: int) -> bool:
+    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""Preference pairs as Parquet in TRL's conversational preference format, and why prompts gave none as JSON Lines.
+"""Preference pairs as Parquet in TRL's conversational preference format; dropped prompts as JSON Lines.
 
-``prompt`` is the conversation, ``chosen`` and ``rejected`` are lists of one assistant turn each; the next columns say
-where a pair comes from. ``chosen_message`` and ``rejected_message`` hold the two turns once more, outside of any list:
-LLaMA-Factory takes them in no other way (docs/data.md). Equal pairs give equal bytes (with one version of pyarrow), so
-a digest of the file tells whether training would see the same data.
+``prompt`` is the conversation, ``chosen`` and ``rejected`` are lists of one assistant turn; the other columns give a
+pair's origin. ``chosen_message`` and ``rejected_message`` repeat the two turns outside a list, as LLaMA-Factory needs
+them (docs/data.md). Equal pairs give equal bytes (with one version of pyarrow), so a digest identifies the pairs.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ _SCHEMA = pa.schema(
     ]
 )
 _DERIVED = ("margin", "chosen_message", "rejected_message")
-_GIVEN = tuple(name for name in _SCHEMA.names if name not in _DERIVED)
+_REQUIRED = tuple(name for name in _SCHEMA.names if name not in _DERIVED)
 _PAIR = TypeAdapter(PreferencePair)
 _DROPPED = TypeAdapter(Dropped)
 
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
-    """Write ``pairs`` in their order, all or nothing. ``margin`` is chosen score minus rejected score."""
+    """Write ``pairs`` in order, atomically. ``margin`` is the chosen score minus the rejected score."""
     table = pa.Table.from_pylist([_row(pair) for pair in pairs], schema=_SCHEMA)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, version="2.6", compression="zstd", compression_level=3, row_group_size=4096)
@@ -56,28 +55,29 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
 
 
 def read_pairs(path: Path) -> tuple[PreferencePair, ...]:
-    """The pairs in a file of `write_pairs`. Raises `UserError` naming the file and what is wrong with it."""
+    """The pairs in a file of `write_pairs`. Raises `UserError` naming the file and the problem."""
     table = _table(path)
-    missing = [name for name in _GIVEN if name not in table.column_names]
+    missing = [name for name in _REQUIRED if name not in table.column_names]
     if missing:
-        raise UserError(f"{path}: columns missing: {', '.join(missing)}; fix: make the pairs again")
+        raise UserError(f"{path}: columns missing: {', '.join(missing)}; fix: rebuild the pairs")
     try:
         return tuple(_pair(row) for row in table.to_pylist())
     except (LookupError, TypeError, ValidationError) as error:
-        raise UserError(f"{path}: not a file of preference pairs ({_line(error)}); fix: make the pairs again") from None
+        reason = _one_line(error)
+        raise UserError(f"{path}: not a file of preference pairs ({reason}); fix: rebuild the pairs") from None
 
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
-    """Write ``dropped`` as JSON Lines, all or nothing."""
+    """Write ``dropped`` as JSON Lines, atomically."""
     write_atomic(path, json_lines(asdict(item) for item in dropped))
 
 
 def read_dropped(path: Path) -> tuple[Dropped, ...]:
-    """What `write_dropped` wrote. Raises `UserError` naming the file and line."""
+    """The dropped prompts in a file of `write_dropped`. Raises `UserError` naming the file and line."""
     try:
         lines = path.read_bytes().decode().split("\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read ({_line(error)}); fix: make the pairs again") from None
+        raise UserError(f"{path}: can't be read ({_one_line(error)}); fix: rebuild the pairs") from None
     return tuple(_dropped(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line)
 
 
@@ -86,16 +86,16 @@ def _table(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read()
     except FileNotFoundError:
-        raise UserError(f"{path}: there are no pairs here; fix: make them first") from None
+        raise UserError(f"{path}: there are no pairs here; fix: build them first") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({_line(error)}); fix: make the pairs again") from None
+        raise UserError(f"{path}: not a readable Parquet file ({_one_line(error)}); fix: rebuild the pairs") from None
 
 
 def _dropped(line: str, where: str) -> Dropped:
     try:
         return _DROPPED.validate_json(line, strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: not a dropped prompt ({_line(error)}); fix: make the pairs again") from None
+        raise UserError(f"{where}: not a dropped prompt ({_one_line(error)}); fix: rebuild the pairs") from None
 
 
 def _row(pair: PreferencePair) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def _row(pair: PreferencePair) -> dict[str, Any]:
 
 
 def _pair(row: dict[str, Any]) -> PreferencePair:
-    values = {name: row[name] for name in _GIVEN}
+    values = {name: row[name] for name in _REQUIRED}
     values["chosen"] = row["chosen"][0]["content"]
     values["rejected"] = row["rejected"][0]["content"]
     return _PAIR.validate_python(values)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

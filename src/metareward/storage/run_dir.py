@@ -1,4 +1,4 @@
-"""The names of everything in a run folder, and the ways to write there so that a kill never leaves half a file.
+"""The layout of a run folder, its lock, and the done marks of iterations.
 
     runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  report.html
       iter-<t>/   prompts.jsonl  records.sqlite  pairs/  dropped.jsonl  model/  eval/  done.json
@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from metareward.errors import UserError
-from metareward.storage.atomic import write_atomic, write_errors
+from metareward.storage.atomic import remove_stale_temporaries, write_atomic, write_errors
 from metareward.types import PairKind
 
 
@@ -45,12 +45,12 @@ class IterationDir:
 
     @property
     def summary(self) -> Path:
-        """What the pairs came out as: counts, weights, findings."""
+        """Counts, position weights and findings of the pairs."""
         return self.path / "pairs" / "summary.json"
 
     @property
     def dropped(self) -> Path:
-        """Why prompts gave no pair."""
+        """The prompts that gave no pair, with reasons."""
         return self.path / "dropped.jsonl"
 
     @property
@@ -65,13 +65,13 @@ class IterationDir:
 
     @property
     def done(self) -> Path:
-        """The mark that is written last."""
+        """The done mark, written last."""
         return self.path / "done.json"
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """A run folder. Making the value touches nothing on disk."""
+    """The files of a run folder; nothing on disk is touched."""
 
     path: Path
 
@@ -92,7 +92,7 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The run's events, one JSON object a line."""
         return self.path / "log.jsonl"
 
     @property
@@ -106,20 +106,21 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder alone; makes it if it isn't there.
+        """Lock the folder for this process, creating it if needed, and delete temporary files of killed processes.
 
-        The operating system holds the lock, so it ends with this process however that dies, and a child process
-        doesn't inherit it, forked or started (filelock 3.30 on). Raises `UserError` naming the process that has it.
+        The operating system holds the lock: it is released when this process ends in any way, and child processes
+        don't inherit it (filelock 3.30 on). Raises `UserError` naming the process that holds the lock.
         """
         lock = FileLock(self.path / "lock")
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(timeout=_PEEK_SECONDS)
+                lock.acquire(timeout=_TIMEOUT_SECONDS)
             except Timeout:
-                who = _who(self._holder)
-                raise UserError(f"{self.path}: {who} is running here; fix: wait for it or stop it") from None
+                holder = _read_holder(self._holder)
+                raise UserError(f"{self.path}: {holder} is running here; fix: wait for it or stop it") from None
         try:
+            remove_stale_temporaries(self.path)
             write_atomic(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             yield
         finally:
@@ -127,9 +128,9 @@ class RunDir:
             lock.release()
 
     def holder(self) -> str | None:
-        """Who runs here now (``process 12 on host``), or None.
+        """The process that holds the lock (``process 12 on host``), or None.
 
-        The name is in a file that outlives a kill, so the lock itself is asked, by taking it for a moment.
+        The holder's file survives a kill, so the lock is tested by taking it for a moment.
         """
         if not self._holder.is_file():
             return None
@@ -137,8 +138,8 @@ class RunDir:
             with FileLock(self.path / "lock").acquire(blocking=False):
                 return None
         except Timeout:
-            return _who(self._holder)
-        except OSError:  # nothing runs in a folder that can't be written
+            return _read_holder(self._holder)
+        except OSError:  # no run is possible in a folder that can't be written
             return None
 
     @property
@@ -146,32 +147,31 @@ class RunDir:
         return self.path / "lock.json"
 
 
-# A look at who holds the lock takes it for a moment; that must not turn a run away.
-_PEEK_SECONDS = 0.2
+_TIMEOUT_SECONDS = 0.2  # `RunDir.holder` takes the lock for a moment, which must not make `RunDir.lock` fail
 
 
-def _who(holder: Path) -> str:
-    """The process named in the holder's file, which may be missing for the moment after it took the lock."""
+def _read_holder(path: Path) -> str:
+    """The process named in the holder's file, which is missing for a moment after the lock is taken."""
     try:
-        told = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {told['pid']} on {told['host']}"
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
 def mark_done(path: Path, payload: Mapping[str, object]) -> None:
-    """Write the mark that says: all before it is complete. ``payload`` is what a later run compares with."""
+    """Write the mark that everything before it is complete; a later run compares its ``payload``."""
     write_atomic(path, json.dumps(payload, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_done(path: Path) -> dict[str, object] | None:
-    """The payload of the mark at ``path``, or None when it isn't done. Raises `UserError` for an unreadable mark."""
+    """The payload of the mark at ``path``, or None if there is no mark. Raises `UserError` for an unreadable one."""
     try:
         payload = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable done-mark ({error}); fix: delete it to do the step again") from None
+        raise UserError(f"{path}: not a readable done mark ({error}); fix: delete it to repeat the step") from None
     if not isinstance(payload, dict):
-        raise UserError(f"{path}: not a done-mark; fix: delete it to do the step again")
+        raise UserError(f"{path}: not a done mark; fix: delete it to repeat the step")
     return payload

@@ -1,8 +1,9 @@
-"""A run's log, one JSON object a line, and its clock: what the stages of each iteration took, over all its starts."""
+"""A run's log (one JSON object a line), the seconds spent in each stage over all starts, and the machine it ran on."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -17,54 +18,73 @@ from metareward.errors import UserError
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 
+PACKAGES = ("metareward", "torch", "transformers", "trl", "accelerate", "tokenizers", "datasets", "numpy", "pyarrow")
 
-def tell(run: RunDir, event: str, **facts: object) -> None:
-    """Add a line to the log, and say it on standard error. Raises `UserError` when the disk is full."""
+
+def log_event(run: RunDir, event: str, **facts: object) -> None:
+    """Append a line to the log and write it to standard error. Raises `UserError` when the disk is full."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
     try:
         with run.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{run.log}: can't be written: {error.strerror}; fix: free space, then run again") from None
-    sys.stderr.write(" ".join([event, *(f"{name}={_short(value)}" for name, value in facts.items())]) + "\n")
+    sys.stderr.write(" ".join([event, *(f"{name}={_printable(value)}" for name, value in facts.items())]) + "\n")
 
 
-def _short(value: object) -> str:
-    """A figure of four digits; a text on one line, without what would drive a terminal."""
+def _printable(value: object) -> str:
+    """A number with four digits; text on one line, without control characters."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return "".join(each if each.isprintable() else " " for each in text)
 
 
 @contextmanager
 def timed(run: RunDir, t: int, stage: str) -> Iterator[None]:
-    """Count the time spent inside towards ``stage`` of iteration ``t``; a stage that is resumed goes on counting."""
-    began = time.monotonic()
+    """Add the time spent in this context to ``stage`` of iteration ``t``; a resumed stage continues its count."""
+    start = time.monotonic()
     try:
         yield
     finally:
-        spent = seconds(run, t)
-        spent[stage] = round(spent.get(stage, 0.0) + time.monotonic() - began, 2)
-        write_atomic(_path(run, t), json.dumps(spent) + "\n")
+        path = _seconds_path(run, t)
+        try:
+            seconds = _read_seconds(path)
+        except ValueError:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+            seconds = {}
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 2)
+        write_atomic(path, json.dumps(seconds) + "\n")
 
 
-def seconds(run: RunDir, t: int) -> dict[str, float]:
-    """Seconds by stage of iteration ``t`` so far."""
-    path = _path(run, t)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def stage_seconds(run: RunDir, t: int) -> dict[str, float]:
+    """Seconds by stage of iteration ``t`` so far; a damaged file counts as none, with a warning on standard error."""
+    try:
+        return _read_seconds(_seconds_path(run, t))
+    except ValueError as error:
+        sys.stderr.write(f"warning: {_printable(error)}; the times of iteration {t} count from zero\n")
+        return {}
 
 
-def _path(run: RunDir, t: int) -> Path:
+def _read_seconds(path: Path) -> dict[str, float]:
+    """The content of ``path``, empty if there is no file. Raises `ValueError` naming a damaged file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(value, int | float) and 0 <= value < math.inf for value in content.values()
+    ):
+        raise ValueError(f"{path}: not a number of seconds for each stage")
+    return dict(content)
+
+
+def _seconds_path(run: RunDir, t: int) -> Path:
     return run.iteration(t).path / "seconds.json"
 
 
-# --- What a run ran on: versions and machine, for the record.
-
-
-PACKAGES = ("metareward", "torch", "transformers", "trl", "accelerate", "tokenizers", "datasets", "numpy", "pyarrow")
-
-
 def environment() -> dict[str, object]:
-    """Versions of what bears on the results, the processor, and when the run began (UTC)."""
+    """Versions of the packages that affect results, the processor, and the time the run began (UTC)."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
-"""Finished prompts in one SQLite file: what is in it is done, what isn't is owed.
+"""The records of finished prompts in one SQLite file; prompts that aren't in it are pending.
 
-A prompt is one transaction, on the disk before `put` returns (WAL, synchronous=FULL), so a kill or a full disk costs
-only what was still under way. The settings that bear on meaning are kept beside the records, and records made with
-others are refused: one store never mixes two experiments.
+A prompt is one transaction, on disk before `put` returns (WAL, synchronous=FULL), so a kill or a full disk costs only
+the prompts in flight. The fingerprint of the settings is stored beside the records, and a store made with other
+settings is refused, so that one store never mixes two experiments.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _TABLES = (
 
 _CAUSES = {
     sqlite3.SQLITE_FULL: "the disk is full (finished prompts are kept); fix: free some space and run again",
-    sqlite3.SQLITE_IOERR: "the disk fails, is full or is over a limit (finished prompts are kept); fix: see to it",
+    sqlite3.SQLITE_IOERR: "the disk fails, is full or is over a limit (finished prompts are kept); fix: make room",
     sqlite3.SQLITE_READONLY: "the file or its folder is read-only; fix: allow writing, or use another folder",
     sqlite3.SQLITE_PERM: "no right to open it; fix: allow reading and writing",
-    sqlite3.SQLITE_CANTOPEN: "it can't be opened or made; fix: see that its folder is there and may be written",
+    sqlite3.SQLITE_CANTOPEN: "it can't be opened or made; fix: check that its folder exists and can be written",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; fix: restore it, or move it away to make its records again",
     sqlite3.SQLITE_NOTADB: "this is no record store; fix: move it away to make its records again",
     sqlite3.SQLITE_BUSY: "another process is writing to it; fix: wait for that process to end",
@@ -43,7 +43,7 @@ _CAUSES = {
 
 
 class RecordStore:
-    """Documents by key, kept with the fingerprint of the settings that made them. For one thread."""
+    """Documents by key, with the fingerprint of the settings that made them. For one thread."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -51,17 +51,17 @@ class RecordStore:
 
     @classmethod
     def open(cls, path: Path, fingerprint: Mapping[str, object], create: bool = True) -> RecordStore:
-        """The store at ``path`` for reading and writing, made if it isn't there and ``create`` is true.
+        """Open the store at ``path`` for reading and writing; ``create`` it if it doesn't exist.
 
         ``fingerprint`` holds JSON values; nested mappings count field by field (``answers.temperature``).
-        Raises `UserError` when the store was made with another fingerprint (naming every field that differs,
-        old -> new), or can't be read or written.
+        Raises `UserError` when the store has another fingerprint (naming every field that differs, old -> new),
+        or can't be read or written.
         """
         if not create:
             _must_exist(path)
         connection = _connect(path, "rwc")
         try:
-            with _told(path):
+            with _user_errors(path):
                 _prepare(connection, path, fingerprint)
         except BaseException:
             connection.close()
@@ -70,32 +70,31 @@ class RecordStore:
 
     @classmethod
     def read(cls, path: Path) -> RecordStore:
-        """The store at ``path`` to look at only, also while a run writes to it or on a read-only disk.
+        """Open the store at ``path`` read-only, also while a run writes to it or on a read-only disk.
 
         Raises `UserError` when there is none or it can't be read.
         """
         _must_exist(path)
         connection = _connect(path, "ro")
         try:
-            with _told(path):
-                _layout(connection, path)
+            with _user_errors(path):
+                _check_layout(connection, path)
         except BaseException:
             connection.close()
             raise
         return cls(path, connection)
 
     def put(self, key: str, document: str) -> None:
-        """Keep ``document`` for good; it is on the disk when this returns. A key that is there keeps its first one.
+        """Store ``document``, which is on disk when this returns. An existing key keeps its first document.
 
-        Raises `UserError` when the disk is full or can't be written: then nothing of this document is kept, and
-        everything earlier is.
+        Raises `UserError` when the disk is full or can't be written; earlier documents are kept.
         """
         with self._transaction() as connection:
             connection.execute("INSERT INTO record VALUES (?, ?) ON CONFLICT DO NOTHING", (key, document))
             connection.execute("DELETE FROM failure WHERE key = ?", (key,))
 
     def put_failure(self, key: str, error: str) -> None:
-        """Note why ``key`` has no document yet. A later `put` of it takes the note away."""
+        """Store why ``key`` has no document yet. A later `put` of the key removes the failure."""
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO failure VALUES (?, ?)", (key, error))
 
@@ -109,15 +108,15 @@ class RecordStore:
         return found.get(key)
 
     def documents(self) -> Iterator[tuple[str, str]]:
-        """Every (key, document) in the order of the keys, whatever order they came in; one in memory at a time."""
+        """Every (key, document) in the order of the keys, one in memory at a time."""
         yield from self._pairs("SELECT key, document FROM record ORDER BY key")
 
     def failures(self) -> dict[str, str]:
-        """Keys that failed and have no document yet, each with its error line."""
+        """Keys that failed and have no document yet, with their errors."""
         return dict(self._pairs("SELECT key, error FROM failure ORDER BY key"))
 
     def close(self) -> None:
-        """Close the file. What was put is safe without it, too."""
+        """Close the file. Stored documents are safe without it."""
         self._connection.close()
 
     def __enter__(self) -> RecordStore:
@@ -129,22 +128,22 @@ class RecordStore:
         self.close()
 
     def _pairs(self, query: str, *values: str) -> Iterator[tuple[str, str]]:
-        with _told(self.path):
+        with _user_errors(self.path):
             yield from self._connection.execute(query, values)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _told(self.path), _all_or_nothing(self._connection) as connection:
+        with _user_errors(self.path), _transaction_on(self._connection) as connection:
             yield connection
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What SQLite reports because of the disk or the file becomes one line for the user; our own mistakes don't."""
+def _user_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite disk and file errors into `UserError`; let programming errors through."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # Errors of the sqlite3 module itself have no code: text that isn't UTF-8 is damage, the rest is our mistake.
+        # Errors of the sqlite3 module itself have no code: text that isn't UTF-8 is damage, else a bug.
         fallback = sqlite3.SQLITE_CORRUPT if isinstance(error, sqlite3.OperationalError) else 0
         cause = _CAUSES.get(getattr(error, "sqlite_errorcode", fallback) & 0xFF)
         if cause is None:
@@ -153,7 +152,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _all_or_nothing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+def _transaction_on(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
@@ -170,35 +169,35 @@ def _must_exist(path: Path) -> None:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    # SQLite wants to put its shared index beside the file, even to read. Where it can't, a store that was closed in
-    # order (no write-ahead log left) can be read as a file that nobody changes.
+    # To read, SQLite writes a shared index beside the file. Where it can't, a store that was closed properly (without
+    # a write-ahead log) can be read as an immutable file.
     if mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
         mode = "ro&immutable=1"
-    with _told(path):
+    with _user_errors(path):
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, settings: Mapping[str, object]) -> None:
-    """Make the tables if the file is new; compare the fingerprint if it isn't."""
+    """Create the tables in a new file; compare the fingerprint of an existing one."""
     fields = {field: canonical_json(value) for field, value in flatten(settings).items()}
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    with _all_or_nothing(connection):
+    with _transaction_on(connection):
         if _is_new(connection):
             for statement in _TABLES:
                 connection.execute(statement)
             connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", sorted(fields.items()))
         else:
-            _layout(connection, path)
-            _same(dict(connection.execute("SELECT field, value FROM fingerprint")), fields, path)
+            _check_layout(connection, path)
+            _check_fingerprint(dict(connection.execute("SELECT field, value FROM fingerprint")), fields, path)
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
-def _layout(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database that isn't a record store of this layout."""
+def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `UserError` for a database that isn't a record store of this layout."""
     (layout,) = connection.execute("PRAGMA user_version").fetchone()
     if layout == 0:
         raise UserError(f"{path}: this is no record store; fix: move it away, or name another run folder")
@@ -206,7 +205,7 @@ def _layout(connection: sqlite3.Connection, path: Path) -> None:
         raise UserError(f"{path}: made by another version (layout {layout}, here {_LAYOUT}); fix: use that version")
 
 
-def _same(old: Mapping[str, str], new: Mapping[str, str], path: Path) -> None:
+def _check_fingerprint(old: Mapping[str, str], new: Mapping[str, str], path: Path) -> None:
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
     if changed:
         changes = ", ".join(f"{field} {_shown(old.get(field))} -> {_shown(new.get(field))}" for field in changed)
@@ -217,38 +216,50 @@ def _same(old: Mapping[str, str], new: Mapping[str, str], path: Path) -> None:
 
 
 def _shown(value: str | None) -> str:
-    """A value short enough for an error line; the digest keeps long ones that differ from looking alike."""
+    """A value for an error line; a long one is cut and gets its digest, so that different ones look different."""
     if value is None:
         return "(absent)"
     text = json.dumps(json.loads(value), ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:40]}… (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
-# --- A finished prompt as one JSON document, and back, exactly.
-#
-# Readings and verdicts are told apart by their ``kind``; nothing is coerced, so a document that was changed by hand
-# into something else is refused instead of read as something near it.
+# --- records as JSON ---
 
 
 _RECORD = TypeAdapter(PromptRecord)
 
 
-def to_json(record: PromptRecord) -> str:
-    """``record`` as JSON text, without the rewards that are None.
+def record_to_json(record: PromptRecord) -> str:
+    """``record`` as JSON text. Its texts must not have lone surrogates (`replace_surrogates`)."""
+    return _RECORD.dump_json(record).decode()
 
-    Its texts must be valid Unicode (no lone surrogates), as `metareward.generation.unit` makes sure.
+
+def record_from_json(text: str) -> PromptRecord:
+    """The record of `record_to_json`, exactly. Raises `UserError` naming the first field that doesn't fit.
+
+    Validation is strict: an edited document is refused, not coerced.
     """
-    unrewarded = {at: {"reward"} for at, each in enumerate(record.candidates_K) if each.reward is None}
-    return _RECORD.dump_json(record, exclude={"candidates_K": unrewarded}).decode()
-
-
-def from_json(text: str) -> PromptRecord:
-    """The record that `to_json` wrote as ``text``. Raises `UserError` naming the first field that doesn't fit."""
     try:
         return _RECORD.validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"])) or "the document"
-        raise UserError(
-            f"record: field {field}: {first['msg']}; fix: delete the record to have it made again"
-        ) from None
+        raise UserError(f"record: field {field}: {first['msg']}; fix: delete the record to make it again") from None
+
+
+def find_record(store: RecordStore, prompt_id: str) -> PromptRecord | None:
+    """The record of a prompt, None if there is none. Raises `UserError` naming the file, the prompt and the field."""
+    document = store.get(prompt_id)
+    return None if document is None else _read(store, prompt_id, document)
+
+
+def read_records(store: RecordStore) -> Iterator[PromptRecord]:
+    """All records in the order of their prompt ids. Raises `UserError` naming the file, the prompt and the field."""
+    return (_read(store, prompt_id, document) for prompt_id, document in store.documents())
+
+
+def _read(store: RecordStore, prompt_id: str, document: str) -> PromptRecord:
+    try:
+        return record_from_json(document)
+    except UserError as error:
+        raise UserError(f"{store.path}: {json.dumps(prompt_id)}: {error}") from None

@@ -18,7 +18,7 @@ from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_
 from metareward.evaluation.judge_quality.rankings import scored_by_length
 from metareward.evaluation.judge_quality.run import JudgeQualityCommand, protocol_named
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
-from metareward.storage.store import RecordStore, to_json
+from metareward.storage.store import RecordStore, record_to_json
 from metareward.types import Completion, Message, Messages, Sampling, Tied, Won
 
 Reply = Callable[[Messages, Sampling, int], str | Completion]
@@ -191,7 +191,7 @@ def test_the_meta_judge_of_a_run_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "records.sqlite"
     with RecordStore.open(path, annotation_fingerprint(settings())) as store:
         for each in prompts(4):
-            store.put(each.id, to_json(asyncio.run(annotate_prompt(ScriptedEngine(reply), each, settings()))))
+            store.put(each.id, record_to_json(asyncio.run(annotate_prompt(ScriptedEngine(reply), each, settings()))))
     rows = rows_of(records=path, protocol="meta-judge")
     assert list(rows) == ["mine", "chance"]
     assert {"higher_score_wins", "same_score", "different_score", "all"} <= set(rows["mine"])

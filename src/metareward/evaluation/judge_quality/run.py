@@ -60,7 +60,7 @@ from metareward.generation.progress import JUDGMENTS
 from metareward.method.judge import Rubric, RubricGrader
 from metareward.method.scores import TOLERANCE
 from metareward.settings import Text
-from metareward.storage.store import RecordStore, from_json
+from metareward.storage.store import RecordStore, read_records
 from metareward.types import Candidate, Prompt, PromptRecord, Sampling
 
 _TAKES: dict[ProtocolName, str] = {
@@ -227,7 +227,7 @@ def protocol_named(name: str | None) -> ProtocolName | None:
 
 def _records(path: Path) -> list[PromptRecord]:
     with RecordStore.read(path) as store:
-        return [from_json(document) for _, document in store.documents()]
+        return list(read_records(store))
 
 
 class JudgeQuality(JudgedBenchmark):

@@ -22,8 +22,8 @@ test-data: .venv/ready
 
 # Real servers, in environments of their own: some gigabytes, made once.
 test-servers: .venv/ready
-	bash tests/servers/setup.sh
-	$(BIN)/pytest -m servers --timeout 900 tests/servers
+	bash tests/support/setup_servers.sh
+	$(BIN)/pytest -m servers --timeout 900 tests/engines
 
 lint: .venv/ready
 	$(BIN)/ruff check .

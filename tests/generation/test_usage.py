@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from endpoint_setup import HOT, ask, settings
-from rude_server import Answer, Body, RudeServer, deaf_to_n, error, good
+from chat_server import Answer, Body, FakeChatServer, error, good, ignores_n
+from openai_setup import HOT, QUICK, ask, settings
 from small_run import small_run
 
-from metareward.engines.endpoint import open_endpoint
+from metareward.engines.openai.engine import open_openai
 from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.usage import log_usage, log_warnings, read_usage, read_warnings
 from metareward.pipeline.status import status_text
@@ -28,8 +28,8 @@ def rude_once(body: Body, place: int) -> Answer:
     return good(body) if place else error(503)
 
 
-async def asked(run: RunDir, server: RudeServer, cache: Path | None = None) -> None:
-    engine = log_usage(run, "M0", await open_endpoint(settings(server, cache=cache)))
+async def asked(run: RunDir, server: FakeChatServer, cache: Path | None = None) -> None:
+    engine = log_usage(run, "M0", await open_openai(settings(server, cache_dir=str(cache) if cache else None), QUICK))
     try:
         for _ in range(2):
             assert len(await engine.complete(ask(), HOT, 2)) == 2
@@ -39,7 +39,7 @@ async def asked(run: RunDir, server: RudeServer, cache: Path | None = None) -> N
 
 def test_usage_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> None:
     async def twice() -> str:
-        async with RudeServer(rude_once) as server:
+        async with FakeChatServer(rude_once) as server:
             await asked(run, server)
             await asked(run, server, tmp_path / "cache")
             return f"{server.url}/v1"
@@ -56,13 +56,13 @@ def test_usage_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> None:
 
 def test_warnings_are_in_the_log_once_each(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     async def warned() -> None:
-        async with RudeServer(deaf_to_n) as server:
+        async with FakeChatServer(ignores_n) as server:
             await asked(run, server)
 
     with log_warnings(run):
         asyncio.run(warned())
-        logging.getLogger("metareward.engines.endpoint").warning("second")
-    logging.getLogger("metareward.engines.endpoint").warning("afterwards")
+        logging.getLogger("metareward.engines.openai").warning("second")
+    logging.getLogger("metareward.engines.openai").warning("afterwards")
     first, second = read_warnings(run)
     assert "one request is sent for each completion" in first and second == "second"
     assert first in status_text(run) and "warnings (2), the last ones:" in status_text(run)

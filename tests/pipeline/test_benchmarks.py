@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Answer as Served
+from chat_server import Body, FakeChatServer, choice, completion
 from made_up import LABEL_PROMPT, lines
 from rich.console import Console
-from rude_server import Answer as Served
-from rude_server import Body, RudeServer, choice, completion
 from scripted_run import HELD_OUT, begun, model, write_recipe
 from scripted_world import reply
 
@@ -291,7 +291,7 @@ def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path)
         return Served(completion(*(choice(f"Score: {(i + len(str(body))) % 5}", i) for i in range(body["n"]))))
 
     async def judged() -> tuple[Experiment, int]:
-        async with RudeServer(manner) as server:
+        async with FakeChatServer(manner) as server:
             far = f"{{name: far, kind: alpaca_eval, judge: '{server.url}#j', judgments: 2, models: [1]}}"
             of = furnished(tmp_path, far)
             for t in (0, 1):

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from rude_server import Answer, Body, RudeServer, choice, completion
+from chat_server import Answer, Body, FakeChatServer, choice, completion
 
 from metareward.errors import UserError
 from metareward.pipeline.engines import open_judge
@@ -28,7 +28,7 @@ def thinking(_: Body, __: int) -> Answer:
 @pytest.mark.parametrize(("strip", "said", "tokens"), [("true", "Score: 4", 109), ("false", "well [end] Score: 4", 10)])
 def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, strip: str, said: str, tokens: int) -> None:
     async def asked() -> str:
-        async with RudeServer(thinking) as server:
+        async with FakeChatServer(thinking) as server:
             path = tmp_path / "judge.yaml"
             path.write_text(RECIPE.format(folder=tmp_path, strip=strip, url=server.url))
             engine = await open_judge(str(path))

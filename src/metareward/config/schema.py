@@ -25,6 +25,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
+from metareward.engines.openai.engine import OpenAISettings
+from metareward.engines.vllm.engine import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.method.pairs import PairRules
@@ -107,42 +109,6 @@ class PairSettings(Section):
     )
     elo_prior: float = Field(0.1, gt=0.0, description="Weight of the prior that keeps Elo ratings finite")
     min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
-
-
-class OpenAISettings(Section):
-    """Servers that speak OpenAI's protocol, started by the user."""
-
-    kind: Literal["openai"] = Field("openai", description="OpenAI-compatible servers that you run")
-    base_urls: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
-        description="Base URLs, such as [http://127.0.0.1:8000]; requests go to the least busy"
-    )
-    model: Text = Field("m{t}", description="The model's name on the servers; {t} is its iteration, 0 for M0")
-    api_key_env: Text | None = Field(None, description="The environment variable that holds the API key")
-    max_concurrency: Count = Field(64, description="Most requests in flight for each server")
-    requests_per_minute: Count | None = Field(None, description="No more requests than this, for each server")
-    timeout: float = Field(600.0, gt=0.0, description="Seconds that one request may take")
-    max_attempts: Count = Field(6, description="Attempts at a request before its prompt counts as failed")
-    cache_dir: Text | None = Field(None, description="Folder that caches replies, so that no request is paid twice")
-
-
-class VllmSettings(Section):
-    """vLLM, in this process or as a server of its own, which the run starts and stops."""
-
-    kind: Literal["vllm"] = Field("vllm", description="vLLM, if it is installed")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
-    tensor_parallel_size: Count = Field(1, description="GPUs that one copy of the model is spread over")
-    gpu_memory_utilization: float = Field(
-        0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take, or of the machine's on a CPU"
-    )
-    max_model_len: Count | None = Field(
-        None, description="Longest prompt with completion, in tokens; empty for the model's"
-    )
-    serve: bool = Field(False, description="As a server of its own, started and stopped by the run")
-    python: Text | None = Field(
-        None, description="With serve: the Python of the environment that has vLLM, if it isn't this one"
-    )
-    max_concurrency: Count = Field(256, description="With serve: most requests in flight")
-    start_timeout: float = Field(900.0, gt=0.0, description="With serve: seconds that the server has to start")
 
 
 def _default_kind(value: object) -> object:

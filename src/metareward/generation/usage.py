@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metareward.engines.base import Engine
-from metareward.engines.endpoint import EndpointEngine
+from metareward.engines.openai.engine import OpenAIEngine
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import log_event
 from metareward.types import Completion, Messages, ModelRole, Sampling
@@ -73,9 +73,9 @@ def _entries(run: RunDir, event: str) -> Iterator[Mapping[str, Any]]:
 
 
 class UsageLoggingEngine:
-    """An endpoint engine whose counts are written to the log of ``run`` when it is closed."""
+    """An OpenAI engine whose counts are written to the log of ``run`` when it is closed."""
 
-    def __init__(self, run: RunDir, client: str, engine: EndpointEngine) -> None:
+    def __init__(self, run: RunDir, client: str, engine: OpenAIEngine) -> None:
         self._run = run
         self._client = client
         self._engine = engine
@@ -107,7 +107,7 @@ class UsageLoggingEngine:
 
 def log_usage(run: RunDir, client: str, engine: Engine) -> Engine:
     """``engine``, with its counts logged if it sends requests to servers."""
-    return UsageLoggingEngine(run, client, engine) if isinstance(engine, EndpointEngine) else engine
+    return UsageLoggingEngine(run, client, engine) if isinstance(engine, OpenAIEngine) else engine
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import os
 import tempfile
 from pathlib import Path
 
-from metareward.config.schema import EngineSettings, OpenAISettings, VllmSettings, load_recipe
-from metareward.engines import endpoint, vllm, vllm_server
+from metareward.config.schema import EngineSettings, load_recipe
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
+from metareward.engines.openai.engine import OpenAISettings, open_openai
+from metareward.engines.vllm.engine import VllmSettings, open_vllm
+from metareward.engines.vllm.server import open_vllm_server
 from metareward.errors import UserError
 from metareward.evaluation.judges import judge_kind
 from metareward.method.judge import Reasoning
@@ -84,36 +86,14 @@ def model_folder(name: str) -> Path:
 
 
 async def _openai(settings: OpenAISettings, folder: Path, t: int) -> Engine:
+    model, cache = settings.model.replace("{t}", str(t)), settings.cache_dir
     # The replies depend on the model behind the name, so each model has a cache of its own.
-    cache = Path(settings.cache_dir) / fingerprint_model(folder)[:16] if settings.cache_dir else None
-    return await endpoint.open_endpoint(
-        endpoint.EndpointSettings(
-            urls=settings.base_urls,
-            model=settings.model.replace("{t}", str(t)),
-            key_variable=settings.api_key_env,
-            in_flight=settings.max_concurrency,
-            requests_per_minute=settings.requests_per_minute,
-            timeout=settings.timeout,
-            attempts=settings.max_attempts,
-            cache=cache,
-        )
-    )
+    cache_dir = str(Path(cache) / fingerprint_model(folder)[:16]) if cache else None
+    return await open_openai(settings.model_copy(update={"model": model, "cache_dir": cache_dir}))
 
 
 async def _vllm(settings: VllmSettings, folder: Path, logs: Path) -> Engine:
-    common = vllm.VllmSettings(
-        settings.dtype, settings.tensor_parallel_size, settings.gpu_memory_utilization, settings.max_model_len
-    )
     if not settings.serve:
-        return await vllm.open_vllm(folder, common)
+        return await open_vllm(folder, settings)
     logs.mkdir(parents=True, exist_ok=True)
-    return await vllm_server.open_vllm_server(
-        folder,
-        vllm_server.VllmServerSettings(
-            common,
-            python=Path(settings.python) if settings.python else None,
-            in_flight=settings.max_concurrency,
-            start_timeout=settings.start_timeout,
-            log=logs / "vllm.log",
-        ),
-    )
+    return await open_vllm_server(folder, settings, logs / "vllm.log")

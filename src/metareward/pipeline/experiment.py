@@ -18,11 +18,9 @@ from metareward.config.schema import (
     AnswerSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
-    OpenAISettings,
     Recipe,
     RoleSettings,
     TrainingSettings,
-    VllmSettings,
     engine_fingerprint,
     generation_fingerprint,
     load_recipe,
@@ -30,6 +28,8 @@ from metareward.config.schema import (
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine, RoleEngines
 from metareward.engines.local.workers import LocalSettings
+from metareward.engines.openai.engine import OpenAISettings
+from metareward.engines.vllm.engine import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judges import judge_kind

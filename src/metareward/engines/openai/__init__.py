@@ -1,1 +1,1 @@
-"""OpenAI-compatible servers as an `Engine`: one server's HTTP client, the pool of servers, the engine with its cache."""
+"""OpenAI-compatible servers as an `Engine`. Servers that metareward starts itself are in `engines.vllm`."""

@@ -1,81 +1,120 @@
-"""OpenAI-compatible servers as an `Engine`: vLLM, SGLang, llama.cpp, ``transformers serve``, hosted ones.
+"""OpenAI-compatible servers as an `Engine`: vLLM, SGLang, llama.cpp, hosted ones.
 
-All samples of a request are asked for at once (``n``). A server that gives fewer, or refuses that, is asked for one at
-a time from then on. What may pass is tried again with growing, random pauses, on another server if there is one: 408,
-429, 5xx, broken connections, no reply in time, half a reply; nothing else is. An answered request comes back once,
-and with a cache is never sent again.
+All samples of a request are asked for at once (``n``); a server that gives fewer, or refuses that, gets one request for
+each from then on. What may pass is tried again with growing random pauses, preferably on another server. An answered
+request is returned once, and with a cache never sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from aiolimiter import AsyncLimiter
+from pydantic import Field, TypeAdapter
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from metareward.engines.base import EngineError
-from metareward.engines.endpoint_address import api_key, base_urls
-from metareward.engines.endpoint_cache import ReplyCache
-from metareward.engines.endpoint_place import Pauses, Place, ServerUsage
-from metareward.engines.endpoint_pool import Pool
-from metareward.engines.endpoint_reply import Reply
-from metareward.engines.endpoint_request import ChatRequest, chat_request
-from metareward.engines.endpoint_server import RefusedError, Server, TroubleError, UnreachableError
-from metareward.engines.endpoint_words import one_line
+from metareward.engines.openai.client import (
+    ChatRequest,
+    Client,
+    RefusedError,
+    Reply,
+    TransientError,
+    UnreachableError,
+    api_key,
+    base_url,
+    chat_request,
+    one_line,
+)
+from metareward.engines.openai.pool import Pool, Server, ServerUsage
+from metareward.engines.openai.rate_control import Pauses, RateControl
 from metareward.errors import UserError
+from metareward.settings import Count, Section, Text
+from metareward.storage.store import RecordStore
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _LOG = logging.getLogger(__name__)
-# Servers that take only n=1 say so with one of these.
-_BAD_REQUEST = (400, 422)
+_BAD_REQUEST = (400, 422)  # how servers that take only n=1 refuse others
+CACHE_FILE = "replies.sqlite"
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointSettings:
-    """Where the servers are and how they are asked.
+class OpenAISettings(Section):
+    """Servers that speak OpenAI's protocol, started by the user."""
 
-    ``urls``: base addresses, with or without ``/v1``. ``model``: the name under which they know the model.
-    ``key_variable``: the environment variable that holds the API key. ``in_flight`` and ``requests_per_minute``:
-    limits for each server. ``timeout``: seconds for one request. ``attempts``: tries of a request before it fails.
-    ``cache``: folder that keeps what was answered.
-    """
-
-    urls: tuple[str, ...]
-    model: str
-    key_variable: str | None
-    in_flight: int
-    requests_per_minute: int | None
-    timeout: float
-    attempts: int
-    cache: Path | None
-    pauses: Pauses = field(default_factory=Pauses)
+    kind: Literal["openai"] = Field("openai", description="OpenAI-compatible servers that you run")
+    base_urls: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
+        description="Base URLs, such as [http://127.0.0.1:8000]; requests go to the least busy"
+    )
+    model: Text = Field("m{t}", description="The model's name on the servers; {t} is its iteration, 0 for M0")
+    api_key_env: Text | None = Field(None, description="The environment variable that holds the API key")
+    max_concurrency: Count = Field(
+        64, description="Most requests in flight for each server; fewer where it throttles (429, Retry-After)"
+    )
+    requests_per_minute: Count | None = Field(None, description="No more requests than this, for each server")
+    timeout: float = Field(600.0, gt=0.0, description="Seconds that one request may take")
+    max_attempts: Count = Field(
+        6, description="Attempts at a request before its prompt counts as failed; throttled ones don't count"
+    )
+    cache_dir: Text | None = Field(None, description="Folder that caches replies, so that no request is paid twice")
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was used so far, by server; ``cache_hits`` counts the requests that needed none."""
+    """Counts so far, by server; ``cache_hits``: requests that no server was needed for."""
 
     servers: tuple[ServerUsage, ...]
     cache_hits: int
 
 
-class EndpointEngine:
-    """Completions from the servers of ``settings``; made by `open_endpoint`."""
+class ReplyCache:
+    """The choices of answered requests by the request's digest: no prompts, addresses or keys.
 
-    def __init__(self, settings: EndpointSettings, pool: Pool, cache: ReplyCache | None) -> None:
+    A row is on the disk before its completions are returned. The model counts by its name: another model under the same
+    name needs another folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cache_dir: {folder} is no folder ({error.strerror}); fix: name another one") from error
+        self._store = RecordStore.open(folder / CACHE_FILE, {"content": "replies of chat servers"})
+        self._choices = TypeAdapter(tuple[Completion, ...])
+        self.hits = 0
+
+    def get(self, request: ChatRequest) -> tuple[Completion, ...]:
+        """The cached choices, perhaps fewer than asked for; none if the request was never answered."""
+        document = self._store.get(request.digest)
+        return () if document is None else self._choices.validate_python(json.loads(document))
+
+    def put(self, request: ChatRequest, choices: Sequence[Completion]) -> None:
+        """Keep ``choices``. Raises `UserError` when the disk is full or can't be written."""
+        self._store.put(request.digest, json.dumps(self._choices.dump_python(tuple(choices))))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+
+class OpenAIEngine:
+    """Completions from the servers of ``settings``; made by `open_openai`."""
+
+    def __init__(self, settings: OpenAISettings, pauses: Pauses, pool: Pool, cache: ReplyCache | None) -> None:
         self._settings = settings
+        self._pauses = pauses
         self._pool = pool
         self._cache = cache
-        self._cache_hits = 0
 
     @property
     def usage(self) -> Usage:
         """The counts so far."""
-        return Usage(self._pool.usage(), self._cache_hits)
+        return Usage(self._pool.usage(), self._cache.hits if self._cache else 0)
 
     async def complete(
         self,
@@ -84,45 +123,45 @@ class EndpointEngine:
         n: int,
         role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
     ) -> Sequence[Completion]:
-        """``n`` completions; see `Engine`. Greedy ones are all the same, so one is asked for."""
+        """``n`` completions; see `Engine`. Greedy ones are equal, so one is asked for."""
         if sampling.temperature == 0 and n > 1:
             return tuple(await self.complete(messages, sampling, 1)) * n
-        one_each = [chat_request(self._settings.model, messages, sampling, 1, i) for i in range(n)]
-        whole = chat_request(self._settings.model, messages, sampling, n)
-        written = await self._together(whole, one_each)
-        rest = (self._ask(request) for request in one_each[len(written) :])
-        # One that fails doesn't stop the others: they are paid for, and the cache keeps them.
+        singles = [chat_request(self._settings.model, messages, sampling, 1, i) for i in range(n)]
+        written = await self._complete_at_once(chat_request(self._settings.model, messages, sampling, n), singles)
+        rest = (self._ask(request) for request in singles[len(written) :])
+        # One that fails doesn't cancel the others: they are paid for, and the cache keeps them.
         outcomes = await asyncio.gather(*rest, return_exceptions=True)
-        return (*written, *(choice for outcome in _raised(outcomes) for choice in outcome))
+        if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+            raise min(failures, key=lambda error: isinstance(error, EngineError))  # a bug before a failed request
+        return (*written, *(choice for outcome in outcomes if isinstance(outcome, tuple) for choice in outcome))
 
     async def aclose(self) -> None:
-        """Close all connections and the cache; requests under way fail with `EngineError`."""
+        """Close all connections and the cache; requests in flight fail with `EngineError`."""
         await self._pool.aclose()
         if self._cache:
             self._cache.close()
 
-    async def _together(self, whole: ChatRequest, one_each: Sequence[ChatRequest]) -> tuple[Completion, ...]:
-        """The first of the completions, as many as come from one request; none if they are to be asked for singly."""
-        if not self._kept(whole) and any(self._kept(request) for request in one_each):
+    async def _complete_at_once(self, whole: ChatRequest, singles: Sequence[ChatRequest]) -> tuple[Completion, ...]:
+        """The first completions, as many as one request gives; none if they are to be asked for singly."""
+        if not self._cached(whole) and any(self._cached(request) for request in singles):
             return ()
         try:
             return await self._ask(whole)
         except RefusedError as refused:
             if whole.n == 1 or refused.status not in _BAD_REQUEST:
                 raise
-            # Was it for the number, or for what would be refused singly too? Then this raises.
-            first = await self._ask(one_each[0])
-            self._pool.place(refused.server).ask_singly(f"refuses to give {whole.n} completions at once")
+            first = await self._ask(singles[0])  # raises if it was not the number that was refused
+            self._pool.server(refused.server).send_singly(f"refuses to give {whole.n} completions at once")
             return first
 
-    def _kept(self, request: ChatRequest) -> tuple[Completion, ...]:
+    def _cached(self, request: ChatRequest) -> tuple[Completion, ...]:
         return self._cache.get(request) if self._cache else ()
 
     async def _ask(self, request: ChatRequest) -> tuple[Completion, ...]:
         """The choices of one request, from the cache or a server; none if the server gives one at a time."""
-        if kept := self._kept(request):
-            self._cache_hits += 1
-            return kept
+        if self._cache and (cached := self._cache.get(request)):
+            self._cache.hits += 1
+            return cached
         reply = await self._send(request)
         if reply is None:
             return ()
@@ -131,88 +170,73 @@ class EndpointEngine:
         return reply.choices
 
     async def _send(self, request: ChatRequest) -> Reply | None:
-        troubles: list[TroubleError] = []
+        errors: list[TransientError] = []
 
-        async def once() -> Reply | None:
+        async def attempt() -> Reply | None:
             try:
-                return await self._pool.send(request, {trouble.server for trouble in troubles})
-            except TroubleError as trouble:
-                troubles.append(trouble)
+                return await self._pool.send(request, {error.server for error in errors})
+            except TransientError as error:
+                errors.append(error)
                 raise
 
-        pauses = self._settings.pauses
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TroubleError),
-            stop=stop_after_attempt(self._settings.attempts),
-            wait=wait_random_exponential(multiplier=pauses.first, max=pauses.longest),
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_attempt(self._settings.max_attempts),
+            wait=wait_random_exponential(multiplier=self._pauses.first, max=self._pauses.longest),
             reraise=True,
         )
         try:
-            return await retrying(once)
-        except TroubleError as last:
-            servers = " and ".join(dict.fromkeys(trouble.server for trouble in troubles))
-            tries = f"{len(troubles)} {'try' if len(troubles) == 1 else 'tries'}"
-            raise EngineError(f"{last}; {request.name} failed after {tries} at {servers}") from last
+            return await retrying(attempt)
+        except TransientError as last:
+            servers = " and ".join(dict.fromkeys(error.server for error in errors))
+            attempts = f"{len(errors)} {'attempt' if len(errors) == 1 else 'attempts'}"
+            raise EngineError(f"{last}; {request.name} failed after {attempts} at {servers}") from last
 
 
-def _raised(outcomes: Sequence[tuple[Completion, ...] | BaseException]) -> list[tuple[Completion, ...]]:
-    """The outcomes if all are results. Else raises a failure: a mistake rather than what one request can't have."""
-    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    if failures:
-        raise min(failures, key=lambda error: isinstance(error, EngineError))
-    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+async def open_openai(settings: OpenAISettings, pauses: Pauses | None = None) -> OpenAIEngine:
+    """The engine over these servers, after a look at which of them answer and what they serve.
 
-
-async def open_endpoint(settings: EndpointSettings) -> EndpointEngine:
-    """The engine over these servers, after a look at which of them are there and what they serve.
-
-    Raises `UserError` for a URL that is none, a missing key, a server that refuses the key or lists models without
-    this one, and if no server is there at all; one that isn't there is set aside while others are. A server that
-    doesn't list its models is taken at its word.
+    Raises `UserError` for a bad URL, a missing key, a server that refuses the key or lists models without this one, and
+    if no server answers; one that doesn't is set aside while others do. Servers needn't list their models.
     """
-    key = api_key(settings.key_variable)
-    urls = base_urls(settings.urls)
-    places = [_place(Server(url, key, settings.timeout), settings) for url in urls]
-    pool = Pool(places, settings.pauses.patience)
+    pauses = pauses or Pauses()
+    key, urls = api_key(settings.api_key_env), [base_url(url) for url in settings.base_urls]
+    if twice := [url for url in urls if urls.count(url) > 1]:
+        raise UserError(f"base_urls: {twice[0]} is there twice; fix: name each server once")
+    max_rate = settings.requests_per_minute / 60 if settings.requests_per_minute else math.inf
+    servers = [
+        Server(Client(url, key, settings.timeout), RateControl(settings.max_concurrency, max_rate, pauses), pauses)
+        for url in urls
+    ]
+    pool = Pool(servers, pauses.patience)
     try:
-        troubles = await asyncio.gather(*(_look(place, settings) for place in places))
-        if all(troubles):
-            raise UserError(f"{troubles[0]}; fix: start the server, or correct urls")
-        cache = ReplyCache.open(settings.cache) if settings.cache else None
+        errors = await asyncio.gather(*(_check(server, settings) for server in servers))
+        if all(errors):
+            raise UserError(f"{errors[0]}; fix: start the server, or correct base_urls")
+        cache = ReplyCache(Path(settings.cache_dir)) if settings.cache_dir else None
     except BaseException:
         await pool.aclose()
         raise
-    return EndpointEngine(settings, pool, cache)
+    return OpenAIEngine(settings, pauses, pool, cache)
 
 
-def _place(server: Server, settings: EndpointSettings) -> Place:
-    # Requests at even distances: a bucket of a minute's size could let twice the limit through in its first minute.
-    per_minute = settings.requests_per_minute
-    limiter = AsyncLimiter(1, 60 / per_minute) if per_minute else None
-    return Place(server, settings.in_flight, limiter, settings.pauses)
-
-
-async def _look(place: Place, settings: EndpointSettings) -> UnreachableError | None:
-    """Ask a server for its models; what it says when it isn't there."""
-    server, model = place.server, settings.model
+async def _check(server: Server, settings: OpenAISettings) -> UnreachableError | None:
+    """Ask a server for its models; the error if there is no server."""
+    model, url = settings.model, server.client.url
     try:
-        models = await server.models()
-    except UnreachableError as trouble:
-        place.fall(trouble, asyncio.get_running_loop().time())
-        return trouble
+        models = await server.client.models()
+    except UnreachableError as error:
+        server.fall(error)
+        return error
     except RefusedError as refused:
-        fix = "correct urls" if refused.status < 400 else f"put a valid key into {_variable(settings)}"
+        variable = settings.api_key_env or "an environment variable and name it in api_key_env"
+        fix = "correct base_urls" if refused.status < 400 else f"put a valid key into {variable}"
         raise UserError(f"{refused}; fix: {fix}") from None
     if models and model not in models:
         listed = one_line(", ".join(models))
-        # Some list what they have downloaded, and serve a folder that is not among it.
+        # Some servers list what they have downloaded, and also serve folders that they don't list.
         if not (Path(model).is_absolute() or Path(model).is_dir()):
-            raise UserError(
-                f"{server.url} serves {listed}, not {model}; fix: set model to one of them, or correct urls"
-            )
-        _LOG.warning("%s lists %s, not %s", server.url, listed, model)
+            fix = "fix: set model to one of them, or correct base_urls"
+            raise UserError(f"{url} serves {listed}, not {model}; {fix}")
+        _LOG.warning("%s lists %s, not %s", url, listed, model)
     return None
-
-
-def _variable(settings: EndpointSettings) -> str:
-    return settings.key_variable or "an environment variable and name it in key_variable"

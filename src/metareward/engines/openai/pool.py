@@ -1,21 +1,18 @@
 """Several servers as one: each request goes to the least busy healthy server, as fast as that server takes requests.
 
 A server is down when it can't be reached or fails three times in a row. It then gets nothing for a pause that doubles
-each time, and after it one probe request. A server that throttles is not down: `RateControl` finds its limits.
+each time, and after it one probe request. A server that throttles is not down: `RateControl` finds what it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from metareward.engines.engine import EngineError
+from metareward.engines.base import EngineError
 from metareward.engines.openai.client import (
     ChatRequest,
     Client,
@@ -24,24 +21,15 @@ from metareward.engines.openai.client import (
     TransientError,
     UnreachableError,
 )
+from metareward.engines.openai.rate_control import Pauses, RateControl
 
 _LOG = logging.getLogger(__name__)
 _FAILURES_IN_A_ROW = 3
-_MIN_REQUESTS = 8  # that a measurement of a rate, and a window of successes, take at least
-
-
-@dataclass(frozen=True, slots=True)
-class Pauses:
-    """Seconds: the ``first`` pause after a failure, the ``longest``, and the ``patience`` while no server answers."""
-
-    first: float = 0.5
-    longest: float = 60.0
-    patience: float = 600.0
 
 
 @dataclass(slots=True)
 class ServerUsage:
-    """Counts of one server: requests it answered or failed, those that failed, those it throttled, tokens.
+    """What one server was sent and gave. ``requests``: answered or failed ones, not those that it throttled.
 
     ``filtered``: choices cut by a content filter. ``takes_n``: false when it gives one choice whatever ``n`` says.
     """
@@ -56,129 +44,220 @@ class ServerUsage:
     takes_n: bool = True
 
 
-@dataclass(slots=True)
-class RateControl:
-    """How many requests at once and per second one server takes, found by AIMD from its throttle replies.
+class Server:
+    """A server's health, load and counts. Times are seconds of the event loop's clock."""
 
-    Until the first throttle only ``max_concurrency`` and ``max_rate`` (requests/s) bound it. Throttle replies to
-    requests of the same round trip count as one throttle. Each throttle
-
-    - pauses the server for Retry-After, or else for a short time that doubles while it takes nothing at all;
-    - lowers the concurrency to the requests in flight that the server did take, if it came at a new peak of them;
-    - or else lowers the rate to the one measured between throttles (requests taken / time).
-
-    Requests that the server takes then raise both, slowly at first and faster later, as CUBIC does (RFC 9438); until a
-    rate has been measured it doubles with every `_MIN_REQUESTS` (slow start). Requests leave at even distances; what
-    was missed during a pause, up to the burst that the server took at first, is caught up at twice the rate.
-    """
-
-    max_concurrency: int
-    max_rate: float
-    pauses: Pauses
-    throttles: int = 0
-    paused_until: float = 0.0
-    measured: bool = False
-    _concurrency: int = 0
-    _rate: float = math.inf
-    _burst: float = 0.0
-    _pause: float = 0.0
-    _rejections: int = 0  # throttles in a row in which nothing was taken
-    _began: float = -math.inf  # the last throttle
-    _measured_from: float = -math.inf
-    _previous_rate: float = math.inf
-    _recent: float = math.inf
-    _taken: int = 0  # requests taken between _measured_from and the last throttle
-    _interval: int = 0
-    _sent: int = 0  # since the last throttle
-    _sent_full: int = 0  # of these, while as many were in flight as allowed
-    _peak: int = 0  # most in flight since the last throttle
-    _binding: bool = False
-    _probe_every: float = 1.0
-    _due: float = -math.inf  # when the next request is due at an even pace
-    _times: deque[float] = field(default_factory=lambda: deque([-math.inf], maxlen=2 * _MIN_REQUESTS))
+    def __init__(self, client: Client, control: RateControl, pauses: Pauses) -> None:
+        self.client = client
+        self.control = control
+        self.usage = ServerUsage(client.url)
+        self.in_flight = 0
+        self.probes = 0
+        self.down = False
+        self.last_error = ""
+        self._down_until = 0.0
+        self._pauses = pauses
+        self._failures = 0  # in a row
+        self._falls = 0  # in a row
+        self._logged_limits = False
 
     @property
-    def concurrency(self) -> int:
-        """Requests that may be in flight."""
-        if not self.throttles:
-            return self.max_concurrency
-        windows = (self._sent_full + 1) / min(self._probe_every, self._window())
-        return min(self.max_concurrency, self._concurrency + int(windows + 0.05 * self._concurrency * windows**3))
-
-    @property
-    def rate(self) -> float:
-        """Requests per second."""
-        if self.measured:
-            growth = 0.95 + 0.05 * (self._sent / self._window()) ** 3
-        else:
-            growth = 2 ** min(self._sent / _MIN_REQUESTS, 60)
-        return min(self.max_rate, self._rate * growth)
+    def resting_until(self) -> float:
+        """Until then it gets nothing, because it is down or asked for it."""
+        return max(self._down_until, self.control.paused_until)
 
     def ready_at(self) -> float:
-        """The earliest moment for the next request."""
-        gap = max(0.5 / self.rate, 1 / self.max_rate)
-        return max(self.paused_until, self._due, self._times[-1] + gap)
+        """When the next request may be sent, if one more may be in flight."""
+        return max(self._down_until, self.control.ready_at())
 
-    def sent(self, now: float, in_flight: int) -> None:
-        """A request is sent; ``in_flight`` includes it."""
-        rate = self.rate
-        self._sent_full += in_flight >= self.concurrency
-        self._sent += 1
-        self._times.append(now)
-        self._due = max(self._due, now - (self._burst - 1) / rate) + 1 / rate
+    def free(self, now: float) -> bool:
+        """Whether a request may be sent now; a server that is down gets one at a time."""
+        room = self.probes < 1 if self.down else self.in_flight < self.control.concurrency
+        return room and now >= self.ready_at()
 
-    def served(self, in_flight: int) -> None:
-        """A request was answered; ``in_flight`` includes it."""
-        self._rejections = 0
-        self._peak = max(self._peak, in_flight)
+    def out(self, now: float) -> bool:
+        """Whether it is of no use for now, rather than busy."""
+        return self.down or now < self.resting_until
 
-    def throttled(self, sent_at: float, now: float, retry_after: float, in_flight: int) -> None:
-        """A request sent at ``sent_at`` was throttled; ``in_flight`` includes it."""
-        if sent_at > self._began:
-            self._begin(now, retry_after, in_flight)
-        self.throttles += 1
-        self.paused_until = max(self.paused_until, now + retry_after * random.uniform(1.0, 1.1))
-        self._taken -= 1
-        self._interval -= 1
-        if self._binding:
-            self._concurrency = max(1, self._concurrency - 1)
-        self._set_rate()
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """While a request is in flight. Those sent before the server went down may hang, and are no probes."""
+        probe = self.down
+        self.in_flight += 1
+        self.probes += probe
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self.probes -= probe
 
-    def _begin(self, now: float, retry_after: float, in_flight: int) -> None:
-        """A throttle begins."""
-        self._rejections = self._rejections + 1 if self._interval <= 0 and self.throttles else 0
-        self._binding = in_flight > self._peak
-        recent = self._sent / max(now - self.paused_until, 1e-3)
-        self._previous_rate = self.rate
-        self._recent = recent
-        if self._binding and self.throttles and in_flight >= self.concurrency:
-            self._probe_every *= 4
-        self._concurrency = in_flight if self._binding else self.concurrency
-        if self._measured_from == -math.inf or self._taken >= _MIN_REQUESTS:
-            self._measured_from, self._taken = self._began, 0
-        catching_up = self._due < now - 2 / self._previous_rate
-        if self.measured and catching_up:
-            self._burst = max(1, self._burst / 2)
-        self._taken += self._sent
-        self._interval = self._sent
-        self._peak = self._sent = self._sent_full = 0
-        self._began = self._due = now
-        own = min(self.pauses.first, 2 / self._previous_rate if self.measured else math.inf)
-        self._pause = retry_after or min(own * 2**self._rejections, self.pauses.longest)
-        self.paused_until = now + self._pause * random.uniform(1.0, 1.1 if retry_after else 1.5)
+    async def exchange(self, request: ChatRequest) -> Reply:
+        """Send the request and keep account of what becomes of it."""
+        sent_at = _now()
+        self.control.sent(sent_at, self.in_flight)
+        try:
+            reply = await self.client.complete(request)
+        except UnreachableError as error:
+            self.fall(error)
+            raise
+        except ThrottledError as error:
+            self._throttled(error, sent_at)
+            raise
+        except TransientError as error:
+            self._failed(error)
+            raise
+        except EngineError:
+            self.answered()
+            raise
+        self.answered()
+        self._count(request, reply)
+        return reply
 
-    def _set_rate(self) -> None:
-        if self._measured_from == -math.inf:  # the first throttle: nothing is known but the burst
-            self._burst = max(1, self._taken)
-            self._rate = self._burst / self._pause
-        elif self._binding:
-            self._rate = min(self._previous_rate, 2 * self._recent)
-        elif self._taken >= _MIN_REQUESTS:
-            decrease = 0.7 if self.measured else 0.5
-            measured = self._taken / max(self._began - self._measured_from, 1e-3)
-            self._rate = max(measured, decrease * min(self._previous_rate, self._recent))
-            self.measured = True
+    def fall(self, error: TransientError) -> None:
+        """Set it aside. Requests that were in flight together fail together, and count once."""
+        now, self.last_error = _now(), str(error)
+        if now < self._down_until:
+            return
+        if not self.down:
+            _LOG.warning("%s; set aside, and tried again from time to time", error)
+        self.down = True
+        self._down_until = now + min(self._pauses.first * 2**self._falls, self._pauses.longest)
+        self._falls = min(self._falls + 1, 30)
 
-    def _window(self) -> float:
-        """Requests that take long compared to a pause."""
-        return max(_MIN_REQUESTS, 20 * self._pause * self._rate)
+    def send_singly(self, why: str) -> None:
+        """From now on it gets one request for each completion."""
+        if self.usage.takes_n:
+            self.usage.takes_n = False
+            _LOG.warning("%s %s: from now on one request is sent for each completion", self.client.url, why)
+
+    def log_limits(self, prefix: str) -> None:
+        """Log what the server takes, if it ever throttled."""
+        if self.usage.throttled:
+            rate = f"{self.control.rate:.3g}" if self.control.rate < 1000 else "over 1000"
+            found = f"{rate} requests/s, {self.control.concurrency} in flight"
+            _LOG.info("%s%s takes about %s; it throttled %d", prefix, self.client.url, found, self.usage.throttled)
+
+    def _throttled(self, error: ThrottledError, sent_at: float) -> None:
+        if not self.usage.throttled:
+            _LOG.info("%s; sending more slowly", error)
+        self.usage.throttled += 1
+        self.last_error = str(error)
+        self._healthy()
+        self.control.throttled(sent_at, _now(), error.retry_after, self.in_flight)
+
+    def _failed(self, error: TransientError) -> None:
+        _LOG.info("%s", error)
+        self.usage.requests += 1
+        self.usage.failed += 1
+        self.last_error = str(error)
+        self._failures += 1
+        if self.down or self._failures >= _FAILURES_IN_A_ROW:
+            self.fall(error)
+
+    def answered(self) -> None:
+        """A reply or refusal came: it is up."""
+        self.usage.requests += 1
+        self.control.answered(self.in_flight)
+        if self.control.steady and not self._logged_limits:
+            self._logged_limits = True
+            self.log_limits("")
+        self._healthy()
+
+    def _healthy(self) -> None:
+        if self.down:
+            _LOG.info("%s is back", self.client.url)
+        self.down, self._failures, self._falls = False, 0, 0
+
+    def _count(self, request: ChatRequest, reply: Reply) -> None:
+        usage = self.usage
+        usage.prompt_tokens += reply.prompt_tokens
+        usage.completion_tokens += reply.completion_tokens
+        if reply.filtered and not usage.filtered:
+            _LOG.warning("%s filters what the model writes; a filtered text counts as cut off", self.client.url)
+        usage.filtered += reply.filtered
+        if reply.offered < request.n:
+            self.send_singly(f"gave {reply.offered} of {request.n} completions")
+
+
+class Pool:
+    """``servers``, and the requests that wait for one of them, first come, first served."""
+
+    def __init__(self, servers: Sequence[Server], patience: float) -> None:
+        self._servers = servers
+        self._patience = patience
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._out_since: float | None = None
+        self._closed = False
+
+    async def send(self, request: ChatRequest, avoid: Set[str]) -> Reply | None:
+        """The reply of a server, preferably of one whose URL isn't in ``avoid``.
+
+        None if the server gives one choice a request and more are asked for: nothing was sent. A request that is
+        throttled, or didn't reach its server, waits for the next free one. Raises `TransientError`, and `EngineError`
+        when the request is refused or no server has answered anything for ``patience`` seconds.
+        """
+        since = _now()
+        while True:
+            server = await self._choose(request, avoid, since)
+            try:
+                with server.occupied():
+                    if request.n > 1 and not server.usage.takes_n:
+                        return None
+                    reply = await server.exchange(request)
+                    self._out_since = None
+                    return reply
+            except (ThrottledError, UnreachableError):
+                continue
+            except EngineError:
+                self._out_since = None
+                raise
+            finally:
+                self._changed.set()
+
+    def server(self, url: str) -> Server:
+        """The server with this URL."""
+        return next(server for server in self._servers if server.client.url == url)
+
+    def usage(self) -> tuple[ServerUsage, ...]:
+        """The counts so far, one for each server."""
+        return tuple(replace(server.usage) for server in self._servers)
+
+    async def aclose(self) -> None:
+        """Close all connections; requests in flight and waiting ones fail with `EngineError`."""
+        if not self._closed:
+            for server in self._servers:
+                server.log_limits("closed: ")
+        self._closed = True
+        self._changed.set()
+        await asyncio.gather(*(server.client.aclose() for server in self._servers))
+
+    async def _choose(self, request: ChatRequest, avoid: Set[str], since: float) -> Server:
+        """The free server with the fewest requests in flight, as soon as there is one; to be used at once."""
+        async with self._turn:
+            while True:
+                if self._closed:
+                    raise EngineError(f"the engine was closed before {request.name} was finished")
+                now = _now()  # one for both looks: a moment that passes between them would never be waited for
+                if free := [server for server in self._servers if server.free(now)]:
+                    return min(free, key=lambda server: (server.client.url in avoid, server.in_flight))
+                await self._wait(request, since, now)
+
+    async def _wait(self, request: ChatRequest, since: float, now: float) -> None:
+        """Wait until a server may have become free. Raises `EngineError` when none has answered for too long."""
+        moments = [server.ready_at() for server in self._servers if server.ready_at() > now]
+        if all(server.out(now) for server in self._servers):
+            self._out_since = self._out_since or now
+            until = max(since, self._out_since) + self._patience
+            if now >= until or all(server.resting_until > until for server in self._servers):
+                causes = "; ".join(server.last_error for server in self._servers)
+                raise EngineError(f"no server is left for {request.name}: {causes}")
+            moments.append(until)
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(min(moments, default=None)):
+                await self._changed.wait()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

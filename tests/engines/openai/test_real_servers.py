@@ -1,6 +1,6 @@
-"""The endpoint engine before real servers with the pocket model: `transformers serve` and vLLM. `make test-servers`.
+"""The OpenAI engine with real servers of the pocket model: `transformers serve` and vLLM. `make test-servers`.
 
-The servers have environments of their own, which `tests/servers/setup.sh` makes; without one its tests are skipped.
+The servers have environments of their own, which `tests/support/setup_servers.sh` makes; else tests are skipped.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from endpoint_setup import engine_for, texts
+from openai_setup import engine_for, texts
 
 from metareward.engines.base import EngineError
-from metareward.engines.endpoint import EndpointEngine
-from metareward.engines.endpoint_place import Pauses
+from metareward.engines.openai.engine import OpenAIEngine
+from metareward.engines.openai.rate_control import Pauses
 from metareward.errors import UserError
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.progress import PROMPTS, SilentProgress
@@ -35,13 +35,13 @@ from metareward.types import Message, PromptRecord, Sampling
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SECONDS_TO_START = 400.0
 QUESTION = (Message("user", "List the red fruits."),)
 HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=32, seed=3)
 ENDPOINT = {
     "model": str(MODEL),
-    "in_flight": 8,
+    "max_concurrency": 8,
     "timeout": 120.0,
     "pauses": Pauses(first=0.2, longest=1.0, patience=60.0),
 }
@@ -95,7 +95,7 @@ def start(command: Callable[[int], list[str]], folder: Path) -> Served:
     port = free_port()
     program, *words = command(port)
     if not (ROOT / program).exists():
-        pytest.skip(f"{program} is not there; tests/servers/setup.sh makes it")
+        pytest.skip(f"{program} is not there; tests/support/setup_servers.sh makes it")
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log = folder / f"{port}.log"
     with log.open("wb") as out:
@@ -157,7 +157,7 @@ def test_transformers_goes_by_the_seeds_when_asked_one_by_one(transformers: str)
     """Its generator is one for all requests, and set when one arrives."""
 
     async def scene() -> None:
-        async with engine_for(transformers, **{**ENDPOINT, "in_flight": 1}) as engine:
+        async with engine_for(transformers, **{**ENDPOINT, "max_concurrency": 1}) as engine:
             written = await engine.complete(QUESTION, HOT, 4)
             assert await engine.complete(QUESTION, HOT, 4) == written
 
@@ -205,7 +205,7 @@ def test_vllm_refuses_what_it_cannot_serve_and_says_why(vllm: str) -> None:
     asyncio.run(scene())
 
 
-# --- a annotate_prompts, and one of two servers killed in the middle of it ---
+# --- a run, and one of two servers killed in the middle of it ---
 
 
 def settings() -> AnnotationSettings:
@@ -228,7 +228,7 @@ class KillAt(SilentProgress):
                 self.server.kill()
 
 
-async def swept(engine: EndpointEngine, store: RecordStore, progress: SilentProgress) -> None:
+async def swept(engine: OpenAIEngine, store: RecordStore, progress: SilentProgress) -> None:
     outcome = await annotate_prompts(engine, prompts(12, seed=1), settings(), store, progress, max_concurrent_prompts=6)
     assert (outcome.finished, outcome.failed) == (12, ())
 

@@ -1,6 +1,6 @@
-"""A vLLM server of our own: a child process that serves one model folder, asked like any other endpoint.
+"""A vLLM server that the run starts for one model folder, used through the OpenAI client.
 
-vLLM may live in another Python environment than ours. The server and whatever it starts end with this process.
+vLLM may be installed in another Python environment. The server and its child processes end with this process.
 """
 
 from __future__ import annotations
@@ -18,33 +18,31 @@ import urllib.error
 import urllib.request
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metareward.engines.base import Engine, EngineError, require_model_folder
-from metareward.engines.endpoint import EndpointSettings, open_endpoint
-from metareward.engines.endpoint_place import Pauses
+from metareward.engines.openai.engine import OpenAISettings, open_openai
+from metareward.engines.openai.rate_control import Pauses
 from metareward.engines.process_group import ProcessGroup
-from metareward.engines.vllm import ENVIRONMENT, VllmSettings, arguments, missing, unstarted
+from metareward.engines.vllm.engine import ENVIRONMENT, VllmSettings, engine_arguments, missing, unstarted
 from metareward.errors import UserError
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _NAME = "model"
-_SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_TO_STOP = 20.0
-# A request may wait for others in the server, so only one that is lost takes this long.
-_REQUEST_TIMEOUT = 3600.0
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 20.0
+_REQUEST_TIMEOUT = 3600.0  # the server queues requests, so only a lost one takes this long
 _ATTEMPTS = 3
-# Nobody starts this server again, so a minute without a connection is no pause.
+# Nothing restarts this server, so it isn't waited for long.
 _PAUSES = Pauses(patience=60.0)
-# What vLLM puts before a line: the process, then the level, date and place in its source.
-_MARKS = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+# vLLM's prefix of a log line: process, level, date, source line.
+_PREFIX = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _ERROR = re.compile(r"\S.*?(?:Error|Exception): ")
 _HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
-# Which vLLM another Python has, told by exit status: vLLM prints this and that.
+# Finds out which vLLM another Python has; answers by exit status, because vLLM prints to stdout.
 _MISSING, _ON_CPU = 3, 4
 _PROGRAM = f"""\
 import importlib.util, sys
@@ -55,41 +53,24 @@ sys.exit({_ON_CPU} if current_platform.is_cpu() else 0)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class VllmServerSettings:
-    """How the server runs the model, and how it is started and asked.
+async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> Engine:
+    """Start a server for the Hugging Face model in ``folder``; returns when it answers. Its output goes to ``log``.
 
-    ``python``: of the environment that has vLLM, None this one. ``in_flight``: requests under way at once.
-    ``start_timeout``: seconds until it must answer. ``log``: file to which what it prints is appended.
-    """
-
-    model: VllmSettings
-    python: Path | None
-    in_flight: int
-    start_timeout: float
-    log: Path
-
-
-async def open_vllm_server(folder: Path, settings: VllmServerSettings) -> Engine:
-    """Start a server for the Hugging Face model in ``folder``; returns when it answers.
-
-    Raises `UserError` with the server's own words if it can't be started, and when it takes too long.
+    Raises `UserError` with the server's own message if it can't be started, and when it takes too long.
     """
     require_model_folder(folder)
-    server = await Server.start(folder, settings)
-    asked = EndpointSettings(
-        urls=(server.url,),
-        model=_NAME,
-        key_variable=None,
-        in_flight=settings.in_flight,
-        requests_per_minute=None,
-        timeout=_REQUEST_TIMEOUT,
-        attempts=_ATTEMPTS,
-        cache=None,
-        pauses=_PAUSES,
+    server = await Server.start(folder, settings, log)
+    client = OpenAISettings.model_validate(
+        {
+            "base_urls": (server.url,),
+            "model": _NAME,
+            "max_concurrency": settings.max_concurrency,
+            "timeout": _REQUEST_TIMEOUT,
+            "max_attempts": _ATTEMPTS,
+        }
     )
     try:
-        return VllmServer(server, await open_endpoint(asked))
+        return VllmServer(server, await open_openai(client, _PAUSES))
     except (UserError, asyncio.CancelledError):
         await server.stop()
         raise
@@ -98,34 +79,34 @@ async def open_vllm_server(folder: Path, settings: VllmServerSettings) -> Engine
 class VllmServer:
     """Completions from a server that ends with this engine."""
 
-    def __init__(self, server: Server, endpoint: Engine) -> None:
+    def __init__(self, server: Server, client: Engine) -> None:
         self._server = server
-        self._endpoint = endpoint
+        self._client = client
         self._closed = False
-        self._watch = asyncio.create_task(self._outlive())
+        self._watch = asyncio.create_task(self._close_with_server())
 
     async def complete(
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:
-        """``n`` completions; see `Engine`. Raises `EngineError` with the server's last words when it has died."""
+        """``n`` completions; see `Engine`. Raises `EngineError` with the server's last error when it has died."""
         try:
-            return await self._endpoint.complete(messages, sampling, n, role)
+            return await self._client.complete(messages, sampling, n, role)
         except EngineError as error:
             if self._closed or self._server.running:
                 raise
-            raise EngineError(self._server.obituary()) from error
+            raise EngineError(self._server.exit_reason()) from error
 
     async def aclose(self) -> None:
-        """End the server and all its processes; requests under way fail with `EngineError`."""
+        """End the server and all its processes; requests in flight fail with `EngineError`."""
         self._closed = True
-        await self._endpoint.aclose()
+        await self._client.aclose()
         await self._server.stop()
         await self._watch
 
-    async def _outlive(self) -> None:
-        """An endpoint waits for a server that is away to come back, but this one won't: close it with the server."""
+    async def _close_with_server(self) -> None:
+        """The client would wait for the server to come back, but nothing restarts this one."""
         await self._server.end()
-        await self._endpoint.aclose()
+        await self._client.aclose()
 
 
 class Server:
@@ -148,21 +129,22 @@ class Server:
         self._group = group
 
     @classmethod
-    async def start(cls, folder: Path, settings: VllmServerSettings) -> Server:
+    async def start(cls, folder: Path, settings: VllmSettings, log: Path) -> Server:
         """Start a server and wait until it answers. Raises `UserError`."""
-        python = settings.python or Path(sys.executable)
+        python = Path(settings.python or sys.executable)
         on_cpu = await _runs_on_cpu(python)
-        port, begin, group = _free_port(), _size(settings.log), ProcessGroup()
-        with settings.log.open("ab") as log:
+        port, group = _free_port(), ProcessGroup()
+        log_start = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *_command(python, arguments(folder, settings.model, on_cpu), port),
+                *_command(python, engine_arguments(folder, settings, on_cpu), port),
                 stdin=DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 env=_environment(),
                 start_new_session=True,
             )
-        server = cls(folder, f"http://127.0.0.1:{port}", settings.log, begin, process, group)
+        server = cls(folder, f"http://127.0.0.1:{port}", log, log_start, process, group)
         try:
             await server._wait(settings.start_timeout)
         except (UserError, asyncio.CancelledError):
@@ -185,39 +167,39 @@ class Server:
         if self.running:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), _SECONDS_TO_STOP)
+                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
         # Kills its children in its Unix process group; our `ProcessGroup` those that left it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         await asyncio.to_thread(self._group.kill)
 
-    def obituary(self) -> str:
-        """Of what the server died, and its last words."""
+    def exit_reason(self) -> str:
+        """How the server ended, and its last error."""
         code = self._process.returncode
         cause = f"by signal {-code}" if code is not None and code < 0 else f"with exit status {code}"
-        return f"{self._folder}: the vLLM server ended {cause} ({self._last_words()}; all of it in {self._log})"
+        return f"{self._folder}: the vLLM server ended {cause} ({self._last_error()}; all of it in {self._log})"
 
     async def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not await asyncio.to_thread(_healthy, self.url):
             if not self.running:
-                raise UserError(unstarted(self._folder, f"{self._last_words()} (all of it in {self._log})"))
+                raise UserError(unstarted(self._folder, f"{self._last_error()} (all of it in {self._log})"))
             if time.monotonic() > deadline:
-                late = f"no answer within {seconds:g} s ({self._last_words()}; all of it in {self._log})"
+                late = f"no answer within {seconds:g} s ({self._last_error()}; all of it in {self._log})"
                 raise UserError(unstarted(self._folder, f"{late}; is engine.start_timeout too short?"))
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+            await asyncio.sleep(_POLL_SECONDS)
 
-    def _last_words(self) -> str:
+    def _last_error(self) -> str:
         with self._log.open("rb") as log:
             log.seek(self._log_start)
-            return last_words(log.read().decode(errors="replace"))[:300]
+            return last_error(log.read().decode(errors="replace"))[:300]
 
 
-def last_words(log: str) -> str:
-    """Of what a server printed, the first error with what is said below it, else the last line; without marks."""
-    parted = [(_MARKS.match(line), line) for line in log.splitlines()]
-    lines = [(marks["level"], line[marks.end() :]) for marks, line in parted if marks and line[marks.end() :].strip()]
+def last_error(log: str) -> str:
+    """The first error in a server's log with the indented lines below it, else the last line; without prefixes."""
+    parsed = [(_PREFIX.match(line), line) for line in log.splitlines()]
+    lines = [(marks["level"], line[marks.end() :]) for marks, line in parsed if marks and line[marks.end() :].strip()]
     for place, (level, text) in enumerate(lines):
         if level not in _HARMLESS and _ERROR.match(text):
             below = itertools.takewhile(lambda line: line[1].startswith(" "), lines[place + 1 :])
@@ -225,8 +207,8 @@ def last_words(log: str) -> str:
     return lines[-1][1].strip() if lines else "it printed nothing"
 
 
-def _command(python: Path, asked: Mapping[str, Any], port: int) -> list[str]:
-    options = {**asked, "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
+def _command(python: Path, arguments: Mapping[str, Any], port: int) -> list[str]:
+    options = {**arguments, "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--uvicorn-log-level", "warning"]
     for name, value in options.items():
         dashed = name.replace("_", "-")
@@ -238,7 +220,7 @@ def _command(python: Path, asked: Mapping[str, Any], port: int) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The child's environment: the user's wishes for vLLM stand, but nobody is told a key that would be asked for."""
+    """The child's environment: the user's settings for vLLM, without an API key that the server would then demand."""
     quiet = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_LOGGING_LEVEL"}
     return {name: value for name, value in (quiet | os.environ).items() if name != "VLLM_API_KEY"}
 
@@ -251,11 +233,11 @@ async def _runs_on_cpu(python: Path) -> bool:
         )
     except OSError as error:
         raise UserError(f"engine.python {str(python)!r} can't be run: {error.strerror}") from error
-    said = (await child.communicate())[1].decode(errors="replace")
+    errors = (await child.communicate())[1].decode(errors="replace")
     if child.returncode == _MISSING:
         raise UserError(missing(str(python)))
     if child.returncode not in (0, _ON_CPU):
-        raise UserError(f"engine.python {str(python)!r}: its vLLM can't be imported: {last_words(said)[:300]}")
+        raise UserError(f"engine.python {str(python)!r}: its vLLM can't be imported: {last_error(errors)[:300]}")
     return child.returncode == _ON_CPU
 
 
@@ -273,7 +255,3 @@ def _healthy(url: str) -> bool:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _size(log: Path) -> int:
-    return log.stat().st_size if log.exists() else 0

@@ -1,4 +1,4 @@
-"""Questions to a chat server in a process of its own, to be killed: ``python endpoint_process.py URL CACHE COUNT``.
+"""Questions to a chat server in a process of its own, to be killed: ``python openai_process.py URL CACHE COUNT``.
 
 Says the number of every question that is answered.
 """
@@ -9,11 +9,11 @@ import asyncio
 import sys
 from pathlib import Path
 
-from endpoint_setup import HOT, ask, engine_for
+from openai_setup import HOT, ask, engine_for
 
 
 async def main(url: str, cache: Path, count: int) -> None:
-    async with engine_for(url, cache=cache, in_flight=4) as engine:
+    async with engine_for(url, cache_dir=str(cache), max_concurrency=4) as engine:
 
         async def one(number: int) -> None:
             assert len(await engine.complete(ask(f"question {number}"), HOT, 3)) == 3

@@ -1,7 +1,7 @@
-"""vLLM as an `Engine`: its asynchronous engine is driven from here, the model runs in child processes of its own.
+"""vLLM as an `Engine`: this process drives its asynchronous engine, the model runs in vLLM's own child processes.
 
-Completion ``i`` of a request is drawn with seed ``seed + i`` and read with the same template, tokens and special
-tokens as the local engine's. vLLM batches by what happens to be there, so a completion may still differ by rounding.
+Completion ``i`` of a request is sampled with seed ``seed + i``. Chat template, tokenization and decoding are those of
+the local engine. vLLM's batches depend on the load, so a completion may still differ by rounding.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError
+from pydantic import Field
 
 from metareward.engines.base import Engine, EngineError, require_model_folder, require_room, token_texts
 from metareward.engines.process_group import ProcessGroup
 from metareward.errors import UserError
+from metareward.settings import Count, Section, Text
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
 
-# Seeds of 62 bits, so that adding a sample's number never passes what vLLM takes.
-_SEED_MASK = (1 << 62) - 1
-# What vLLM is told before it is imported, where the user has not said otherwise: no report of what it is used for to
-# its makers, nothing fetched from a network, no chatter.
+_SEED_MASK = (1 << 62) - 1  # vLLM adds a sample's number and takes 63 bits
+# Set before vLLM is imported, unless the user has: no usage statistics, no downloads, only errors logged.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -33,18 +32,24 @@ ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """How vLLM runs a model.
+class VllmSettings(Section):
+    """vLLM, in this process or as a server of its own, which the run starts and stops."""
 
-    ``dtype``: "auto", "float32" or "bfloat16". ``tensor_parallel``: GPUs that share one copy. ``memory_share``: of the
-    GPU's memory, or the machine's on a CPU. ``context``: longest prompt with completion in tokens, None the model's.
-    """
-
-    dtype: str
-    tensor_parallel: int
-    memory_share: float
-    context: int | None
+    kind: Literal["vllm"] = Field("vllm", description="vLLM, if it is installed")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
+    tensor_parallel_size: Count = Field(1, description="GPUs that one copy of the model is spread over")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take, or of the machine's on a CPU"
+    )
+    max_model_len: Count | None = Field(
+        None, description="Longest prompt with completion, in tokens; empty for the model's"
+    )
+    serve: bool = Field(False, description="As a server of its own, started and stopped by the run")
+    python: Text | None = Field(
+        None, description="With serve: the Python of the environment that has vLLM, if it isn't this one"
+    )
+    max_concurrency: Count = Field(256, description="With serve: most requests in flight")
+    start_timeout: float = Field(900.0, gt=0.0, description="With serve: seconds that the server has to start")
 
 
 async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
@@ -64,9 +69,9 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
     from metareward.engines.local.checkpoint import load_tokenizer
 
     tokenizer, group = load_tokenizer(folder), ProcessGroup()
-    asked = arguments(folder, settings, on_cpu=current_platform.is_cpu())
+    wanted = engine_arguments(folder, settings, on_cpu=current_platform.is_cpu())
     try:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked, disable_log_stats=True))
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**wanted, disable_log_stats=True))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         group.kill()
         raise UserError(unstarted(folder, " ".join(str(error).split())[:300])) from error
@@ -74,34 +79,33 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
     return VllmEngine(folder, engine, tokenizer, group)
 
 
-def arguments(folder: Path, settings: VllmSettings, on_cpu: bool) -> dict[str, Any]:
-    """vLLM's names for these settings. The folder's own defaults for sampling are left aside: a request says all."""
-    # A prompt that is read in two passes has its generator set back between them, which one of a CPU can't be: vLLM
-    # (0.32) dies of the first request with a seed that comes when a pass is full.
-    in_passes = False if on_cpu else None
+def engine_arguments(folder: Path, settings: VllmSettings, on_cpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments, in process and as a server. The folder's own sampling defaults are not used."""
+    # vLLM on a CPU (0.32) dies of a prompt that is prefilled in chunks if its request has a seed: the generator has to
+    # be set back between the chunks, which that of a CPU can't be.
     return {
         "model": str(folder),
         "dtype": settings.dtype,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "gpu_memory_utilization": settings.memory_share,
-        "max_model_len": settings.context,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "max_model_len": settings.max_model_len,
         "enable_prefix_caching": True,
-        "enable_chunked_prefill": in_passes,
+        "enable_chunked_prefill": False if on_cpu else None,
         "generation_config": "vllm",
     }
 
 
 def missing(where: str) -> str:
-    """What to say when there is no vLLM."""
+    """The error message when there is no vLLM."""
     return (
         f"engine.kind 'vllm' needs vLLM, which is not in {where}; pip install 'metareward[vllm]', "
-        "or set engine.serve true and name the Python that has it in engine.python, or take engine.kind local"
+        "or set engine.serve true and name the Python that has it in engine.python, or set engine.kind to local"
     )
 
 
 def unstarted(folder: Path, why: str) -> str:
-    """What to say when vLLM does not start."""
-    return f"{folder}: vLLM does not start: {why}; see the engine section, or take engine.kind local"
+    """The error message when vLLM doesn't start."""
+    return f"{folder}: vLLM does not start: {why}; fix: change its settings (engine), or set engine.kind to local"
 
 
 class VllmEngine:
@@ -125,7 +129,7 @@ class VllmEngine:
         if self._engine is None:
             raise EngineError("the vLLM engine is closed")
         prompt = {"prompt_token_ids": self._encode(messages, sampling, n)}
-        with self._failures():
+        with self._engine_errors():
             written = self._engine.generate(prompt, _parameters(sampling, n), str(next(self._numbers)))
             # With FINAL_ONLY there is one output, when all samples are finished.
             output = [output async for output in written][-1]
@@ -133,7 +137,7 @@ class VllmEngine:
         return tuple(self._completion(each, sampling.top_logprobs) for each in in_order)
 
     async def aclose(self) -> None:
-        """End vLLM's processes, which frees what they hold; requests under way fail with `EngineError`."""
+        """End vLLM's processes; requests in flight fail with `EngineError`."""
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
@@ -150,8 +154,8 @@ class VllmEngine:
         return ids
 
     @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """vLLM's errors as ours."""
+    def _engine_errors(self) -> Iterator[None]:
+        """Turn vLLM's errors into `EngineError`."""
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
@@ -162,7 +166,7 @@ class VllmEngine:
             raise EngineError(f"{self._folder}: vLLM failed: {' '.join(str(error).split())[:300]}") from error
 
     def _completion(self, output: Any, top_logprobs: int) -> Completion:
-        # Without stop strings only a token ends a completion, and vLLM hands it over as the last one.
+        # Without stop strings only an end token stops a completion, and it is the last one.
         stopped = output.finish_reason == "stop"
         ids = list(output.token_ids)[: -1 if stopped else None]
         steps = self._steps(ids, output.logprobs, top_logprobs) if top_logprobs else ()
@@ -170,10 +174,12 @@ class VllmEngine:
 
     def _steps(self, ids: list[int], places: Sequence[Mapping[int, Any]], top_logprobs: int) -> tuple[Step, ...]:
         texts = token_texts(self._decode, ids)
-        return tuple(Step(text, self._likely(place, top_logprobs)) for text, place in zip(texts, places, strict=False))
+        return tuple(
+            Step(text, self._top_logprobs(place, top_logprobs)) for text, place in zip(texts, places, strict=False)
+        )
 
-    def _likely(self, place: Mapping[int, Any], count: int) -> tuple[TopLogprob, ...]:
-        # The token that was drawn is among them whatever its rank, so there may be one too many.
+    def _top_logprobs(self, place: Mapping[int, Any], count: int) -> tuple[TopLogprob, ...]:
+        # The sampled token is among them whatever its rank, so there may be one too many.
         best = sorted(place.items(), key=lambda entry: -float(entry[1].logprob))[:count]
         return tuple(TopLogprob(self._tokenizer.decode([id]), float(entry.logprob)) for id, entry in best)
 

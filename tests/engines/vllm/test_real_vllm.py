@@ -1,7 +1,7 @@
-"""The two vLLM doors before the real vLLM, on the pocket model: in process, and as a server of our own.
+"""Both vLLM engines with the real vLLM and the pocket model: in process, and as a server that the run starts.
 
-vLLM has an environment of its own, which `tests/servers/setup.sh` makes; without it these tests are skipped. What a
-server does when it misbehaves is tested with a stand-in (`tests/engines/test_vllm_server.py`).
+vLLM has an environment of its own, which `tests/support/setup_servers.sh` makes; without it these tests are skipped.
+A server that misbehaves is tested with a fake one (`test_server.py`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from vllm_process import COLD, HOT, MARK, SETTINGS
 
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.local.workers import LocalSettings, open_local
-from metareward.engines.vllm_server import VllmServerSettings, open_vllm_server
+from metareward.engines.vllm.server import open_vllm_server
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
 from metareward.storage.run_dir import RunDir
 from metareward.types import Completion, Message, Step, TopLogprob
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-vllm/bin/python"
-SCRIPT = Path(__file__).with_name("vllm_process.py")
+SCRIPT = ROOT / "tests/support/vllm_process.py"
 QUESTIONS = [prompt.messages[-1].content for prompt in prompts(24, seed=1)]
 # Two programs round differently: log-probabilities as close as this are a tie.
 TIE = 1e-3
@@ -42,7 +42,7 @@ TIE = 1e-3
 pytestmark = [
     pytest.mark.servers,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not PYTHON.exists(), reason=f"{PYTHON.name} of .venv-vllm is not there; see setup.sh"),
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"{PYTHON.name} of .venv-vllm is not there; see setup_servers.sh"),
 ]
 
 
@@ -189,8 +189,7 @@ def test_it_writes_what_is_asked_for_and_leaves_nothing_behind(
 # --- what goes wrong ---
 
 
-def settings(folder: Path) -> VllmServerSettings:
-    return VllmServerSettings(SETTINGS, PYTHON, 8, 800.0, folder / "vllm.log")
+SERVER = SETTINGS.model_copy(update={"python": str(PYTHON)})
 
 
 def named(pids: set[int], name: str) -> int:
@@ -219,7 +218,7 @@ def test_a_killed_server_is_one_clear_line_soon(who: str, told: str, tmp_path: P
         check_gone(started)
 
     async def play() -> None:
-        engine = await open_vllm_server(MODEL, settings(tmp_path))
+        engine = await open_vllm_server(MODEL, SERVER, tmp_path / "vllm.log")
         try:
             await scene(engine)
         finally:
@@ -229,9 +228,9 @@ def test_a_killed_server_is_one_clear_line_soon(who: str, told: str, tmp_path: P
 
 
 def test_what_vllm_has_against_a_setting_is_one_clear_line(tmp_path: Path) -> None:
-    asked = replace(settings(tmp_path), model=replace(SETTINGS, context=100_000))
+    asked = SERVER.model_copy(update={"max_model_len": 100_000})
     with pytest.raises(UserError, match=r"vLLM does not start: .*max_model_len.*100000") as caught:
-        asyncio.run(open_vllm_server(MODEL, asked))
+        asyncio.run(open_vllm_server(MODEL, asked, tmp_path / "vllm.log"))
     assert "\n" not in str(caught.value)
     print(caught.value)
 
@@ -244,7 +243,12 @@ CHANGES = (
     *("engine.kind=vllm", "engine.dtype=float32", "engine.vllm.memory_share=0.1"),
 )
 # In process all prompts are under way at once, so it takes more of them to have some finished and others not.
-SERVED = ("prompts.per_iteration=12", "engine.serve=true", f"engine.vllm.python={PYTHON}", "engine.vllm.in_flight=2")
+SERVED = (
+    "prompts.per_iteration=12",
+    "engine.serve=true",
+    f"engine.vllm.python={PYTHON}",
+    "engine.vllm.max_concurrency=2",
+)
 INSIDE = ("prompts.per_iteration=72",)
 
 

@@ -1,4 +1,4 @@
-"""A server of our own that dies, doesn't start or is closed; `tests/servers/test_vllm.py` has the real vLLM."""
+"""A server of our own that dies, doesn't start or is closed; `test_real_vllm.py` has the real vLLM."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import fake_vllm
 import pytest
-import vllm_stand_in
 
 from metareward.engines.base import Engine, EngineError
-from metareward.engines.vllm import VllmSettings
-from metareward.engines.vllm_server import VllmServerSettings, last_words, open_vllm_server
+from metareward.engines.vllm.engine import VllmSettings
+from metareward.engines.vllm.server import last_error, open_vllm_server
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL
 from metareward.types import Message, Messages, Sampling
@@ -28,25 +28,34 @@ HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=8, seed=3)
 SOON = 5.0  # seconds
 
 
+@dataclass(frozen=True)
+class Setup:
+    settings: VllmSettings
+    log: Path
+
+    def changed(self, **changes: object) -> Setup:
+        return Setup(self.settings.model_copy(update=changes), self.log)
+
+
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmServerSettings:
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     """Of the stand-in, which this Python finds as vLLM."""
     place = tmp_path / "vllm/entrypoints/openai/api_server.py"
     place.parent.mkdir(parents=True)
-    shutil.copy(vllm_stand_in.__file__, place)
+    shutil.copy(fake_vllm.__file__, place)
     (tmp_path / "vllm/platforms.py").write_text("class current_platform:\n    is_cpu = lambda: True\n")
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    return VllmServerSettings(VllmSettings("auto", 1, 0.9, None), None, 8, 60.0, tmp_path / "vllm.log")
+    return Setup(VllmSettings.model_validate({"max_concurrency": 8, "start_timeout": 60.0}), tmp_path / "vllm.log")
 
 
 def ask(text: str) -> Messages:
     return (Message("user", text),)
 
 
-def processes(settings: VllmServerSettings) -> list[int]:
+def processes(setup: Setup) -> list[int]:
     """The server and its child."""
-    said = re.search(r"processes (\d+) (\d+)", settings.log.read_text())
+    said = re.search(r"processes (\d+) (\d+)", setup.log.read_text())
     assert said is not None
     return [int(pid) for pid in said.groups()]
 
@@ -58,66 +67,64 @@ def running(pid: int) -> bool:
         return False
 
 
-def check_gone(settings: VllmServerSettings) -> None:
+def check_gone(setup: Setup) -> None:
     """Nothing of it is left; elsewhere there is no /proc to look at."""
     if sys.platform == "linux":
-        assert not [pid for pid in processes(settings) if running(pid)]
+        assert not [pid for pid in processes(setup) if running(pid)]
 
 
-def played(settings: VllmServerSettings, scene: Callable[[Engine], Awaitable[None]]) -> None:
+def played(setup: Setup, scene: Callable[[Engine], Awaitable[None]]) -> None:
     async def play() -> None:
-        engine = await open_vllm_server(MODEL, settings)
+        engine = await open_vllm_server(MODEL, setup.settings, setup.log)
         try:
             await scene(engine)
         finally:
             await engine.aclose()
 
     asyncio.run(play())
-    check_gone(settings)
+    check_gone(setup)
 
 
-def refusal(settings: VllmServerSettings, folder: Path = MODEL) -> str:
+def refusal(setup: Setup, folder: Path = MODEL) -> str:
     with pytest.raises(UserError) as caught:
-        asyncio.run(open_vllm_server(folder, settings))
+        asyncio.run(open_vllm_server(folder, setup.settings, setup.log))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
     return str(caught.value)
 
 
-def test_it_answers_until_it_is_closed(settings: VllmServerSettings) -> None:
+def test_it_answers_until_it_is_closed(setup: Setup) -> None:
     async def scene(engine: Engine) -> None:
         written = await engine.complete(ask("well"), HOT, 3)
         assert [each.text for each in written] == ["well 0", "well 1", "well 2"]
         if sys.platform == "linux":
-            assert all(running(pid) for pid in processes(settings))
+            assert all(running(pid) for pid in processes(setup))
         await engine.aclose()
         with pytest.raises(EngineError, match="the engine was closed before"):
             await engine.complete(ask("late"), HOT, 1)
 
-    played(settings, scene)
+    played(setup, scene)
 
 
 @pytest.mark.parametrize("is_cpu", [True, False])
-def test_prompts_are_read_whole_where_vllm_runs_on_a_cpu(
-    settings: VllmServerSettings, tmp_path: Path, is_cpu: bool
-) -> None:
+def test_prompts_are_read_whole_where_vllm_runs_on_a_cpu(setup: Setup, tmp_path: Path, is_cpu: bool) -> None:
     (tmp_path / "vllm/platforms.py").write_text(f"class current_platform:\n    is_cpu = lambda: {is_cpu}\n")
 
     async def scene(_: Engine) -> None:
-        (words,) = re.findall(r"^words (.*)$", settings.log.read_text(), re.MULTILINE)
+        (words,) = re.findall(r"^words (.*)$", setup.log.read_text(), re.MULTILINE)
         assert ("--no-enable-chunked-prefill" in words.split()) is is_cpu
         assert "--enable-prefix-caching --" in words and "None" not in words
 
-    played(settings, scene)
+    played(setup, scene)
 
 
-def test_a_vllm_that_cannot_be_imported(settings: VllmServerSettings, tmp_path: Path) -> None:
+def test_a_vllm_that_cannot_be_imported(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "vllm/platforms.py").write_text("raise RuntimeError('operator nms does not exist')\n")
-    told = refusal(settings)
+    told = refusal(setup)
     assert told.endswith(": its vLLM can't be imported: RuntimeError: operator nms does not exist")
     assert told.startswith(f"engine.python {sys.executable!r}: ")
 
 
-def test_closing_ends_what_is_under_way(settings: VllmServerSettings) -> None:
+def test_closing_ends_what_is_under_way(setup: Setup) -> None:
     async def scene(engine: Engine) -> None:
         waiting = asyncio.create_task(engine.complete(ask("hang"), HOT, 1))
         await asyncio.sleep(0.3)
@@ -125,7 +132,7 @@ def test_closing_ends_what_is_under_way(settings: VllmServerSettings) -> None:
         with pytest.raises(EngineError, match="the engine was closed before"):
             await waiting
 
-    played(settings, scene)
+    played(setup, scene)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +142,14 @@ def test_closing_ends_what_is_under_way(settings: VllmServerSettings) -> None:
         ("hang", r"ended by signal 9 \(.*; all of it in .*vllm\.log\)"),
     ],
 )
-def test_when_it_ends_all_requests_fail_at_once_with_its_last_words(
-    settings: VllmServerSettings, last: str, told: str
-) -> None:
+def test_when_it_ends_all_requests_fail_at_once_with_its_last_error(setup: Setup, last: str, told: str) -> None:
     async def scene(engine: Engine) -> None:
         # More than may be under way, so some wait for their turn.
         texts = [last, *["hang"] * 11]
         waiting = [asyncio.create_task(engine.complete(ask(text), HOT, 2)) for text in texts]
         await asyncio.sleep(0.5)
         if last == "hang":
-            os.kill(processes(settings)[0], signal.SIGKILL)
+            os.kill(processes(setup)[0], signal.SIGKILL)
         began = time.monotonic()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         with pytest.raises(EngineError) as caught:
@@ -154,53 +159,51 @@ def test_when_it_ends_all_requests_fail_at_once_with_its_last_words(
             assert isinstance(each, EngineError)
             assert re.fullmatch(f"{MODEL}: the vLLM server {told}", str(each))
 
-    played(settings, scene)
+    played(setup, scene)
 
 
-def test_a_cancelled_request_leaves_the_others(settings: VllmServerSettings) -> None:
+def test_a_cancelled_request_leaves_the_others(setup: Setup) -> None:
     async def scene(engine: Engine) -> None:
         waiting = asyncio.create_task(engine.complete(ask("hang"), HOT, 1))
         await asyncio.sleep(0.3)
         waiting.cancel()
         assert len(await engine.complete(ask("well"), HOT, 2)) == 2
 
-    played(settings, scene)
+    played(setup, scene)
 
 
-def test_what_it_says_when_it_does_not_start_is_said(
-    settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.log.write_text("KeyError: of an earlier start\n")
+def test_what_it_says_when_it_does_not_start_is_said(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.log.write_text("KeyError: of an earlier start\n")
     monkeypatch.setenv("STAND_IN", "refuse")
-    told = refusal(settings)
+    told = refusal(setup)
     assert told.startswith(f"{MODEL}: vLLM does not start: ValueError: no room for so long a context (all of it in ")
-    check_gone(settings)
+    check_gone(setup)
 
 
-def test_one_that_never_answers_is_given_up(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_never_answers_is_given_up(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "silent")
-    told = refusal(replace(settings, start_timeout=1.5))
+    told = refusal(setup.changed(start_timeout=1.5))
     assert "no answer within 1.5 s (processes " in told and "engine.start_timeout" in told
-    check_gone(settings)
+    check_gone(setup)
 
 
-def test_one_that_serves_something_else_is_ended(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_serves_something_else_is_ended(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "stranger")
-    assert "serves somebody else, not model" in refusal(settings)
-    check_gone(settings)
+    assert "serves somebody else, not model" in refusal(setup)
+    check_gone(setup)
 
 
-def test_a_python_that_is_none_or_has_no_vllm(settings: VllmServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = refusal(replace(settings, python=Path("no/such/python")))
+def test_a_python_that_is_none_or_has_no_vllm(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = refusal(setup.changed(python="no/such/python"))
     assert told == "engine.python 'no/such/python' can't be run: No such file or directory"
     monkeypatch.delenv("PYTHONPATH")
     if importlib.util.find_spec("vllm") is None:
-        told = refusal(replace(settings, python=Path(sys.executable)))
+        told = refusal(setup.changed(python=sys.executable))
         assert f"which is not in {sys.executable}; " in told and "engine.python" in told
 
 
-def test_a_folder_without_a_model(settings: VllmServerSettings, tmp_path: Path) -> None:
-    assert refusal(settings, tmp_path).startswith(str(tmp_path))
+def test_a_folder_without_a_model(setup: Setup, tmp_path: Path) -> None:
+    assert refusal(setup, tmp_path).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -224,5 +227,5 @@ def test_a_folder_without_a_model(settings: VllmServerSettings, tmp_path: Path) 
         ),
     ],
 )
-def test_last_words(log: str, words: str) -> None:
-    assert last_words(log) == words
+def test_the_last_error_in_a_log(log: str, words: str) -> None:
+    assert last_error(log) == words

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from rude_server import Body, choice, completion
+from chat_server import Body, choice, completion
 
-from metareward.engines.endpoint_reply import Reply, UnreadableError, UnusableError, read_reply, spelled
+from metareward.engines.base import EngineError
+from metareward.engines.openai.client import Reply, TransientError, read_reply, token_spans
 from metareward.types import Completion, Step, TopLogprob
 
 
@@ -33,14 +34,14 @@ def test_a_filtered_text_is_one_that_was_cut_off_and_counted() -> None:
 
 @pytest.mark.parametrize("finish", ["tool_calls", "function_call", "eos", None])
 def test_an_unknown_ending_is_refused(finish: str | None) -> None:
-    with pytest.raises(UnusableError, match=f"finish_reason {finish!r}"):
+    with pytest.raises(EngineError, match=f"finish_reason {finish!r}"):
         read(choice("text", finish=finish))
 
 
 def test_nothing_said_is_an_empty_text_if_it_ended_well() -> None:
     assert read(choice(None, finish="length")).choices[0].text == ""
     assert read_reply(json.dumps(bare({"role": "assistant"})).encode(), 1, 0).choices == (Completion("", "stop", 4),)
-    with pytest.raises(UnusableError):
+    with pytest.raises(EngineError):
         read(choice(None, finish=None))
 
 
@@ -72,7 +73,7 @@ def bare(message: Any, **more: Any) -> Body:
     ],
 )
 def test_what_is_no_chat_completion_is_unreadable(reply: Any) -> None:
-    with pytest.raises(UnreadableError, match="no chat completion"):
+    with pytest.raises(TransientError, match="no chat completion"):
         read_reply(json.dumps(reply).encode(), 1, 1)
 
 
@@ -103,7 +104,7 @@ def test_listed_tokens_are_counted() -> None:
 
 
 def test_without_any_count_a_reply_is_refused() -> None:
-    with pytest.raises(UnusableError, match="counts no tokens"):
+    with pytest.raises(EngineError, match="counts no tokens"):
         read_reply(json.dumps({"choices": [choice("a")]}).encode(), 1, 0)
 
 
@@ -139,11 +140,21 @@ def test_steps_hold_the_alternatives_best_first() -> None:
 def test_probabilities_that_are_asked_for_must_be_there() -> None:
     missing: tuple[Body | None, ...] = (None, {"content": None}, {"content": []})
     for logprobs in missing:
-        with pytest.raises(UnusableError, match="gives no token probabilities"):
+        with pytest.raises(EngineError, match="gives no token probabilities"):
             read(choice("text", logprobs=logprobs), top_logprobs=2)
-    with pytest.raises(UnusableError, match="do not spell"):
+    with pytest.raises(EngineError, match="do not spell"):
         read(choice("text", logprobs=listed("tex")), top_logprobs=2)
     assert read(choice("", logprobs=None), top_logprobs=2).choices[0].steps == ()
+
+
+@pytest.mark.parametrize("logprob", ["1e308", "Infinity", "-Infinity", "NaN", "1", "-1e308"])
+def test_an_impossible_log_probability_is_one_clear_line(logprob: str) -> None:
+    top = [{"token": "5", "logprob": "VALUE"}]
+    content = [{"token": "5", "logprob": -0.1, "top_logprobs": top}]
+    raw = completion(choice("5", logprobs={"content": content})).replace(b'"VALUE"', logprob.encode())
+    with pytest.raises(EngineError, match="as a log-probability"):
+        read_reply(raw, 1, 1)
+    assert read_reply(raw, 1, 0).choices[0].text == "5", "not needed, so not read"
 
 
 @pytest.mark.parametrize(
@@ -167,5 +178,5 @@ def test_probabilities_that_are_asked_for_must_be_there() -> None:
     ],
 )
 def test_tokens_spell_the_text(tokens: list[str], text: str, expected: list[str] | None) -> None:
-    assert spelled(tokens, text) == expected
+    assert token_spans(tokens, text) == expected
     assert expected is None or "".join(expected) == text

@@ -13,13 +13,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from metareward.engines.base import Engine
-from metareward.engines.vllm import VllmSettings, open_vllm
+from metareward.engines.vllm.engine import VllmSettings, open_vllm
 from metareward.types import Completion, Message, Sampling
 
 MARK = "said: "
 HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=40, seed=3)
 COLD = Sampling(temperature=0.0, top_p=1.0, max_tokens=40, seed=3, top_logprobs=3)
-SETTINGS = VllmSettings(dtype="float32", tensor_parallel=1, memory_share=0.1, context=None)
+SETTINGS = VllmSettings.model_validate(
+    {"dtype": "float32", "gpu_memory_utilization": 0.1, "max_concurrency": 8, "start_timeout": 800.0}
+)
 
 
 async def main(kind: str, folder: Path, log: Path) -> None:
@@ -36,10 +38,10 @@ async def main(kind: str, folder: Path, log: Path) -> None:
 async def opened(kind: str, folder: Path, log: Path) -> Engine:
     if kind == "inside":
         return await open_vllm(folder, SETTINGS)
-    from metareward.engines.vllm_server import VllmServerSettings, open_vllm_server
+    from metareward.engines.vllm.server import open_vllm_server
 
-    python = Path(".venv-vllm/bin/python").absolute()
-    return await open_vllm_server(folder, VllmServerSettings(SETTINGS, python, 8, 800.0, log))
+    python = str(Path(".venv-vllm/bin/python").absolute())
+    return await open_vllm_server(folder, SETTINGS.model_copy(update={"python": python}), log)
 
 
 async def asked(engine: Engine, questions: list[str]) -> dict[str, list[Completion]]:

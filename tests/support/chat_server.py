@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -51,7 +52,7 @@ def good(body: Body, _: int = 0) -> Answer:
     return Answer(completion(*(choice(text_of(body, i), i) for i in range(body["n"]))))
 
 
-def deaf_to_n(body: Body, _: int = 0) -> Answer:
+def ignores_n(body: Body, _: int = 0) -> Answer:
     """One choice, whatever ``n`` says."""
     return Answer(completion(choice(text_of(body, 0))))
 
@@ -65,8 +66,8 @@ def model_list(*names: str) -> Answer:
     return Answer(json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in names]}).encode())
 
 
-class RudeServer:
-    """``async with RudeServer(manner) as server``; ``bodies``, ``digests``, ``headers`` are of chat requests."""
+class FakeChatServer:
+    """``async with FakeChatServer(manner) as server``; ``bodies``, ``digests``, ``headers`` are of chat requests."""
 
     def __init__(self, manner: Manner = good, models: Answer = NO_ROUTE) -> None:
         self.manner = manner
@@ -84,7 +85,7 @@ class RudeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def __aenter__(self) -> RudeServer:
+    async def __aenter__(self) -> FakeChatServer:
         await self.live()
         return self
 
@@ -157,3 +158,31 @@ class RudeServer:
         if answer.stalls:
             await asyncio.sleep(3600.0)
         return answer.cut is None
+
+
+class TokenBucket:
+    """Answers ``rate`` requests a second and bursts of ``burst``; others get ``status`` with ``headers``."""
+
+    def __init__(self, rate: float, burst: float, manner: Manner = good, status: int = 429, **headers: str) -> None:
+        self.rate = rate
+        self.answered = 0
+        self.rejections: list[float] = []
+        self._burst = self._tokens = burst
+        self._manner = manner
+        self._rejection = error(status, "slow down", **headers)
+        self._last = time.monotonic()
+
+    def __call__(self, body: Body, place: int) -> Answer:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * self.rate)
+        self._last = now
+        if self._tokens < 1:
+            self.rejections.append(now)
+            return self._rejection
+        self._tokens -= 1
+        self.answered += 1
+        return self._manner(body, place)
+
+    def best_seconds(self) -> float:
+        """The least time in which this many requests can be answered."""
+        return (self.answered - self._burst) / self.rate

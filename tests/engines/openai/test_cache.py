@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_setup import HOT, ask, engine_for, texts
-from rude_server import Answer, Body, Manner, RudeServer, choice, completion, deaf_to_n, error, good
+from chat_server import Answer, Body, FakeChatServer, Manner, choice, completion, error, good, ignores_n
+from openai_setup import HOT, ask, engine_for, texts
 from scripted_world import here
 
 from metareward.engines.base import EngineError
-from metareward.engines.endpoint_cache import FILE
+from metareward.engines.openai.engine import CACHE_FILE
 from metareward.errors import UserError
 from metareward.storage.store import RecordStore
 from metareward.types import Completion, Messages, Sampling
@@ -27,11 +27,11 @@ Ask = tuple[Messages, Sampling, int]
 
 def asked(
     manner: Manner, cache: Path, *requests: Ask, **changes: Any
-) -> tuple[list[Sequence[Completion]], RudeServer, int]:
+) -> tuple[list[Sequence[Completion]], FakeChatServer, int]:
     """The completions of these requests, made one after the other; the server; and the cache hits."""
 
-    async def scene() -> tuple[list[Sequence[Completion]], RudeServer, int]:
-        async with RudeServer(manner) as server, engine_for(server, cache=cache, **changes) as engine:
+    async def scene() -> tuple[list[Sequence[Completion]], FakeChatServer, int]:
+        async with FakeChatServer(manner) as server, engine_for(server, cache_dir=str(cache), **changes) as engine:
             written = [await engine.complete(*request) for request in requests]
             return written, server, engine.usage.cache_hits
 
@@ -46,7 +46,7 @@ def cache(tmp_path: Path) -> Path:
 REQUESTS: tuple[Ask, ...] = tuple((ask(f"question {i}"), HOT, n) for i, n in enumerate((1, 3, 2)))
 
 
-@pytest.mark.parametrize("manner", [good, deaf_to_n])
+@pytest.mark.parametrize("manner", [good, ignores_n])
 def test_the_second_time_nothing_is_sent(cache: Path, manner: Manner) -> None:
     written, server, hits = asked(manner, cache, *REQUESTS)
     assert len(server.bodies) >= 3 and hits == 0
@@ -88,21 +88,21 @@ def test_what_failed_is_not_kept_and_its_siblings_are(cache: Path) -> None:
     """One of three single choices fails: the others are paid for, so only it is asked again."""
 
     def third_fails(body: Body, place: int) -> Answer:
-        return error(400, "no") if place == 2 else replace(deaf_to_n(body), seconds=0.05)
+        return error(400, "no") if place == 2 else replace(ignores_n(body), seconds=0.05)
 
     with pytest.raises(EngineError, match="no"):
         asked(third_fails, cache, (ask(), HOT, 3))
-    (written,), server, _ = asked(deaf_to_n, cache, (ask(), HOT, 3))
+    (written,), server, _ = asked(ignores_n, cache, (ask(), HOT, 3))
     assert len(set(texts(written))) == 3
     assert [body["n"] for body in server.bodies] == [1]
 
 
 def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / FILE
+    path = tmp_path / CACHE_FILE
     path.write_text("notes")
     with pytest.raises(UserError, match=re.escape(str(path))):
         asked(good, tmp_path)
-    with pytest.raises(UserError, match=f"^cache: {re.escape(str(path))} is no folder"):
+    with pytest.raises(UserError, match=f"^cache_dir: {re.escape(str(path))} is no folder"):
         asked(good, path)
 
 
@@ -112,24 +112,24 @@ def test_neither_prompt_nor_address_is_in_the_file(cache: Path) -> None:
     assert b"said" in kept and b"private" not in kept and str(server.port).encode() not in kept
 
 
-async def process(server: RudeServer, cache: Path, count: int) -> asyncio.subprocess.Process:
-    program = here() / "endpoint_process.py"
+async def process(server: FakeChatServer, cache: Path, count: int) -> asyncio.subprocess.Process:
+    program = here() / "openai_process.py"
     return await asyncio.create_subprocess_exec(
         *(sys.executable, str(program), server.url, str(cache), str(count)),
         stdout=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(here())},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here()), os.environ.get("PYTHONPATH", "")])},
     )
 
 
 def kept_in(cache: Path) -> set[str]:
-    with RecordStore.read(cache / FILE) as store:
+    with RecordStore.read(cache / CACHE_FILE) as store:
         return store.keys()
 
 
-@pytest.mark.parametrize("manner", [good, deaf_to_n])
+@pytest.mark.parametrize("manner", [good, ignores_n])
 def test_after_a_kill_only_what_was_not_answered_is_asked(cache: Path, manner: Manner) -> None:
     async def scene() -> None:
-        async with RudeServer(lambda body, place: replace(manner(body, place), seconds=0.005)) as server:
+        async with FakeChatServer(lambda body, place: replace(manner(body, place), seconds=0.005)) as server:
             killed = await process(server, cache, 40)
             assert killed.stdout is not None
             finished = {int(await killed.stdout.readline()) for _ in range(10)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,18 +12,18 @@ from pathlib import Path
 
 import pytest
 import scripted_world
-from endpoint_setup import HOT, ask, engine_for, texts
-from rude_server import HANG, Answer, Body, RudeServer, choice, completion, deaf_to_n, error, good
+from chat_server import HANG, Answer, Body, FakeChatServer, error, good, ignores_n
+from openai_setup import HOT, ask, engine_for, scripted_answer, texts
 
 from metareward.engines.base import EngineError
-from metareward.engines.endpoint import EndpointEngine
-from metareward.engines.endpoint_place import Pauses, Place
-from metareward.engines.endpoint_server import Server, TroubleError
+from metareward.engines.openai.client import Client, TransientError
+from metareward.engines.openai.engine import OpenAIEngine
+from metareward.engines.openai.pool import Server
+from metareward.engines.openai.rate_control import Pauses, RateControl
 from metareward.generation.annotate import annotation_fingerprint
 from metareward.generation.progress import SILENT
 from metareward.generation.runner import annotate_prompts
 from metareward.storage.store import RecordStore
-from metareward.types import Message, Sampling
 
 QUICK = Pauses(first=0.005, longest=0.02, patience=2.0)
 
@@ -31,7 +32,7 @@ def slowly(seconds: float) -> Callable[[Body, int], Answer]:
     return lambda body, _: replace(good(body), seconds=seconds)
 
 
-async def ask_all(engine: EndpointEngine, count: int, n: int = 1) -> list[list[str]]:
+async def ask_all(engine: OpenAIEngine, count: int, n: int = 1) -> list[list[str]]:
     asked = (engine.complete(ask(f"question {i}"), HOT, n) for i in range(count))
     return [texts(written) for written in await asyncio.gather(*asked)]
 
@@ -46,7 +47,7 @@ def check_all(written: list[list[str]], count: int, n: int = 1) -> None:
 
 def test_the_least_busy_server_is_asked_first() -> None:
     async def scene() -> None:
-        async with RudeServer(slowly(0.5)) as slow, RudeServer() as quick, engine_for(slow, quick) as engine:
+        async with FakeChatServer(slowly(0.5)) as slow, FakeChatServer() as quick, engine_for(slow, quick) as engine:
             long = asyncio.create_task(engine.complete(ask("long"), HOT, 1))
             while not slow.bodies:
                 await asyncio.sleep(0.001)
@@ -61,9 +62,9 @@ def test_the_least_busy_server_is_asked_first() -> None:
 def test_both_servers_work_as_much_as_they_may() -> None:
     async def scene() -> None:
         async with (
-            RudeServer(slowly(0.005)) as quick,
-            RudeServer(slowly(0.05)) as slow,
-            engine_for(quick, slow, in_flight=4) as engine,
+            FakeChatServer(slowly(0.005)) as quick,
+            FakeChatServer(slowly(0.05)) as slow,
+            engine_for(quick, slow, max_concurrency=4) as engine,
         ):
             check_all(await ask_all(engine, 60), 60)
             assert len(quick.bodies) + len(slow.bodies) == 60
@@ -76,7 +77,7 @@ def test_both_servers_work_as_much_as_they_may() -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_server_that_dies_in_mid_run_loses_nothing_and_gives_nothing_twice(n: int) -> None:
     async def scene() -> None:
-        async with RudeServer(slowly(0.002)) as steady, RudeServer() as mortal:
+        async with FakeChatServer(slowly(0.002)) as steady, FakeChatServer() as mortal:
 
             def answer_five_and_die(body: Body, place: int) -> Answer:
                 if place == 15:
@@ -101,9 +102,9 @@ def test_a_server_that_dies_in_mid_run_loses_nothing_and_gives_nothing_twice(n: 
 def test_a_server_that_comes_back_is_asked_again() -> None:
     async def scene() -> None:
         async with (
-            RudeServer(slowly(0.002)) as steady,
-            RudeServer(slowly(0.002)) as mortal,
-            engine_for(steady, mortal, pauses=QUICK, in_flight=2) as engine,
+            FakeChatServer(slowly(0.002)) as steady,
+            FakeChatServer(slowly(0.002)) as mortal,
+            engine_for(steady, mortal, pauses=QUICK, max_concurrency=2) as engine,
         ):
             await mortal.die()
             check_all(await ask_all(engine, 20), 20)
@@ -117,7 +118,7 @@ def test_a_server_that_comes_back_is_asked_again() -> None:
 
 def test_requests_wait_for_the_only_server_to_come_back() -> None:
     async def scene() -> None:
-        async with RudeServer() as server, engine_for(server, pauses=QUICK, attempts=2) as engine:
+        async with FakeChatServer() as server, engine_for(server, pauses=QUICK, max_attempts=2) as engine:
             await server.die()
             waiting = asyncio.create_task(ask_all(engine, 8))
             await asyncio.sleep(0.1)
@@ -129,7 +130,7 @@ def test_requests_wait_for_the_only_server_to_come_back() -> None:
 
 def test_requests_that_hang_do_not_keep_a_server_from_being_tried_again() -> None:
     async def scene() -> None:
-        async with RudeServer(lambda *_: HANG) as server, engine_for(server, pauses=QUICK) as engine:
+        async with FakeChatServer(lambda *_: HANG) as server, engine_for(server, pauses=QUICK) as engine:
             hanging = [asyncio.create_task(engine.complete(ask(f"lost {i}"), HOT, 1)) for i in range(2)]
             while server.under_way < 2:
                 await asyncio.sleep(0.001)
@@ -151,9 +152,9 @@ def test_a_server_that_fails_in_a_row_is_set_aside_and_tried_by_one_request_at_a
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scene() -> None:
-        async with RudeServer(slowly(0.01)) as steady, RudeServer(lambda *_: error(500)) as ill:
+        async with FakeChatServer(slowly(0.01)) as steady, FakeChatServer(lambda *_: error(500)) as ill:
             pauses = replace(QUICK, first=0.05, longest=0.05)
-            async with engine_for(steady, ill, pauses=pauses, in_flight=4) as engine:
+            async with engine_for(steady, ill, pauses=pauses, max_concurrency=4) as engine:
                 check_all(await ask_all(engine, 40), 40)
                 failed_first = len(ill.bodies)
                 assert failed_first < 12
@@ -170,7 +171,7 @@ def test_a_server_that_fails_in_a_row_is_set_aside_and_tried_by_one_request_at_a
 
 def test_troubles_with_successes_between_them_are_not_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
-        moody = RudeServer(lambda body, place: error(500) if place % 2 else good(body))
+        moody = FakeChatServer(lambda body, place: error(500) if place % 2 else good(body))
         async with moody, engine_for(moody) as engine:
             for number in range(6):
                 await engine.complete(ask(str(number)), HOT, 1)
@@ -180,28 +181,34 @@ def test_troubles_with_successes_between_them_are_not_in_a_row(caplog: pytest.Lo
     assert "set aside" not in caplog.text
 
 
-def test_pauses_double_up_to_the_longest_and_start_anew_after_a_success() -> None:
-    place = Place(Server("http://127.0.0.1:1/v1", None, 1.0), 4, None, Pauses(first=0.5, longest=3.0))
-    trouble = TroubleError("gone", place.server.url)
-    now = 100.0
-    for pause in (0.5, 1.0, 2.0, 3.0, 3.0):
-        place.fall(trouble, now)
-        place.fall(trouble, now + pause / 2)  # of the same moment: counts once
-        assert not place.free(now + pause / 2)
-        assert place.rests_until == now + pause
-        now = place.rests_until
-        assert place.free(now)
-    place.refused()
-    place.fall(trouble, now)
-    assert place.rests_until == now + 0.5
+def test_pauses_double_up_to_the_longest_and_start_anew_after_an_answer() -> None:
+    async def scene() -> None:
+        pauses = Pauses(first=0.1, longest=0.3)
+        client = Client("http://127.0.0.1:1/v1", None, 1.0)
+        server = Server(client, RateControl(4, math.inf, pauses), pauses)
+        loop = asyncio.get_running_loop()
+        error = TransientError("gone", client.url)
+        for pause in (0.1, 0.2, 0.3, 0.3):
+            began = loop.time()
+            server.fall(error)
+            server.fall(error)  # of the same moment: counts once
+            assert not server.free(began + 0.9 * pause)
+            assert server.resting_until == pytest.approx(began + pause, abs=0.02)
+            await asyncio.sleep(server.resting_until - loop.time() + 0.001)
+            assert server.free(loop.time())
+        server.answered()
+        server.fall(error)
+        assert server.resting_until == pytest.approx(loop.time() + 0.1, abs=0.02)
+
+    asyncio.run(scene())
 
 
 def test_a_failed_request_goes_to_another_server_first() -> None:
     async def scene() -> None:
         async with (
-            RudeServer(slowly(0.01)) as well,
-            RudeServer(lambda *_: error(503)) as ill,
-            engine_for(ill, well, attempts=2) as engine,
+            FakeChatServer(slowly(0.01)) as well,
+            FakeChatServer(lambda *_: error(503)) as ill,
+            engine_for(ill, well, max_attempts=2) as engine,
         ):
             check_all(await ask_all(engine, 2), 2)
             assert len(ill.bodies) == 1 and len(well.bodies) == 2
@@ -212,14 +219,14 @@ def test_a_failed_request_goes_to_another_server_first() -> None:
 def test_a_busy_server_is_not_a_dead_one(caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with (
-            RudeServer(lambda *_: error(429, retry_after="30")) as busy,
-            RudeServer() as free,
-            engine_for(busy, free, attempts=2) as engine,
+            FakeChatServer(lambda *_: error(429, retry_after="30")) as busy,
+            FakeChatServer() as free,
+            engine_for(busy, free, max_attempts=2) as engine,
         ):
             check_all(await ask_all(engine, 20), 20)
             assert len(busy.bodies) <= 16 and len(free.bodies) == 20
-        many = RudeServer(lambda body, place: good(body) if place > 11 else error(429))
-        async with many, engine_for(many, attempts=20) as engine:
+        many = FakeChatServer(lambda body, place: good(body) if place > 11 else error(429))
+        async with many, engine_for(many, max_attempts=20) as engine:
             check_all(await ask_all(engine, 4), 4)
 
     asyncio.run(scene())
@@ -228,7 +235,7 @@ def test_a_busy_server_is_not_a_dead_one(caplog: pytest.LogCaptureFixture) -> No
 
 def test_when_all_are_dead_the_line_names_all() -> None:
     async def scene() -> str:
-        async with RudeServer() as one, RudeServer() as other, engine_for(one, other) as engine:
+        async with FakeChatServer() as one, FakeChatServer() as other, engine_for(one, other) as engine:
             await one.die()
             await other.die()
             outcomes = await asyncio.gather(*(engine.complete(ask(), HOT, 1) for _ in range(5)), return_exceptions=True)
@@ -244,14 +251,14 @@ def test_when_all_are_dead_the_line_names_all() -> None:
 def test_the_line_names_every_server_that_was_tried() -> None:
     async def scene() -> None:
         async with (
-            RudeServer(lambda *_: error(500, "one")) as one,
-            RudeServer(lambda *_: HANG) as other,
-            engine_for(one, other, attempts=2, timeout=0.05) as engine,
+            FakeChatServer(lambda *_: error(500, "one")) as one,
+            FakeChatServer(lambda *_: HANG) as other,
+            engine_for(one, other, max_attempts=2, timeout=0.05) as engine,
         ):
             with pytest.raises(EngineError) as caught:
                 await engine.complete(ask(), HOT, 1)
         told = str(caught.value)
-        assert told.endswith(f"failed after 2 tries at {one.url}/v1 and {other.url}/v1")
+        assert told.endswith(f"failed after 2 attempts at {one.url}/v1 and {other.url}/v1")
         assert told.startswith(f"{other.url}/v1 gave no whole reply within 0.05 s; request ")
 
     asyncio.run(scene())
@@ -260,9 +267,9 @@ def test_the_line_names_every_server_that_was_tried() -> None:
 def test_servers_that_differ_in_n_share_the_work() -> None:
     async def scene() -> None:
         async with (
-            RudeServer(slowly(0.002)) as whole,
-            RudeServer(deaf_to_n) as deaf,
-            engine_for(whole, deaf, in_flight=3) as engine,
+            FakeChatServer(slowly(0.002)) as whole,
+            FakeChatServer(ignores_n) as deaf,
+            engine_for(whole, deaf, max_concurrency=3) as engine,
         ):
             check_all(await ask_all(engine, 30, 3), 30, 3)
             assert {server.takes_n for server in engine.usage.servers} == {True, False}
@@ -271,27 +278,19 @@ def test_servers_that_differ_in_n_share_the_work() -> None:
     asyncio.run(scene())
 
 
-# --- a whole annotate_prompts ---
+# --- a whole run of the runner ---
 
 
-def spoken(body: Body, _: int = 0) -> Answer:
-    """What the made-up model of the annotate_prompts's tests says to this."""
-    messages = tuple(Message(each["role"], each["content"]) for each in body["messages"])
-    sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"], body["seed"])
-    said = (scripted_world.reply(messages, sampling, i) for i in range(body["n"]))
-    return Answer(completion(*(choice(text, i) for i, text in enumerate(said))), seconds=0.001)
-
-
-def swept(folder: Path, dies: bool) -> dict[str, str]:
-    """The records of a annotate_prompts over two servers, one of which may die on the way."""
+def records_of(folder: Path, dies: bool) -> dict[str, str]:
+    """The records of a run over two servers, one of which may die on the way."""
 
     async def scene(store: RecordStore) -> None:
-        async with RudeServer(spoken) as steady, RudeServer(spoken) as mortal:
+        async with FakeChatServer(scripted_answer) as steady, FakeChatServer(scripted_answer) as mortal:
 
             def die_at_sixty(body: Body, place: int) -> Answer:
                 if place == 60 and dies:
                     deaths.append(asyncio.create_task(mortal.die()))
-                return spoken(body)
+                return scripted_answer(body)
 
             deaths: list[asyncio.Task[None]] = []
             mortal.manner = die_at_sixty
@@ -307,7 +306,7 @@ def swept(folder: Path, dies: bool) -> dict[str, str]:
         return dict(store.documents())
 
 
-def test_a_sweep_whose_server_dies_ends_as_one_that_nobody_disturbed(tmp_path: Path) -> None:
-    undisturbed = swept(tmp_path, dies=False)
+def test_a_run_whose_server_dies_gives_the_same_records(tmp_path: Path) -> None:
+    undisturbed = records_of(tmp_path, dies=False)
     assert len(undisturbed) == 24
-    assert swept(tmp_path, dies=True) == undisturbed
+    assert records_of(tmp_path, dies=True) == undisturbed

@@ -26,6 +26,7 @@ from metareward.generation.runner import annotate_prompts, run_tasks
 from metareward.storage.store import RecordStore
 from metareward.types import Prompt
 
+SLACK = 1.0  # seconds, for machines with other work
 HEADERS = [pytest.param({"retry_after": "1"}, id="Retry-After"), pytest.param({}, id="no header")]
 
 
@@ -72,7 +73,7 @@ def test_prompts_of_one_request_take_as_long_as_the_rate_limit_makes_them(
 ) -> None:
     bucket = TokenBucket(20, 20, **headers)
     seconds = seconds_of(lambda engine: run_single_requests(engine, tmp_path, 120), FakeChatServer(bucket))
-    assert seconds <= 1.3 * bucket.best_seconds()
+    assert seconds <= 1.3 * bucket.best_seconds() + SLACK
 
 
 @pytest.mark.parametrize("headers", HEADERS)
@@ -81,7 +82,7 @@ def test_prompts_of_many_requests_take_as_long_as_the_rate_limit_makes_them(
 ) -> None:
     bucket = TokenBucket(20, 20, scripted_answer, **headers)
     seconds = seconds_of(lambda engine: run_prompts(engine, tmp_path, 16), FakeChatServer(bucket))
-    assert seconds <= 1.3 * bucket.best_seconds()
+    assert seconds <= 1.3 * bucket.best_seconds() + SLACK
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_a_rate_that_changes_is_found_again(tmp_path: Path) -> None:
         return bucket(body, place)
 
     seconds = seconds_of(lambda engine: run_single_requests(engine, tmp_path, 150), FakeChatServer(slower_and_faster))
-    assert seconds <= 1.6 * (40 / 30 + 20 / 10 + 80 / 40)
+    assert seconds <= 2 * (40 / 30 + 20 / 10 + 80 / 40)
 
 
 def test_the_other_server_takes_what_a_throttled_one_does_not(tmp_path: Path) -> None:

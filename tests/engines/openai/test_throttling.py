@@ -135,7 +135,7 @@ def test_the_other_server_takes_what_a_throttled_one_does_not(tmp_path: Path) ->
     )
     seconds = seconds_of(lambda engine: run_single_requests(engine, tmp_path, 200), FakeChatServer(throttled), free)
     assert 5 <= throttled.answered <= 30
-    assert seconds < 5
+    assert seconds < 10, "the throttled server alone takes 39 s"
 
 
 def test_requests_held_up_by_a_throttle_are_sent_spread_out(tmp_path: Path) -> None:

@@ -73,11 +73,11 @@ def test_round_trip_is_exact(record: PromptRecord) -> None:
 
 
 def test_a_reward_is_in_the_document_only_if_there_is_one() -> None:
-    assert "reward" not in to_json(SMALL)
+    assert "reward" not in record_to_json(SMALL)
     (answer,) = SMALL.candidates_K
     rewarded = replace(SMALL, candidates_K=(replace(answer, reward=0.5), replace(answer, index=1)))
-    assert [each.get("reward") for each in json.loads(to_json(rewarded))["candidates_K"]] == [0.5, None]
-    assert from_json(to_json(rewarded)) == rewarded
+    assert [each.get("reward") for each in json.loads(record_to_json(rewarded))["candidates_K"]] == [0.5, None]
+    assert record_from_json(record_to_json(rewarded)) == rewarded
 
 
 @given(records)

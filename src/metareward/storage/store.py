@@ -230,8 +230,9 @@ _RECORD = TypeAdapter(PromptRecord)
 
 
 def record_to_json(record: PromptRecord) -> str:
-    """``record`` as JSON text. Its texts must not have lone surrogates (`replace_surrogates`)."""
-    return _RECORD.dump_json(record).decode()
+    """``record`` as JSON text, without the rewards that are None; texts must not have lone surrogates."""
+    unrewarded = {at: {"reward"} for at, each in enumerate(record.candidates_K) if each.reward is None}
+    return _RECORD.dump_json(record, exclude={"candidates_K": unrewarded}).decode()
 
 
 def record_from_json(text: str) -> PromptRecord:

@@ -56,7 +56,7 @@ def marked(mark: str) -> ScriptedEngine:
     return ScriptedEngine(say)
 
 
-def test_the_first_model_is_its_own_anchor(store: RecordStore) -> None:
+def test_m0_is_its_own_anchor(store: RecordStore) -> None:
     engine = ScriptedEngine(reply)
     assert run(engine, store).finished == len(PROMPTS)
     for record in by_id(store).values():
@@ -64,7 +64,7 @@ def test_the_first_model_is_its_own_anchor(store: RecordStore) -> None:
     assert {call.n for call in engine.calls} == {3, 4, 1}
 
 
-def test_every_sample_counts_also_one_that_repeats_another(store: RecordStore) -> None:
+def test_repeated_samples_are_kept(store: RecordStore) -> None:
     def same(messages: Messages, sampling: Sampling, index: int) -> str:
         return "Paris." if role_of(messages) == "actor" and index != 1 else reply(messages, sampling, index)
 
@@ -76,7 +76,7 @@ def test_every_sample_counts_also_one_that_repeats_another(store: RecordStore) -
         assert first.judgments_N == third.judgments_N
 
 
-def test_a_later_model_judges_the_first_one_s_answers_and_its_own(store: RecordStore, later: RecordStore) -> None:
+def test_a_later_model_judges_its_own_answers_and_those_of_m0(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
     run(marked("!"), later, anchors)
     for name, record in by_id(later).items():
@@ -93,7 +93,7 @@ def test_no_two_purposes_share_a_seed(store: RecordStore, later: RecordStore) ->
     assert len(seeds) == len(set(seeds))
 
 
-def test_every_model_is_asked_the_same_about_the_first_one_s_answers(store: RecordStore, later: RecordStore) -> None:
+def test_every_model_gets_the_same_requests_about_the_anchors(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
     first, second = marked("!"), marked("?")
     run(first, later, anchors)
@@ -120,7 +120,7 @@ def test_judgments_are_compared_in_both_orders(store: RecordStore) -> None:
         assert {(answer, second, first) for answer, first, second in orders} == set(orders)
 
 
-def test_every_model_compares_the_same_judgments_of_the_first(store: RecordStore, later: RecordStore) -> None:
+def test_every_model_compares_the_same_judgments_of_m0(store: RecordStore, later: RecordStore) -> None:
     anchors = anchors_of(store)
     run(marked("!"), later, anchors)
     for name, record in by_id(later).items():
@@ -141,7 +141,7 @@ def test_only_readable_judgments_that_differ_are_compared(store: RecordStore) ->
             assert first.text != second.text
 
 
-def test_with_nothing_to_compare_nothing_is_compared(store: RecordStore) -> None:
+def test_without_different_judgments_there_are_no_comparisons(store: RecordStore) -> None:
     def alike(messages: Messages, sampling: Sampling, index: int) -> str:
         return "Score: 3" if role_of(messages) == "judge" else reply(messages, sampling, index)
 
@@ -149,20 +149,20 @@ def test_with_nothing_to_compare_nothing_is_compared(store: RecordStore) -> None
     assert all(record.comparisons == () for record in by_id(store).values())
 
 
-def test_what_is_measured_is_not_measured_again(store: RecordStore) -> None:
+def test_finished_prompts_are_not_evaluated_again(store: RecordStore) -> None:
     run(ScriptedEngine(reply), store)
     engine = ScriptedEngine(reply)
     assert run(engine, store).cached == len(PROMPTS)
     assert engine.calls == []
 
 
-def test_the_same_whenever_it_is_made(store: RecordStore, later: RecordStore) -> None:
+def test_the_records_are_deterministic(store: RecordStore, later: RecordStore) -> None:
     run(ScriptedEngine(reply), store)
     asyncio.run(evaluate(ScriptedEngine(reply), PROMPTS[::-1], SETTINGS, META_PAIRS, later, None, SILENT, in_flight=1))
     assert dict(store.documents()) == dict(later.documents())
 
 
-def test_another_seed_measures_otherwise(store: RecordStore, later: RecordStore) -> None:
+def test_another_seed_gives_other_records(store: RecordStore, later: RecordStore) -> None:
     run(ScriptedEngine(reply), store)
     other = replace(SETTINGS, seed=derive(SETTINGS.seed, "other"))
     asyncio.run(evaluate(ScriptedEngine(reply), PROMPTS, other, META_PAIRS, later, None, SILENT))

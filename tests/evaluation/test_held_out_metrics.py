@@ -43,7 +43,7 @@ def counts(records: Sequence[HeldOut], truth: Truth | None = None) -> dict[str, 
     return {name: found["n"] for name, found in held_out_metrics(records, ANCHORS, truth, 0).items()}
 
 
-def test_without_an_oracle_only_what_anyone_can_count() -> None:
+def test_the_metrics_without_an_oracle() -> None:
     assert means([FIRST, SECOND]) == {
         "answer_chars": 3.0,
         "answer_truncated": 0.0,
@@ -54,7 +54,7 @@ def test_without_an_oracle_only_what_anyone_can_count() -> None:
     }
 
 
-def test_an_oracle_says_how_good_answers_and_judgments_are() -> None:
+def test_the_metrics_by_an_oracle() -> None:
     found = means([FIRST, SECOND], Truth())
     assert found["answer_quality"] == 3.0
     assert found["answer_perfect"] == 0.0
@@ -64,7 +64,7 @@ def test_an_oracle_says_how_good_answers_and_judgments_are() -> None:
     assert found["judgment_mean_rank_correlation"] == pytest.approx(1.0)  # 3 and 10/3
 
 
-def test_only_the_top_score_is_perfect() -> None:
+def test_answer_perfect_counts_only_the_top_score() -> None:
     own = [candidate(n, [3], text="x" * chars) for n, chars in enumerate((5, 7, 4, 0))]
     found = means([held_out("a", own)], Truth())
     assert found["answer_perfect"] == 2 / 4
@@ -72,7 +72,7 @@ def test_only_the_top_score_is_perfect() -> None:
 
 
 @pytest.mark.parametrize("reading", [None, Unparsed("contradictory"), Unparsed("out_of_range"), Truncated()])
-def test_an_unreadable_judgment_is_no_score(reading: Unparsed | Truncated | None) -> None:
+def test_unreadable_judgments_change_only_judgment_valid(reading: Unparsed | Truncated | None) -> None:
     with_it = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1, reading], text="b")])]
     without = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1], text="b")])]
     one, other = means(with_it, Truth()), means(without, Truth())
@@ -88,7 +88,7 @@ def test_repeated_answers_count_each_time() -> None:
     assert means([record], Truth())["answer_quality"] == 3.0
 
 
-def test_own_answers_and_anchors_are_kept_apart() -> None:
+def test_own_answers_and_anchors_have_separate_metrics() -> None:
     record = held_out("a", [candidate(0, [5, 5], text="a" * 40)], [candidate(0, [1, 2], text="aa")])
     found = means([record], Truth())
     assert found["answer_chars"] == 40
@@ -108,13 +108,13 @@ def test_a_meta_judge_is_right_when_the_better_judgment_wins() -> None:
     assert found["meta_first_position"] == pytest.approx(2 / 3)  # a tie has no winner
 
 
-def test_a_meta_judgment_without_a_verdict_counts_as_that_and_nowhere_else() -> None:
+def test_unreadable_meta_judgments_count_only_in_meta_valid() -> None:
     record = compared(0, None)
     assert means([record], Truth())["meta_valid"] == 0.5
     assert counts([record], Truth())["meta_accuracy"] == counts([record])["meta_first_position"] == 1
 
 
-def test_equally_good_judgments_have_no_better_one() -> None:
+def test_pairs_of_equally_good_judgments_are_not_in_meta_accuracy() -> None:
     own = [candidate(0, [2, 4], text="aaa")]  # each is off by one
     record = held_out("a", own, comparisons=[Comparison(0, meta(0, 1, 0))])
     found = held_out_metrics([record], {"a": record}, Truth(), 0)
@@ -122,14 +122,14 @@ def test_equally_good_judgments_have_no_better_one() -> None:
     assert found["meta_valid"]["n"] == 1
 
 
-def test_a_later_model_is_held_to_the_first_one_s_judgments() -> None:
+def test_meta_accuracy_compares_with_the_judgments_of_m0() -> None:
     """Its own judgments of the anchors have other scores; the ones compared are M0's."""
     anchors = [candidate(0, [5, 2, 0], text="aa")]
     record = held_out("a", [candidate(0, [1], text="new")], anchors, [Comparison(0, meta(0, 1, 0))])
     assert means([record], Truth())["meta_accuracy"] == 1.0
 
 
-def test_with_nothing_to_count_a_measure_is_absent() -> None:
+def test_undefined_metrics_are_absent() -> None:
     assert held_out_metrics([], ANCHORS, Truth(), 0) == {}
     silent = held_out("a", [candidate(0, [None, Truncated()], text="aa")])
     found = held_out_metrics([silent], ANCHORS, Truth(), 0)
@@ -137,18 +137,18 @@ def test_with_nothing_to_count_a_measure_is_absent() -> None:
     assert found["judgment_valid"]["mean"] == 0.0
 
 
-def test_a_judge_that_always_says_the_same_has_no_correlation() -> None:
+def test_constant_scores_have_no_rank_correlation() -> None:
     records = [held_out(name, [candidate(0, [3, 3], text="a" * chars)]) for name, chars in (("a", 2), ("b", 4))]
     assert "judgment_rank_correlation" not in held_out_metrics(records, ANCHORS, Truth(), 0)
 
 
-def test_scores_are_counted_one_by_one() -> None:
+def test_the_histogram_counts_single_scores() -> None:
     record = held_out("a", [candidate(0, [4.5, 4.5, None], text="a")], [candidate(0, [5, 0, Truncated()], text="b")])
     assert score_histogram([record, record]) == {"own": {"4.5": 4}, "anchor": {"0": 2, "5": 2}}
     assert score_histogram([]) == {"own": {}, "anchor": {}}
 
 
-def test_intervals_come_from_prompts_and_not_from_single_values() -> None:
+def test_intervals_resample_prompts_not_single_values() -> None:
     """Ten equal answers to one prompt are as sure as one."""
     few = [held_out(name, [candidate(0, [3], text="a" * chars)]) for name, chars in (("a", 1), ("b", 3), ("c", 5))]
     many = [held_out(each.prompt.id, each.own * 10) for each in few]
@@ -180,7 +180,7 @@ def worlds(draw: st.DrawFn) -> list[HeldOut]:
 
 @settings(max_examples=8)
 @given(worlds(), st.integers(0, 3))
-def test_every_figure_is_a_number_inside_its_interval_and_the_same_again(records: list[HeldOut], seed: int) -> None:
+def test_metrics_are_finite_inside_their_interval_and_deterministic(records: list[HeldOut], seed: int) -> None:
     anchors = {record.prompt.id: record for record in records}
     found = held_out_metrics(records, anchors, Truth(), seed)
     for figures in found.values():

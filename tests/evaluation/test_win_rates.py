@@ -49,26 +49,26 @@ def test_wins_draws_losses_and_what_is_left_out() -> None:
     assert (itself.wins, itself.draws, itself.losses, itself.left_out) == (1, 1, 1, 1)
 
 
-def test_a_prompt_that_the_other_lacks_is_no_comparison() -> None:
+def test_prompts_that_one_model_lacks_are_not_compared() -> None:
     records = [held(i, answer(4, 9, 4), answer(3, 9, 3)) for i in range(3)]
     duel = by("oracle", held_out_win_rates(records, {"M1": records[:1]}, Lengthy(), 1))
     assert (duel.against, duel.wins + duel.draws + duel.losses, duel.left_out) == ("M1", 1, 0)
 
 
-def test_without_an_oracle_only_the_model_judges() -> None:
+def test_without_an_oracle_only_the_model_s_own_judgments_count() -> None:
     records = [held(i, answer(4, 9, 4), answer(3, 9, 3)) for i in range(3)]
     assert [(duel.judge, duel.win_rate) for duel in held_out_win_rates(records, {"M0": records}, None, 1)] == [
         ("itself", 100.0)
     ]
 
 
-def test_nothing_readable_is_no_duel() -> None:
+def test_without_readable_scores_there_is_no_win_rate() -> None:
     assert held_out_win_rates([held(0, answer(4, 9), answer(3, 9))], {}, None, 1) == ()
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(5, 60), st.integers(5, 60)), min_size=2))
-def test_from_the_other_side_w_is_100_minus_w(rows: list[tuple[int, int, int, int]]) -> None:
+def test_swapping_the_models_gives_100_minus_the_win_rate(rows: list[tuple[int, int, int, int]]) -> None:
     mine = [held(i, answer(a, m), answer(b, n)) for i, (a, b, m, n) in enumerate(rows)]
     yours = [held(i, answer(b, n), answer(a, m)) for i, (a, b, m, n) in enumerate(rows)]
     forth = by("oracle", held_out_win_rates(mine, {"other": yours}, Lengthy(), 1))

@@ -1,4 +1,4 @@
-"""The regression of ours against scikit-learn's."""
+"""The logistic regression against scikit-learn's."""
 
 import builders  # noqa: F401  (sets hypothesis up)
 import numpy as np
@@ -25,13 +25,13 @@ def test_the_optimum_is_scikit_learn_s(ridge: float) -> None:
 
 
 @given(st.integers(0, 1000), st.floats(1e-6, 10))
-def test_swapping_the_labels_turns_the_coefficients_round(seed: int, ridge: float) -> None:
+def test_swapping_the_labels_negates_the_coefficients(seed: int, ridge: float) -> None:
     x, y, weights = data(seed, rows=12)
     ridges = np.full(3, ridge)
     assert fit_logistic(x, 1 - y, weights, ridges) == pytest.approx(-fit_logistic(x, y, weights, ridges), abs=1e-5)
 
 
-def test_one_side_that_always_wins_stays_finite() -> None:
+def test_separable_data_has_a_finite_optimum() -> None:
     x = np.ones((50, 1))
     found = fit_logistic(x, np.ones(50), np.ones(50), np.full(1, 1e-6))
     assert np.isfinite(found).all() and found[0] > 10

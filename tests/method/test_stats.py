@@ -61,7 +61,7 @@ def test_pairwise_accuracy_counts_ties_one_half_and_skips_reference_ties() -> No
     assert (pooled.pairs, pooled.accuracy) == (6, 0.75)
 
 
-def test_pairwise_accuracy_of_nothing_is_undefined() -> None:
+def test_pairwise_accuracy_without_pairs_is_none() -> None:
     assert pairwise_accuracy([1], [1]).accuracy is None
     assert pairwise_accuracy([1, 1], [1, 2]).accuracy_without_ties is None
     assert pairwise_accuracy([1, 1], [1, 2]).accuracy == 0.5
@@ -86,12 +86,12 @@ def test_same_order_is_strict() -> None:
     assert not same_order([1, 2, 3], [1, 2, 2])
 
 
-def test_two_sides_must_match() -> None:
+def test_sequences_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="2 with 1"):
         spearman([1, 2], [1])
 
 
-def test_an_interval_holds_its_mean_and_repeats() -> None:
+def test_the_interval_is_deterministic() -> None:
     values = np.random.default_rng(3).normal(2, 1, 60).tolist()
     one = mean_interval(values, seed=5)
     assert one == mean_interval(values, seed=5)
@@ -101,7 +101,7 @@ def test_an_interval_holds_its_mean_and_repeats() -> None:
     assert one.mean == pytest.approx(sum(values) / 60)
 
 
-def test_an_interval_is_as_wide_as_theory_says() -> None:
+def test_the_interval_has_the_width_of_the_normal_approximation() -> None:
     values = np.random.default_rng(0).normal(10, 2, 400).tolist()
     made = mean_interval(values, seed=1)
     assert (made.high - made.low) / 2 == pytest.approx(1.96 * np.std(values) / 20, rel=0.08)
@@ -121,18 +121,18 @@ def test_groups_of_different_size_weigh_by_their_values() -> None:
     assert (made.low, made.high) == (1.0, 5.0)
 
 
-def test_a_single_group_has_no_width() -> None:
+def test_a_single_group_has_an_interval_of_width_0() -> None:
     made = mean_interval([1, 3], ["a", "a"])
     assert (made.low, made.mean, made.high) == (2.0, 2.0, 2.0)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(0, 2**40))
-def test_an_interval_always_holds_its_mean(values: list[float], seed: int) -> None:
+def test_the_interval_contains_the_mean(values: list[float], seed: int) -> None:
     made = mean_interval(values, seed=seed, draws=50)
     assert made.low <= made.mean <= made.high
 
 
 @pytest.mark.parametrize(("values", "groups"), [([], None), ([float("nan")], None), ([1.0, 2.0], ["a"])])
-def test_what_has_no_interval_is_refused(values: list[float], groups: list[str] | None) -> None:
+def test_invalid_values_and_groups_are_refused(values: list[float], groups: list[str] | None) -> None:
     with pytest.raises(ValueError, match=r"value"):
         mean_interval(values, groups)

@@ -1,4 +1,4 @@
-"""AlpacaEval 2: the stored annotations give the published numbers, and the numbers have the properties they should."""
+"""AlpacaEval 2: win rates, the leaderboard's regression against a second implementation, and their properties."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def rate(each: AlpacaResult) -> float:
 
 
 @given(compared)
-def test_swapping_the_models_turns_w_into_100_minus_w(drawn: list[tuple[float, int, int]]) -> None:
+def test_swapping_the_models_gives_100_minus_the_win_rate(drawn: list[tuple[float, int, int]]) -> None:
     rows = comparisons(*rows_of(drawn))
     here, there = (evaluate([Annotations("m", "b", "", each)])[0] for each in (rows, swapped(rows)))
     for name in ("win_rate", "discrete_win_rate"):
@@ -69,7 +69,7 @@ def test_swapping_the_models_turns_w_into_100_minus_w(drawn: list[tuple[float, i
 
 
 @given(compared, st.integers(0, 30))
-def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[tuple[float, int, int]], missing: int) -> None:
+def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[float, int, int]], missing: int) -> None:
     rows = comparisons(*rows_of(drawn, missing))
     (each,) = evaluate([Annotations("m", "b", "", rows)], instructions=40)
     json.dumps(each.as_dict(), allow_nan=False)  # raises for NaN
@@ -79,7 +79,7 @@ def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[tuple[float, 
 
 
 @given(compared, st.randoms(use_true_random=False))
-def test_the_order_of_the_rows_is_nothing(drawn: list[tuple[float, int, int]], random: object) -> None:
+def test_the_order_of_the_rows_does_not_matter(drawn: list[tuple[float, int, int]], random: object) -> None:
     rows = list(comparisons(*rows_of(drawn)))
     (here,) = evaluate([Annotations("m", "b", "", tuple(rows))])
     random.shuffle(rows)  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ def test_the_length_feature_is_0_at_equal_lengths() -> None:
     assert length_feature(comparisons([0.5, 0.5], [(9, 9), (9, 9)])).tolist() == [0, 0]
 
 
-def test_a_change_that_upstream_would_warn_of() -> None:
+def test_large_changes_are_those_that_upstream_warns_of() -> None:
     assert is_large_change(9.4, 39.2) and is_large_change(60, 40)
     assert not is_large_change(22, 35) and not is_large_change(50, 58)
 
@@ -126,7 +126,7 @@ def judge_that_likes_length(liking: float, quality: float, rows: int = 400, seed
     return found
 
 
-def test_length_is_taken_out_of_the_rate() -> None:
+def test_length_control_removes_the_effect_of_length() -> None:
     long, even = evaluate(judge_that_likes_length(2.0, -0.5))
     assert long.raw.win_rate is not None and even.raw.win_rate is not None
     assert long.raw.win_rate > even.raw.win_rate + 15
@@ -145,7 +145,7 @@ def test_the_adjusted_rate_s_standard_error_is_the_bootstrap_s() -> None:
     assert fitted is not None and fitted.standard_error == pytest.approx(spread, rel=0.15)
 
 
-def test_names_say_which_regression_it_was() -> None:
+def test_the_method_names_the_regression() -> None:
     models = judge_that_likes_length(1.0, 0.0, rows=30)
     hard, gamed = np.linspace(-1, 1, 30), Gamed(np.full(10, 0.5), np.linspace(-2, 2, 10), np.linspace(-1, 1, 10))
     assert [each.method for each in evaluate(models)] == ["length, constant, difficulty fitted on these 2 models"] * 2
@@ -186,7 +186,7 @@ def test_difficulty_is_found_where_models_share_instructions() -> None:
     assert np.corrcoef([found[i] for i in range(60)], hard)[0, 1] > 0.99
 
 
-def test_difficulties_that_don_t_reach_are_told() -> None:
+def test_rows_without_a_difficulty_are_refused() -> None:
     rows = comparisons([0.5, 0.6], [(1, 2), (3, 4)])
     with pytest.raises(UserError, match="go up to row 1, the difficulties to 0"):
         evaluate([Annotations("m", "b", "", rows)], np.zeros(1))
@@ -197,7 +197,7 @@ def test_difficulties_that_don_t_reach_are_told() -> None:
 ROW = {"instruction": "Say hi.", "output_1": "hello", "output_2": "hi", "generator_1": "b", "generator_2": "m"}
 
 
-def test_the_folder_names_the_model_where_the_file_is_wrong(tmp_path: Path) -> None:
+def test_the_folder_s_model_name_wins_over_the_file_s(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "NullModel" / "judge"
     folder.mkdir(parents=True)
     (each,) = read_annotations(json_file(folder / "annotations.json", [{**ROW, "preference": 2}]))
@@ -222,12 +222,12 @@ def test_a_historic_0_is_a_draw_and_null_is_unreadable(tmp_path: Path) -> None:
         ({**ROW, "output_2": None, "preference": 1}, 'field "output_2": is missing'),
     ],
 )
-def test_annotations_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object], line: str) -> None:
+def test_invalid_annotations_are_refused(tmp_path: Path, row: dict[str, object], line: str) -> None:
     with pytest.raises(UserError, match=line):
         read_annotations(json_file(tmp_path / "a.json", [row]))
 
 
-def test_an_instruction_that_the_reference_lacks_is_told(tmp_path: Path) -> None:
+def test_instructions_missing_from_the_reference_are_refused(tmp_path: Path) -> None:
     path = json_file(tmp_path / "a.json", [{**ROW, "preference": 1}])
     with pytest.raises(UserError, match="not in the reference"):
         read_annotations(path, {"Say bye.": 0})
@@ -247,7 +247,7 @@ def test_tables_are_read_and_checked(tmp_path: Path) -> None:
     assert read_weights(table(tmp_path / "weights.csv", [upstream])) == {"m": Weights(-1, 2, 3)}
 
 
-def test_a_repeated_instruction_among_outputs_is_told(tmp_path: Path) -> None:
+def test_repeated_instructions_among_outputs_are_refused(tmp_path: Path) -> None:
     output = {"instruction": "Say hi.", "output": "hi", "generator": "m"}
     with pytest.raises(UserError, match="repeats"):
         read_outputs(json_file(tmp_path / "o.json", [output, output]))

@@ -1,4 +1,4 @@
-"""Arena-Hard: stored verdicts give the published scores, and the scores have the properties they should."""
+"""Arena-Hard: verdicts, scores, bootstrap intervals and style control against scikit-learn."""
 
 import json
 import time
@@ -66,12 +66,12 @@ def test_a_verdict_is_read(text: str, older: Verdict | None, newer: Verdict | No
     assert read_verdict(text, "v2") == newer
 
 
-def test_only_a_judge_of_v0_1_that_said_nothing_is_asked_again() -> None:
+def test_only_v0_1_asks_again_after_a_reply_without_a_label() -> None:
     assert asks_again("I wonder", "v0.1") and not asks_again("I wonder", "v2")
     assert not asks_again("[[A>B]] [[B>A]]", "v0.1")
 
 
-def test_versions_are_named() -> None:
+def test_unknown_versions_are_refused() -> None:
     assert version_named("v2") == "v2"
     with pytest.raises(UserError, match=r"v0\.1, v2"):
         version_named("v1")
@@ -97,7 +97,7 @@ def test_a_game_without_a_verdict_is_left_out_in_v0_1_and_its_question_in_v2() -
 
 
 @given(st.lists(games, min_size=1, max_size=8))
-def test_swapping_the_models_turns_w_into_100_minus_w(drawn: list[tuple[Verdict | None, Verdict | None]]) -> None:
+def test_swapping_the_models_gives_100_minus_the_win_rate(drawn: list[tuple[Verdict | None, Verdict | None]]) -> None:
     here = [match(str(i), "m", *pair) for i, pair in enumerate(drawn)]
     there = [match(str(i), "m", *(each and MIRROR[each] for each in pair)) for i, pair in enumerate(drawn)]
     version: Version
@@ -108,7 +108,7 @@ def test_swapping_the_models_turns_w_into_100_minus_w(drawn: list[tuple[Verdict 
 
 
 @given(st.lists(games, min_size=1, max_size=8))
-def test_naming_the_other_game_first_changes_nothing(drawn: list[tuple[Verdict | None, Verdict | None]]) -> None:
+def test_the_order_of_the_two_games_does_not_matter(drawn: list[tuple[Verdict | None, Verdict | None]]) -> None:
     here = [match(str(i), "m", *pair) for i, pair in enumerate(drawn)]
     there = [match(str(i), "m", *(each and MIRROR[each] for each in pair[::-1])) for i, pair in enumerate(drawn)]
     for version in get_args(Version):
@@ -136,7 +136,7 @@ def test_the_score_is_the_bradley_terry_fit(
 
 
 @given(st.lists(games, max_size=6))
-def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[tuple[Verdict | None, Verdict | None]]) -> None:
+def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[Verdict | None, Verdict | None]]) -> None:
     matches = [match(str(i), "m", *pair) for i, pair in enumerate(drawn)] + [match("0", "n", None, None)]
     for version in get_args(Version):
         for result in evaluate(matches, {}, version, rounds=20):
@@ -154,7 +154,7 @@ def test_intervals_repeat_and_depend_on_the_seed() -> None:
     assert one.questions.low < one.score < one.questions.high
 
 
-def test_a_bootstrap_of_thirty_models_is_quick() -> None:
+def test_a_bootstrap_of_thirty_models_takes_less_than_ten_seconds() -> None:
     generator = np.random.default_rng(0)
     drawn = generator.integers(5, size=(30, 500, 2))
     matches = [
@@ -167,13 +167,13 @@ def test_a_bootstrap_of_thirty_models_is_quick() -> None:
     assert time.process_time() - began < 10
 
 
-def test_two_baselines_are_not_one_ranking() -> None:
+def test_two_baselines_are_refused() -> None:
     matches = [match("q", "m", "A>B", "A>B"), Match("q", "", "n", "other", ("A>B", "A>B"))]
     with pytest.raises(UserError, match="two baselines, base and other"):
         evaluate(matches, {}, "v0.1")
 
 
-def test_v2_ranks_its_categories_apart() -> None:
+def test_v2_has_a_leaderboard_per_category() -> None:
     matches = [match("q", "m", "A>B", "A>B", category="hard"), match("r", "m", "B>A", "A>B", category="creative")]
     assert [(each.category, each.models[0].score) for each in evaluate(matches, {}, "v2")] == [
         ("hard", 50.0),
@@ -208,7 +208,7 @@ def length_lovers(count: int = 300) -> tuple[list[Match], dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("version", get_args(Version))
-def test_length_is_taken_out_of_the_score(version: Version) -> None:
+def test_style_control_removes_the_effect_of_length(version: Version) -> None:
     matches, answers = length_lovers()
     (result,) = evaluate(matches, answers, version, rounds=10, style_rounds=20)
     long = next(each for each in result.models if each.model == "long")
@@ -220,14 +220,14 @@ def test_length_is_taken_out_of_the_score(version: Version) -> None:
     assert result.coefficients["length"]["length"] > 0 and result.length_in == "tokens"
 
 
-def test_characters_stand_in_where_tokens_are_unknown() -> None:
+def test_lengths_are_in_characters_if_a_token_count_is_missing() -> None:
     matches, answers = length_lovers(30)
     answers["even"] = answered("even", {q: each.style.chars or 0 for q, each in answers["even"].items()}, tokens=False)
     (result,) = evaluate(matches, answers, "v0.1", rounds=5)
     assert result.length_in == "characters"
 
 
-def test_answers_that_are_missing_are_left_out_and_counted() -> None:
+def test_missing_answers_are_excluded_and_counted() -> None:
     matches, answers = length_lovers(30)
     del answers["long"]["3"], answers["base"]["4"]
     (result,) = evaluate(matches, answers, "v0.1", rounds=5)
@@ -235,7 +235,7 @@ def test_answers_that_are_missing_are_left_out_and_counted() -> None:
     assert styled(battles(matches, "v0.1"), "nobody", answers, "v0.1") is None
 
 
-def test_one_model_that_always_wins_stays_finite() -> None:
+def test_a_model_that_always_wins_has_finite_scores() -> None:
     matches, answers = length_lovers(30)
     matches += [match(each.question, "best", "B>A", "A>B") for each in matches[:30]]
     answers["best"] = {q: Answer(q, "best", None, each.style) for q, each in answers["base"].items()}
@@ -255,7 +255,7 @@ def test_markdown_is_counted_outside_of_code() -> None:
 # --- files ---
 
 
-def test_both_versions_files_are_read(tmp_path: Path) -> None:
+def test_judgments_of_both_versions_are_read(tmp_path: Path) -> None:
     older = {
         "question_id": "q",
         "model": "m",
@@ -305,12 +305,12 @@ def test_answers_of_both_versions_and_tables_are_read(tmp_path: Path) -> None:
         ({"model": "m", "baseline": "b", "games": [None, None]}, 'field "question_id": is missing'),
     ],
 )
-def test_judgments_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object], line: str) -> None:
+def test_invalid_judgments_are_refused(tmp_path: Path, row: dict[str, object], line: str) -> None:
     with pytest.raises(UserError, match=line):
         read_judgments(lines(tmp_path / "a.jsonl", [row]), None, "v0.1")
 
 
-def test_only_the_baseline_is_no_ranking(tmp_path: Path) -> None:
+def test_judgments_of_the_baseline_only_are_refused(tmp_path: Path) -> None:
     row = {"question_id": "q", "model": "b", "baseline": "b", "games": [None, None]}
     with pytest.raises(UserError, match="only the baseline itself"):
         results(lines(tmp_path / "a.jsonl", [row]), None, "v0.1")
@@ -325,7 +325,7 @@ def test_only_the_baseline_is_no_ranking(tmp_path: Path) -> None:
         ("prompt_template: ['{question_1} {answer_1} {answer_2}']", 'field "system_prompt": is missing'),
     ],
 )
-def test_a_judge_s_configuration_that_isn_t_one_is_told(tmp_path: Path, text: str, line: str) -> None:
+def test_invalid_judge_configurations_are_refused(tmp_path: Path, text: str, line: str) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=line):

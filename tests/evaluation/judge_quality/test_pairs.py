@@ -1,4 +1,4 @@
-"""A judge against pairwise labels: LLMBar's published statistics, biases, sections, and the rules by hand."""
+"""A judge against pairwise labels: LLMBar's statistics, biases, RewardBench sections, and the metrics by hand."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_kappa_is_scikit_learn_s(drawn: list[tuple[Winner | None, Winner | None]
         assert found == pytest.approx(cohen_kappa_score(*sides), abs=1e-12)
 
 
-def test_the_rules_by_hand() -> None:
+def test_the_metrics_by_hand() -> None:
     found = pair_quality(judged((1, (1, 1)), (2, (2, 1)), (1, (0, None)), (0, (0, 1))))
     assert (found.n_pairs, found.n_verdicts, found.n_unparsable, found.n_ties, found.n_label_ties) == (4, 8, 1, 2, 1)
     assert found.accuracy == (1 + 1 + 1 + 0 + 0.5 + 0) / 6
@@ -109,7 +109,7 @@ def test_two_unreadable_verdicts_agree_only_by_llmbar_s_rule() -> None:
 
 
 @given(both_orders)
-def test_a_partial_set_gives_numbers_or_none_never_nan(
+def test_incomplete_data_gives_numbers_or_none_never_nan(
     drawn: list[tuple[Winner, Winner | None, Winner | None, int, int]],
 ) -> None:
     pairs = [pair(str(i), label, ("x" * one, "y" * other)) for i, (label, _, _, one, other) in enumerate(drawn)]
@@ -119,7 +119,7 @@ def test_a_partial_set_gives_numbers_or_none_never_nan(
 
 
 @given(both_orders)
-def test_renaming_the_outputs_changes_nothing(
+def test_swapping_output_1_and_2_changes_nothing(
     drawn: list[tuple[Winner, Winner | None, Winner | None, int, int]],
 ) -> None:
     """Output 1 becomes output 2: labels and verdicts turn round, and the second order is the first."""
@@ -140,7 +140,7 @@ def test_renaming_the_outputs_changes_nothing(
     assert biases(here).length.p_longer == pytest.approx(biases(there).length.p_longer)
 
 
-def test_a_judge_of_one_order_has_no_position(tmp_path: Path) -> None:
+def test_a_judge_of_one_order_has_no_position_bias(tmp_path: Path) -> None:
     pairs = [
         pair("a", 1, scores=((5.0,), (3.0, None))),
         pair("b", 2, scores=((4.0,), (4.0,))),
@@ -168,13 +168,13 @@ def test_position_length_and_own_outputs_by_hand() -> None:
     assert (lean.self_preference.judge, lean.self_preference.label, lean.self_preference.n) == (0.25, 0.5, 4)
 
 
-def test_mixed_orders_are_told() -> None:
+def test_pairs_judged_in_one_order_and_in_two_are_refused() -> None:
     pairs = [pair("a", 1), pair("b", 1)]
     with pytest.raises(UserError, match="verdicts of mine: some pairs have one order"):
         pairs_table(pairs, {"mine": [PairVerdicts("a", (1,)), PairVerdicts("b", (1, 2))]})
 
 
-def test_a_verdict_about_no_pair_is_told() -> None:
+def test_verdicts_about_unknown_pairs_are_refused() -> None:
     with pytest.raises(UserError, match="'z' is no pair's id"):
         judged_pairs([pair("a", 1)], [PairVerdicts("z", (1,))])
 
@@ -193,7 +193,7 @@ def test_files_of_pairs_and_verdicts_are_read(tmp_path: Path) -> None:
         read_verdicts(lines(tmp_path / "none.jsonl", [{"id": "a"}]))
 
 
-def test_the_longer_output_wins_by_length() -> None:
+def test_the_length_only_judge_prefers_the_longer_output() -> None:
     found = verdicts_by_length([pair("a", 1, ("xxx", "y")), pair("b", 1, ("x", "y"))], 2)
     assert [each.winners for each in found] == [(1, 1), (0, 0)]
 

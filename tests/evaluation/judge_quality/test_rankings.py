@@ -1,4 +1,4 @@
-"""A grading judge against human rankings: the expected values of three toy judges, and the rules by hand."""
+"""A scoring judge against human rankings: the metrics by hand and against pair-by-pair counting."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def test_the_length_only_judge_stands_in_every_table(tmp_path: Path) -> None:
     assert list(dict(rankings_table(scored_by_length(items), "mine", 5.0).rows)) == ["mine", "length only", "chance"]
 
 
-def test_the_rules_by_hand() -> None:
+def test_the_metrics_by_hand() -> None:
     items = [item("a", [0, 1, 2], [5, 5, 1]), item("b", [1, 0], [5, 3]), item("c", [0, 1], [4, None])]
     found = ranking_quality(items)
     # a: pairs tied, right, right; b: wrong; c has one readable score and is out
@@ -96,14 +96,14 @@ def test_the_mean_is_that_of_the_readable_judgments() -> None:
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([None, 0.0, 2.5, 5.0])), max_size=5), max_size=5))
-def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[list[tuple[int, float | None]]]) -> None:
+def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[list[tuple[int, float | None]]]) -> None:
     items = [item(str(i), [rank for rank, _ in row], [score for _, score in row]) for i, row in enumerate(drawn)]
     for _, measures in rankings_table(items, "mine", 5.0).rows:
         json.dumps(measures, allow_nan=False)  # raises for NaN
 
 
 @given(st.lists(st.permutations(range(4)), min_size=1, max_size=4))
-def test_turning_the_scores_round_turns_the_measures_round(ranks: list[list[int]]) -> None:
+def test_negated_scores_reverse_the_metrics(ranks: list[list[int]]) -> None:
     up = [item(str(i), row, [float(rank) for rank in row]) for i, row in enumerate(ranks)]
     down = [item(str(i), row, [-float(rank) for rank in row]) for i, row in enumerate(ranks)]
     worst, best = ranking_quality(up), ranking_quality(down)
@@ -146,12 +146,12 @@ def test_single_scores_are_counted() -> None:
         ),
     ],
 )
-def test_rankings_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object], line: str) -> None:
+def test_invalid_rankings_are_refused(tmp_path: Path, row: dict[str, object], line: str) -> None:
     with pytest.raises(UserError, match=line):
         read_rankings(lines(tmp_path / "a.jsonl", [row]))
 
 
-def test_an_id_stands_for_one_row(tmp_path: Path) -> None:
+def test_repeated_ids_are_refused(tmp_path: Path) -> None:
     row = {"id": "a", "prompt": "p", "responses": []}
     with pytest.raises(UserError, match="repeats"):
         read_rankings(lines(tmp_path / "a.jsonl", [row, row]))

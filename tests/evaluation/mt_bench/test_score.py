@@ -1,4 +1,4 @@
-"""MT-Bench: stored judgments re-render, re-parse and average to what is published; and a judge of one's own."""
+"""MT-Bench: reading scores, averages by model and category, and a judge that grades turns."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ grades = st.lists(
 
 
 @given(grades)
-def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[tuple[int, int, float | None]]) -> None:
+def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[int, int, float | None]]) -> None:
     questions = {i: Question(i, "math" if i % 2 else "stem", ("a", "b")) for i in range(1, 5)}
     rows = [Grade(question, "m", turn, score) for question, turn, score in drawn]
     for each in evaluate([*rows, Grade(1, "n", 1, None)], questions):
@@ -64,7 +64,7 @@ def test_a_partial_set_gives_numbers_or_none_never_nan(drawn: list[tuple[int, in
         assert each.average == (pytest.approx(sum(read) / len(read)) if read else None)
 
 
-def test_unread_repeated_and_missing_ones_are_counted() -> None:
+def test_unreadable_repeated_and_missing_turns_are_counted() -> None:
     rows = [Grade(1, "m", 1, 8.0), Grade(1, "m", 1, 6.0), Grade(1, "m", 2, None), Grade(2, "m", 1, None, refused=True)]
     (each,) = evaluate(rows, {i: Question(i, "math", ("a", "b")) for i in (1, 2)})
     assert (each.average, each.turn1, each.turn2) == (7.0, 7.0, None)
@@ -154,12 +154,12 @@ def test_what_a_judge_needs_is_told(files: MtBenchCommand) -> None:
         ({"question_id": "x", "model": "m", "turn": 1, "score": 1}, 'field "question_id": is not a number'),
     ],
 )
-def test_judgments_that_don_t_fit_are_told(tmp_path: Path, row: dict[str, object], line: str) -> None:
+def test_invalid_judgments_are_refused(tmp_path: Path, row: dict[str, object], line: str) -> None:
     with pytest.raises(UserError, match=line):
         read_grades(lines(tmp_path / "a.jsonl", [row]))
 
 
-def test_a_question_has_two_turns(tmp_path: Path) -> None:
+def test_questions_without_two_turns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are not two texts"):
         read_questions(lines(tmp_path / "q.jsonl", [{"question_id": 1, "category": "math", "turns": ["one"]}]))
 

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand
 from metareward.evaluation.arena_hard import run as arena
-from metareward.evaluation.arena_hard.data import Answer, Match, Style, for_first, strong
+from metareward.evaluation.arena_hard.data import Answer, Match, Style, is_significant, score_for_a
 from metareward.evaluation.judge_quality.data import Item, Response
 from metareward.evaluation.judge_quality.pairs import JudgedPair, biases, pair_quality
 from metareward.evaluation.judge_quality.rankings import ranking_quality
@@ -192,9 +192,9 @@ def _battles(played: Match) -> Iterator[str]:
     """The rows of both games as upstream has them: the model is B in the first, and a strong verdict is three rows."""
     for game, verdict in enumerate(played.games):
         assert verdict is not None
-        share = for_first(verdict) if game == 0 else 1 - for_first(verdict)
+        share = score_for_a(verdict) if game == 0 else 1 - score_for_a(verdict)
         winner = {1.0: "model_a", 0.5: "tie", 0.0: "model_b"}[share]
-        yield from [f"baseline,{played.model},{winner}"] * (3 if strong(verdict) else 1)
+        yield from [f"baseline,{played.model},{winner}"] * (3 if is_significant(verdict) else 1)
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from metareward.evaluation.arena_hard.data import (
     Style,
     Verdict,
     Version,
-    asks_again,
     by_model,
     count_style,
+    needs_retry,
     read_answers,
     read_judge_prompt,
     read_judgments,
@@ -35,8 +35,8 @@ from metareward.evaluation.arena_hard.data import (
 )
 from metareward.evaluation.arena_hard.results import evaluate
 from metareward.evaluation.arena_hard.run import results
-from metareward.evaluation.arena_hard.score import battles, rating, scores
-from metareward.evaluation.arena_hard.style import styled
+from metareward.evaluation.arena_hard.score import rating, scores, to_battles
+from metareward.evaluation.arena_hard.style import style_battles
 from metareward.method.elo import fit_elo
 
 VERDICTS = get_args(Verdict)
@@ -67,8 +67,8 @@ def test_a_verdict_is_read(text: str, older: Verdict | None, newer: Verdict | No
 
 
 def test_only_v0_1_asks_again_after_a_reply_without_a_label() -> None:
-    assert asks_again("I wonder", "v0.1") and not asks_again("I wonder", "v2")
-    assert not asks_again("[[A>B]] [[B>A]]", "v0.1")
+    assert needs_retry("I wonder", "v0.1") and not needs_retry("I wonder", "v2")
+    assert not needs_retry("[[A>B]] [[B>A]]", "v0.1")
 
 
 def test_unknown_versions_are_refused() -> None:
@@ -83,7 +83,7 @@ def test_unknown_versions_are_refused() -> None:
 
 def test_a_score_by_hand() -> None:
     # Game 1: the model is B and wins strongly (3 battles won). Game 2: the model is A and ties.
-    fought = battles([match("q", "m", "B>>A", "A=B")], "v0.1")
+    fought = to_battles([match("q", "m", "B>>A", "A=B")], "v0.1")
     assert scores(fought) == [pytest.approx(100 * 3.5 / 4)]
     assert rating(87.5) == pytest.approx(1000 + 400 * np.log10(7))
     assert rating(50.0) == 1000
@@ -92,8 +92,8 @@ def test_a_score_by_hand() -> None:
 
 def test_a_game_without_a_verdict_is_left_out_in_v0_1_and_its_question_in_v2() -> None:
     matches = [match("q", "m", None, "A>B"), match("r", "m", "A>B", "B>A")]
-    assert scores(battles(matches, "v0.1")) == [pytest.approx(100 / 3)]
-    assert scores(battles(matches, "v2")) == [0.0]
+    assert scores(to_battles(matches, "v0.1")) == [pytest.approx(100 / 3)]
+    assert scores(to_battles(matches, "v2")) == [0.0]
 
 
 @given(st.lists(games, min_size=1, max_size=8))
@@ -102,7 +102,7 @@ def test_swapping_the_models_gives_100_minus_the_win_rate(drawn: list[tuple[Verd
     there = [match(str(i), "m", *(each and MIRROR[each] for each in pair)) for i, pair in enumerate(drawn)]
     version: Version
     for version in ("v0.1", "v2"):
-        (one,), (other,) = scores(battles(here, version)), scores(battles(there, version))
+        (one,), (other,) = scores(to_battles(here, version)), scores(to_battles(there, version))
         assert (one is None) == (other is None)
         assert one is None or other is None or one == pytest.approx(100 - other)
 
@@ -112,7 +112,7 @@ def test_the_order_of_the_two_games_does_not_matter(drawn: list[tuple[Verdict | 
     here = [match(str(i), "m", *pair) for i, pair in enumerate(drawn)]
     there = [match(str(i), "m", *(each and MIRROR[each] for each in pair[::-1])) for i, pair in enumerate(drawn)]
     for version in get_args(Version):
-        assert scores(battles(here, version)) == pytest.approx(scores(battles(there, version)))
+        assert scores(to_battles(here, version)) == pytest.approx(scores(to_battles(there, version)))
 
 
 @given(st.lists(games, min_size=2, max_size=12), st.lists(games, min_size=2, max_size=12))
@@ -121,7 +121,7 @@ def test_the_score_is_the_bradley_terry_fit(
 ) -> None:
     drawn = {"one": one, "other": other}
     matches = [match(str(i), name, *pair) for name, pairs in drawn.items() for i, pair in enumerate(pairs)]
-    fought = battles(matches, "v0.1")
+    fought = to_battles(matches, "v0.1")
     found = scores(fought)
     if any(score is None or not 0 < score < 100 for score in found):
         return  # without both wins and losses there is no finite rating
@@ -232,7 +232,7 @@ def test_missing_answers_are_excluded_and_counted() -> None:
     del answers["long"]["3"], answers["base"]["4"]
     (result,) = evaluate(matches, answers, "v0.1", rounds=5)
     assert result.n_without_style == 3
-    assert styled(battles(matches, "v0.1"), "nobody", answers, "v0.1") is None
+    assert style_battles(to_battles(matches, "v0.1"), "nobody", answers, "v0.1") is None
 
 
 def test_a_model_that_always_wins_has_finite_scores() -> None:
@@ -387,7 +387,7 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     generator = np.random.default_rng(9)
     drawn = generator.choice(len(VERDICTS), size=(150, 2), p=[0.05, 0.3, 0.2, 0.35, 0.1])
     matches = [match(str(q), "m", VERDICTS[a], VERDICTS[b]) for q, (a, b) in enumerate(drawn)]
-    fought = battles(matches, "v0.1")
+    fought = to_battles(matches, "v0.1")
     (each,) = evaluate(matches, {}, "v0.1", rounds=2000)[0].models
     by_question = [np.flatnonzero(fought.question_R == q) for q in range(150)]
     singly = np.repeat(fought.outcome_R, fought.weight_R.astype(int))

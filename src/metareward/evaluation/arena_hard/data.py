@@ -54,17 +54,17 @@ def read_verdict(text: str, version: Version) -> Verdict | None:
     return verdict(found[-1]) if found else None
 
 
-def asks_again(text: str, version: Version) -> bool:
+def needs_retry(text: str, version: Version) -> bool:
     """Whether the judge is asked to continue: once, in v0.1, if it gave no label."""
     return version == "v0.1" and not _DOUBLE.search(text)
 
 
-def for_first(given: Verdict) -> float:
+def score_for_a(given: Verdict) -> float:
     """The score of assistant A: 1, 1/2 or 0."""
     return _SCORE_OF_A[given]
 
 
-def strong(given: Verdict) -> bool:
+def is_significant(given: Verdict) -> bool:
     """Whether one side is called significantly better."""
     return ">>" in given
 

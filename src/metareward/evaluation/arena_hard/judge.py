@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metareward.errors import UserError
-from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Version, asks_again, read_verdict
+from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Version, needs_retry, read_verdict
 from metareward.evaluation.compare import FirstShare, OutputPair, PairwiseJudge, Unjudged
 from metareward.evaluation.judges import JudgeClient, QueryResults, cached_queries
 from metareward.method.scores import TOLERANCE
@@ -126,7 +126,7 @@ async def _play(client: JudgeClient, game: Prompt, version: Version) -> dict[str
         (reply,) = await client.engine.complete(messages, sampling, 1, "judge")
         text = replace_surrogates(reply.text)
         judgment = f"{judgment}\n{text}"
-        if not asks_again(judgment, version):
+        if not needs_retry(judgment, version):
             break
         messages = (*messages, Message("assistant", text), Message("user", _CONTINUE))
     return {"judgment": judgment, "score": read_verdict(judgment, version)}

@@ -11,14 +11,20 @@ from metareward.evaluation.arena_hard.data import Answer, Match, Version, catego
 from metareward.evaluation.arena_hard.score import (
     PERCENTILES,
     Range,
-    battles,
     count_battles,
     rating,
     resample_questions,
     resample_rows,
     scores,
+    to_battles,
 )
-from metareward.evaluation.arena_hard.style import Control, Controlled, StyledBattles, controlled, styled
+from metareward.evaluation.arena_hard.style import (
+    Control,
+    StyleControlled,
+    StyledBattles,
+    style_battles,
+    style_controlled,
+)
 
 ROUNDS = 1000
 
@@ -103,15 +109,15 @@ def _category(
     seed: int,
 ) -> ArenaResult:
     baseline = _baseline(matches)
-    fought = battles(matches, version)
+    battles = to_battles(matches, version)
     ends = PERCENTILES[version]
-    rows = styled(fought, baseline, answers, version) if answers else None
+    rows = style_battles(battles, baseline, answers, version) if answers else None
     controls = _controls(rows, version, rounds[1], seed)
-    by_question, by_row = (draw(fought, rounds[0], seed, ends) for draw in (resample_questions, resample_rows))
+    by_question, by_row = (draw(battles, rounds[0], seed, ends) for draw in (resample_questions, resample_rows))
     models = [
         _model(name, score, int(n), matches, answers.get(name, {}), (questions, singly), (i, controls))
         for i, (name, score, n, questions, singly) in enumerate(
-            zip(fought.models, scores(fought), count_battles(fought), by_question, by_row, strict=True)
+            zip(battles.models, scores(battles), count_battles(battles), by_question, by_row, strict=True)
         )
     ]
     return ArenaResult(
@@ -132,10 +138,10 @@ def _baseline(matches: Sequence[Match]) -> str:
     return names.pop()
 
 
-def _controls(rows: StyledBattles | None, version: Version, rounds: int, seed: int) -> dict[str, Controlled]:
+def _controls(rows: StyledBattles | None, version: Version, rounds: int, seed: int) -> dict[str, StyleControlled]:
     if rows is None:
         return {}
-    return {name: controlled(rows, name, version, rounds, seed) for name in get_args(Control)}
+    return {name: style_controlled(rows, name, version, rounds, seed) for name in get_args(Control)}
 
 
 def _model(
@@ -145,7 +151,7 @@ def _model(
     matches: Sequence[Match],
     answers: Mapping[str, Answer],
     ranges: tuple[Range | None, Range | None],
-    controls: tuple[int, Mapping[str, Controlled]],
+    controls: tuple[int, Mapping[str, StyleControlled]],
 ) -> ModelScore:
     own = [match for match in matches if match.model == name]
     place, fits = controls

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metareward.evaluation.arena_hard.data import Match, Version, for_first, strong
+from metareward.evaluation.arena_hard.data import Match, Version, is_significant, score_for_a
 
 Array = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class Battles:
         return total
 
 
-def battles(matches: Sequence[Match], version: Version) -> Battles:
+def to_battles(matches: Sequence[Match], version: Version) -> Battles:
     """The battles in ``matches``; models and questions in order of first appearance, also those without a battle."""
     models = {name: i for i, name in enumerate(dict.fromkeys(match.model for match in matches))}
     questions = {name: i for i, name in enumerate(dict.fromkeys(match.question for match in matches))}
@@ -67,21 +67,21 @@ def _outcomes(match: Match, version: Version) -> list[tuple[float, float]]:
     model_is_b, model_is_a = match.games
     found = []
     if model_is_b is not None:
-        found.append((1 - for_first(model_is_b), float(STRONG_WEIGHT if strong(model_is_b) else 1)))
+        found.append((1 - score_for_a(model_is_b), float(STRONG_WEIGHT if is_significant(model_is_b) else 1)))
     if model_is_a is not None:
-        found.append((for_first(model_is_a), float(STRONG_WEIGHT if strong(model_is_a) else 1)))
+        found.append((score_for_a(model_is_a), float(STRONG_WEIGHT if is_significant(model_is_a) else 1)))
     return found
 
 
-def count_battles(fought: Battles) -> Array:
+def count_battles(battles: Battles) -> Array:
     """The number of battles of each model, of shape (M,)."""
-    return np.asarray(np.bincount(fought.model_R, fought.weight_R, len(fought.models)), dtype=np.float64)
+    return np.asarray(np.bincount(battles.model_R, battles.weight_R, len(battles.models)), dtype=np.float64)
 
 
-def scores(fought: Battles) -> list[float | None]:
+def scores(battles: Battles) -> list[float | None]:
     """The score of each model, in percent; None without battles."""
-    won_M = np.bincount(fought.model_R, fought.weight_R * fought.outcome_R, len(fought.models))
-    return [100 * float(won / n) if n else None for won, n in zip(won_M, count_battles(fought), strict=True)]
+    won_M = np.bincount(battles.model_R, battles.weight_R * battles.outcome_R, len(battles.models))
+    return [100 * float(won / n) if n else None for won, n in zip(won_M, count_battles(battles), strict=True)]
 
 
 def rating(score: float | None) -> float | None:
@@ -99,13 +99,15 @@ class Range:
     high: float
 
 
-def resample_questions(fought: Battles, rounds: int, seed: int, percentiles: tuple[float, float]) -> list[Range | None]:
+def resample_questions(
+    battles: Battles, rounds: int, seed: int, percentiles: tuple[float, float]
+) -> list[Range | None]:
     """Intervals from resampling whole questions, the same ones for all models.
 
     Games of one question and battles of one verdict aren't independent, so these intervals have the right width.
     """
-    won_QM, n_QM = fought.sums(fought.weight_R * fought.outcome_R), fought.sums(fought.weight_R)
-    drawn = draw_questions(len(fought.questions), rounds, seed)
+    won_QM, n_QM = battles.sums(battles.weight_R * battles.outcome_R), battles.sums(battles.weight_R)
+    drawn = draw_questions(len(battles.questions), rounds, seed)
     return _ranges(drawn @ won_QM, drawn @ n_QM, percentiles)
 
 
@@ -115,14 +117,14 @@ def draw_questions(questions: int, rounds: int, seed: int) -> Array:
     return generator.multinomial(questions, np.full(questions, 1 / max(1, questions)), rounds).astype(np.float64)
 
 
-def resample_rows(fought: Battles, rounds: int, seed: int, percentiles: tuple[float, float]) -> list[Range | None]:
+def resample_rows(battles: Battles, rounds: int, seed: int, percentiles: tuple[float, float]) -> list[Range | None]:
     """Intervals from resampling single battles of all models together, as v0.1 publishes them: too narrow.
 
     A sample of n battles is its counts of each (model, outcome), so multinomial counts are drawn.
     """
-    models = len(fought.models)
-    cell_R = fought.model_R * 3 + (2 * fought.outcome_R).astype(np.int64)
-    cells = np.bincount(cell_R, fought.weight_R, 3 * models)
+    models = len(battles.models)
+    cell_R = battles.model_R * 3 + (2 * battles.outcome_R).astype(np.int64)
+    cells = np.bincount(cell_R, battles.weight_R, 3 * models)
     total = round(float(cells.sum()))
     if not total:
         return [None] * models

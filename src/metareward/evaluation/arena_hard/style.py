@@ -38,7 +38,7 @@ _BASE = math.log(10)
 
 
 @dataclass(frozen=True, slots=True)
-class Controlled:
+class StyleControlled:
     """The models' scores at one style, in percent, and the coefficients of the controlled features.
 
     A positive coefficient means that the judge prefers more of the feature; ``ranges_M`` is empty without intervals.
@@ -62,18 +62,19 @@ class StyledBattles:
     left_out: int
 
 
-def styled(
-    fought: Battles, baseline: str, answers: Mapping[str, Mapping[str, Answer]], version: Version
+def style_battles(
+    battles: Battles, baseline: str, answers: Mapping[str, Mapping[str, Answer]], version: Version
 ) -> StyledBattles | None:
     """The battles where the styles of both answers are known; None if there are none.
 
     ``answers`` are by model and question. Lengths are in tokens if all answers have token counts, else in characters.
     """
-    n_QM = fought.sums(fought.weight_R)
+    n_QM = battles.sums(battles.weight_R)
     question_R, model_R = np.nonzero(n_QM)
+    by_model = [answers.get(name, {}) for name in battles.models]
+    names = [battles.questions[q] for q in question_R]
     pairs = [
-        (answers.get(baseline, {}).get(fought.questions[q]), answers.get(fought.models[m], {}).get(fought.questions[q]))
-        for q, m in zip(question_R, model_R, strict=True)
+        (answers.get(baseline, {}).get(name), by_model[m].get(name)) for name, m in zip(names, model_R, strict=True)
     ]
     known = np.array([base is not None and own is not None for base, own in pairs], dtype=bool)
     both = [(base.style, own.style) for base, own in pairs if base is not None and own is not None]
@@ -81,10 +82,10 @@ def styled(
         return None
     in_tokens = all(style.tokens is not None for pair in both for style in pair)
     weight_R = n_QM[question_R, model_R]
-    won_R = fought.sums(fought.weight_R * fought.outcome_R)[question_R, model_R]
+    won_R = battles.sums(battles.weight_R * battles.outcome_R)[question_R, model_R]
     outcome_R = (won_R / weight_R)[known]
     return StyledBattles(
-        Battles(fought.models, fought.questions, model_R[known], question_R[known], outcome_R, weight_R[known]),
+        Battles(battles.models, battles.questions, model_R[known], question_R[known], outcome_R, weight_R[known]),
         style_R4=_standardised(_differences(both, in_tokens, version), weight_R[known], version),
         in_tokens=in_tokens,
         left_out=int((~known).sum()),
@@ -117,7 +118,9 @@ def _standardised(style_R4: Array, weight_R: Array, version: Version) -> Array:
     return np.asarray(centred / np.where(spread > 0, spread, 1.0))
 
 
-def controlled(rows: StyledBattles, control: Control, version: Version, rounds: int = 0, seed: int = 0) -> Controlled:
+def style_controlled(
+    rows: StyledBattles, control: Control, version: Version, rounds: int = 0, seed: int = 0
+) -> StyleControlled:
     """The scores with ``control``; with ``rounds`` also 95 % (v2: 90 %) bootstrap intervals over questions."""
     columns, battles = _COLUMNS[control], rows.battles
     x_RF = _design(rows, columns)
@@ -129,7 +132,7 @@ def controlled(rows: StyledBattles, control: Control, version: Version, rounds: 
     # The style differences are baseline minus model.
     weights = {NAMES[column]: -float(found[count + 1 + i]) for i, column in enumerate(columns)}
     drawn = _resampled(battles, x_RF, ridge_F, found, rounds, seed)
-    return Controlled(tuple(scores), weights, _ranges(drawn, fought_M, version) if rounds else ())
+    return StyleControlled(tuple(scores), weights, _ranges(drawn, fought_M, version) if rounds else ())
 
 
 def _design(rows: StyledBattles, columns: Sequence[int]) -> Array:

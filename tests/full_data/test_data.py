@@ -13,9 +13,9 @@ import pytest
 from seed_world import settings
 
 from metareward.data.prompts import gather_prompts, load_prompts
-from metareward.data.propose import ProposingSettings, fingerprint, propose
+from metareward.data.propose import ProposalSettings, proposal_fingerprint, propose
 from metareward.data.ranked import read_ranked
-from metareward.data.seed_sets import judge, parts_of, seed_sets, split
+from metareward.data.seed_sets import judge_prompts, select_sets, split_prompts
 from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
@@ -33,17 +33,18 @@ def rankings(judge_data: Path) -> Path:
 
 def test_openassistant_rankings(rankings: Path) -> None:
     every = read_ranked(rankings, first_turns=False)
-    assert (len(every.ranked), every.passed_over) == (93, {})
-    assert all(each.comparable and each.best.rank == 0 for each in every.ranked)
-    assert len({each.prompt.id for each in every.ranked}) == 93
+    assert (len(every.prompts), every.skipped) == (93, {})
+    assert all(each.is_comparable and each.best.rank == 0 for each in every.prompts)
+    assert len({each.prompt.id for each in every.prompts}) == 93
     first = read_ranked(rankings)
-    assert (len(first.ranked), first.passed_over) == (46, {"a later turn": 47})
-    assert {each.group for each in every.ranked} >= {each.group for each in first.ranked}
-    assert len({each.group for each in every.ranked}) == 46
+    assert (len(first.prompts), first.skipped) == (46, {"a later turn": 47})
+    assert {each.group for each in every.prompts} >= {each.group for each in first.prompts}
+    assert len({each.group for each in every.prompts}) == 46
 
 
 def test_no_openassistant_tree_is_in_two_sets(rankings: Path) -> None:
-    parts = split(read_ranked(rankings, first_turns=False).ranked, 0.5, 0.25, 0)
+    how = replace(settings(seed=0), ift_share=0.5, held_out_share=0.25)
+    parts = split_prompts(read_ranked(rankings, first_turns=False).prompts, how)
     rows = [json.loads(line) for line in rankings.read_text(encoding="utf-8").split("\n") if line]
     trees = {row["id"]: row["tree_id"] for row in rows}
     sets = [{trees[each.prompt.id] for each in part} for part in (parts.ift, parts.eft, parts.held_out)]
@@ -56,16 +57,16 @@ def test_seed_sets_of_openassistant_with_a_judge_that_scores_by_length(rankings:
         answer = messages[-1].content.split("<answer>\n")[1].split("\n</answer>")[0]
         return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 400 + sampling.seed % 3 * 0.2):.2f}"
 
-    how, ranked = replace(settings(), ift_share=0.3, most_share=0.3), read_ranked(rankings, first_turns=False)
-    parts = parts_of(ranked, how)
-    asyncio.run(judge(ScriptedEngine(by_length), parts, how, tmp_path, {"model": "m"}, SILENT))
-    sets = seed_sets(ranked, parts, how, tmp_path)
+    how, ranked = replace(settings(), ift_share=0.3, max_score_share=0.3), read_ranked(rankings, first_turns=False)
+    parts = split_prompts(ranked.prompts, how)
+    asyncio.run(judge_prompts(ScriptedEngine(by_length), parts.eft, how, tmp_path, {"model": "m"}, SILENT))
+    sets = select_sets(ranked, parts, how, tmp_path)
     summary: dict[str, Any] = dict(sets.summary)
     assert summary["read"] == {"prompts": 93, "answers": 283}
-    not_judged = summary["ift"] + summary["held_out"] + summary["passed_over"]["nothing to compare"]
+    not_judged = summary["ift"] + summary["held_out"] + summary["skipped"]["nothing to compare"]
     assert not_judged + summary["judged"] == 93
-    assert summary["judged"] == summary["agreeing"] + sum(summary["refused"].values())
-    assert summary["refused"].keys() == {"disagrees"} and summary["agreeing"] > 0
+    assert summary["judged"] == summary["agreeing"] + sum(summary["rejected"].values())
+    assert summary["rejected"].keys() == {"disagrees"} and summary["agreeing"] > 0
     kept, agreeing = sum(summary["scores_kept"].values()), sum(summary["scores_agreeing"].values())
     assert summary["eft"] == len(sets.eft) == kept < agreeing
 
@@ -85,21 +86,21 @@ def test_an_alpaca_file_with_repeated_prompts(prompt_data: Path) -> None:
     gathered = gather_prompts(path)
     assert len(gathered.prompts) + len(gathered.repeats) == 1100
     assert len(gathered.repeats) >= 20
-    with pytest.raises(UserError, match=r"data\.json: item \d+: the same prompt as in item \d+; fix:"):
+    with pytest.raises(UserError, match=r"data\.json: item \d+: the same prompt as in .*item \d+; fix:"):
         load_prompts(path)
     assert len({prompt.id for prompt in gathered.prompts}) == len(gathered.prompts)
 
 
 def test_prompts_are_proposed_from_self_instruct_seed_tasks(prompt_data: Path, tmp_path: Path) -> None:
     seeds = load_prompts(prompt_data / "self_instruct_seed_tasks.jsonl")
-    how = ProposingSettings(load_template("propose"), seed=1, per_round=6)
+    how = ProposalSettings(load_template("propose"), seed=1, per_round=6)
 
     def tasks(messages: Messages, sampling: Sampling, i: int) -> str:
         words = [f"word{(sampling.seed >> shift) % 997}" for shift in range(0, 48, 6)]
         return f"<task>\n{' '.join(words)}\n</task>\n"
 
     engine = ScriptedEngine(tasks)
-    with RecordStore.open(tmp_path / "a.sqlite", fingerprint(seeds, (), how)) as store:
+    with RecordStore.open(tmp_path / "a.sqlite", proposal_fingerprint(seeds, (), how)) as store:
         found = asyncio.run(propose(engine, seeds, 15, how, store, SILENT))
     assert len(found.prompts) == 15
     assert all(call.messages[-1].content.count("<task>") >= 8 for call in engine.calls)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 
 from metareward.evaluation.mt_bench.data import Grade, Question
+from metareward.method.stats import mean_or_none
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +82,4 @@ def _turn(grades: Sequence[Grade], turn: int) -> list[Grade]:
 
 
 def _mean(grades: Iterable[Grade]) -> float | None:
-    scores = [grade.score for grade in grades if grade.score is not None]
-    return fmean(scores) if scores else None
+    return mean_or_none([grade.score for grade in grades if grade.score is not None])

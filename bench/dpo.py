@@ -39,8 +39,8 @@ from rich.table import Table
 from metareward.method.judge import Rubric
 from metareward.method.template import load_template
 from metareward.storage.run_log import environment
-from metareward.training.job import DpoJob
-from metareward.training.pairset import TrainingPair
+from metareward.training.config import DpoJob, TrainingSettings
+from metareward.training.pairs import TrainingPair
 from metareward.types import Message, Prompt
 
 BATCH, MICRO = 8, 4
@@ -154,40 +154,40 @@ def make_model(size: str, tokenizer: Any, folder: Path) -> Path:
 
 def make_job(arm: str, model: Path, folder: Path) -> DpoJob:
     epochs = 2 if "precomputed" in arm else 1
-    return DpoJob(
-        start=model,
-        reference=model,
-        pairs=(folder / "none",),
-        output=folder / "model",
-        log=folder / "log",
+    settings = TrainingSettings(
         learning_rate=1e-6,
-        beta=0.1,
-        epochs=epochs,
+        num_train_epochs=epochs,
         batch_size=BATCH,
-        micro_batch_size=MICRO,
+        per_device_train_batch_size=MICRO,
         max_length=2048,
         dtype="bfloat16" if "bf16" in arm else "float32",
         device="cpu",
+    )
+    return DpoJob(
+        settings=settings,
+        start=model,
+        reference=model,
+        data=(folder / "none",),
+        output=folder / "model",
+        log=folder / "log",
     )
 
 
 def run_ours(job: DpoJob, pairs: Sequence[TrainingPair], folder: Path) -> float:
     """Seconds from the loaded models to the last step."""
-    from metareward.training.beginning import Beginning
-    from metareward.training.cast import load_cast
-    from metareward.training.kept import Findings
-    from metareward.training.lengths import fitting
-    from metareward.training.lineage import origins
-    from metareward.training.models import load_tokenizer
-    from metareward.training.trainer import make_trainer
+    from metareward.training.checkpoints import SanityFindings
+    from metareward.training.models import load_dpo_models, load_tokenizer
+    from metareward.training.pairs import fit_pairs
+    from metareward.training.sanity_checks import SanityCheck
+    from metareward.training.trainer import make_dpo_trainer
 
-    cast, tokenizer = load_cast(job), load_tokenizer(job.start)
-    fitted = fitting(pairs, tokenizer, job, None)
-    found: list[Findings] = []
-    beginning = Beginning(job, *origins(job), None, found.append)
+    models, tokenizer = load_dpo_models(job), load_tokenizer(job.start)
+    data = fit_pairs(pairs, tokenizer, job, None)
+    found: list[SanityFindings] = []
+    check = SanityCheck(job, None, found.append)
     began = time.perf_counter()
-    trainer = make_trainer(job, fitted, cast.policy, cast.reference, tokenizer, folder, [beginning])
-    beginning.prepare(trainer, fitted.lengths)
+    trainer = make_dpo_trainer(job, data, models.policy, models.reference, tokenizer, folder, [check])
+    check.prepare(trainer, data.lengths)
     trainer.train()
     assert not found[0].not_packed, found[0].not_packed
     return time.perf_counter() - began
@@ -198,17 +198,18 @@ def run_trl(job: DpoJob, pairs: Sequence[TrainingPair], folder: Path) -> float:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from metareward.training.cast import load_cast
-    from metareward.training.models import load_tokenizer
-    from metareward.training.trainer import arguments
+    from metareward.training.models import load_dpo_models, load_tokenizer
+    from metareward.training.trainer import dpo_arguments
 
-    cast, tokenizer = load_cast(job), load_tokenizer(job.start)
+    models, tokenizer = load_dpo_models(job), load_tokenizer(job.start)
     rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
-    config = DPOConfig(**arguments(job, len(rows), folder), precompute_ref_log_probs=job.epochs > 1)
+    config = DPOConfig(
+        **dpo_arguments(job, len(rows), folder), precompute_ref_log_probs=job.settings.num_train_epochs > 1
+    )
     began = time.perf_counter()
     trainer = DPOTrainer(
-        model=cast.policy,
-        ref_model=cast.reference,
+        model=models.policy,
+        ref_model=models.reference,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -234,7 +235,8 @@ def serve(arm: str, kind: Kind, model: Path, pairs: int) -> None:
             job, busy = make_job(arm, model, Path(folder)), time.process_time()
             seconds = run(job, asked, Path(folder))
             busy = time.process_time() - busy
-        seen = {"pairs_per_second": len(asked) * job.epochs / seconds, "per_cpu_second": len(asked) * job.epochs / busy}
+        trained = len(asked) * job.settings.num_train_epochs
+        seen = {"pairs_per_second": trained / seconds, "per_cpu_second": trained / busy}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(seen | {"peak_mib": peak, "pairs": len(asked)}), file=out, flush=True)
 

@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -42,19 +41,14 @@ from metareward.seeds import derive
 from metareward.storage.run_log import environment
 from metareward.storage.serialization import json_lines
 from metareward.storage.store import RecordStore
+from metareward.training.config import SftSettings
 from metareward.types import Message, Prompt, Sampling, Scored
 
 ANSWERS, EVAL_PROMPTS, EVAL_JUDGMENTS = 3, 300, 3
 SHARES = SeedOptions(ift_share=0.3, held_out_share=0.0)
-TRAINING: dict[str, Any] = {
-    "learning_rate": 2e-4,
-    "final_learning_rate": 2e-5,
-    "epochs": 3,
-    "batch_size": 16,
-    "max_length": 256,
-    "dropout": 0.0,
-    "device": "cpu",
-}
+SFT = SftSettings(
+    learning_rate=2e-4, min_lr=2e-5, num_train_epochs=3, batch_size=16, max_length=256, dropout=0.0, device="cpu"
+)
 
 
 def ranked(count: int, seed: int, held_out: bool) -> Iterator[RankedPrompt]:
@@ -155,7 +149,7 @@ def main() -> None:
         found = {"M0": asyncio.run(measured(MODEL, eval_set))}
         for name, files in (("EFT", ["eft"]), ("unfiltered", ["unfiltered"]), ("IFT + EFT", ["ift", "eft"])):
             data = [folder / f"sets/{file}.jsonl" for file in files]
-            trained = train_sft("pocket", data, folder / name, TRAINING | {"seed": seed}, SILENT)
+            trained = train_sft("pocket", data, folder / name, SFT, SILENT, seed)
             found[name] = asyncio.run(measured(trained.output, eval_set))
     table = Table(
         "model",
@@ -171,7 +165,7 @@ def main() -> None:
     known = json.loads(path.read_text()) if path.is_file() else {}
     known[f"{count} prompts, seed {seed}, {judgment_sets} judgment sets"] = {
         "sets": sets.summary,
-        "training": TRAINING,
+        "training": SFT.model_dump(exclude_unset=True),
         "measured": found,
     }
     path.write_text(json.dumps({**known, **environment()}, indent=2) + "\n")

@@ -13,8 +13,8 @@ from metareward.cli.data import prompts_app, seed_app, sft_command
 from metareward.data.prompts import load_prompts
 from metareward.data.ranked import read_ranked
 from metareward.errors import UserError
+from metareward.storage.custody import fingerprint_model
 from metareward.storage.store import RecordStore
-from metareward.training.lineage import fingerprint_model
 
 RECIPE = """\
 model: model
@@ -98,13 +98,13 @@ def test_seed_sets_from_ranked_answers_and_a_model_trained_on_them(here: Path) -
     told(f"{SEED} --no-judging")
     assert (here / "sets/eft.jsonl").read_bytes() == kept
 
-    train = "sft model sets/eft.jsonl sets/ift.jsonl --out trained --set epochs=1 --set batch_size=4 --set device=cpu"
-    train += " --set learning_rate=1e-3"
+    train = "sft model sets/eft.jsonl sets/ift.jsonl --out trained --set num_train_epochs=1 --set batch_size=4"
+    train += " --set device=cpu --set learning_rate=1e-3"
     shown = told(f"{train} --set dropout=0")
     assert f"eft {summary['eft']}, ift 6" in shown and "written: trained/model" in shown
     assert fingerprint_model(here / "trained/model") != fingerprint_model(here / "model")
     settings = json.loads((here / "trained/model/lineage.json").read_text())["settings"]
-    assert (settings["learning_rate"], settings["final_learning_rate"]) == (1e-3, 1.1e-6)
+    assert (settings["learning_rate"], settings["min_lr"]) == (1e-3, 1.1e-6)
     assert "already trained: trained/model" in told(f"{train} --set dropout=0")
     with pytest.raises(UserError, match="a model made with other values of dropout is here"):
         raise call(train).exception or AssertionError
@@ -128,11 +128,14 @@ def test_a_model_that_proposes_nothing_is_reported(here: Path) -> None:
         ("seed build recipe.yaml --ranked ranked.jsonl --out x --set model=y", "y: no model here"),
         ("seed build nothing.yaml --ranked ranked.jsonl --out x", "nothing.yaml: no such recipe file"),
         ("sft model sets/eft.jsonl --out x --paper other", "--paper other: not known; fix: make it one of self-rew"),
-        ("sft model a.jsonl --out x --set device=abacus", "training job: device is 'abacus': Input should be 'auto'"),
-        ("sft model a.jsonl --out x --set epochs=many", "training job: epochs is 'many': Input should be a valid int"),
-        ("sft model a.jsonl --out x --set batch_size=6", "micro_batch_size is 4; fix: make it a divisor of batch_size"),
-        ("sft model a.jsonl --out x --set beta=1", "--set beta=1: not key=value with a key there is; fix: take one of"),
-        ("sft model a.jsonl --out x --set epochs", "--set epochs: not key=value"),
+        ("sft model a.jsonl --out x --set device=abacus", "training settings: device: Input should be 'auto'"),
+        (
+            "sft model a.jsonl --out x --set num_train_epochs=many",
+            "settings: num_train_epochs: Input should be a valid int",
+        ),
+        ("sft model a.jsonl --out x --set batch_size=6", "device_train_batch_size is 4; fix: make it a divisor"),
+        ("sft model a.jsonl --out x --set beta=1", "--set beta=1: not key=value with a known key; fix: use one of"),
+        ("sft model a.jsonl --out x --set device", "--set device: not key=value"),
         ("prompts propose recipe.yaml --seeds no.jsonl --count 3 --out x", r"no\.jsonl: can't be read"),
         ("prompts propose recipe.yaml --seeds ranked.jsonl --count 3 --out x --set model=y", "y: no model here"),
     ],

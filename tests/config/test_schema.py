@@ -167,10 +167,10 @@ TOGETHER = [
         ["pairs.min_battles=43"],
         "--set pairs.min_battles=43: expected at most 42, the battles that 7 judgments can have",
     ),
-    (["training.micro_batch_size=5"], "expected a divisor of training.batch_size, which is 32"),
-    (["training.schedule=constant", "training.final_learning_rate=1e-7"], "expected 0 with the constant schedule"),
-    (["training.final_learning_rate=1"], "expected at most training.learning_rate, which is 0.0002"),
-    (["iterations.2.keep_epoch=3"], "expected at most 1, the epochs of this iteration's schedule"),
+    (["training.per_device_train_batch_size=5"], "expected a divisor of batch_size, which is 32"),
+    (["training.lr_scheduler_type=constant", "training.min_lr=1e-7"], "expected 0 with the constant schedule"),
+    (["training.min_lr=1"], "expected at most learning_rate, which is 0.0002"),
+    (["iterations.2.stop_after_epoch=3"], "expected at most 1, the epochs of this iteration's schedule"),
     (
         ["iterations.6.rho=0"],
         "--set iterations.6.rho=0: iterations.6: expected iterations numbered 1, 2, 3 and so on; 5",
@@ -186,7 +186,7 @@ TOGETHER = [
 
 @pytest.mark.parametrize(("changes", "line"), TOGETHER)
 def test_settings_that_contradict_each_other_are_refused(changes: list[str], line: str) -> None:
-    base = ["training.epochs=1", "training.batch_size=32", "training.learning_rate=2e-4", "judgments.n=7"]
+    base = ["training.num_train_epochs=1", "training.batch_size=32", "training.learning_rate=2e-4", "judgments.n=7"]
     assert line in refusal("pocket", *base, *changes)
 
 
@@ -372,11 +372,11 @@ def test_hashes_stand_for_the_texts() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("training.processes=3", "training.processes"),
-        ("training.loss_weights=[1.0, 2.0]", "one for each of training.loss, or none"),
-        ("training.loss=[exo_pair]", "training.label_smoothing"),
-        ("training.loss=[nonsense]", "training.loss"),
-        ("training.choice.figure=judge_win_rate", "training.choice.judge"),
+        ("training.num_processes=3", "training.num_processes"),
+        ("training.loss_weights=[1.0, 2.0]", "one for each of loss_type, or none"),
+        ("training.loss_type=[exo_pair]", "training.label_smoothing"),
+        ("training.loss_type=[nonsense]", "training.loss_type"),
+        ("training.checkpoint_selection.metric=judge_win_rate", "training.checkpoint_selection.judge"),
     ],
 )
 def test_training_settings_that_do_not_agree(change: str, why: str) -> None:
@@ -385,6 +385,9 @@ def test_training_settings_that_do_not_agree(change: str, why: str) -> None:
 
 def test_epochs_are_not_chosen_on_servers_that_lack_them() -> None:
     told = refusal(
-        "pocket", "engine.kind=openai", "engine.base_urls=[http://127.0.0.1:1]", "training.choice.figure=win_rate"
+        "pocket",
+        "engine.kind=openai",
+        "engine.base_urls=[http://127.0.0.1:1]",
+        "training.checkpoint_selection.metric=win_rate",
     )
-    assert "training.choice.figure" in told
+    assert "training.checkpoint_selection.metric" in told

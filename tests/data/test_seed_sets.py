@@ -32,7 +32,8 @@ from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.storage.store import RecordStore
-from metareward.training.sft_examples import count_kinds, read_examples
+from metareward.training.examples import read_examples
+from metareward.training.pairs import count_kinds
 from metareward.types import Messages, Sampling
 
 

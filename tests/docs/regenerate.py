@@ -200,7 +200,7 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 
 def _paper_iterations() -> str:
-    keys = ("rho", "max_answer_chars", "judge_pairs", "max_judgment_chars", "keep_epoch")
+    keys = ("rho", "max_answer_chars", "judge_pairs", "max_judgment_chars", "stop_after_epoch")
     rows: list[tuple[str, ...]] = [("iteration", *(f"`{key}`" for key in keys))]
     rows += [(str(t), *(_code(each.get(key)) for key in keys)) for t, each in PAPER_ITERATIONS.items()]
     return f"\nA recipe that names no iterations has the paper's four (appendix A.3):\n\n{_markdown(rows)}"

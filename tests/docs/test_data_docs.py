@@ -14,8 +14,7 @@ from metareward.data.prompts import parse_prompt
 from metareward.data.propose import LIMITS, SAMPLING, DropReason
 from metareward.data.seed_sets import RejectReason
 from metareward.storage.pair_files import write_pairs
-from metareward.training.sft_job import SftJob
-from metareward.training.sft_papers import SETTINGS, Paper
+from metareward.training.config import SFT_PRESETS, SftSettings
 from metareward.types import Message, PreferencePair
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
@@ -97,15 +96,13 @@ def test_the_numbers_are_the_code_s() -> None:
     assert f"(temperature {SAMPLING.temperature}," in prompts and f"nucleus {SAMPLING.top_p}," in prompts
     assert f"fewer than {LIMITS.min_words} or more than {LIMITS.max_words} words" in prompts
     assert f"ROUGE-L of {LIMITS.max_similarity} or more" in prompts
-    job = SftJob(start=Path("a"), data=(Path("b"),), output=Path("c"), log=Path("d"))
-    assert (job.learning_rate, job.final_learning_rate, job.batch_size, job.dropout, job.epochs) == (
-        *(5.5e-6, 1.1e-6, 16, 0.1),
-        3,
-    )
+    settings = SftSettings()
+    assert (settings.learning_rate, settings.min_lr, settings.batch_size, settings.dropout) == (5.5e-6, 1.1e-6, 16, 0.1)
+    assert settings.num_train_epochs == 3
     assert (
         "(5.5e-6 falling to 1.1e-6, batches of 16, dropout 0.1; the number of epochs is left open there and 3" in seeds
     )
-    other = SETTINGS["meta-rewarding"]
-    assert (other["learning_rate"], other["keep_epoch"], other["epochs"], other["batch_size"]) == (5e-8, 5, 10, 32)
+    other = SFT_PRESETS["meta-rewarding"]
+    assert (other.learning_rate, other.stop_after_epoch, other.num_train_epochs) == (5e-8, 5, 10)
+    assert other.batch_size == 32
     assert "(5e-8 as printed, epoch 5 of 10, batches of 32)" in seeds
-    assert set(SETTINGS) == set(get_args(Paper))

@@ -11,8 +11,9 @@ from house import House, furnish
 from scripted_run import told
 from tiny_model import tiny_llama
 
+from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
-from metareward.training.lineage import ADAPTER, fingerprint_model, read_lineage
+from metareward.training.lineage import ADAPTER, read_lineage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -20,7 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def run(folder: Path, *changes: str) -> RunDir:
     furnish(folder)
     tiny_llama(folder / "model", bent=True)
-    words = [word for change in ("training.epochs=2", "training.batch_size=2", *changes) for word in ("--set", change)]
+    words = [
+        word
+        for change in ("training.num_train_epochs=2", "training.batch_size=2", *changes)
+        for word in ("--set", change)
+    ]
     status, _, errors = House(folder).run("out", *words)
     assert status == 0, errors
     return RunDir(folder / "out")
@@ -31,7 +36,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_the_epoch_that_the_rule_names_becomes_the_model(tmp_path: Path) -> None:
-    done = run(tmp_path, "training.choice.figure=answer_chars", "training.reference=ema", "training.choice.judge=model")
+    done = run(
+        tmp_path,
+        "training.checkpoint_selection.metric=answer_chars",
+        "training.reference=ema",
+        "training.checkpoint_selection.judge=model",
+    )
     for t, entry in zip((1, 2), told(done, "chosen"), strict=True):
         folder = done.iteration(t)
         measured = {epoch: read(folder.evaluation / f"epoch-{epoch}.json") for epoch in (1, 2)}
@@ -45,14 +55,15 @@ def test_the_epoch_that_the_rule_names_becomes_the_model(tmp_path: Path) -> None
             measured[best]["answer_chars"]
         )
     first, second = (read_lineage(done.iteration(t).model) for t in (1, 2))
+    assert first.reference is not None and second.reference is not None and second.log_ratio is not None
     assert first.reference.sha256 == first.start.sha256 == fingerprint_model(tmp_path / "model")
-    assert second.reference.folder == "../reference"
+    assert second.reference.path == "../reference"
     assert second.log_ratio > 0
 
 
 def test_an_adapter_is_trained_on_in_two_processes(tmp_path: Path) -> None:
-    lora = ("training.method=lora", "training.lora.rank=4", "training.lora.between=stacked", "training.processes=2")
-    done = run(tmp_path, *lora, "training.checkpoint_steps=1", "training.loss=[sigmoid, sft]")
+    lora = ("training.method=lora", "training.lora.r=4", "training.lora.carry_over=stacked", "training.num_processes=2")
+    done = run(tmp_path, *lora, "training.save_steps=1", "training.loss_type=[sigmoid, sft]")
     for t in (1, 2):
         lineage = read_lineage(done.iteration(t).model)
         assert lineage.base is not None and lineage.base.sha256 == fingerprint_model(tmp_path / "model")

@@ -197,17 +197,23 @@ def test_what_is_trained_from_what(tmp_path: Path, start: str, reference: str, f
     job = of.job(2, ("actor", "judge"))
     expected = tuple(of.run.path / each if each.startswith("iter") else tmp_path / each for each in folders)
     assert (job.start, job.reference) == expected
-    assert job.pairs == (of.run.iteration(2).pairs("actor"), of.run.iteration(2).pairs("judge"))
+    assert job.data == (of.run.iteration(2).pairs("actor"), of.run.iteration(2).pairs("judge"))
     assert job.output == of.model(2) == of.run.iteration(2).model
     assert of.job(1, ("actor",)).start == tmp_path / "model"
 
 
 def test_a_job_has_what_the_recipe_says(tmp_path: Path) -> None:
-    changes = ("iterations.1.epochs=3", "iterations.1.keep_epoch=2", "training.device=cuda", "training.beta=0.2")
+    changes = (
+        "iterations.1.num_train_epochs=3",
+        "iterations.1.stop_after_epoch=2",
+        "training.device=cuda",
+        "training.beta=0.2",
+    )
     of = experiment(tmp_path, *changes)
     first, second = of.job(1, ("actor",)), of.job(2, ("actor",))
-    assert (first.epochs, first.keep_epoch, first.device, first.beta) == (3, 2, "cuda", 0.2)
-    assert second.epochs == of.recipe.training.epochs
+    assert (first.settings.num_train_epochs, first.settings.last_epoch) == (3, 2)
+    assert (first.settings.device, first.settings.beta) == ("cuda", 0.2)
+    assert second.settings.num_train_epochs == of.recipe.training.num_train_epochs
     assert first.seed != second.seed and 0 <= first.seed < 2**31
 
 
@@ -238,13 +244,13 @@ def test_where_training_starts_and_what_it_is_held_to(tmp_path: Path) -> None:
 
 
 def test_how_training_is_done_reaches_the_job(tmp_path: Path) -> None:
-    changes = ("method=lora", "lora.rank=8", "lora.between=stacked", "loss=[sigmoid, sft]", "loss_weights=[1.0, 0.2]")
-    more = ("processes=2", "sharding=zero2", "checkpoint_steps=5", "trackers=[wandb]", "choice.figure=answer_chars")
-    job = experiment(tmp_path, *(f"training.{change}" for change in (*changes, *more))).job(1, ("actor",))
-    assert job.lora is not None and (job.lora.rank, job.lora.stacked, job.lora.four_bit) == (8, True, False)
-    assert (job.loss, job.loss_weights) == (("sigmoid", "sft"), (1.0, 0.2))
-    assert (job.processes, job.sharding, job.checkpoint_steps) == (2, "zero2", 5)
-    assert (job.trackers, job.run_name, job.keep_epochs) == (("wandb",), "recipe-M1", True)
+    changes = ("method=lora", "lora.r=8", "loss_type=[sigmoid, sft]", "checkpoint_selection.metric=answer_chars")
+    bound = experiment(tmp_path, *(f"training.{change}" for change in changes))
+    job = bound.job(1, ("actor",))
+    assert (job.run_name, job.keep_epochs, job.settings.last_epoch) == ("recipe-M1", True, 10)
+    same = {"num_train_epochs", "stop_after_epoch"}
+    assert job.settings.model_dump(exclude=same) == bound.recipe.training.model_dump(exclude=same)
+    assert not experiment(tmp_path).job(1, ("actor",)).keep_epochs
 
 
 def test_a_start_of_its_own_may_not_change_later(tmp_path: Path) -> None:

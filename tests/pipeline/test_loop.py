@@ -18,10 +18,11 @@ from tiny_model import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metareward.cli.main import main
+from metareward.storage.custody import fingerprint_model
 from metareward.storage.pair_files import read_pairs
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import record_from_json
-from metareward.training.lineage import fingerprint_model, read_lineage
+from metareward.training.lineage import read_lineage
 from metareward.types import PairKind
 
 pytestmark = pytest.mark.timeout(3600)
@@ -82,8 +83,9 @@ def test_each_model_starts_from_the_one_before_and_is_held_to_it(house: House, f
     folders = [house.folder / "model", *(finished.iteration(t).model for t in range(1, ITERATIONS + 1))]
     for before, after in pairwise(folders):
         lineage = read_lineage(after)
+        assert lineage.reference is not None
         assert lineage.start.sha256 == lineage.reference.sha256 == fingerprint_model(before)
-        assert sum(lineage.pairs.values()) == lineage.steps > 0
+        assert sum(lineage.examples.values()) == lineage.steps > 0
 
 
 def test_every_model_is_measured_and_nobody_pretends_to_know_the_truth(finished: RunDir) -> None:

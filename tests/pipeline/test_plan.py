@@ -131,7 +131,7 @@ def test_the_preset_s_own_benchmarks_ask_nothing() -> None:
 def test_memory_of_training_follows_how_it_is_trained() -> None:
     full, lora, spread = (
         plan(load_recipe("pocket", changes)).training_bytes
-        for changes in ([], ["training.method=lora"], ["training.processes=2", "training.sharding=fsdp2"])
+        for changes in ([], ["training.method=lora"], ["training.num_processes=2", "training.sharding=fsdp2"])
     )
     assert full is not None and lora is not None and spread is not None
     assert spread < full and lora < full

@@ -25,7 +25,7 @@ answers: {{k: 2, max_tokens: 16}}
 judgments: {{n: 3, max_tokens: 24}}
 meta_judgments: {{max_tokens: 24}}
 engine: {{workers: 1, threads: 1}}
-training: {{learning_rate: 1e-3, epochs: 1, batch_size: 1, micro_batch_size: 1}}
+training: {{learning_rate: 1e-3, num_train_epochs: 1, batch_size: 1, per_device_train_batch_size: 1}}
 benchmarks: [{{kind: alpaca_eval, name: mine, questions: questions.jsonl, judgments: 1}}]
 iterations: {{1: {{}}, 2: {{}}}}
 """

@@ -10,26 +10,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_world import make_job, moved, save_model, save_pairs
+from training_world import changed, make_job, moved, save_model, save_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metareward.errors import UserError
-from metareward.training.events import EventLog
-from metareward.training.job import DpoJob
-from metareward.training.lineage import fingerprint_model, read_lineage
-from metareward.training.process import TrainingResult, explain, run_in_process
+from metareward.storage.custody import fingerprint_model
+from metareward.training.config import DpoJob
+from metareward.training.events import EventLog, exit_reason
+from metareward.training.launch import TrainingResult, run_training
+from metareward.training.lineage import read_lineage
 
 # Runs a job, and stops the child in its first step for good.
 STOPPING_PARENT = """
 import json, os, signal, sys, time
 from pathlib import Path
-from metareward.training.job import DpoJob
-from metareward.training.process import run_in_process
+from metareward.training.config import read_job
+from metareward.training.launch import run_training
 
 def stop(step):
     pid = json.loads(job.log.read_text().splitlines()[0])["pid"]
@@ -37,8 +38,8 @@ def stop(step):
     print(pid, flush=True)
     time.sleep(600)
 
-job = DpoJob.read(Path(sys.argv[1]))
-run_in_process(job, stop)
+job = read_job(Path(sys.argv[1]))
+run_training(job, stop)
 """
 
 
@@ -58,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     steps: list[Mapping[str, float]] = []
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HOME", str(home))
-        yield Trained(job, run_in_process(job, steps.append), steps, home)
+        yield Trained(job, run_training(job, steps.append), steps, home)
 
 
 def no_step(step: Mapping[str, float]) -> None:
@@ -85,10 +86,12 @@ def test_every_step_is_told_until_the_epoch_that_is_kept(trained: Trained) -> No
     assert [step["step"] for step in trained.steps] == list(range(1, 9))
     assert {step["steps"] for step in trained.steps} == {8}
     assert trained.steps[-1]["epoch"] == 2.0
-    assert trained.steps[-1]["learning_rate"] > 0.1 * trained.job.learning_rate  # the schedule is three epochs long
-    assert trained.steps[-1]["pairs_per_second"] > 0
+    assert (
+        trained.steps[-1]["learning_rate"] > 0.1 * trained.job.settings.learning_rate
+    )  # the schedule is three epochs long
+    assert trained.steps[-1]["examples_per_second"] > 0
     first, *steps, last = events(trained.job)
-    assert (first["event"], first["pairs"]) == ("start", {"actor": 20, "judge": 10})
+    assert (first["event"], first["examples"]) == ("start", {"actor": 20, "judge": 10})
     assert [{**step, "event": None} for step in steps] == [{**step, "event": None} for step in trained.steps]
     assert last == {"event": "end", "steps": 8}
 
@@ -107,9 +110,9 @@ def test_lineage_tells_where_the_model_comes_from(trained: Trained) -> None:
     lineage = trained.result.lineage
     assert lineage == read_lineage(trained.job.output)
     assert lineage.start == lineage.reference
-    assert lineage.start.folder == "../M0"
+    assert lineage.start.path == "../M0"
     assert lineage.start.sha256 == fingerprint_model(trained.job.start) != fingerprint_model(trained.job.output)
-    assert (lineage.pairs, lineage.too_long) == ({"actor": 20, "judge": 10}, {})
+    assert (lineage.examples, lineage.too_long) == ({"actor": 20, "judge": 10}, {})
     assert (lineage.steps, lineage.seed, lineage.prefix_sharing) == (8, 0, True)
     assert set(lineage.versions) == {"metareward", "torch", "transformers", "trl", "python"}
     assert str(trained.job.start.parent) not in (trained.job.output / "lineage.json").read_text()
@@ -123,16 +126,16 @@ def test_nothing_else_is_left_behind(trained: Trained) -> None:
 
 
 def test_the_same_job_again_does_nothing(trained: Trained) -> None:
-    again = run_in_process(replace(trained.job, threads=2), no_step)
+    again = run_training(changed(trained.job, threads=2), no_step)
     assert again.lineage == trained.result.lineage
     assert again.seconds == 0.0
 
 
 def test_another_job_does_not_write_over_a_model(trained: Trained) -> None:
     with pytest.raises(UserError, match=r"model: a model made with other values of beta, seed is here"):
-        run_in_process(replace(trained.job, beta=0.5, seed=3), no_step)
+        run_training(changed(trained.job, beta=0.5, seed=3), no_step)
     with pytest.raises(UserError, match=r"M0: already there, without a readable lineage\.json"):
-        run_in_process(replace(trained.job, output=trained.job.start), no_step)
+        run_training(changed(trained.job, output=trained.job.start), no_step)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stops the child with a signal and looks for it in /proc")
@@ -146,7 +149,7 @@ def test_killed_with_its_parent_then_trained_again_to_the_same_bits(trained: Tra
         parent.kill()
     assert _gone(child)
     assert not job.output.exists()
-    result = run_in_process(job, lambda step: None)
+    result = run_training(job, lambda step: None)
     assert _content(job.output) == _content(trained.job.output)
     assert not list(job.output.parent.glob(".*"))  # what the killed one had begun
     assert result.lineage.steps == trained.result.lineage.steps
@@ -156,7 +159,7 @@ def _content(folder: Path) -> dict[str, bytes]:
     """All files; the lineage without the folder names, which tell where the start lies from here."""
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
     lineage = json.loads(content["lineage.json"])
-    del lineage["start"]["folder"], lineage["reference"]["folder"]
+    del lineage["start"]["path"], lineage["reference"]["path"]
     return content | {"lineage.json": json.dumps(lineage).encode()}
 
 
@@ -182,20 +185,20 @@ def test_a_child_killed_in_mid_training_leaves_no_model(trained: Trained, tmp_pa
         os.kill(events(job)[0]["pid"], signal.SIGKILL)
 
     with pytest.raises(UserError, match="training was killed, most likely for want of memory") as caught:
-        run_in_process(job, kill)
+        run_training(job, kill)
     assert "\n" not in str(caught.value)
     assert not job.output.exists()
 
 
 def test_the_users_mistakes_arrive_as_one_line(trained: Trained, tmp_path: Path) -> None:
-    job = replace(moved(trained.job, tmp_path), pairs=(tmp_path / "none.parquet",))
+    job = changed(moved(trained.job, tmp_path), data=(tmp_path / "none.parquet",))
     with pytest.raises(UserError, match=r"none\.parquet: there is no such file of pairs"):
-        run_in_process(job, no_step)
+        run_training(job, no_step)
     assert {path.name for path in tmp_path.iterdir()} == {"training.job.json", "training.stderr.txt"}
 
 
 def test_the_command_ends_with_status_2_for_a_wrong_job(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "metareward.training.dpo", str(tmp_path / "job.json")]
+    command = [sys.executable, "-m", "metareward.training.child", str(tmp_path / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -208,7 +211,11 @@ def test_the_command_ends_with_status_2_for_a_wrong_job(tmp_path: Path) -> None:
         (2, "a warning\nfile: field: fix\n", "file: field: fix"),
         (1, 'File "x"\n  raise\nKeyError: 7\n', "training ended with status 1: KeyError: 7"),
         (1, "safetensors.SafetensorError: I/O error: No space left on device (os error 28)", "the disk is full"),
-        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried", "ran out of memory; fix: lower micro_batch_size"),
+        (
+            1,
+            "torch.OutOfMemoryError: CUDA out of memory. Tried",
+            "ran out of memory; fix: lower per_device_train_batch_size",
+        ),
         (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", "ran out of memory"),
         (-11, "", "training ended by SIGSEGV: no message"),
     ],
@@ -216,7 +223,7 @@ def test_the_command_ends_with_status_2_for_a_wrong_job(tmp_path: Path) -> None:
 def test_why_a_child_failed_in_one_line(tmp_path: Path, status: int, text: str, told: str) -> None:
     errors = tmp_path / "errors.txt"
     errors.write_text(text)
-    line = explain(status, errors, make_job(tmp_path, tmp_path / "M0", (tmp_path / "pairs.parquet",)))
+    line = exit_reason(status, errors, tmp_path / "model")
     assert told in line
     assert "\n" not in line
 
@@ -229,13 +236,5 @@ def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
 
 
 def test_the_parent_does_not_import_torch() -> None:
-    code = "import sys, metareward.training.process; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, metareward.training.launch; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_end_of_the_pipe_ends_the_child() -> None:
-    code = "import time; from metareward.training.lifeline import tie_to_parent; tie_to_parent(); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
-        assert child.stdin is not None
-        child.stdin.close()
-        assert child.wait(timeout=20) == 1

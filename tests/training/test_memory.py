@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dpo_world import save_model
+from training_world import save_model
 from transformers import AutoModelForCausalLM
 
-from metareward.training.job import Sharding
-from metareward.training.memory import Load, ModelSize, adapter_weights, model_size, training_bytes
+from metareward.training.config import Sharding
+from metareward.training.memory import MemorySpec, ModelSize, adapter_weights, model_size, training_bytes
 
 # Llama-3-8B's published shape.
 LARGE = ModelSize(weights=8_030_261_248, layers=32, hidden=4096, vocabulary=128_256)
-NOTHING = Load(tokens=0, completion_tokens=0)
+NOTHING = MemorySpec(tokens=0, completion_tokens=0)
 GIB = 2**30
 
 
@@ -33,12 +33,12 @@ def test_weights_gradients_and_averages_are_sixteen_bytes() -> None:
 
 @pytest.mark.parametrize(("sharding", "bytes_each"), [("ddp", 20), ("zero2", 8 + 12 / 4), ("zero3", 5), ("fsdp2", 5)])
 def test_what_is_shared_out_among_four(sharding: Sharding, bytes_each: float) -> None:
-    shared = replace(NOTHING, processes=4, sharding=sharding)
+    shared = replace(NOTHING, num_processes=4, sharding=sharding)
     assert training_bytes(LARGE, shared) == pytest.approx(bytes_each * LARGE.weights)
 
 
 def test_adapters_need_little_more_than_the_base() -> None:
-    lora = replace(NOTHING, adapter=16, separate_reference=False)
+    lora = replace(NOTHING, lora_r=16, separate_reference=False)
     trained = adapter_weights(LARGE, 16)
     assert 0.004 < trained / LARGE.weights < 0.01  # PEFT's count for all linear layers of this model: 0.52 %
     assert training_bytes(LARGE, lora) == 2 * LARGE.weights + 16 * trained
@@ -46,8 +46,8 @@ def test_adapters_need_little_more_than_the_base() -> None:
 
 
 def test_computing_grows_with_tokens_and_shrinks_with_checkpoints() -> None:
-    whole = Load(tokens=4096, completion_tokens=1024)
+    whole = MemorySpec(tokens=4096, completion_tokens=1024)
     plain = training_bytes(LARGE, whole) - training_bytes(LARGE, NOTHING)
-    checked = training_bytes(LARGE, replace(whole, checkpointing=True)) - training_bytes(LARGE, NOTHING)
+    checked = training_bytes(LARGE, replace(whole, gradient_checkpointing=True)) - training_bytes(LARGE, NOTHING)
     assert plain == 4096 * 4096 * 32 * 34 + 1024 * 128_256 * 12
     assert checked < plain / 5

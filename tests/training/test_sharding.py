@@ -11,13 +11,13 @@ import pytest
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="gloo")]
-SCRIPT = Path(__file__).with_name("sharded_process.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "sharded_process.py"
 
 
 def run(folder: Path, control: str, *launcher: str) -> None:
-    surroundings = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     asked = [sys.executable, *launcher, str(SCRIPT), str(folder), control]
-    done = subprocess.run(asked, capture_output=True, text=True, env=surroundings, timeout=240)
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from dpo_world import make_job, save_model, save_pairs
+from training_world import changed, make_job, save_model, save_pairs
 
 from metareward.errors import UserError
-from metareward.training.job import DpoJob, Tracker
-from metareward.training.process import run_in_process
-from metareward.training.surroundings import settle
-from metareward.training.trackers import places, tracking
+from metareward.training.child import set_environment, tracker_environment
+from metareward.training.config import DpoJob, Tracker
+from metareward.training.launch import run_training
+from metareward.training.trainer import tracker_arguments
 
 TRACKERS: tuple[Tracker, ...] = ("wandb", "mlflow", "trackio")
 MISSING: list[Tracker] = [name for name in TRACKERS if find_spec(name) is None]
@@ -21,25 +20,27 @@ MISSING: list[Tracker] = [name for name in TRACKERS if find_spec(name) is None]
 @pytest.fixture
 def job(tmp_path: Path) -> DpoJob:
     pairs = (save_pairs(tmp_path / "actor.parquet", "actor", 8),)
-    return replace(make_job(tmp_path, tmp_path / "M0", pairs), epochs=1, keep_epoch=1, run_name="mine-M1")
+    return changed(
+        make_job(tmp_path, tmp_path / "M0", pairs), num_train_epochs=1, stop_after_epoch=1, run_name="mine-M1"
+    )
 
 
 def test_none_is_told_unless_asked(job: DpoJob, tmp_path: Path) -> None:
-    assert tracking(job) == {"report_to": "none", "run_name": "mine-M1"}
+    assert tracker_arguments(job) == {"report_to": "none", "run_name": "mine-M1"}
     surroundings: dict[str, str] = {}
-    settle(surroundings, job, tmp_path)
-    assert not surroundings.keys() & places(job).keys()
+    set_environment(surroundings, job, tmp_path)
+    assert not surroundings.keys() & tracker_environment(job).keys()
 
 
 @pytest.mark.skipif(not MISSING, reason="every tracker is installed")
 def test_one_that_is_not_installed_is_named(job: DpoJob) -> None:
-    with pytest.raises(UserError, match=f"trackers: {MISSING[0]} can't be imported; fix: pip install {MISSING[0]}"):
-        tracking(replace(job, trackers=(MISSING[0],)))
+    with pytest.raises(UserError, match=f"report_to: {MISSING[0]} can't be imported; fix: pip install {MISSING[0]}"):
+        tracker_arguments(changed(job, report_to=(MISSING[0],)))
 
 
 def test_they_write_beside_the_log_unless_the_user_says_where(job: DpoJob, tmp_path: Path) -> None:
     surroundings = {"WANDB_DIR": "elsewhere"}
-    settle(surroundings, replace(job, trackers=("tensorboard",)), tmp_path)
+    set_environment(surroundings, changed(job, report_to=("tensorboard",)), tmp_path)
     assert surroundings["WANDB_DIR"] == "elsewhere"
     assert surroundings["TENSORBOARD_LOGGING_DIR"] == str(tmp_path.resolve() / "tensorboard")
 
@@ -47,7 +48,7 @@ def test_they_write_beside_the_log_unless_the_user_says_where(job: DpoJob, tmp_p
 @pytest.mark.slow
 def test_tensorboard_is_told_of_every_step(job: DpoJob, tmp_path: Path) -> None:
     save_model(job.start)
-    run_in_process(replace(job, trackers=("tensorboard",)), lambda _: None)
+    run_training(changed(job, report_to=("tensorboard",)), lambda _: None)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     told = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from datasets import Dataset
-from dpo_world import save_model, save_pairs
+from training_world import save_model, save_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 

@@ -86,15 +86,18 @@ def sft_command(
     ] = "self-rewarding",
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as epochs=2 or device=cpu. Repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as num_train_epochs=2. Repeatable."),
     ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides the order of the examples and dropout.")] = 0,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: one a core.")] = None,
 ) -> None:
     """Supervised fine-tuning (SFT) with the loss on the answers only. The result is DIR/model."""
     from metareward.generation.progress import terminal_progress
     from metareward.pipeline.seeding import train_sft
-    from metareward.training.sft_papers import settings_of_paper
+    from metareward.training.config import sft_settings
 
-    result = train_sft(model, data, out, settings_of_paper(paper, changes or ()), terminal_progress())
+    settings = sft_settings(paper, changes or ())
+    result = train_sft(model, data, out, settings, terminal_progress(), seed, threads)
     lineage = result.lineage
     numbers = {"examples": lineage.examples, "too long": lineage.too_long, "steps": lineage.steps}
     _print_counts("supervised training", numbers)

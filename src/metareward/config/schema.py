@@ -32,9 +32,8 @@ from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.method.pairs import PairRules
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
-from metareward.training.job import Device, Loss
+from metareward.training.config import TrainingSettings
 
-JUDGED = ("judge_win_rate", "judge_agreement")  # what training.choice.judge finds out of an epoch
 Temperature = Annotated[float, Field(ge=0.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -131,98 +130,6 @@ class RoleSettings(Section):
     engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
 
 
-class AdapterSettings(Section):
-    """Low-rank adapters (arXiv 2106.09685), for training.method 'lora' and 'qlora'."""
-
-    rank: Count = Field(16, description="Rank of the adapter")
-    alpha: float = Field(32.0, gt=0.0, description="Its scale is alpha / rank")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before the adapter")
-    targets: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
-        ("all-linear",), description="Linear layers that get one, by name; all-linear is every one but the head"
-    )
-    between: Literal["merged", "stacked"] = Field(
-        "merged", description="Next iteration: a fresh adapter on the merged model, or the same one trained on"
-    )
-
-
-class ChoiceSettings(Section):
-    """Which epoch becomes the model, where it isn't always the last one trained."""
-
-    figure: Text | None = Field(
-        None, description="Measure every epoch on the held-out prompts and take the best by this; empty: the last epoch"
-    )
-    lowest: bool = Field(False, description="Less is better")
-    margin: float = Field(
-        0.0, ge=0.0, description="Take the earliest epoch that is at most so much worse than the best"
-    )
-    longest: float | None = Field(
-        None, gt=0.0, description="Leave out epochs whose answers are longer than so many times the earlier model's"
-    )
-    judge: Text | None = Field(
-        None, description="A judge for the figures judge_win_rate and judge_agreement: model folder, recipe, URL#MODEL"
-    )
-    keep_rest: bool = Field(False, description="Keep the models of the other epochs")
-
-
-class TrainingSettings(Section):
-    """DPO (Meta-Rewarding appendix A.3)."""
-
-    learning_rate: float = Field(5e-6, gt=0.0, description="Peak learning rate (paper: 5e-6)")
-    final_learning_rate: float = Field(0.0, ge=0.0, description="Learning rate at the end of the schedule")
-    beta: float = Field(0.1, gt=0.0, description="Beta of the DPO loss (paper: 0.1)")
-    epochs: Count = Field(10, description="Length of the learning-rate schedule, in epochs (paper: 10)")
-    batch_size: Count = Field(32, description="Pairs in each optimiser step (paper: 32)")
-    micro_batch_size: Count = Field(4, description="Pairs in memory at a time; divides batch_size")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Course of the learning rate (paper: cosine)"
-    )
-    warmup: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the steps in which the learning rate rises")
-    max_length: Count = Field(4096, description="Longest prompt with completion, in tokens")
-    weight_decay: float = Field(0.0, ge=0.0, description="Weight decay")
-    max_grad_norm: float = Field(1.0, gt=0.0, description="Gradients are clipped to this norm")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout while training")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of the computation; weights being trained are float32"
-    )
-    device: Device = Field("auto", description="Where to train; auto: a GPU if there is one")
-    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
-    start: Text = Field(
-        "previous", description="What each iteration trains: the previous model (paper), 'm0', or a model folder"
-    )
-    reference: Literal["start", "previous", "m0", "ema"] = Field(
-        "start", description="DPO's reference: what it starts from, the previous model, M0, or a moving average of all"
-    )
-    ema_decay: float = Field(0.9, ge=0.0, lt=1.0, description="With reference 'ema': the share of the average kept")
-    loss: Annotated[tuple[Loss, ...], Field(strict=False, min_length=1)] = Field(
-        ("sigmoid",), description="TRL's losses, added up (paper: sigmoid); [sigmoid, sft] adds the NLL of the chosen"
-    )
-    loss_weights: Annotated[tuple[float, ...], Field(strict=False)] = Field(
-        (), description="The weight of each loss; none: 1 each"
-    )
-    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5, description="Share of pairs taken to be labelled wrongly")
-    ld_alpha: float | None = Field(
-        None,
-        ge=0.0,
-        le=1.0,
-        description="Weight of what a side has over the other's length (LD-DPO); empty: like the rest",
-    )
-    method: Literal["full", "lora", "qlora"] = Field(
-        "full", description="All weights, an adapter, or an adapter on a base of 4 bits (needs a GPU and bitsandbytes)"
-    )
-    lora: AdapterSettings
-    processes: Count = Field(1, description="Processes that train together: one for each GPU")
-    sharding: Literal["ddp", "fsdp2", "zero2", "zero3"] = Field(
-        "ddp", description="What each process holds: the whole model (ddp), or a part of it"
-    )
-    checkpoint_steps: Count | None = Field(
-        None, description="Keep a state to go on from after a kill every so many steps; empty: train again"
-    )
-    choice: ChoiceSettings
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Field(strict=False)] = Field(
-        (), description="Also told of each step, if installed; iter-*/training.jsonl always is"
-    )
-
-
 class EvaluationSettings(Section):
     """What is asked on the held-out prompts, of M0 and of every model made."""
 
@@ -262,17 +169,17 @@ class IterationSettings(Section):
     max_judgment_chars: Count | None = Field(
         None, description="Drop judge pairs whose chosen judgment is longer, in characters (paper: 1100, then 1000)"
     )
-    epochs: Count | None = Field(None, description="Instead of training.epochs, in this iteration")
-    keep_epoch: Count | None = Field(
-        None, description="Epoch at whose end training stops; empty for the last (paper: 6, 4, 2, 2)"
+    num_train_epochs: Count | None = Field(None, description="Instead of training.num_train_epochs, in this iteration")
+    stop_after_epoch: Count | None = Field(
+        None, description="Instead of training.stop_after_epoch, in this iteration (paper: 6, 4, 2, 2)"
     )
 
 
 PAPER_ITERATIONS: Mapping[int, Mapping[str, float | int | bool]] = {
-    1: {"rho": 0.0, "max_answer_chars": 2500, "judge_pairs": True, "max_judgment_chars": 1100, "keep_epoch": 6},
-    2: {"rho": 0.32, "judge_pairs": True, "max_judgment_chars": 1000, "keep_epoch": 4},
-    3: {"rho": 0.32, "judge_pairs": False, "keep_epoch": 2},
-    4: {"rho": 0.4, "judge_pairs": False, "keep_epoch": 2},
+    1: {"rho": 0.0, "max_answer_chars": 2500, "judge_pairs": True, "max_judgment_chars": 1100, "stop_after_epoch": 6},
+    2: {"rho": 0.32, "judge_pairs": True, "max_judgment_chars": 1000, "stop_after_epoch": 4},
+    3: {"rho": 0.32, "judge_pairs": False, "stop_after_epoch": 2},
+    4: {"rho": 0.4, "judge_pairs": False, "stop_after_epoch": 2},
 }
 
 
@@ -328,13 +235,14 @@ class Recipe(Section):
         """Whether iteration ``t`` asks the meta-judge: where judge pairs are made, and only there."""
         return self.iterations[t].judge_pairs
 
-    def epochs(self, t: int) -> int:
-        """The length of iteration ``t``'s learning-rate schedule."""
-        return self.iterations[t].epochs or self.training.epochs
-
-    def keep_epoch(self, t: int) -> int:
-        """The epoch at whose end iteration ``t``'s training stops, 1 to `epochs`."""
-        return self.iterations[t].keep_epoch or self.epochs(t)
+    def training_of(self, t: int) -> TrainingSettings:
+        """The training settings of iteration ``t``."""
+        iteration = self.iterations[t]
+        own = {
+            "num_train_epochs": iteration.num_train_epochs or self.training.num_train_epochs,
+            "stop_after_epoch": iteration.stop_after_epoch or self.training.stop_after_epoch,
+        }
+        return self.training.model_copy(update=own)
 
 
 def _without_dropped(sections: object) -> object:
@@ -350,18 +258,19 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     """Settings that are each allowed but not together: the key, its value, what it should be."""
     yield from _numbering(recipe.iterations)
     yield from _judging(recipe)
-    yield from _training(recipe.training)
     yield from _benchmarks(recipe)
-    if recipe.training.choice.figure is not None and recipe.engine.kind == "openai":
+    metric = recipe.training.checkpoint_selection.metric
+    if metric is not None and recipe.engine.kind == "openai":
         why = "empty, as engine.kind is openai: your servers don't have the epochs' models"
-        yield ("training", "choice", "figure"), recipe.training.choice.figure, why
+        yield ("training", "checkpoint_selection", "metric"), metric, why
     for t, iteration in recipe.iterations.items():
         if iteration.judge_pairs and recipe.judgments.n < 2:
             why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
             yield ("iterations", t, "judge_pairs"), True, why
-        if recipe.keep_epoch(t) > recipe.epochs(t):
-            why = f"at most {recipe.epochs(t)}, the epochs of this iteration's schedule"
-            yield ("iterations", t, "keep_epoch"), iteration.keep_epoch, why
+        training = recipe.training_of(t)
+        if training.last_epoch > training.num_train_epochs:
+            why = f"at most {training.num_train_epochs}, the epochs of this iteration's schedule"
+            yield ("iterations", t, "stop_after_epoch"), training.stop_after_epoch, why
 
 
 def _numbering(iterations: Mapping[int, IterationSettings]) -> Iterator[Mismatch]:
@@ -397,27 +306,6 @@ def _judging(recipe: Recipe) -> Iterator[Mismatch]:
     if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
         why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
         yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
-
-
-def _training(training: TrainingSettings) -> Iterator[Mismatch]:
-    if training.batch_size % training.micro_batch_size:
-        why = f"a divisor of training.batch_size, which is {training.batch_size}"
-        yield ("training", "micro_batch_size"), training.micro_batch_size, why
-    if training.schedule == "constant" and training.final_learning_rate > 0:
-        yield ("training", "final_learning_rate"), training.final_learning_rate, "0 with the constant schedule"
-    together = training.micro_batch_size * training.processes
-    if training.batch_size % training.micro_batch_size == 0 and training.batch_size % together:
-        why = f"such that {training.micro_batch_size} pairs in each divide training.batch_size"
-        yield ("training", "processes"), training.processes, why
-    if training.loss_weights and len(training.loss_weights) != len(training.loss):
-        yield ("training", "loss_weights"), list(training.loss_weights), "one for each of training.loss, or none"
-    if "exo_pair" in training.loss and training.label_smoothing == 0:
-        yield ("training", "label_smoothing"), 0.0, "a number above 0 with the loss exo_pair, such as 0.001"
-    if training.choice.figure in JUDGED and training.choice.judge is None:
-        yield ("training", "choice", "judge"), None, f"a judge, as training.choice.figure is {training.choice.figure}"
-    if training.final_learning_rate > training.learning_rate:
-        why = f"at most training.learning_rate, which is {training.learning_rate}"
-        yield ("training", "final_learning_rate"), training.final_learning_rate, why
 
 
 def _benchmarks(recipe: Recipe) -> Iterator[Mismatch]:

@@ -290,7 +290,7 @@ def _urgency(detail: ErrorDetails) -> int:
 def _place(detail: ErrorDetails, tree: Tree) -> Key:
     """The key as the user knows it: pydantic adds the member of a union that it tried, and '[key]'."""
     if "key" in detail.get("ctx", {}):
-        return tuple(detail["ctx"]["key"])
+        return (*detail["loc"], *detail["ctx"]["key"])
     inside: list[str | int] = []
     node: object = tree.values
     for place, part in enumerate(detail["loc"]):

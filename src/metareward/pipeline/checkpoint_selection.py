@@ -1,4 +1,4 @@
-"""Which epoch of a training becomes M_t, where the recipe gives a rule (`metareward.training.epochs`).
+"""Which epoch of a training becomes M_t, where the recipe gives a rule (`metareward.training.checkpoints`).
 
 Every epoch answers and judges the held-out prompts as M_t itself will, and its figures
 are those that the report shows. ``win_rate`` is against M0's answers, in percent, as the model itself judges both, and
@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from metareward.config.schema import ChoiceSettings
 from metareward.engines.base import Engine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_metrics, held_out_records, judged_again
 from metareward.evaluation.win_rates import held_out_win_rates, win_rate_by
@@ -28,39 +27,36 @@ from metareward.pipeline.engines import open_engine, open_judge_engine
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
+from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_log import log_event, timed
 from metareward.storage.store import RecordStore
-from metareward.training.epochs import EpochRule, adopt, choose_epoch, epoch_folder
-from metareward.training.job import DpoJob
-from metareward.training.lineage import fingerprint_model
+from metareward.training.checkpoints import epoch_checkpoint, promote_epoch, select_epoch
+from metareward.training.config import DpoJob
 
 _IN_FLIGHT = 256
 
 
 async def choose(of: Experiment, t: int, progress: Progress) -> None:
     """Make the best epoch M_t, unless that is done or nothing is to be chosen. Raises `UserError`."""
-    asked = of.recipe.training.choice
-    if asked.figure is None:
+    settings = of.recipe.training.checkpoint_selection
+    if settings.metric is None:
         return
     job = stages.training_job(of, t)
     if not job.output.is_dir():
         with timed(of.run, t, "choosing"):
-            measured = {epoch: await _figures(of, t, job, epoch, progress) for epoch in range(1, job.last_epoch + 1)}
+            epochs = range(1, job.settings.last_epoch + 1)
+            measured = {epoch: await _metrics(of, t, job, epoch, progress) for epoch in epochs}
         start = _means(json.loads(stages.evaluation_result(of, t - 1).read_text(encoding="utf-8"))["metrics"])
-        chosen = choose_epoch(measured, _rule(asked), start)
-        log_event(of.run, "chosen", model=f"M{t}", epoch=chosen.epoch, why=chosen.why)
-        adopt(job, chosen.epoch, keep_rest=True)
-    if not asked.keep_rest:
+        selected = select_epoch(measured, settings, start)
+        log_event(of.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
+        promote_epoch(job, selected.epoch, keep_all=True)
+    if not settings.keep_all:
         shutil.rmtree(job.product, ignore_errors=True)
 
 
-def _rule(asked: ChoiceSettings) -> EpochRule:
-    return EpochRule(asked.figure or "", lowest=asked.lowest, margin=asked.margin, longest=asked.longest)
-
-
-async def _figures(of: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress) -> Mapping[str, float]:
+async def _metrics(of: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress) -> Mapping[str, float]:
     """The figures of one epoch, measured unless they are there."""
-    folder, place = epoch_folder(job, epoch), of.run.iteration(t).evaluation
+    folder, place = epoch_checkpoint(job, epoch), of.run.iteration(t).evaluation
     result = place / f"epoch-{epoch}.json"
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
@@ -98,7 +94,7 @@ def figures_of(of: Experiment, records: Sequence[HeldOut]) -> dict[str, float]:
 
 async def _judged(of: Experiment, records: Sequence[HeldOut], progress: Progress) -> dict[str, float]:
     """The figures that need the judge named in the recipe; none where none is named."""
-    name = of.recipe.training.choice.judge
+    name = of.recipe.training.checkpoint_selection.judge
     if name is None:
         return {}
     judge = await open_judge_engine(name)

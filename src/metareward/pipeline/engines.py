@@ -17,7 +17,7 @@ from metareward.evaluation.judges import judge_kind
 from metareward.method.judge import Reasoning
 from metareward.pocket import world
 from metareward.settings import import_object
-from metareward.training.lineage import fingerprint_model
+from metareward.storage.custody import fingerprint_model
 from metareward.types import Judge
 
 POCKET = "pocket"

@@ -20,7 +20,6 @@ from metareward.config.schema import (
     MetaJudgmentSettings,
     Recipe,
     RoleSettings,
-    TrainingSettings,
     engine_fingerprint,
     generation_fingerprint,
     load_recipe,
@@ -42,12 +41,12 @@ from metareward.pocket import world
 from metareward.seeds import derive
 from metareward.settings import Imported, import_name, import_object
 from metareward.storage.atomic import write_atomic
+from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment
 from metareward.storage.serialization import flatten
 from metareward.training.average import make_average
-from metareward.training.job import DpoJob, LoraSettings
-from metareward.training.lineage import fingerprint_model
+from metareward.training.config import DpoJob
 from metareward.types import ModelRole, PairKind, Prompt, Sampling
 
 # What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
@@ -59,10 +58,8 @@ _FREE = frozenset(
         for name in settings.model_fields
         if name not in ("kind", "model", "max_num_seqs", "deterministic")
     ]
-    + [
-        f"training.{name}"
-        for name in ("device", "processes", "sharding", "checkpoint_steps", "trackers", "choice.keep_rest")
-    ]
+    + [f"training.{name}" for name in ("device", "num_processes", "sharding", "save_steps", "report_to")]
+    + ["training.checkpoint_selection.keep_all"]
 )
 _RUBRIC = "the rubric's text"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -310,42 +307,18 @@ class Experiment:
 
     def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
         """The training of M_t, on the pairs of ``kinds``."""
-        asked, folder = self.recipe.training, self.run.iteration(t)
+        settings, folder = self.recipe.training_of(t), self.run.iteration(t)
         return DpoJob(
+            settings=settings,
             start=self.start(t),
             reference=self.reference(t),
-            pairs=tuple(folder.pairs(kind) for kind in kinds),
+            data=tuple(folder.pairs(kind) for kind in kinds),
             output=folder.model,
             log=folder.path / "training.jsonl",
-            learning_rate=asked.learning_rate,
-            final_learning_rate=asked.final_learning_rate,
-            beta=asked.beta,
-            epochs=self.recipe.epochs(t),
-            keep_epoch=self.recipe.keep_epoch(t),
-            batch_size=asked.batch_size,
-            micro_batch_size=asked.micro_batch_size,
-            max_length=asked.max_length,
-            schedule=asked.schedule,
-            warmup=asked.warmup,
-            weight_decay=asked.weight_decay,
-            max_grad_norm=asked.max_grad_norm,
-            dropout=asked.dropout,
-            dtype=asked.dtype,
-            device=asked.device,
-            gradient_checkpointing=asked.gradient_checkpointing,
-            threads=_cores(),
             seed=derive(self.recipe.seed, "training", t) % 2**31,
-            loss=asked.loss,
-            loss_weights=asked.loss_weights,
-            label_smoothing=asked.label_smoothing,
-            ld_alpha=asked.ld_alpha,
-            lora=None if asked.method == "full" else _adapter(asked),
-            processes=asked.processes,
-            sharding=asked.sharding,
-            checkpoint_steps=asked.checkpoint_steps,
-            keep_epochs=asked.choice.figure is not None,
-            trackers=asked.trackers,
+            threads=_cores(),
             run_name=f"{self.recipe.name}-M{t}",
+            keep_epochs=settings.checkpoint_selection.metric is not None,
         )
 
     @property
@@ -413,18 +386,6 @@ def _without(prompts: tuple[Prompt, ...], held: tuple[Prompt, ...]) -> tuple[Pro
     """``prompts`` less those that are held out, whatever their ids."""
     asked = {prompt.messages for prompt in held}
     return tuple(prompt for prompt in prompts if prompt.messages not in asked)
-
-
-def _adapter(asked: TrainingSettings) -> LoraSettings:
-    lora = asked.lora
-    return LoraSettings(
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
-        stacked=lora.between == "stacked",
-        four_bit=asked.method == "qlora",
-    )
 
 
 def _cores() -> int:

@@ -28,7 +28,7 @@ from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore, read_records
-from metareward.training.memory import Load, model_size, training_bytes
+from metareward.training.memory import MemorySpec, model_size, training_bytes
 from metareward.types import PromptRecord
 
 # --- How long completions are and how fast they come, measured on the records of a run.
@@ -229,7 +229,7 @@ def _iteration(recipe: Recipe, t: int, rates: Rates) -> IterationPlan:
     answers = prompts * recipe.answers.k
     battles = prompts * n * (n - 1) if recipe.runs_meta_judge(t) else 0
     judge_pairs = prompts if recipe.iterations[t].judge_pairs else 0
-    steps = ceil((prompts + judge_pairs) / recipe.training.batch_size) * recipe.keep_epoch(t)
+    steps = ceil((prompts + judge_pairs) / recipe.training.batch_size) * recipe.training_of(t).last_epoch
     return IterationPlan(t, _roles(recipe, answers, answers * n, battles, rates), prompts, judge_pairs, steps)
 
 
@@ -288,20 +288,20 @@ def _training_bytes(recipe: Recipe) -> int | None:
     size, asked = model_size(model_folder(recipe.model)), recipe.training
     if size is None:
         return None
-    rows = 2 * asked.micro_batch_size
+    rows = 2 * asked.per_device_train_batch_size
     completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
-    load = Load(
+    spec = MemorySpec(
         tokens=rows * asked.max_length,
         completion_tokens=rows * min(asked.max_length, completion),
-        adapter=0 if asked.method == "full" else asked.lora.rank,
+        lora_r=0 if asked.method == "full" else asked.lora.r,
         four_bit=asked.method == "qlora",
-        two_bytes=asked.dtype == "bfloat16" or (asked.dtype == "auto" and asked.device != "cpu"),
-        checkpointing=asked.gradient_checkpointing,
+        bfloat16=asked.dtype == "bfloat16" or (asked.dtype == "auto" and asked.device != "cpu"),
+        gradient_checkpointing=asked.gradient_checkpointing,
         separate_reference=asked.method == "full" or asked.reference in ("m0", "ema"),
-        processes=asked.processes,
+        num_processes=asked.num_processes,
         sharding=asked.sharding,
     )
-    return training_bytes(size, load)
+    return training_bytes(size, spec)
 
 
 def plan_table(made: Plan) -> Group:

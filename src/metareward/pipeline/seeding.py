@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from metareward.config.schema import Recipe, engine_fingerprint
 from metareward.data.propose import (
@@ -30,12 +30,11 @@ from metareward.method.template import load_template
 from metareward.pipeline.engines import model_folder, open_engine
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
+from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
-from metareward.training.lineage import fingerprint_model
-from metareward.training.process import Step
-from metareward.training.sft_job import SftJob
-from metareward.training.sft_process import SftResult, teach_in_process
+from metareward.training.config import SftJob, SftSettings
+from metareward.training.launch import Step, TrainingResult, run_training
 from metareward.types import Prompt, Sampling
 
 T = TypeVar("T")
@@ -121,14 +120,27 @@ def propose_prompts(
 
 
 def train_sft(
-    model: str, data: Sequence[Path], out: Path, settings: Mapping[str, Any], progress: Progress
-) -> SftResult:
+    model: str,
+    data: Sequence[Path],
+    out: Path,
+    settings: SftSettings,
+    progress: Progress,
+    seed: int = 0,
+    threads: int | None = None,
+) -> TrainingResult:
     """Train the model in folder ``model`` (or 'pocket') on the examples in ``data``; the result is ``out``/model.
 
-    ``settings`` are those of `SftJob` that aren't its defaults. Raises `UserError`.
+    ``threads`` None: as many as there are cores. Raises `UserError`.
     """
-    paths = {"start": model_folder(model), "data": tuple(data), "output": out / "model", "log": out / "training.jsonl"}
-    job = SftJob.checked({"threads": _cores(), **settings, **paths})
+    job = SftJob(
+        settings=settings,
+        start=model_folder(model),
+        data=tuple(data),
+        output=out / "model",
+        log=out / "training.jsonl",
+        seed=seed,
+        threads=threads or _cores(),
+    )
     started = False
 
     def on_step(step: Step) -> None:
@@ -140,7 +152,7 @@ def train_sft(
 
     with RunDir(out).lock():
         try:
-            return teach_in_process(job, on_step)
+            return run_training(job, on_step)
         finally:
             if started:
                 progress.finish()

@@ -29,8 +29,8 @@ from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_log import log_event, stage_seconds, timed
 from metareward.storage.store import RecordStore, read_records
-from metareward.training.job import DpoJob
-from metareward.training.process import Step, run_in_process
+from metareward.training.config import DpoJob
+from metareward.training.launch import Step, run_training
 from metareward.types import PairKind
 
 # Prompts that keep failing (too long for the model, for example) are skipped up to this share.
@@ -82,7 +82,7 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
     experiment.average(t)
     job = training_job(experiment, t)
     if experiment.model(t).is_dir():
-        run_in_process(job, lambda _: None)  # checks that this job made the model
+        run_training(job, lambda _: None)  # checks that this job made the model
         return
     began = False
 
@@ -95,11 +95,11 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
 
     with timed(experiment.run, t, "training"):
         try:
-            result = run_in_process(job, on_step)
+            result = run_training(job, on_step)
         finally:
             if began:
                 progress.finish()
-    pairs, steps = sum(result.lineage.pairs.values()), result.lineage.steps
+    pairs, steps = sum(result.lineage.examples.values()), result.lineage.steps
     log_event(experiment.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds)
 
 

@@ -1,1 +1,1 @@
-"""DPO and SFT in a child process, on TRL and accelerate. Nothing here knows recipes or how pairs are made."""
+"""Training: DPO and supervised fine-tuning by TRL in child processes. What asks a model for text is not here."""

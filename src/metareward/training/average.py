@@ -2,8 +2,8 @@
 
     E_t = decay E_{t-1} + (1 - decay) M_t,     E_0 = M_0
 
-weight by weight, in float32. It is made in a process of its own, so that the one that runs the loop never loads torch;
-one tensor is in memory at a time for reading, one file for writing.
+weight by weight, in float32. It is computed in a child process, so that the parent never imports torch; memory holds
+one tensor for reading and one file for writing.
 """
 
 from __future__ import annotations
@@ -17,50 +17,53 @@ from pathlib import Path
 from typing import Any
 
 from metareward.errors import UserError
-from metareward.training.lineage import LINEAGE, fingerprint_model
-from metareward.training.newfolder import new_folder
-from metareward.training.process import last_line
+from metareward.storage.atomic import atomic_dir
+from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model
+from metareward.training.events import USER_ERROR, error_line
 
-NOTE = "average.json"  # in the folder: what it was made of
-_WRONG = 2
+RECORD = "average.json"  # in the model folder: what it was averaged from
 
 
-def make_average(earlier: Path, newer: Path, decay: float, place: Path) -> Path:
-    """The folder ``place`` with ``decay`` of the model in ``earlier`` and the rest of that in ``newer``.
+def make_average(earlier: Path, newer: Path, decay: float, output: Path) -> Path:
+    """Make the model folder ``output``: ``decay`` times ``earlier`` plus the rest of ``newer``.
 
-    What is there already stays, if it was made of the same. Raises `UserError` otherwise, and for models that don't
-    have the same weights.
+    An average of the same models that is there already stays. Raises `UserError` when something else is there, and
+    for models with different weights.
     """
-    wanted = _note(earlier, newer, decay)
-    if place.exists():
-        if not (place / NOTE).is_file() or json.loads((place / NOTE).read_text(encoding="utf-8")) != wanted:
-            raise UserError(f"{place}: not the average of {earlier} and {newer}; fix: move or delete it")
-        return place
-    asked = [sys.executable, "-m", __name__, str(earlier), str(newer), str(decay), str(place)]
-    done = subprocess.run(asked, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    before, now = (ModelRef(str(folder), fingerprint_model(folder)) for folder in (earlier, newer))
+    if output.exists():
+        record = output / RECORD
+        if not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != _record(before, now, decay):
+            raise UserError(f"{output}: not the average of {earlier} and {newer}; fix: move or delete it")
+        return output
+    models = [before.path, before.sha256, now.path, now.sha256]
+    command = [sys.executable, "-m", __name__, *models, str(decay), str(output)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
-        raise UserError(last_line(done.stderr.decode(errors="replace")))
-    return place
+        raise UserError(error_line(done.stderr.decode(errors="replace")))
+    return output
 
 
-def _note(earlier: Path, newer: Path, decay: float) -> dict[str, Any]:
-    return {"earlier": fingerprint_model(earlier), "newer": fingerprint_model(newer), "decay": decay}
+def _record(earlier: ModelRef, newer: ModelRef, decay: float) -> dict[str, Any]:
+    return {"earlier": earlier.sha256, "newer": newer.sha256, "decay": decay}
 
 
-def write_average(earlier: Path, newer: Path, decay: float, place: Path) -> None:
+def write_average(earlier: ModelRef, newer: ModelRef, decay: float, output: Path) -> None:
     """The same in this process. Raises `UserError`."""
-    with new_folder(place) as new:
-        for path in newer.iterdir():
+    with atomic_dir(output) as new:
+        for path in Path(newer.path).iterdir():
             if path.is_file() and path.suffix != ".safetensors" and path.name != LINEAGE:
                 shutil.copyfile(path, new.content / path.name)
-        before = _weights(earlier)
-        for path in sorted(newer.glob("*.safetensors")):
+        before = _weights(Path(earlier.path))
+        for path in sorted(Path(newer.path).glob("*.safetensors")):
             _average_file(before, path, decay, new.content / path.name)
-        _note_dtype(new.content / "config.json")
-        (new.content / NOTE).write_text(json.dumps(_note(earlier, newer, decay)) + "\n", encoding="utf-8")
+        config = new.content / "config.json"
+        content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (new.content / RECORD).write_text(json.dumps(_record(earlier, newer, decay)) + "\n", encoding="utf-8")
 
 
-def _average_file(before: Mapping[str, Path], path: Path, decay: float, place: Path) -> None:
+def _average_file(before: Mapping[str, Path], path: Path, decay: float, output: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -69,18 +72,19 @@ def _average_file(before: Mapping[str, Path], path: Path, decay: float, place: P
         for name in newer.keys():  # noqa: SIM118  (a handle, no mapping)
             now = newer.get_tensor(name).float()
             averaged[name] = now + decay * (_tensor(before, name, path, now.shape) - now)
-    save_file(averaged, place, {"format": "pt"})
+    save_file(averaged, output, {"format": "pt"})
 
 
 def _tensor(weights: Mapping[str, Path], name: str, newer: Path, shape: Sequence[int]) -> Any:
     from safetensors import safe_open
 
+    same_kind = "fix: average models of one architecture"
     if name not in weights:
-        raise UserError(f"{newer}: has {name}, which the earlier model lacks; fix: average models of one kind")
+        raise UserError(f"{newer}: has {name}, which the earlier model lacks; {same_kind}")
     with safe_open(weights[name], "pt") as file:
         tensor = file.get_tensor(name).float()
     if tensor.shape != shape:
-        raise UserError(f"{newer}: {name} has another shape than in the earlier model; fix: average models of one kind")
+        raise UserError(f"{newer}: {name} has another shape than in the earlier model; {same_kind}")
     return tensor
 
 
@@ -95,19 +99,15 @@ def _weights(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _note_dtype(config: Path) -> None:
-    told = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
-    config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def main(arguments: Sequence[str]) -> int:
     """The command. Returns the exit status."""
-    earlier, newer, decay, place = arguments
+    earlier, earlier_sha256, newer, newer_sha256, decay, output = arguments
+    models = ModelRef(earlier, earlier_sha256), ModelRef(newer, newer_sha256)
     try:
-        write_average(Path(earlier), Path(newer), float(decay), Path(place))
+        write_average(*models, float(decay), Path(output))
     except UserError as error:
         print(error, file=sys.stderr)
-        return _WRONG
+        return USER_ERROR
     return 0
 
 

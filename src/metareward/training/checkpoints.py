@@ -1,76 +1,166 @@
-"""Every so many optimiser steps a checkpoint is written, from which the same job goes on after a kill where it was.
+"""Resume states of a training that was killed, and the checkpoints of its epochs, one of which becomes the model.
 
-transformers writes it: weights, optimiser, schedule, random numbers. It counts once `metareward.training.kept` has
-marked it; then the one before it goes. All are gone once the model is there.
+A resume state is transformers' checkpoint (weights, optimizer, schedule, random numbers) with a mark that is written
+last: which job it belongs to, and what was computed before that job's first step. This module imports no torch.
+
+The papers keep early epochs (Meta-Rewarding appendix A.3: 6, 4, 2 and 2 of 10) without stating a rule. Here the recipe
+names one metric on held-out prompts, a limit on the growth of answers, and how much worse than the best an earlier
+epoch may be: later epochs have had more time to learn the judge's errors.
 """
 
-# ruff: noqa: ARG002  (the signatures are those of transformers)
 from __future__ import annotations
 
+import json
+import math
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from transformers import TrainerCallback
+from pydantic import TypeAdapter, ValidationError
 
-from metareward.training.job import DpoJob
-from metareward.training.kept import Findings, Kept, mark
-from metareward.training.newfolder import flush_folder
+from metareward.errors import UserError
+from metareward.storage.atomic import AtomicDir, flush_dir, write_atomic
+from metareward.training.config import AnyJob, CheckpointSelectionSettings, DpoJob
+from metareward.training.lineage import identity
 
-
-class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Has a checkpoint written every ``job.checkpoint_steps`` steps, but for the last step."""
-
-    def __init__(self, job: DpoJob, seconds: float) -> None:
-        """A run that is taken up again counts on from the ``seconds`` it had taken."""
-        self._job = job
-        self._before = seconds
-        self._began = time.perf_counter()
-        self._due = False
-        self.findings: Findings | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter() - self._before
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint; at the end of an epoch only when all else that happens there is done."""
-        every = self._job.checkpoint_steps
-        self._due = self._due or bool(every and state.global_step % every == 0)
-        if self._due and state.epoch != round(state.epoch):
-            self._ask(control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for the checkpoint that was put off, unless this is the end."""
-        if self._due and round(state.epoch) < self._job.last_epoch:
-            self._ask(control)
-
-    def _ask(self, control: Any) -> None:
-        self._due = False
-        control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint that has just been written, and throw away older ones."""
-        PartialState().wait_for_everyone()  # each process has written its part
-        if not state.is_world_process_zero or self.findings is None:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        flush_folder(folder)
-        mark(self._job, Kept(folder, state.global_step, time.perf_counter() - self._began, self.findings))
-        for other in folder.parent.iterdir():
-            if other != folder and other.is_dir():
-                shutil.rmtree(other)
+RESUME_MARK = "resume_state.json"
+LENGTH = "answer_chars"  # the metric that max_length_ratio limits
+LogProbs = tuple[tuple[float, ...], tuple[float, ...]]
+Metrics = Mapping[str, float]
 
 
-class Epochs(TrainerCallback):  # type: ignore[misc]
-    """Calls ``keep`` with the number of every epoch that has ended, counted from 1."""
+@dataclass(frozen=True, slots=True)
+class SanityFindings:
+    """What DPO's sanity check finds before the first step; a resumed run takes it from the resume state.
 
-    def __init__(self, keep: Callable[[int], None]) -> None:
-        self._keep = keep
+    ``log_ratio`` is the largest of the first pairs, in nats. ``not_packed`` says why rows aren't packed; empty: they
+    are, with FlexAttention if ``flex``. ``reference`` has the reference's log-probabilities of all pairs, chosen and
+    rejected, where they were precomputed.
+    """
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the model as it is now."""
-        self._keep(round(state.epoch))
+    log_ratio: float
+    not_packed: str
+    flex: bool
+    reference: LogProbs | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeState:
+    """A folder to resume a job from, after ``step`` optimizer steps that took ``seconds``; no ``findings`` for SFT."""
+
+    folder: Path
+    step: int
+    seconds: float
+    findings: SanityFindings | None
+
+
+_FINDINGS: TypeAdapter[SanityFindings | None] = TypeAdapter(SanityFindings | None)
+
+
+def latest_resume_state(job: AnyJob) -> ResumeState | None:
+    """The job's latest complete resume state, if there is one."""
+    marks = sorted(AtomicDir.beside(job.product).resume.glob(f"*/{RESUME_MARK}"))
+    if not marks:
+        return None
+    wanted = json.loads(json.dumps(identity(job)))
+    found = [state for mark in marks if (state := _read_state(mark, wanted)) is not None]
+    return max(found, default=None, key=lambda state: state.step)
+
+
+def mark_resume_state(job: AnyJob, state: ResumeState) -> None:
+    """Write the mark that makes the folder of ``state`` a complete resume state of ``job``."""
+    findings = None if state.findings is None else asdict(state.findings)
+    content = {"step": state.step, "seconds": state.seconds, "identity": identity(job), "findings": findings}
+    write_atomic(state.folder / RESUME_MARK, json.dumps(content))
+
+
+def _read_state(mark: Path, wanted: object) -> ResumeState | None:
+    """The resume state, if it is of the job with identity ``wanted``; None also for one of another release."""
+    content: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
+    if content["identity"] != wanted:
+        return None
+    try:
+        findings = _FINDINGS.validate_python(content["findings"])
+    except ValidationError:
+        return None
+    return ResumeState(mark.parent, content["step"], content["seconds"], findings)
+
+
+# --- the checkpoints of a DPO job's epochs ---
+
+
+def epoch_checkpoint(job: DpoJob, epoch: int) -> Path:
+    """The model folder of an ``epoch`` (from 1)."""
+    return job.product / f"epoch-{epoch}"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedEpoch:
+    """The selected ``epoch``, counted from 1, and the ``reason``, in a sentence for the log."""
+
+    epoch: int
+    reason: str
+
+
+def select_epoch(
+    measured: Mapping[int, Metrics], settings: CheckpointSelectionSettings, start: Metrics
+) -> SelectedEpoch:
+    """Select among the epochs in ``measured`` by ``settings.metric``; ``start`` has the start model's metrics.
+
+    The earliest epoch within ``tolerance`` of the best is taken. Epochs whose answers have grown to more than
+    ``max_length_ratio`` times the start model's are skipped, unless all have: then the shortest is taken. Raises
+    `UserError` when no epoch has a number for the metric.
+    """
+    metric = settings.metric or ""
+    values = {epoch: _finite(metrics, metric) for epoch, metrics in sorted(measured.items())}
+    sign = -1 if settings.mode == "min" else 1
+    known = {epoch: sign * value for epoch, value in values.items() if value is not None}
+    if not known:
+        raise UserError(f"checkpoint_selection: no epoch has a number for {metric}; fix: name another metric")
+    short = {epoch: value for epoch, value in known.items() if _short_enough(measured[epoch], settings, start)}
+    if not short:
+        epoch = min(known, key=lambda epoch: measured[epoch][LENGTH])
+        limit = f"{settings.max_length_ratio:g} times the start model's"
+        return SelectedEpoch(epoch, f"epoch {epoch}: the lowest {LENGTH}; all epochs are above {limit}")
+    best = max(short.values())
+    epoch = next(epoch for epoch, value in short.items() if value >= best - settings.tolerance)
+    return SelectedEpoch(epoch, _reason(epoch, values, set(known) - set(short), settings))
+
+
+def _finite(metrics: Metrics, name: str) -> float | None:
+    value = metrics.get(name)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _short_enough(metrics: Metrics, settings: CheckpointSelectionSettings, start: Metrics) -> bool:
+    if settings.max_length_ratio is None:
+        return True
+    now, before = _finite(metrics, LENGTH), _finite(start, LENGTH)
+    return now is None or before is None or now <= settings.max_length_ratio * before
+
+
+def _reason(
+    epoch: int, values: Mapping[int, float | None], too_long: set[int], settings: CheckpointSelectionSettings
+) -> str:
+    listed = ", ".join(f"{each}: {'-' if value is None else f'{value:.4g}'}" for each, value in values.items())
+    goal = f"{'lowest' if settings.mode == 'min' else 'highest'} {settings.metric}"
+    within = f", or the earliest within {settings.tolerance:g} of it" if settings.tolerance else ""
+    skipped = f"; too long: {', '.join(map(str, sorted(too_long)))}" if too_long else ""
+    return f"epoch {epoch} by {goal}{within} ({listed}{skipped})"
+
+
+def promote_epoch(job: DpoJob, epoch: int, keep_all: bool = False) -> None:
+    """Make the checkpoint of ``epoch`` the output of ``job``, and delete the others unless ``keep_all``.
+
+    After a kill it can be called again. Raises `UserError` when there is no such checkpoint.
+    """
+    chosen = epoch_checkpoint(job, epoch)
+    if not job.output.exists():
+        if not chosen.is_dir():
+            raise UserError(f"{chosen}: no checkpoint of this epoch; fix: train again")
+        flush_dir(chosen)
+        chosen.rename(job.output)
+    if not keep_all:
+        shutil.rmtree(job.product, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""One training run inside its own process: load, check where the model comes from, train, write.
+"""One training run inside its own process: load, check, train, save. DPO and SFT differ in data, models and trainer.
 
-Imports torch and everything on it; `metareward.training.dpo` comes before it and costs nothing.
+Imports torch and all that is built on it; `metareward.training.child` sets the environment first.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,129 +16,156 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
-from metareward.training.beginning import Beginning
-from metareward.training.cast import load_cast
-from metareward.training.checkpoints import Checkpoints, Epochs
-from metareward.training.events import Report
-from metareward.training.job import DpoJob
-from metareward.training.kept import Findings, Kept
-from metareward.training.lengths import FittingPairs, fitting
-from metareward.training.lineage import LINEAGE, Lineage, base_of, digest, origin, origins, settings_of
-from metareward.training.models import load_tokenizer
-from metareward.training.newfolder import NewFolder
-from metareward.training.pairset import TrainingPair, count_kinds
-from metareward.training.ranks import is_first
-from metareward.training.saving import save_trained
-from metareward.training.steplog import StepLog
-from metareward.training.trainer import make_trainer
+from metareward.storage.atomic import AtomicDir
+from metareward.storage.custody import LINEAGE, model_ref
+from metareward.training.callbacks import EpochCheckpoints, ResumeStates, StepLog
+from metareward.training.checkpoints import ResumeState, SanityFindings
+from metareward.training.config import AnyJob, DpoJob, SftJob
+from metareward.training.events import Report, is_main_process
+from metareward.training.examples import Example, fit_examples
+from metareward.training.lineage import Lineage, adapter_base, identity_settings, source_digests, start_and_reference
+from metareward.training.models import load_dpo_models, load_model, load_tokenizer, save_trained
+from metareward.training.pairs import FittingData, TrainingPair, count_kinds, fit_pairs
+from metareward.training.sanity_checks import SanityCheck
+from metareward.training.trainer import ExampleTrainer, PairTrainer, make_dpo_trainer, make_sft_trainer
 
 _PACKAGES = ("metareward", "torch", "transformers", "trl")
 
 
-def fit(
-    job: DpoJob, pairs: tuple[TrainingPair, ...], new: NewFolder, report: Report, kept: Kept | None = None
+def fit_dpo(
+    job: DpoJob, pairs: Sequence[TrainingPair], folders: AtomicDir, report: Report, resume: ResumeState | None
 ) -> Lineage:
-    """Train ``job`` on ``pairs``, going on from ``kept``, and put the model with its lineage into ``new.content``.
+    """Train ``job`` on ``pairs``, from ``resume`` on; the model and its lineage go to ``folders.content``.
 
-    Raises `UserError` for what the user can mend; nothing of the model is written before the last step is done.
+    Raises `UserError`; nothing of the model is written before the last step is done.
     """
-    _settle_torch(job)
-    run = Run(job, pairs, new, report, kept)
-    run.train()
-    return run.write()
+    run = Run(job, folders, report, resume)
+    tokenizer, models = load_tokenizer(job.start), load_dpo_models(job)
+    data = fit_pairs(pairs, tokenizer, job, _context(models.policy))
+    run.facts = _data_facts(data)
+    check = SanityCheck(job, None if resume is None else resume.findings, run.on_findings)
+    epochs = [EpochCheckpoints(run.save_epoch)] if job.keep_epochs else []
+    callbacks = [check, run.step_log(data), run.resume_states, *epochs]
+    trainer = make_dpo_trainer(
+        job, data, models.policy, models.reference, tokenizer, run.checkpoint_folder, callbacks, models.adapter
+    )
+    check.prepare(trainer, data.lengths)
+    return run.train(trainer)
+
+
+def fit_sft(
+    job: SftJob, examples: Sequence[Example], folders: AtomicDir, report: Report, resume: ResumeState | None
+) -> Lineage:
+    """The same for supervised fine-tuning on ``examples``."""
+    run = Run(job, folders, report, resume)
+    tokenizer, model = load_tokenizer(job.start), load_model(job.start, job.settings.dropout)
+    data = fit_examples(examples, tokenizer, job, _context(model))
+    run.facts = _data_facts(data)
+    callbacks = [run.step_log(data), run.resume_states]
+    trainer = make_sft_trainer(job, data, model, tokenizer, run.checkpoint_folder, callbacks)
+    run.report_start()
+    return run.train(trainer)
+
+
+def _context(model: Any) -> int | None:
+    """The tokens that a model can read; None when its configuration doesn't say."""
+    context: int | None = model.config.to_dict().get("max_position_embeddings")
+    return context
+
+
+def _data_facts(data: FittingData[Any]) -> dict[str, Any]:
+    """What is known of the data before the first step: part of the first event and of the lineage."""
+    return {
+        "examples": count_kinds(data.examples),
+        "too_long": count_kinds(data.too_long),
+        "longest": data.longest,
+        "limit": data.limit,
+    }
 
 
 class Run:
-    """One run of a job, from loading to writing."""
+    """What the run of a job of either kind consists of: events, resume states, lineage, saved models."""
 
-    def __init__(
-        self, job: DpoJob, pairs: tuple[TrainingPair, ...], new: NewFolder, report: Report, kept: Kept | None
-    ) -> None:
-        self._job, self._new, self._report, self._kept = job, new, report, kept
-        self._start, self._held_to = origins(job)
-        self._sources = tuple(map(digest, job.pairs))
-        self._checkpoints = Checkpoints(job, kept.seconds if kept else 0.0)
-        self._facts: dict[str, Any] = {}
-        self._prepare(pairs)
+    def __init__(self, job: AnyJob, folders: AtomicDir, report: Report, resume: ResumeState | None) -> None:
+        _configure_torch(job)
+        self._job, self._folders, self._report, self._resume = job, folders, report, resume
+        self._start, self._reference = start_and_reference(job)
+        self._sources = source_digests(job)
+        self._seconds = resume.seconds if resume else 0.0
+        self._trainer: PairTrainer | ExampleTrainer | None = None
+        self.resume_states = ResumeStates(job, self._seconds)
+        self.facts: dict[str, Any] = {}
 
-    def _prepare(self, pairs: tuple[TrainingPair, ...]) -> None:
-        job, kept = self._job, self._kept
-        tokenizer, cast = load_tokenizer(job.start), load_cast(job)
-        context = cast.policy.config.to_dict().get("max_position_embeddings")
-        self._fitted = fitting(pairs, tokenizer, job, context)
-        beginning = Beginning(job, self._start, self._held_to, kept.findings if kept else None, self._tell)
-        epochs = [Epochs(self._keep_epoch)] if job.keep_epochs else []
-        callbacks = [beginning, self._log(), self._checkpoints, *epochs]
-        folder = self._new.kept if job.checkpoint_steps else self._new.scratch
-        self._trainer = make_trainer(
-            job, self._fitted, cast.policy, cast.reference, tokenizer, folder, callbacks, cast.adapter
-        )
-        beginning.prepare(self._trainer, self._fitted.lengths)
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the trainer writes: resume states outlive a kill."""
+        return self._folders.resume if self._job.settings.save_steps else self._folders.scratch
 
-    def _log(self) -> StepLog:
-        job, pairs = self._job, len(self._fitted.pairs)
-        return StepLog(self._report, pairs, job.epochs, job.last_epoch, self._kept.seconds if self._kept else 0.0)
+    def step_log(self, data: FittingData[Any]) -> StepLog:
+        """The callback that reports steps."""
+        return StepLog(self._job, self._report, len(data.examples), self._seconds)
 
-    def _tell(self, findings: Findings) -> None:
-        self._checkpoints.findings = findings
-        self._facts = _facts(self._fitted, findings)
-        if self._kept is None:
-            self._report({"event": "start", "pid": os.getpid(), "seed": self._job.seed} | self._facts)
+    def on_findings(self, findings: SanityFindings) -> None:
+        """Take what DPO's sanity check has found."""
+        self.resume_states.findings = findings
+        self.facts |= {
+            "log_ratio": findings.log_ratio,
+            "prefix_sharing": not findings.not_packed,
+            "not_packed": findings.not_packed,
+        }
+        self.report_start()
+
+    def report_start(self) -> None:
+        """Report that training starts, or where it is resumed."""
+        if self._resume is None:
+            self._report({"event": "start", "pid": os.getpid(), "seed": self._job.seed} | self.facts)
         else:
-            self._report({"event": "resume", "pid": os.getpid(), "step": self._kept.step})
+            self._report({"event": "resume", "pid": os.getpid(), "step": self._resume.step})
 
-    def train(self) -> None:
-        """All steps that are owed."""
-        self._trainer.train(resume_from_checkpoint=str(self._kept.folder) if self._kept else None)
+    def train(self, trainer: PairTrainer | ExampleTrainer) -> Lineage:
+        """Make all steps that are left, and save the model, unless each epoch's has been saved."""
+        self._trainer = trainer
+        trainer.train(resume_from_checkpoint=str(self._resume.folder) if self._resume else None)
+        if self._job.product == self._job.output:
+            save_trained(trainer, self._job, self._folders.content)
+        return self._write_lineage(trainer, self._folders.content)
 
-    def write(self) -> Lineage:
-        """The model and its lineage, into the new folder; the models of the epochs are there already."""
-        if not self._job.keep_epochs:
-            save_trained(self._trainer, self._job, self._new.content)
-        return self._write_lineage(self._new.content)
-
-    def _keep_epoch(self, epoch: int) -> None:
-        folder, unfinished = self._new.content / f"epoch-{epoch}", self._new.scratch / f"epoch-{epoch}"
+    def save_epoch(self, epoch: int) -> None:
+        """Save the checkpoint of an epoch that has ended."""
+        assert self._trainer is not None
+        folder, unfinished = (place / f"epoch-{epoch}" for place in (self._folders.content, self._folders.scratch))
         unfinished.mkdir()
         save_trained(self._trainer, self._job, unfinished)
-        self._write_lineage(unfinished, epoch)
-        if is_first():
+        self._write_lineage(self._trainer, unfinished, epoch)
+        if is_main_process():
             shutil.rmtree(folder, ignore_errors=True)  # from before a kill
             unfinished.rename(folder)
 
-    def _write_lineage(self, folder: Path, epoch: int | None = None) -> Lineage:
+    def _write_lineage(self, trainer: PairTrainer | ExampleTrainer, folder: Path, epoch: int | None = None) -> Lineage:
+        job = self._job
+        base = None
+        if isinstance(job, DpoJob) and job.settings.adapter is not None:
+            base = model_ref(adapter_base(job), job.output)
         lineage = Lineage(
+            method=job.kind,
             start=self._start,
-            reference=self._held_to,
+            reference=self._reference,
             sources=self._sources,
-            steps=self._trainer.state.global_step,
-            seed=self._job.seed,
-            settings=settings_of(self._job),
+            steps=trainer.state.global_step,
+            seed=job.seed,
+            settings=identity_settings(job),
             versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-            base=None if self._job.lora is None else origin(base_of(self._job), self._job),
+            base=base,
             epoch=epoch,
-            **self._facts,
+            **self.facts,
         )
-        if is_first():
+        if is_main_process():
             (folder / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
         return lineage
 
 
-def _settle_torch(job: DpoJob) -> None:
+def _configure_torch(job: AnyJob) -> None:
     """Equal jobs give equal bits: on a CPU always, on a GPU as far as its kernels can."""
     torch.set_num_threads(job.threads_each)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, at a price
-
-
-def _facts(fitted: FittingPairs, findings: Findings) -> dict[str, Any]:
-    """What is known before the first step: told in the first event and written in the lineage."""
-    return {
-        "pairs": count_kinds(fitted.pairs),
-        "too_long": count_kinds(fitted.too_long),
-        "longest": fitted.longest,
-        "limit": fitted.limit,
-        "log_ratio": findings.log_ratio,
-        "prefix_sharing": not findings.not_packed,
-        "not_shared": findings.not_packed,
-    }
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time

@@ -1,13 +1,13 @@
-"""How much memory a training takes on each device, told from the start model's folder alone.
+"""How much memory training takes on each device, from the start model's folder alone.
 
-    weights    4 bytes each where they are trained, with 4 for the gradient and 8 for Adam's two averages; a base that
-               only carries an adapter has 2 (bfloat16), 4 (float32) or about 0.55 (4 bits) and nothing else
-    reference  one more set, unless it is the base less its adapter
-    computing  34 bytes (68 in float32) for each token, layer and hidden dimension (arXiv 2205.05198, section 4.1,
-               without the attention matrix, which is never stored), or 2 with checkpointing and 34 for one layer;
-               and three float32 values of the vocabulary for each completion token
+    weights      4 bytes each where they are trained, plus 4 for the gradient and 8 for Adam's two averages; a base that
+                 only carries an adapter has 2 (bfloat16), 4 (float32) or about 0.55 (4 bits) and nothing else
+    reference    one more copy, unless it is the policy without its adapter
+    activations  34 bytes (68 in float32) for each token, layer and hidden dimension (arXiv 2205.05198, section 4.1,
+                 without the attention matrix, which is never stored), or with gradient checkpointing 2 and 34 for one
+                 layer; and three float32 values of the vocabulary for each completion token
 
-It is an upper bound with the longest rows that max_length allows, and says nothing of the allocator's waste.
+It is an upper bound for the longest rows that max_length allows, without the allocator's waste.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from metareward.training.job import Sharding
+from metareward.training.config import Sharding
 
-_TRAINED, _ADAM_AND_GRADIENT = 4, 12
-_FOUR_BIT = 0.55
+_TRAINED_WEIGHT, _ADAM_AND_GRADIENT = 4, 12
+_FOUR_BIT_WEIGHT = 0.55
 _LAYER = 34
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """What of a model decides its memory: how many weights, and its shape."""
+    """What of a model decides its memory: the number of weights, and its shape."""
 
     weights: int
     layers: int
@@ -36,21 +36,20 @@ class ModelSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """How it is trained. ``tokens`` and ``completion_tokens`` are those of one micro-batch on one device.
+class MemorySpec:
+    """How the model is trained. ``tokens`` and ``completion_tokens`` are those of a micro-batch on one device.
 
-    ``adapter`` is the rank of a low-rank adapter, 0 for full fine-tuning. ``two_bytes`` says that the computation is
-    in bfloat16.
+    ``lora_r`` is 0 for full fine-tuning. ``bfloat16`` is the format of the computation.
     """
 
     tokens: int
     completion_tokens: int
-    adapter: int = 0
+    lora_r: int = 0
     four_bit: bool = False
-    two_bytes: bool = True
-    checkpointing: bool = False
+    bfloat16: bool = True
+    gradient_checkpointing: bool = False
     separate_reference: bool = True
-    processes: int = 1
+    num_processes: int = 1
     sharding: Sharding = "ddp"
 
 
@@ -65,44 +64,44 @@ def model_size(folder: Path) -> ModelSize | None:
         layers, hidden, vocabulary = (config[name] for name in ("num_hidden_layers", "hidden_size", "vocab_size"))
     except KeyError:
         return None
-    return ModelSize(sum(map(_count, files)), layers, hidden, vocabulary)
+    return ModelSize(sum(map(_count_weights, files)), layers, hidden, vocabulary)
 
 
-def _count(path: Path) -> int:
+def _count_weights(path: Path) -> int:
     """The weights in a safetensors file, from its header: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
-def training_bytes(size: ModelSize, load: Load) -> int:
+def training_bytes(size: ModelSize, spec: MemorySpec) -> int:
     """What one device needs, in bytes."""
-    return round(_states(size, load) + _computing(size, load))
+    return round(_states(size, spec) + _activations(size, spec))
 
 
-def _states(size: ModelSize, load: Load) -> float:
-    parts = load.processes
-    whole = parts if load.sharding in ("fsdp2", "zero3") else 1  # what weights are divided by
-    rest = parts if load.sharding != "ddp" else 1  # and gradients and averages
-    held = 2 if load.two_bytes else 4
-    if load.adapter:
-        trained = adapter_weights(size, load.adapter)
-        base = size.weights * (_FOUR_BIT if load.four_bit else held)
+def _states(size: ModelSize, spec: MemorySpec) -> float:
+    """Bytes of weights, gradients and Adam's averages."""
+    weight_parts = spec.num_processes if spec.sharding in ("fsdp2", "zero3") else 1
+    state_parts = spec.num_processes if spec.sharding != "ddp" else 1
+    frozen = 2 if spec.bfloat16 else 4
+    if spec.lora_r:
+        trained = adapter_weights(size, spec.lora_r)
+        base = size.weights * (_FOUR_BIT_WEIGHT if spec.four_bit else frozen)
     else:
         trained, base = size.weights, 0.0
-        held = 4
-    reference = size.weights * held if load.separate_reference else 0
-    return (base + reference + trained * _TRAINED) / whole + trained * _ADAM_AND_GRADIENT / rest
+        frozen = 4
+    reference = size.weights * frozen if spec.separate_reference else 0
+    return (base + reference + trained * _TRAINED_WEIGHT) / weight_parts + trained * _ADAM_AND_GRADIENT / state_parts
 
 
-def adapter_weights(size: ModelSize, rank: int) -> int:
-    """Weights of an adapter on all linear layers: of each m x n matrix, rank (m + n); layers taken as square ones."""
+def adapter_weights(size: ModelSize, lora_r: int) -> int:
+    """Weights of an adapter on all linear layers: r (m + n) for each m x n matrix, all matrices taken as square."""
     matrices = size.weights / size.hidden**2
-    return round(matrices * 2 * size.hidden * rank)
+    return round(matrices * 2 * size.hidden * lora_r)
 
 
-def _computing(size: ModelSize, load: Load) -> float:
+def _activations(size: ModelSize, spec: MemorySpec) -> float:
     # The 34 are bytes where a value has two; a few of them are masks of one byte, which is close enough.
-    each = 1 if load.two_bytes else 2
-    stored = 2 * size.layers + _LAYER if load.checkpointing else size.layers * _LAYER
-    return load.tokens * size.hidden * stored * each + load.completion_tokens * size.vocabulary * 3 * 4
+    factor = 1 if spec.bfloat16 else 2
+    stored = 2 * size.layers + _LAYER if spec.gradient_checkpointing else size.layers * _LAYER
+    return spec.tokens * size.hidden * stored * factor + spec.completion_tokens * size.vocabulary * 3 * 4

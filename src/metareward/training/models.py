@@ -1,7 +1,14 @@
-"""A model folder becomes a model to train, and the trained model becomes a folder of the same kind.
+"""Model folders become models to train, and the trained model becomes a folder of the same kind.
 
-Trained in float32 whatever the folder holds (at learning rates such as 5e-6 most updates are too small for bfloat16
-weights to notice), stored again as the start model was.
+Weights are trained in float32 whatever the folder holds (at learning rates such as 5e-6 most updates are too small for
+bfloat16 weights to change), and saved as the start model's are.
+
+With a low-rank adapter the policy is the frozen base in the format of the computation or in 4 bits, and where the
+reference is the start model there is no second one: it is the policy without its adapter, or with the adapter as it
+was. The saved model is always a whole one, which every engine serves; the adapter is beside it in ``adapter/``. The
+adapter is merged into the base as its folder has it, in float32, also where it was trained on 4 bits. So the next
+iteration can start from the merged model with a fresh adapter (ranks add up), or train the same adapter on (the change
+from the base keeps its rank, and no rounding of a merged model comes in between).
 """
 
 from __future__ import annotations
@@ -10,17 +17,21 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from metareward.errors import UserError
-from metareward.training.job import DpoJob
+from metareward.training.config import AnyJob, DpoJob, LoraSettings
+from metareward.training.lineage import ADAPTER, adapter_base
+from metareward.training.trainer import ExampleTrainer, PairTrainer, computes_in_bfloat16
 
-_SHOWN = 3  # names in a message
+_NAMES_SHOWN = 3
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -32,44 +43,144 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, dropout: float, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """The model of a folder in ``dtype``, in evaluation mode, with ``dropout`` wherever its kind has dropout.
+    """The model of a folder in ``dtype``, in evaluation mode, with ``dropout`` as all its dropout rates.
 
-    Raises `UserError` when weights are missing in the folder, or when dropout is asked of a kind that has none.
+    Raises `UserError` when weights are missing in the folder, or for dropout in an architecture that has none.
     """
     config = AutoConfig.from_pretrained(folder)
-    dials = dropout_dials(config)
-    if dropout and not dials:
+    names = dropout_names(config)
+    if dropout and not names:
         raise UserError(f"{folder}: a {config.model_type} model has no dropout; fix: set dropout to 0")
-    for name in dials:
+    for name in names:
         setattr(config, name, dropout)
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
-    _refuse_missing(folder, sorted(told["missing_keys"]))
+    missing = sorted(info["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:_NAMES_SHOWN]) + (", ..." if len(missing) > _NAMES_SHOWN else "")
+        raise UserError(f"{folder}: {len(missing)} weights are missing ({shown}); fix: save the whole model again")
     return model
 
 
-def save_model(model: Any, job: DpoJob, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+def dropout_names(config: Any) -> tuple[str, ...]:
+    """The names of a configuration's dropout rates."""
+    return tuple(
+        name
+        for name, value in sorted(config.to_dict().items())
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DpoModels:
+    """The ``policy`` is trained, alone or with a new ``adapter`` (PEFT's configuration) that TRL puts on it."""
+
+    policy: Any
+    reference: PreTrainedModel | None
+    adapter: Any = None
+
+
+def load_dpo_models(job: DpoJob) -> DpoModels:
+    """Load the models of ``job``. Raises `UserError` for incomplete folders and for missing packages."""
+    settings, lora = job.settings, job.settings.adapter
+    if lora is None:
+        return DpoModels(load_model(job.start, settings.dropout), load_model(job.reference, 0.0))
+    if find_spec("peft") is None:
+        raise UserError("training job: lora needs peft; fix: pip install 'metareward[lora]'")
+    dtype = torch.bfloat16 if computes_in_bfloat16(settings) else torch.float32
+    base = _load_base(job, dtype)
+    reference = None if job.reference == job.start else load_model(job.reference, 0.0, dtype)
+    if lora.carry_over == "stacked" and (job.start / ADAPTER).is_dir():
+        return DpoModels(_load_adapter(base, job.start / ADAPTER, lora), reference)
+    return DpoModels(base, reference, _new_adapter(lora))
+
+
+def _load_base(job: DpoJob, dtype: torch.dtype) -> Any:
+    """The model that the adapter is put on, frozen, in the format of the computation or in 4 bits."""
+    base, dropout = adapter_base(job), job.settings.dropout
+    if job.settings.method != "qlora":
+        return load_model(base, dropout, dtype)
+    if find_spec("bitsandbytes") is None:
+        raise UserError("training job: method qlora needs bitsandbytes; fix: pip install 'metareward[qlora]'")
+    if not torch.cuda.is_available():
+        raise UserError("training job: method qlora needs a GPU, and torch finds none; fix: make it lora")
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    device = {"": torch.cuda.current_device()}
+    return load_model(base, dropout, dtype, quantization_config=four_bit, device_map=device)
+
+
+def _new_adapter(lora: LoraSettings) -> Any:
+    """The configuration of a new adapter, which changes nothing until it is trained."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _load_adapter(base: Any, folder: Path, lora: LoraSettings) -> Any:
+    """``base`` with the adapter in ``folder``, to be trained on. Raises `UserError` when its settings differ."""
+    from peft import PeftModel
+
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if (saved["r"], saved["lora_alpha"]) != (lora.r, lora.lora_alpha):
+        raise UserError(
+            f"{folder}: an adapter with r {saved['r']} and lora_alpha {saved['lora_alpha']}, the recipe has {lora.r} "
+            f"and {lora.lora_alpha}; fix: set both to the adapter's, or lora.carry_over to merged"
+        )
+    return PeftModel.from_pretrained(base, folder, is_trainable=True)
+
+
+# --- saving ---
+
+
+def save_trained(trainer: PairTrainer | ExampleTrainer, job: AnyJob, folder: Path) -> None:
+    """Write the trainer's model into ``folder`` as it is now. Every process has to call this; the first one writes."""
+    weights = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process holds a part
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(job, DpoJob) and job.settings.adapter is not None:
+        _save_adapter(model, folder / ADAPTER, weights)
+        model, weights = _merge_adapter(adapter_base(job), folder / ADAPTER), None
+    save_model(model, job, folder, weights)
+
+
+def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write weights, configuration, generation settings, tokenizer and chat template of the trained model.
 
     What training changes for its own use (dropout, the cache, padding) is written as the start model has it; ``model``
     stays as it is. ``weights`` are all of them, where ``model`` has only a part.
     """
     start = AutoConfig.from_pretrained(job.start)
-    stored = _stored_dtype(start, job)
-    with _as_written(model.config, start):
-        model.save_pretrained(folder, state_dict=_cast(weights or model.state_dict(), stored))
-    _note_dtype(folder, stored)
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "start": start.dtype}
+    dtype = formats[job.settings.save_dtype] or torch.float32
+    with _config_as_saved(model.config, start):
+        model.save_pretrained(folder, state_dict=_cast(weights or model.state_dict(), dtype))
+    # transformers has written the format of the model in memory.
+    _update_json(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
     written = AutoTokenizer.from_pretrained(job.start).save_pretrained(folder)
     for name in ("generation_config.json", *(Path(path).name for path in written)):
-        if (job.start / name).is_file():  # byte for byte as it was, without what loading noted in it
+        if (job.start / name).is_file():  # the same bytes, without what loading adds
             shutil.copyfile(job.start / name, folder / name)
 
 
 @contextmanager
-def _as_written(config: Any, start: Any) -> Iterator[None]:
-    """What training has changed in ``config``, put back for the time being."""
-    changed = {name: getattr(config, name) for name in ("use_cache", "pad_token_id", *dropout_dials(start))}
+def _config_as_saved(config: Any, start: Any) -> Iterator[None]:
+    """In this context ``config`` has the start model's values of what training changes for its own use."""
+    changed = {name: getattr(config, name) for name in ("use_cache", "pad_token_id", *dropout_names(start))}
     for name in changed:
         setattr(config, name, getattr(start, name))
     try:
@@ -80,33 +191,25 @@ def _as_written(config: Any, start: Any) -> Iterator[None]:
 
 
 def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """``weights`` in ``dtype``; what is one tensor under two names stays one."""
+    """``weights`` in ``dtype``; tied weights stay tied."""
     done: dict[tuple[int, torch.Size], Tensor] = {}
     return {name: done.setdefault((one.data_ptr(), one.shape), one.to(dtype)) for name, one in weights.items()}
 
 
-def _note_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """transformers notes the format of the model in memory, not that of the weights it has been given."""
-    config = folder / "config.json"
-    told = json.loads(config.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
-    config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _update_json(path: Path, changes: Mapping[str, object]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def dropout_dials(config: Any) -> tuple[str, ...]:
-    """The names of a configuration's dropout rates."""
-    return tuple(
-        name
-        for name, value in sorted(config.to_dict().items())
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
-    )
+def _save_adapter(model: Any, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+    """Write the adapter of ``model``, without the path of its base: the lineage names it, relative to the model."""
+    model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
+    (folder / "README.md").unlink()
+    _update_json(folder / "adapter_config.json", {"base_model_name_or_path": None})
 
 
-def _stored_dtype(start: Any, job: DpoJob) -> torch.dtype:
-    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16, "start": start.dtype}[job.save_dtype]
-    return chosen or torch.float32
+def _merge_adapter(base: Path, adapter: Path) -> Any:
+    """The whole model, in float32."""
+    from peft import PeftModel
 
-
-def _refuse_missing(folder: Path, missing: list[str]) -> None:
-    if missing:
-        names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-        raise UserError(f"{folder}: {len(missing)} weights are missing ({names}); fix: save the whole model again")
+    return PeftModel.from_pretrained(load_model(base, 0.0), adapter).merge_and_unload()

@@ -1,34 +1,79 @@
-"""TRL's `DPOTrainer`, set up from a job: every default that matters is said here, none is left to TRL.
+"""TRL's `DPOTrainer` and `SFTTrainer`, set up from a job: every argument that matters is given here, none left to TRL.
 
-The loss is, unless the job names others, standard DPO on completion tokens (arXiv 2305.18290 equation 7;
+The loss of DPO is, unless ``loss_type`` names others, standard DPO on completion tokens (arXiv 2305.18290 equation 7;
 Meta-Rewarding appendix A.3):
 
     L = -log sigmoid( beta [ log pi(c|x)/ref(c|x) - log pi(r|x)/ref(r|x) ] )
 
 with log-probabilities summed over the completion. The papers have no other term; a likelihood term on what is chosen
-(``loss`` sigmoid and sft) is Iterative RPO's (arXiv 2404.19733 equation 2).
+(``loss_type`` [sigmoid, sft]) is Iterative RPO's (arXiv 2404.19733 equation 2). The loss of supervised fine-tuning is
+the completions' negative log-likelihood (Self-Rewarding section 3.1), over the tokens y_i of an optimizer step:
+
+    L = - sum_i log pi(y_i | prompt, y_<i) / number of such tokens
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from metareward.errors import UserError
 from metareward.seeds import derive
-from metareward.training.batches import LengthSortedBatches
-from metareward.training.job import DpoJob
-from metareward.training.lengths import FittingPairs
-from metareward.training.trackers import tracking
+from metareward.training.checkpoints import LogProbs
+from metareward.training.config import DpoJob, OptimizationSettings, SftJob, TrainingJob
+from metareward.training.examples import Example
+from metareward.training.pairs import FittingData, TrainingPair
 
 _SEEDS = 2**31  # transformers hands the seed to NumPy, which takes 32 bits
+_REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's, read by its collator and its loss
+_FIXED: dict[str, Any] = {
+    "max_length": None,  # what is too long was left out; nothing may be truncated
+    "optim": "adamw_torch_fused",
+    "push_to_hub": False,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+class LengthSortedBatches(Sampler[int]):
+    """The order of examples: shuffled by (seed, epoch), longest first inside each batch.
+
+    Micro-batches are padded to their longest row. Sorting a whole epoch by length would save that padding but put all
+    judge pairs (long) in some steps and all actor pairs (short) in others; sorting inside each batch saves most of it
+    and leaves the optimizer steps as they are.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop before each epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive(self._seed, "order", self._epoch))
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        for first in range(0, len(order), self._batch_size):
+            yield from sorted(order[first : first + self._batch_size], key=lambda row: -self._lengths[row])
 
 
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
@@ -42,8 +87,19 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         return self._order
 
 
-class _EpochOfOrder(TrainerCallback):  # type: ignore[misc]
-    """Tells the order of pairs which epoch it is: accelerate doesn't, in a run of several processes taken up again."""
+class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` with our order of examples; nothing else of it is overridden."""
+
+    def __init__(self, order: LengthSortedBatches, **kwargs: Any) -> None:
+        self._order = order
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSortedBatches:  # noqa: ARG002
+        return self._order
+
+
+class _SetEpoch(TrainerCallback):  # type: ignore[misc]
+    """Sets the epoch of the order: accelerate doesn't, in a resumed run of several processes."""
 
     def __init__(self, order: LengthSortedBatches) -> None:
         self._order = order
@@ -52,97 +108,154 @@ class _EpochOfOrder(TrainerCallback):  # type: ignore[misc]
         self._order.set_epoch(int(state.epoch))
 
 
-def make_trainer(
+def make_dpo_trainer(
     job: DpoJob,
-    fitted: FittingPairs,
+    data: FittingData[TrainingPair],
     policy: Any,
     reference: Any,
     tokenizer: Any,
-    scratch: Path,
+    folder: Path,
     callbacks: Sequence[TrainerCallback],
     adapter: Any = None,
 ) -> PairTrainer:
-    """A trainer ready to `train`. The models are in memory already, so TRL loads nothing by itself.
+    """A trainer ready to `train`; ``folder`` gets its checkpoints. The models are in memory, so TRL loads nothing.
 
-    With an ``adapter`` (PEFT's configuration) TRL puts one on the policy. Without a ``reference`` that is the policy
-    less its adapter, or with the adapter as it was.
+    With an ``adapter`` (PEFT's configuration) TRL puts one on the policy. Without a ``reference`` it is the policy
+    without its adapter, or with the adapter as it was.
     """
-    rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in fitted.pairs]
-    order = LengthSortedBatches(fitted.lengths, job.batch_size, job.seed)
+    rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in data.examples]
+    order = LengthSortedBatches(data.lengths, job.settings.batch_size, job.seed)
     trainer = PairTrainer(
         order=order,
         model=policy,
         ref_model=reference,
-        args=DPOConfig(**arguments(job, len(rows), scratch), **_loss(job)),
+        args=DPOConfig(**dpo_arguments(job, len(rows), folder)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[*callbacks, _EpochOfOrder(order)],
+        callbacks=[*callbacks, _SetEpoch(order)],
         peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def arguments(job: DpoJob, pairs: int, scratch: Path) -> dict[str, Any]:
+def make_sft_trainer(
+    job: SftJob,
+    data: FittingData[Example],
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> ExampleTrainer:
+    """A trainer ready to `train`; ``folder`` gets its checkpoints. The model is in memory, so TRL loads nothing."""
+    rows = [{"prompt": example.prompt, "completion": example.completion} for example in data.examples]
+    order = LengthSortedBatches(data.lengths, job.settings.batch_size, job.seed)
+    trainer = ExampleTrainer(
+        order=order,
+        model=model,
+        args=SFTConfig(**sft_arguments(job, len(rows), folder)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[*callbacks, _SetEpoch(order)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def dpo_arguments(job: DpoJob, pairs: int, folder: Path) -> dict[str, Any]:
     """The arguments of `DPOConfig` for a job with so many pairs."""
+    settings = job.settings
+    return _arguments(job, pairs, folder) | {
+        "beta": settings.beta,
+        "disable_dropout": settings.dropout == 0,
+        "loss_type": list(settings.loss_type),
+        "loss_weights": list(settings.loss_weights) or None,
+        "label_smoothing": settings.label_smoothing,
+        "ld_alpha": settings.ld_alpha,
+    }
+
+
+def sft_arguments(job: SftJob, examples: int, folder: Path) -> dict[str, Any]:
+    """The arguments of `SFTConfig` for a job with so many examples."""
+    return _arguments(job, examples, folder) | {"completion_only_loss": True, "packing": False, "loss_type": "nll"}
+
+
+def _arguments(job: TrainingJob, examples: int, folder: Path) -> dict[str, Any]:
+    """The arguments of `transformers.TrainingArguments`."""
+    settings = job.settings
     return {
-        "output_dir": str(scratch),
-        "beta": job.beta,
-        "max_length": None,  # what is too long was left out; nothing may be cut
-        "disable_dropout": job.dropout == 0,
-        "num_train_epochs": job.epochs,
-        "per_device_train_batch_size": job.micro_batch_size,
-        "gradient_accumulation_steps": job.accumulation,
-        "optim": "adamw_torch_fused",
-        "weight_decay": job.weight_decay,
-        "max_grad_norm": job.max_grad_norm,
-        "bf16": bfloat16(job),
-        "use_cpu": job.device == "cpu",
-        "gradient_checkpointing": job.gradient_checkpointing,
+        "output_dir": str(folder),
+        "num_train_epochs": settings.num_train_epochs,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": computes_in_bfloat16(settings),
+        "use_cpu": settings.device == "cpu",
+        "gradient_checkpointing": settings.gradient_checkpointing,
         "seed": derive(job.seed, "training") % _SEEDS,
-        **_schedule(job, pairs),
-        **_LOCAL,
-        **tracking(job),
+        **_schedule(settings, math.ceil(examples / settings.batch_size) * settings.num_train_epochs),
+        **_FIXED,
+        **tracker_arguments(job),
     }
 
 
-_LOCAL: dict[str, Any] = {
-    "push_to_hub": False,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-}
-
-
-def _loss(job: DpoJob) -> dict[str, Any]:
-    return {
-        "loss_type": list(job.loss),
-        "loss_weights": list(job.loss_weights) or None,
-        "label_smoothing": job.label_smoothing,
-        "ld_alpha": job.ld_alpha,
-    }
-
-
-def _schedule(job: DpoJob, pairs: int) -> dict[str, Any]:
-    steps = math.ceil(pairs / job.batch_size) * job.epochs
-    rising = math.ceil(steps * job.warmup)
-    peak = {"learning_rate": job.learning_rate, "warmup_steps": rising}
-    if job.schedule == "constant":
+def _schedule(settings: OptimizationSettings, steps: int) -> dict[str, Any]:
+    """The learning rate of ``steps`` optimizer steps, those of all planned epochs."""
+    warmup = math.ceil(steps * settings.warmup_ratio)
+    peak = {"learning_rate": settings.learning_rate, "warmup_steps": warmup}
+    if settings.lr_scheduler_type == "constant":
         return peak | {"lr_scheduler_type": "constant_with_warmup"}
-    floor = job.final_learning_rate / job.learning_rate
-    if job.schedule == "cosine":
+    floor = settings.min_lr / settings.learning_rate
+    if settings.lr_scheduler_type == "cosine":
         return peak | {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": floor}}
-    falling = {"num_decay_steps": max(1, steps - rising), "decay_type": "linear", "min_lr_ratio": floor}
-    return peak | {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": falling}
+    decay = {"num_decay_steps": max(1, steps - warmup), "decay_type": "linear", "min_lr_ratio": floor}
+    return peak | {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
 
 
-def bfloat16(job: DpoJob) -> bool:
-    """Whether the computation is in bfloat16. Raises `UserError` when the job asks for a device that isn't there."""
-    if job.device == "cuda" and not torch.cuda.is_available():
+def computes_in_bfloat16(settings: OptimizationSettings) -> bool:
+    """Whether the computation is in bfloat16. Raises `UserError` when the device isn't there."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training job: device is cuda, but torch finds no GPU; fix: make it auto or cpu")
-    if job.device == "mps" and not torch.backends.mps.is_available():
+    if settings.device == "mps" and not torch.backends.mps.is_available():
         raise UserError("training job: device is mps, but torch finds none; fix: make it auto or cpu")
-    on_gpu = job.device in ("auto", "cuda") and torch.cuda.is_available()
-    return job.dtype == "bfloat16" or (job.dtype == "auto" and on_gpu)
+    on_gpu = settings.device in ("auto", "cuda") and torch.cuda.is_available()
+    return settings.dtype == "bfloat16" or (settings.dtype == "auto" and on_gpu)
+
+
+def tracker_arguments(job: TrainingJob) -> dict[str, Any]:
+    """The arguments for experiment trackers. Raises `UserError` naming one that isn't installed."""
+    trackers = job.settings.report_to
+    missing = [name for name in trackers if find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UserError(f"training job: report_to: {', '.join(missing)} can't be imported; fix: pip install {names}")
+    return {"report_to": list(trackers) or "none", "run_name": job.run_name}
+
+
+def precompute_reference(trainer: PairTrainer, model: Any, lengths: Sequence[int]) -> LogProbs:
+    """The reference's log-probabilities (nats) of every pair's chosen and rejected side, in the data set's order.
+
+    The reference is frozen, so once is enough. Pairs of like length go together, which saves padding where rows aren't
+    packed and lets judge prompts share their rubric where they are.
+    """
+    order = sorted(range(len(lengths)), key=lambda pair: -lengths[pair])
+    rows = trainer.train_dataset.select(order)
+    loader = DataLoader(rows, batch_size=trainer.args.per_device_train_batch_size, collate_fn=trainer.data_collator)
+    found = [_both_sides(trainer, model, batch) for batch in trainer.accelerator.prepare(loader)]
+    chosen, rejected = (torch.cat(side).tolist() for side in zip(*found, strict=True))
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return tuple(chosen[place] for place in places), tuple(rejected[place] for place in places)
+
+
+def _both_sides(trainer: PairTrainer, model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    chosen, rejected = trainer.accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
+    return chosen.float().cpu(), rejected.float().cpu()
+
+
+def use_precomputed(trainer: PairTrainer, log_probs: LogProbs) -> None:
+    """Have ``trainer`` use these log-probabilities, and release its reference model."""
+    for column, values in zip(_REFERENCE_COLUMNS, log_probs, strict=True):
+        trainer.train_dataset = trainer.train_dataset.add_column(column, list(values))
+    trainer.precompute_ref_logps = True
+    trainer.ref_model = None

@@ -1,0 +1,113 @@
+"""Digests of files and of model folders. A file is read once, and again only after it has changed.
+
+A model of 16 GB takes a minute to hash, and a run needs its digest many times. A file's digest is therefore remembered
+with the file's identity: device, inode, size, and the times of its last change. Whatever changes the content changes
+the identity, so a remembered digest is never that of other content; a file that was renamed keeps its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from metareward.errors import UserError
+
+LINEAGE = "lineage.json"
+_MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})
+# A file that changes twice within one tick of the file system's clock keeps its times. So a digest is remembered only
+# once the last change lies back further than a tick: 10 ms in Linux, 2 s where times are whole seconds (FAT, old NFS).
+_TICK_NS, _COARSE_TICK_NS = 50_000_000, 2_000_000_000
+_SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """The SHA-256 (64 hex digits) of the file with this identity; times are in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model folder and the digest of its files. In a lineage ``path`` is relative to the new model's folder."""
+
+    path: str
+    sha256: str
+
+
+_Identity = tuple[int, int, int, int, int]
+_known: dict[_Identity, str] = {}
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits. Raises `UserError` when it can't be read."""
+    try:
+        now, before = time.time_ns(), _identity(path)
+        if before in _known:
+            return _known[before]
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if _identity(path) == before and _settled(before, now):
+            _known[before] = sha256
+        return sha256
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}; fix: make it readable") from None
+
+
+def _identity(path: Path) -> _Identity:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _settled(identity: _Identity, now: int) -> bool:
+    """Whether a change of the file after ``now`` would show in its times."""
+    last = max(identity[3:])
+    tick = _COARSE_TICK_NS if last % _SECOND_NS == 0 else _TICK_NS
+    return now - last > tick
+
+
+def known_digests(folders: Iterable[Path]) -> tuple[FileDigest, ...]:
+    """The digests that this process remembers of the files in ``folders``, for a child process."""
+    identities = [_identity(path) for folder in dict.fromkeys(folders) for path in model_files(folder)]
+    return tuple(FileDigest(*each, _known[each]) for each in identities if each in _known)
+
+
+def remember(digests: Iterable[FileDigest]) -> None:
+    """Take over digests that the parent process has computed."""
+    for each in digests:
+        _known[each.device, each.inode, each.size, each.mtime_ns, each.ctime_ns] = each.sha256
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that a model consists of: configuration, tokenizer and weights, but neither README nor lineage."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in _MODEL_FILES and path.name != LINEAGE)
+
+
+def fingerprint_model(folder: Path) -> str:
+    """64 hex digits over the configuration, tokenizer and weights of a Hugging Face folder, names and contents.
+
+    Raises `UserError` when there is no model with safetensors weights in ``folder``.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model here (config.json is missing); fix: name a Hugging Face model folder")
+    files = model_files(folder)
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"{folder}: no safetensors weights; fix: save the model with save_pretrained")
+    digests = "".join(f"{path.name} {digest(path)}\n" for path in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def model_ref(folder: Path, relative_to: Path) -> ModelRef:
+    """``folder`` with its digest. The path is relative, so that a run folder can be moved as a whole."""
+    return ModelRef(Path(os.path.relpath(folder, relative_to)).as_posix(), fingerprint_model(folder))

@@ -1,0 +1,182 @@
+"""What DPO checks before its first step: that start and reference agree, and that packed rows give the same figures.
+
+The first pairs go through the policy and the reference, and, where prefix sharing is wanted, through each packed too.
+Two pairs are enough for rows to share a prompt and for prompts to share a beginning. The reference is checked as soon
+as the trainer is made, and computed for all pairs if they are seen more than once; the policy is checked when training
+begins, because only then has it been spread over the processes that share it.
+"""
+
+# ruff: noqa: ARG002  (the signatures are those of transformers)
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.trainer.utils import use_adapter
+
+from metareward.storage.custody import ModelRef, model_ref
+from metareward.training.checkpoints import LogProbs, SanityFindings
+from metareward.training.config import DpoJob
+from metareward.training.lineage import check_log_ratio
+from metareward.training.prefix_sharing.forward import PrefixSharing
+from metareward.training.trainer import PairTrainer, precompute_reference, use_precomputed
+
+# Nats a token. Packed rows give the same log-probabilities up to rounding; an architecture whose attention can't be
+# packed is off by far more.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+_PAIRS = 2
+_COLUMNS = ("input_ids", "attention_mask", "completion_mask")
+_MESSAGE_CHARS = 200
+NOT_WANTED = "prefix_sharing is false"
+
+
+class SanityCheck(TrainerCallback):  # type: ignore[misc]
+    """Makes the findings and passes them to ``on_found``; a resumed run passes the ``findings`` of before."""
+
+    def __init__(
+        self, job: DpoJob, findings: SanityFindings | None, on_found: Callable[[SanityFindings], None]
+    ) -> None:
+        self._job = job
+        self._findings = findings
+        self._on_found = on_found
+
+    def prepare(self, trainer: PairTrainer, lengths: Sequence[int]) -> None:
+        """Check the reference, and compute it for all pairs (of these ``lengths``) if they are seen more than once."""
+        self._trainer = trainer
+        self._sharing = PrefixSharing(trainer.model)
+        model = trainer.ref_model
+        sharing = self._sharing if model is None else PrefixSharing(trainer.accelerator.unwrap_model(model))
+        if self._findings is not None:
+            self._apply(self._findings, sharing)
+            return
+        self._batch = first_batch(trainer)
+        self._reference: Checked | None = None
+        self._precomputed: LogProbs | None = None
+        # A policy of which each process holds a part can't be run before training begins.
+        if model is not None or not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            self._prepare_reference(trainer.model if model is None else model, sharing, lengths)
+
+    def _prepare_reference(self, model: Any, sharing: PrefixSharing, lengths: Sequence[int]) -> None:
+        trainer, settings = self._trainer, self._job.settings
+        with _as_reference(trainer):
+            self._reference = check_packing(trainer, model, sharing, self._batch, settings.prefix_sharing)
+        if settings.last_epoch > 1 or (settings.adapter is not None and settings.dropout > 0):
+            self._precomputed = precompute_reference(trainer, model, lengths)
+            use_precomputed(trainer, self._precomputed)
+
+    def _apply(self, findings: SanityFindings, reference: PrefixSharing) -> None:
+        on_gpu = self._trainer.accelerator.device.type == "cuda"  # FlexAttention has no backward pass on a CPU
+        for sharing in (self._sharing, reference):
+            sharing.packed, sharing.flex = not findings.not_packed, findings.flex and on_gpu
+        if findings.reference is not None:
+            use_precomputed(self._trainer, findings.reference)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the policy. Raises `UserError` when it differs from its reference and shouldn't."""
+        if self._findings is None:
+            self._findings = self._check_policy()
+            gc.collect()  # the reference, where it is no longer needed
+        self._on_found(self._findings)
+
+    def _check_policy(self) -> SanityFindings:
+        trainer, wanted = self._trainer, self._job.settings.prefix_sharing
+        policy = check_packing(trainer, trainer.model_wrapped, self._sharing, self._batch, wanted)
+        if self._reference is None:
+            with _as_reference(trainer):
+                self._reference = check_packing(trainer, trainer.model_wrapped, self._sharing, self._batch, wanted)
+        ratios = trainer.accelerator.gather(policy.log_probs - self._reference.log_probs).tolist()
+        worst = check_log_ratio(ratios, *self._models())
+        not_packed = policy.not_packed or self._reference.not_packed
+        return SanityFindings(worst, not_packed, self._sharing.flex, self._precomputed)
+
+    def _models(self) -> tuple[ModelRef, ModelRef]:
+        job = self._job
+        return model_ref(job.start, job.output), model_ref(job.reference, job.output)
+
+
+def _as_reference(trainer: PairTrainer) -> AbstractContextManager[None]:
+    """In this context a policy that is its own reference (without its adapter, or with that of before) is that."""
+    if trainer.ref_model is not None or not is_peft_model(trainer.model):
+        return nullcontext()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return use_adapter(model, "ref" if "ref" in model.peft_config else None)  # type: ignore[no-any-return]
+
+
+# --- the first batch ---
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One model's log-probabilities of the first pairs' completions, in nats (2 each), chosen above rejected.
+
+    ``not_packed`` says why its rows aren't packed from now on; empty: they are.
+    """
+
+    log_probs: Tensor
+    not_packed: str
+
+
+def first_batch(trainer: PairTrainer) -> dict[str, Tensor]:
+    """This process's first pairs: the longest of its first micro-batch, chosen above rejected."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    pairs = len(batch["input_ids"]) // 2
+    rows = [side + pair for side in (0, pairs) for pair in range(min(pairs, _PAIRS))]
+    return {name: batch[name][rows] for name in _COLUMNS}
+
+
+def check_packing(
+    trainer: PairTrainer, model: Any, sharing: PrefixSharing, batch: dict[str, Tensor], wanted: bool = True
+) -> Checked:
+    """Run ``model`` on ``batch``, and pack its rows from now on if that is ``wanted`` and gives the same figures."""
+    sharing.packed = False
+    plain = _log_probs(trainer, model, batch)
+    not_packed = _try_packing(trainer, model, sharing, batch, plain) if wanted else NOT_WANTED
+    sharing.packed = not not_packed
+    return Checked(plain, not_packed)
+
+
+def _try_packing(
+    trainer: PairTrainer, model: Any, sharing: PrefixSharing, batch: dict[str, Tensor], plain: Tensor
+) -> str:
+    """Why rows can't be packed; empty when they can."""
+    reason = sharing.why_not()
+    if reason is not None:
+        return reason
+    sharing.packed, sharing.flex = True, batch["input_ids"].is_cuda
+    if sharing.flex:
+        sharing.flex = not _difference(trainer, model, batch, plain)
+    return "" if sharing.flex else _difference(trainer, model, batch, plain)
+
+
+def _difference(trainer: PairTrainer, model: Any, batch: dict[str, Tensor], plain: Tensor) -> str:
+    """How packed rows differ from ``plain`` ones, or why the model can't run them; empty when it's only rounding."""
+    try:
+        packed = _log_probs(trainer, model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:  # no kernel for this GPU or these heads; a model refusing the mask
+        return " ".join(str(error).split())[:_MESSAGE_CHARS]
+    apart = (packed - plain).abs() / batch["completion_mask"].sum(dim=1)
+    worst = float(trainer.accelerator.gather(apart.max()).max())  # all processes decide alike
+    tolerance = _TOLERANCE["bfloat16" if trainer.args.bf16 else "float32"]
+    return "" if worst <= tolerance else f"packed rows differ by {worst:.2g} nats a token"
+
+
+def _log_probs(trainer: PairTrainer, model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Summed over each completion, without gradient and dropout."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        output = model(**rows, labels=labels, use_cache=False, fused_lm_head=True)
+    model.train(training)
+    summed: Tensor = output.log_probs.sum(dim=1)
+    return summed.float()

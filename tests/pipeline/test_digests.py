@@ -1,0 +1,37 @@
+"""How often the models of a run of two iterations are read for their digests, in all its processes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from house import House, furnish
+from tiny_model import tiny_llama
+
+# Every Python process of the run imports this at its start. What Rust opens (safetensors) is no event of Python's.
+HOOK = """
+import os, sys
+
+def note(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("model.safetensors") and arguments[1] == "r":
+        with open(os.environ["READS"], "a") as file:
+            file.write(f"{os.path.realpath(arguments[0])}\\n")
+
+sys.addaudithook(note)
+"""
+
+
+@pytest.mark.slow
+def test_each_model_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(tmp_path)
+    tiny_llama(tmp_path / "model", bent=True)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("READS", str(tmp_path / "reads"))
+    status, _, errors = House(tmp_path).run("out")
+    assert status == 0, errors
+    folders = [str(Path(line).relative_to(tmp_path).parent) for line in (tmp_path / "reads").read_text().splitlines()]
+    assert Counter(folders) == {"model": 1, "out/iter-1/model": 1, "out/iter-2/model": 1}

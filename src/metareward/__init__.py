@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from metareward.engines.base import EngineError as EngineError
     from metareward.engines.scripted import ScriptedEngine as ScriptedEngine
     from metareward.errors import UserError as UserError
+    from metareward.evaluation.base import Benchmark as Benchmark
+    from metareward.evaluation.base import Column as Column
     from metareward.generation.annotate import RubricJudge as RubricJudge
     from metareward.method.elo import fit_elo as fit_elo
     from metareward.method.judge import Rubric as Rubric
@@ -43,6 +45,7 @@ _MODULES = {
     "engines.base": ("Engine", "EngineError"),
     "engines.scripted": ("ScriptedEngine",),
     "errors": ("UserError",),
+    "evaluation.base": ("Benchmark", "Column"),
     "generation.annotate": ("RubricJudge",),
     "method.elo": ("fit_elo",),
     "method.judge": ("Rubric",),

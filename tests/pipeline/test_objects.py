@@ -7,13 +7,24 @@ import sys
 import time
 
 import pytest
-from house import House, documents, kill_tree
+from house import House, documents, furnish, kill_tree
+from tiny_model import tiny_llama
 
 from metareward.errors import UserError
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import record_from_json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walks through /proc")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A model, prompts and a recipe."""
+    folder = tmp_path_factory.mktemp("objects")
+    tiny_llama(folder / "model", bent=True)
+    furnish(folder)
+    return House(folder)
+
 
 REWARD = """
 class Length:
@@ -31,18 +42,18 @@ class EvenOdd:
 NO_JUDGE_PAIRS = ("--set", "iterations.1.judge_pairs=false", "--set", "iterations.2=drop")
 
 
-def test_a_reward_scores_the_answers_of_a_killed_and_resumed_run_and_a_changed_one_is_refused(house: House) -> None:
-    source = house.folder / "length_reward.py"
+def test_a_reward_scores_the_answers_of_a_killed_and_resumed_run_and_a_changed_one_is_refused(place: House) -> None:
+    source = place.folder / "length_reward.py"
     source.write_text(REWARD)
     words = ("--set", "reward=length_reward:Length", *NO_JUDGE_PAIRS)
-    killed = house.start("rewarded", *words)
-    run = RunDir(house.folder / "rewarded")
+    killed = place.start("rewarded", *words)
+    run = RunDir(place.folder / "rewarded")
     until = time.monotonic() + 300
     while not _annotated(run):
         assert time.monotonic() < until and killed.poll() is None
         time.sleep(0.05)
     kill_tree(killed)
-    code, _, errors = house.run("rewarded", *words)
+    code, _, errors = place.run("rewarded", *words)
     assert code == 0, errors
     for document in documents(run.iteration(1).records).values():
         for candidate in record_from_json(document).candidates_K:
@@ -51,7 +62,7 @@ def test_a_reward_scores_the_answers_of_a_killed_and_resumed_run_and_a_changed_o
     assert measured["answer_reward"]["mean"] == pytest.approx(measured["answer_chars"]["mean"])
     assert "answer_self_score" in measured
     source.write_text(REWARD.replace("float(len", "2.0 * float(len"))
-    code, _, errors = house.run("rewarded", *words)
+    code, _, errors = place.run("rewarded", *words)
     assert code == 2 and "the recipe has changed since this run began: reward's source (" in errors
 
 
@@ -62,11 +73,11 @@ def _annotated(run: RunDir) -> int:
         return 0
 
 
-def test_a_judge_takes_the_place_of_the_rubric(house: House) -> None:
-    (house.folder / "rule_judge.py").write_text(JUDGE)
-    code, _, errors = house.run("ruled", "--set", "judge=rule_judge:EvenOdd", *NO_JUDGE_PAIRS)
+def test_a_judge_takes_the_place_of_the_rubric(place: House) -> None:
+    (place.folder / "rule_judge.py").write_text(JUDGE)
+    code, _, errors = place.run("ruled", "--set", "judge=rule_judge:EvenOdd", *NO_JUDGE_PAIRS)
     assert code == 0, errors
-    run = RunDir(house.folder / "ruled")
+    run = RunDir(place.folder / "ruled")
     for document in documents(run.iteration(1).records).values():
         for candidate in record_from_json(document).candidates_K:
             assert [judgment.text for judgment in candidate.judgments_N] == ["by rule"] * 3
@@ -82,7 +93,7 @@ def test_a_judge_takes_the_place_of_the_rubric(house: House) -> None:
         (("reward=nocolon",), "expected"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_starts(house: House, words: tuple[str, ...], message: str) -> None:
-    code, _, errors = house.run("refused", *(each for word in words for each in ("--set", word)))
+def test_what_is_wrong_is_said_before_anything_starts(place: House, words: tuple[str, ...], message: str) -> None:
+    code, _, errors = place.run("refused", *(each for word in words for each in ("--set", word)))
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
-    assert not (house.folder / "refused").exists()
+    assert not (place.folder / "refused").exists()

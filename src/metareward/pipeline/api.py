@@ -9,7 +9,7 @@ from pathlib import Path
 from metareward.config.schema import Recipe, load_recipe, recipe_text
 from metareward.engines.base import Engine
 from metareward.errors import UserError
-from metareward.pipeline.engines import open_judge
+from metareward.pipeline.engines import open_judge_engine
 from metareward.pipeline.loop import run_recipe
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore, read_records
@@ -48,4 +48,4 @@ async def open_engine(name: str) -> Engine:
 
     Close it with ``await engine.aclose()``. Raises `UserError` for a name that is none of these.
     """
-    return await open_judge(name)
+    return await open_judge_engine(name)

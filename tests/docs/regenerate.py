@@ -100,8 +100,8 @@ def commands() -> Iterator[str]:
 def _commands(command: Any, words: str) -> Iterator[str]:
     yield words
     if isinstance(command, TyperGroup):
-        for name, inner in command.commands.items():
-            yield from _commands(inner, f"{words} {name}")
+        for name in command.list_commands(typer.Context(command)):
+            yield from _commands(command.get_command(typer.Context(command), name), f"{words} {name}")
 
 
 def _help(words: str) -> str:
@@ -150,7 +150,7 @@ def recipes_page() -> str:
             inside = schema["$defs"][section.__name__]["properties"]
             about = (len(sections_of(field)) == 1 and field.description) or (section.__doc__ or "").splitlines()[0]
             name = dotted(key)
-            title = {"iterations": "iterations.1, iterations.2, …", "benchmarks": "benchmarks.NAME"}.get(name, name)
+            title = {"iterations": "iterations.1, iterations.2, …"}.get(name, name)
             if len(sections_of(field)) > 1:
                 title += f", kind {section.model_fields['kind'].default}"
             plain = [(name, each) for name, each in section.model_fields.items() if not sections_of(each)]
@@ -175,7 +175,7 @@ def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _code(value: object) -> str:
-    return "empty" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return "empty" if value in (None, "") else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 _LIMITS = (

@@ -12,6 +12,7 @@ from made_up import LABEL_PROMPT, json_file, judge_client
 from metareward.engines.base import EngineError, StripReasoning
 from metareward.engines.local.engine import LocalEngine
 from metareward.engines.scripted import ScriptedEngine
+from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Output
 from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand, Matchup, annotate, label_judge, model_first
 from metareward.evaluation.alpaca_eval.score import AlpacaResult
@@ -20,14 +21,15 @@ from metareward.evaluation.compare import (
     OracleJudge,
     OutputPair,
     PairwiseJudge,
-    RubricJudge,
+    RubricPairwiseJudge,
     StoredScoresJudge,
     load_label_prompt,
 )
+from metareward.evaluation.judges import JudgeClient, judge_kind
 from metareward.method.judge import Reasoning, Rubric, RubricGrader
 from metareward.pocket.demonstrations import RUBRIC
 from metareward.pocket.world import MODEL, PocketOracle, prompts
-from metareward.types import Completion, Message, Messages, Prompt, Sampling, Step, TopLogprob
+from metareward.types import Completion, Judgment, Message, Messages, Prompt, Sampling, Scored, Step, TopLogprob
 
 ASKED = prompts(24, 3, held_out=True)
 GRADER = RubricGrader(RUBRIC, 2, Sampling(1.0, 0.95, 48))
@@ -94,7 +96,7 @@ def test_by_the_pocket_judge_changing_places_turns_the_rate_round(
     def opened() -> LocalEngine:
         return LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=128, deterministic=True)
 
-    one, other = (RubricJudge(judge_client(opened(), tmp_path / f"{i}.sqlite"), GRADER) for i in range(2))
+    one, other = (RubricPairwiseJudge(judge_client(opened(), tmp_path / f"{i}.sqlite"), GRADER) for i in range(2))
     change_places(one, other, answers, tmp_path)
 
 
@@ -121,7 +123,7 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
         return f"Score: {i % 6}" if "fine text" in messages[-1].content else "no idea"
 
     engine = ScriptedEngine(reply)
-    judge = RubricJudge(
+    judge = RubricPairwiseJudge(
         judge_client(engine, tmp_path / "k.sqlite"), RubricGrader(Rubric.load("judge"), 4, Sampling(1, 1, 9))
     )
     pairs = [shown(0), shown(1, "fine text", "another fine text"), shown(2, "long beyond", "fine text")]
@@ -140,9 +142,9 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
 def test_other_grading_is_refused_by_the_same_store(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda m, s, i: "Score: 3")
     rubric, at = Rubric.load("judge"), judge_client(engine, tmp_path / "k.sqlite")
-    asyncio.run(RubricJudge(at, RubricGrader(rubric, 2, Sampling(1, 1, 9))).shares([shown(0)]))
+    asyncio.run(RubricPairwiseJudge(at, RubricGrader(rubric, 2, Sampling(1, 1, 9))).shares([shown(0)]))
     with pytest.raises(Exception, match="made with other settings: n 2 -> 3"):
-        asyncio.run(RubricJudge(at, RubricGrader(rubric, 3, Sampling(1, 1, 9))).shares([shown(0)]))
+        asyncio.run(RubricPairwiseJudge(at, RubricGrader(rubric, 3, Sampling(1, 1, 9))).shares([shown(0)]))
 
 
 def test_a_label_judge_is_behind_the_same_interface(tmp_path: Path) -> None:
@@ -164,3 +166,34 @@ def test_what_is_thought_is_no_part_of_what_is_said() -> None:
     unended, said = asyncio.run(engine.complete((), Sampling(1, 1, max_tokens=1), 2))
     assert inner.calls[0].sampling.max_tokens == 101
     assert (unended.text, said.text, [step.text for step in said.steps]) == ("", "M", ["M"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("itself", "itself"),
+        ("oracle", "oracle"),
+        ("pocket", "model"),
+        ("models/judge", "model"),
+        ("judge.yaml", "recipe"),
+        ("http://127.0.0.1:8000#judge", "server"),
+        ("my_package.judges:Strict", "object"),
+    ],
+)
+def test_a_judge_s_name_says_what_it_is(name: str, kind: str) -> None:
+    assert judge_kind(name) == kind
+
+
+def test_a_judge_that_only_grades_can_t_be_asked_for_a_label(tmp_path: Path) -> None:
+    class Grades:
+        async def judge(self, prompt: Prompt, answer: str, n: int) -> list[Judgment]:
+            return [Judgment(i, "", 0, Scored(float(len(answer))), "") for i in range(n)]
+
+    path = tmp_path / "clf.txt"
+    path.write_text(LABEL_PROMPT, encoding="utf-8")
+    client = JudgeClient(Grades(), "mine", tmp_path / "k.sqlite")
+    with pytest.raises(UserError, match="judge mine: only grades answers; fix: leave the benchmark's judge prompt out"):
+        asyncio.run(label_judge(client, load_label_prompt(path)).shares([shown(0)]))
+    client = JudgeClient(Grades(), "mine", tmp_path / "scores.sqlite")
+    found = asyncio.run(RubricPairwiseJudge(client, GRADER).shares([shown(0, "longer", "long")]))
+    assert found == {"p0": FirstShare(1.0, "scores of each alone")}

@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from metareward.evaluation.arena_hard.data import count_style
 from metareward.evaluation.arena_hard.judge import mirrored_games
 from metareward.evaluation.compare import OracleJudge
 from metareward.generation.progress import SILENT
+from metareward.method.judge import TOP_LOGPROBS
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
@@ -38,7 +40,7 @@ from metareward.pocket.world import PocketOracle, prompts
 from metareward.report.benchmark_tables import benchmark_tables, benchmarks_text
 from metareward.report.gather import gather
 from metareward.report.write import write_report
-from metareward.types import Completion, Messages, ModelRole, Sampling
+from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
 
 QUESTIONS = 6
 GRADER = [
@@ -263,6 +265,22 @@ def test_the_oracle_judges_arena_too(tmp_path: Path) -> None:
     assert [row["games"] for row in rows] == [[{"score": "A=B"}, {"score": "A=B"}]] * 6
     recipe = load_recipe("pocket", ["benchmarks=[{kind: arena_hard, judge: oracle, against: previous}]"])
     assert recipe.benchmarks[0].asked_judge is None
+
+
+def test_expected_scores_hold_where_a_model_judges_questions_of_a_file(tmp_path: Path) -> None:
+    """What was written is 3, the tokens possible there are 3 and 5: the score is 4."""
+    asked: set[int] = set()
+
+    def judge(messages: Messages, sampling: Sampling, index: int) -> Completion:
+        asked.add(sampling.top_logprobs)
+        likely = tuple(TopLogprob(token, math.log(0.5)) for token in ("3", "5"))
+        return Completion("Score: 3", "stop", 2, (Step("Score: ", ()), Step("3", likely)))
+
+    of = furnished(tmp_path, PEOPLE, changes=("judgments.score=expected",))
+    asyncio.run(benchmarking.ask_model(of, 0, ScriptedEngine(judge), SILENT))
+    people = result(of, 0, "people")["results"][0]
+    assert people["judges"][0]["score_histogram"] == {"4": 27}
+    assert asked == {TOP_LOGPROBS}
 
 
 def answer(question: str, by: str, text: str) -> arena_files.Answer:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from metareward.data.files import HUB, resolve_file
-from metareward.evaluation.compare import OracleJudge, PairwiseJudge, RubricJudge, Scores, StoredScoresJudge
+from metareward.evaluation.compare import OracleJudge, PairwiseJudge, RubricPairwiseJudge, Scores, StoredScoresJudge
 from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judges import JudgeSpec
 from metareward.method.judge import RubricGrader
@@ -360,7 +360,7 @@ class ComparisonBenchmark(JudgedBenchmark):
         """``work`` with the judge that sees one output at a time: by the rubric, an oracle, or stored scores."""
         if inputs.judge is not None:
             store = inputs.folder / "judge.sqlite"
-            return await inputs.judge.run(store, lambda client: work(RubricJudge(client, inputs.grader)))
+            return await inputs.judge.run(store, lambda client: work(RubricPairwiseJudge(client, inputs.grader)))
         if self.stored_judgments:
             return await work(StoredScoresJudge(inputs.model.name, _stored_scores(inputs.model.held_out())))
         assert inputs.oracle is not None, "the recipe's check allows an oracle only where there is one"

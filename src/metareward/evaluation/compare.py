@@ -1,8 +1,8 @@
 """Which of two outputs is better: judges of several kinds behind one interface, `PairwiseJudge`.
 
 * `LabelJudge` reads both outputs and names one: AlpacaEval's own question.
-* `RubricJudge` knows only its rubric. It grades each output alone, N times, and the preference is what a random one of
-  its judgments of each would say: the share of the N x N pairs of scores that the output wins, equal scores half.
+* `RubricPairwiseJudge` knows only its rubric. It grades each output alone, N times, and the preference is what a random
+  judgment of each would say: the share of the N x N pairs of scores that the output wins, equal scores half.
 * `StoredScoresJudge` is the same with scores that are there already.
 * `OracleJudge` asks an oracle: all, half or nothing.
 
@@ -188,7 +188,7 @@ def _read_document(document: Mapping[str, object] | None) -> FirstShare | Unjudg
 
 
 @dataclass(frozen=True, slots=True)
-class RubricJudge:
+class RubricPairwiseJudge:
     """The engine of ``client``, which grades every output once, however many pairs it is in."""
 
     client: JudgeClient

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai_setup import engine_for, texts
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[3]
 SECONDS_TO_START = 400.0
 QUESTION = (Message("user", "List the red fruits."),)
 HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=32, seed=3)
-ENDPOINT = {
+SETTINGS: dict[str, Any] = {
     "model": str(MODEL),
     "max_concurrency": 8,
     "timeout": 120.0,
@@ -142,7 +143,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_transformers_ignores_n_and_still_gives_what_is_asked_for(transformers: str) -> None:
     async def scene() -> None:
-        async with engine_for(transformers, **ENDPOINT) as engine:
+        async with engine_for(transformers, **SETTINGS) as engine:
             written = await engine.complete(QUESTION, HOT, 5)
             (used,) = engine.usage.servers
         assert not used.takes_n and used.requests == 5 and used.failed == 0
@@ -157,7 +158,7 @@ def test_transformers_goes_by_the_seeds_when_asked_one_by_one(transformers: str)
     """Its generator is one for all requests, and set when one arrives."""
 
     async def scene() -> None:
-        async with engine_for(transformers, **{**ENDPOINT, "max_concurrency": 1}) as engine:
+        async with engine_for(transformers, **{**SETTINGS, "max_concurrency": 1}) as engine:
             written = await engine.complete(QUESTION, HOT, 4)
             assert await engine.complete(QUESTION, HOT, 4) == written
 
@@ -166,7 +167,7 @@ def test_transformers_goes_by_the_seeds_when_asked_one_by_one(transformers: str)
 
 def test_transformers_gives_no_probabilities_and_that_is_said(transformers: str) -> None:
     async def scene() -> None:
-        async with engine_for(transformers, **ENDPOINT) as engine:
+        async with engine_for(transformers, **SETTINGS) as engine:
             with pytest.raises(EngineError, match="gives no token probabilities"):
                 await engine.complete(QUESTION, replace(HOT, top_logprobs=3), 1)
             assert engine.usage.servers[0].requests == 1
@@ -176,7 +177,7 @@ def test_transformers_gives_no_probabilities_and_that_is_said(transformers: str)
 
 def test_vllm_takes_n_and_seeds_and_gives_probabilities(vllm: str) -> None:
     async def scene() -> None:
-        async with engine_for(vllm, **ENDPOINT) as engine:
+        async with engine_for(vllm, **SETTINGS) as engine:
             written = await engine.complete(QUESTION, HOT, 5)
             assert await engine.complete(QUESTION, HOT, 5) == written, "its seeds decide"
             (used,) = engine.usage.servers
@@ -194,12 +195,12 @@ def test_vllm_takes_n_and_seeds_and_gives_probabilities(vllm: str) -> None:
 
 def test_vllm_refuses_what_it_cannot_serve_and_says_why(vllm: str) -> None:
     async def scene() -> None:
-        async with engine_for(vllm, **ENDPOINT) as engine:
+        async with engine_for(vllm, **SETTINGS) as engine:
             with pytest.raises(EngineError, match=r"400 Bad Request: .*512 tokens"):
                 await engine.complete((Message("user", "red fruits " * 400),), HOT, 1)
             assert engine.usage.servers[0].requests == 1
         with pytest.raises(UserError, match=f"serves {MODEL}, not somebody; fix: "):
-            async with engine_for(vllm, **{**ENDPOINT, "model": "somebody"}):
+            async with engine_for(vllm, **{**SETTINGS, "model": "somebody"}):
                 pass
 
     asyncio.run(scene())
@@ -253,7 +254,7 @@ def test_one_of_two_servers_killed_in_mid_run_costs_nothing(
     commands: Sequence[Callable[[int], list[str]]], tmp_path: Path
 ) -> None:
     async def scene(steady: Served, mortal: Served, store: RecordStore) -> None:
-        async with engine_for(steady.url, mortal.url, **ENDPOINT) as engine:
+        async with engine_for(steady.url, mortal.url, **SETTINGS) as engine:
             # Each answers before one is killed: the first requests take some servers much longer.
             await asyncio.gather(*(engine.complete(QUESTION, HOT, 1) for _ in range(4)))
             await swept(engine, store, KillAt(mortal, 4))

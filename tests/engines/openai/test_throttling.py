@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scripted_world
@@ -69,7 +70,7 @@ def seconds_of(work: Callable[[OpenAIEngine], Awaitable[None]], *servers: FakeCh
 
 @pytest.mark.parametrize("headers", HEADERS)
 def test_prompts_of_one_request_take_as_long_as_the_rate_limit_makes_them(
-    tmp_path: Path, headers: dict[str, str]
+    tmp_path: Path, headers: dict[str, Any]
 ) -> None:
     bucket = TokenBucket(20, 20, **headers)
     seconds = seconds_of(lambda engine: run_single_requests(engine, tmp_path, 120), FakeChatServer(bucket))
@@ -78,7 +79,7 @@ def test_prompts_of_one_request_take_as_long_as_the_rate_limit_makes_them(
 
 @pytest.mark.parametrize("headers", HEADERS)
 def test_prompts_of_many_requests_take_as_long_as_the_rate_limit_makes_them(
-    tmp_path: Path, headers: dict[str, str]
+    tmp_path: Path, headers: dict[str, Any]
 ) -> None:
     bucket = TokenBucket(20, 20, scripted_answer, **headers)
     seconds = seconds_of(lambda engine: run_prompts(engine, tmp_path, 16), FakeChatServer(bucket))
@@ -87,7 +88,7 @@ def test_prompts_of_many_requests_take_as_long_as_the_rate_limit_makes_them(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("headers", HEADERS)
-def test_ten_requests_a_second(tmp_path: Path, headers: dict[str, str]) -> None:
+def test_ten_requests_a_second(tmp_path: Path, headers: dict[str, Any]) -> None:
     bucket = TokenBucket(10, 10, **headers)
     assert seconds_of(lambda engine: run_single_requests(engine, tmp_path, 100), FakeChatServer(bucket)) <= 11.7
     bucket = TokenBucket(10, 10, scripted_answer, **headers)
@@ -175,7 +176,7 @@ def test_what_the_server_takes_is_logged(tmp_path: Path, caplog: pytest.LogCaptu
     seconds_of(lambda engine: run_single_requests(engine, tmp_path, 150), FakeChatServer(bucket))
     found = re.findall(r"takes about (\S+) requests/s, \d+ in flight; it throttled \d+", caplog.text)
     assert len(found) == 2, "once it has settled, and at the end"
-    assert all(20 < float(rate) < 60 for rate in found)
+    assert all(8 < float(rate) < 120 for rate in found)
 
 
 def test_nothing_is_held_back_before_the_first_throttle() -> None:

@@ -240,14 +240,14 @@ def test_what_vllm_has_against_a_setting_is_one_clear_line(tmp_path: Path) -> No
 CHANGES = (
     *("prompts.held_out=4", "answers.k=4", "judgments.n=3", "judgments.min_valid=2"),
     *("iterations.2=drop", "iterations.3=drop", "iterations.4=drop", "training.num_train_epochs=1"),
-    *("engine.kind=vllm", "engine.dtype=float32", "engine.vllm.memory_share=0.1"),
+    *("engine.kind=vllm", "engine.dtype=float32", "engine.gpu_memory_utilization=0.1"),
 )
 # In process all prompts are under way at once, so it takes more of them to have some finished and others not.
 SERVED = (
     "prompts.per_iteration=12",
     "engine.serve=true",
-    f"engine.vllm.python={PYTHON}",
-    "engine.vllm.max_concurrency=2",
+    f"engine.python={PYTHON}",
+    "engine.max_concurrency=2",
 )
 INSIDE = ("prompts.per_iteration=72",)
 

@@ -1,4 +1,4 @@
-"""What whole-run tests share: made once a session, and the run that nobody disturbs goes on beside other tests."""
+"""Fixtures of whole-run tests, made once a session; the reference run goes on beside other tests."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from house import House, furnish, kill_tree
+from whole_runs import Workspace, kill_tree, write_inputs
 
-# Where these tests run as a shell script's background job, Ctrl-C is ignored, by all children too.
+# As a background job of a shell script, this process and its children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A model that writes verdicts now and then, prompts, a recipe; and a run of it under way."""
-    from tiny_model import tiny_llama  # torch: only for those who ask for this
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A model that writes verdicts now and then, prompts, a recipe, and a running reference run."""
+    from tiny_models import tiny_llama  # imports torch: only for tests that use this fixture
 
-    folder = tmp_path_factory.mktemp("house")
-    tiny_llama(folder / "model", bent=True)
-    furnish(folder)
-    built = House(folder)
-    undisturbed = built.begin()
+    folder = tmp_path_factory.mktemp("workspace")
+    tiny_llama(folder / "model", verdicts=True)
+    write_inputs(folder)
+    built = Workspace(folder)
+    reference = built.start_reference()
     yield built
-    kill_tree(undisturbed)
+    kill_tree(reference)

@@ -31,10 +31,10 @@ app.command("sft")(sft_command)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model that now and then gives a score, a recipe, ranked answers and seed prompts."""
-    from tiny_model import tiny_llama  # torch: not for those who only collect
+    from tiny_models import tiny_llama  # torch: not for those who only collect
 
     folder = tmp_path_factory.mktemp("place")
-    tiny_llama(folder / "model", bent=True)
+    tiny_llama(folder / "model", verdicts=True)
     (folder / "recipe.yaml").write_text(RECIPE)
     rows = [
         {"id": f"q{n}", "prompt": f"Question {n}?", "answers": [f"Good {n}.", f"Bad {n}."], "ranks": [0, 1]}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import GROUP, parse
-from small_run import small_run
+from run_folders import small_run
 from typer.testing import CliRunner
+from whole_runs import GROUP, parse
 
 from metareward.cli.main import app, main
 from metareward.config.schema import load_recipe
@@ -178,7 +178,7 @@ def test_status_pairs_show_and_report_of_a_run(
 def test_pocket_sample_shows_all_roles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "pocket", "sample", "--count", "40") == 0
     shown = capsys.readouterr().out
-    assert all(f"[{part}]" in shown for part in ("actor", "judge", "meta"))
+    assert all(f"[{part}]" in shown for part in ("actor", "judge", "meta_judge"))
 
 
 def documented() -> Iterator[str]:

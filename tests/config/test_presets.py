@@ -18,7 +18,7 @@ META_REWARDING = [
     ("section 2: 11 judgments", "judgments.n", 11),
     ("section 2: judged as answered", "judgments.temperature", 0.8),
     ("section 2: judged as answered", "judgments.top_p", 0.95),
-    ("open in the paper; the house default", "judgments.min_valid", 2),
+    ("open in the paper; our default", "judgments.min_valid", 2),
     ("section 2: five-point rubric", "judgments.max_score", 5.0),
     ("section 2: judgments are compared as written", "meta_judgments.hide_scores", False),
     ("section 3: 5,000 prompts in each iteration", "prompts.per_iteration", 5000),

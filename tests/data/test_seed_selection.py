@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import ranked_trees
-from seed_world import settings as seed_settings
+from scripted_models import seed_settings
 
 from metareward.data.ranked import RankedAnswer, RankedPrompt, read_ranked
 from metareward.data.seed_sets import (

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import pytest
 from made_up import ranked_trees
-from seed_world import ranked_set, reply, settings
+from scripted_models import rank_reply, ranked_set, seed_settings
 
 from metareward.data.ranked import RankedSet, read_ranked
 from metareward.data.seed_sets import (
@@ -38,9 +38,9 @@ from metareward.types import Messages, Sampling
 
 
 def build(folder: Path, ranked: RankedSet, engine: Engine | None = None, how: SeedSettings | None = None) -> SeedSets:
-    how = how or settings()
+    how = how or seed_settings()
     split = split_prompts(ranked.prompts, how)
-    asyncio.run(judge_prompts(engine or ScriptedEngine(reply), split.eft, how, folder, {"model": "m"}, SILENT))
+    asyncio.run(judge_prompts(engine or ScriptedEngine(rank_reply), split.eft, how, folder, {"model": "m"}, SILENT))
     sets = select_sets(ranked, split, how, folder)
     write_seed_sets(folder, sets)
     return sets
@@ -93,7 +93,7 @@ def test_counts_add_up(tmp_path: Path) -> None:
     summary: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
     assert summary == sets.summary
     refused = rows(tmp_path / "dropped.jsonl")
-    judged = split_prompts(ranked_set(60).prompts, settings()).eft
+    judged = split_prompts(ranked_set(60).prompts, seed_settings()).eft
     assert summary["read"] == {"prompts": 60, "answers": 60 // 5 * 13}
     assert summary["judged"] == len(judged) == summary["agreeing"] + len(refused)
     assert sum(summary["rejected"].values()) == len(refused)
@@ -106,7 +106,7 @@ def test_counts_add_up(tmp_path: Path) -> None:
 
 
 def test_over_represented_scores_are_limited(tmp_path: Path) -> None:
-    how = replace(settings(), max_score_share=0.25)
+    how = replace(seed_settings(), max_score_share=0.25)
     sets = build(tmp_path, ranked_set(60), how=how)
     classes = [score_bin(each.score) for each in sets.eft]
     assert max(classes.count(each) for each in classes) <= 0.25 * len(classes)
@@ -115,15 +115,15 @@ def test_over_represented_scores_are_limited(tmp_path: Path) -> None:
 
 def test_ties_are_rejected_by_default(tmp_path: Path) -> None:
     def blunt(messages: Messages, sampling: Sampling, i: int) -> str:
-        return reply(messages, sampling, i).replace("Score: 4", "Score: 5").replace("Score: 1", "Score: 2")
+        return rank_reply(messages, sampling, i).replace("Score: 4", "Score: 5").replace("Score: 1", "Score: 2")
 
     strict = build(tmp_path / "a", ranked_set(60), ScriptedEngine(blunt))
-    loose = build(tmp_path / "b", ranked_set(60), ScriptedEngine(blunt), replace(settings(), allow_ties=True))
+    loose = build(tmp_path / "b", ranked_set(60), ScriptedEngine(blunt), replace(seed_settings(), allow_ties=True))
     assert len(loose.eft) > len(strict.eft)
 
 
 def test_ift_and_held_out_sets_without_judging(tmp_path: Path) -> None:
-    ranked, how = ranked_set(60), settings()
+    ranked, how = ranked_set(60), seed_settings()
     sets = select_sets(ranked, split_prompts(ranked.prompts, how), how, None)
     whole = build(tmp_path, ranked)
     assert (sets.ift, sets.held_out, sets.eft) == (whole.ift, whole.held_out, ())
@@ -132,12 +132,12 @@ def test_ift_and_held_out_sets_without_judging(tmp_path: Path) -> None:
 
 def test_judgments_are_cached(tmp_path: Path) -> None:
     first = build(tmp_path, ranked_set(40))
-    engine = ScriptedEngine(reply)
+    engine = ScriptedEngine(rank_reply)
     assert build(tmp_path, ranked_set(40), engine) == first
     assert engine.calls == []
-    again = build(tmp_path, ranked_set(40), engine, replace(settings(), allow_ties=True, max_score_share=0.2))
+    again = build(tmp_path, ranked_set(40), engine, replace(seed_settings(), allow_ties=True, max_score_share=0.2))
     assert engine.calls == [] and again != first
-    for other in (settings(n=2), settings(seed=8)):
+    for other in (seed_settings(n=2), seed_settings(seed=8)):
         with pytest.raises(UserError, match=r"judgments\.sqlite: the records here were made with other settings"):
             build(tmp_path, ranked_set(40), engine, other)
     with pytest.raises(UserError, match="ranked"):
@@ -150,14 +150,14 @@ def test_failed_prompts_are_counted_and_many_are_an_error(tmp_path: Path) -> Non
             number = int(messages[-1].content.split("What is thing ")[1].split("?")[0])
             if number % of < every:
                 raise EngineError("the answer is too long")
-            return reply(messages, sampling, i)
+            return rank_reply(messages, sampling, i)
 
         return ScriptedEngine(say)
 
     sets = build(tmp_path / "a", ranked_set(120), failing(1, 3))
     failed = [each for each in sets.rejected if each.reason == "failed"]
     assert failed and {each.detail for each in failed} == {"the answer is too long"}
-    assert sets.summary["judged"] == len(split_prompts(ranked_set(120).prompts, settings()).eft) - len(failed)
+    assert sets.summary["judged"] == len(split_prompts(ranked_set(120).prompts, seed_settings()).eft) - len(failed)
     with pytest.raises(UserError, match=r"\d+ of 45 prompts could not be judged, the first .* too long; fix:"):
         build(tmp_path / "b", ranked_set(120), failing(3, 4))
 
@@ -166,7 +166,8 @@ def test_a_killed_run_resumes_to_the_same_sets(tmp_path: Path) -> None:
     count, folder = 120, tmp_path / "killed"
     command = [
         sys.executable,
-        str(Path(__file__).parents[1] / "support" / "seed_process.py"),
+        str(Path(__file__).parents[1] / "support" / "processes.py"),
+        "judge_seeds",
         str(folder),
         str(count),
         "0.005",
@@ -180,7 +181,7 @@ def test_a_killed_run_resumes_to_the_same_sets(tmp_path: Path) -> None:
             running.send_signal(signal.SIGKILL)
         with RecordStore.read(folder / RECORDS) as store:
             assert kept < (kept := len(store.keys())) < 45
-    engine = ScriptedEngine(reply)
+    engine = ScriptedEngine(rank_reply)
     sets = build(folder, ranked_set(count), engine)
     assert sets == build(tmp_path / "whole", ranked_set(count))
     assert 0 < len({call.messages for call in engine.calls}) < 45 * 13 / 5
@@ -194,7 +195,7 @@ def test_a_judge_that_counts_characters_agrees_where_ranks_follow_length(tmp_pat
         return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 150):.2f}"
 
     ranked = read_ranked(ranked_trees(tmp_path / "trees.jsonl", trees=20), first_turns=False)
-    how = replace(settings(), ift_share=0.3, max_score_share=0.3)
+    how = replace(seed_settings(), ift_share=0.3, max_score_share=0.3)
     sets = build(tmp_path, ranked, ScriptedEngine(by_length), how)
     summary: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
     assert summary["read"] == {"prompts": 40, "answers": 120}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from command_line import parse
 from regenerate import PACKAGE, ROOT, commands, documents
-from small_run import small_run
+from run_folders import small_run
 from typer.testing import CliRunner
+from whole_runs import parse
 
 from metareward.cli.main import app
 from metareward.config.presets import PRESETS

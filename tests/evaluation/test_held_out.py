@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_world import prompts, reply, role_of, settings
+from scripted_models import prompts, reply, role_of, settings
 
 from metareward.engines.scripted import Call, ScriptedEngine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records

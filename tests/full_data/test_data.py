@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from seed_world import settings
+from scripted_models import seed_settings
 
 from metareward.data.prompts import gather_prompts, load_prompts
 from metareward.data.propose import ProposalSettings, proposal_fingerprint, propose
@@ -57,7 +57,7 @@ def test_seed_sets_of_openassistant_with_a_judge_that_scores_by_length(rankings:
         answer = messages[-1].content.split("<answer>\n")[1].split("\n</answer>")[0]
         return f"It has {len(answer)} characters.\nScore: {min(5.0, len(answer) / 400 + sampling.seed % 3 * 0.2):.2f}"
 
-    how, ranked = replace(settings(), ift_share=0.3, max_score_share=0.3), read_ranked(rankings, first_turns=False)
+    how, ranked = replace(seed_settings(), ift_share=0.3, max_score_share=0.3), read_ranked(rankings, first_turns=False)
     parts = split_prompts(ranked.prompts, how)
     asyncio.run(judge_prompts(ScriptedEngine(by_length), parts.eft, how, tmp_path, {"model": "m"}, SILENT))
     sets = select_sets(ranked, parts, how, tmp_path)

@@ -6,7 +6,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from scripted_world import SlowEngine, prompt, reply, role_of, settings
+from scripted_models import SlowEngine, prompt, reply, role_of, settings
 
 from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine
@@ -156,7 +156,7 @@ def test_the_record_does_not_depend_on_timing_or_company() -> None:
 def test_all_judgments_and_all_comparisons_are_asked_at_once() -> None:
     engine = SlowEngine(0.001, scripted(["x", "y"], {"x": GOOD, "y": ["Score: 0", "Score: 2", "Score: 5"]}))
     run(engine, chosen=settings(k=2))
-    assert engine.most_under_way == 6
+    assert engine.max_in_flight == 6
 
 
 @pytest.mark.parametrize("failing", ["actor", "judge", "meta"])
@@ -169,7 +169,7 @@ def test_a_failure_in_any_role_is_the_engines_own_error(failing: str) -> None:
     engine = SlowEngine(0.001, ScriptedEngine(say))
     with pytest.raises(EngineError, match=r"^the model is gone$"):
         run(engine, chosen=settings(k=5, n=5))
-    assert engine.under_way == 0
+    assert engine.in_flight == 0
 
 
 def test_a_mistake_is_not_hidden_behind_an_engine_error() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from scripted_world import prompt, role_of, settings
+from scripted_models import prompt, role_of, settings
 
 from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.annotate import annotate_prompt

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from scripted_world import SlowEngine, here, prompts, reply, role_of, settings
+from scripted_models import SlowEngine, here, prompts, reply, role_of, settings
 
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.scripted import ScriptedEngine
@@ -136,7 +136,7 @@ def test_other_errors_propagate_and_cancel_the_rest(store: RecordStore) -> None:
     log = Log()
     with pytest.raises(ZeroDivisionError, match=r"^ours$"):
         run(engine, store, 200, max_concurrent_prompts=4, progress=log)
-    assert engine.under_way == 0
+    assert engine.in_flight == 0
     assert log.finished == 1
     assert 1 <= len(store.keys()) < 20
     assert store.failures() == {}
@@ -186,11 +186,11 @@ def test_a_store_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     engine = SlowEngine(0.001)
     with RecordStore.read(tmp_path / "records.sqlite") as store, pytest.raises(UserError, match="read-only"):
         run(engine, store)
-    assert engine.under_way == 0
+    assert engine.in_flight == 0
 
 
 def process(store: Path, count: int, seconds: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(here() / "annotate_process.py"), str(store), str(count), str(seconds)]
+    command = [sys.executable, str(here() / "processes.py"), "annotate", str(store), str(count), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

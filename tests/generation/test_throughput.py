@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from scripted_world import prompts, reply, role_of, settings
+from scripted_models import prompts, reply, role_of, settings
 
 from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from chat_server import Answer, Body, FakeChatServer, error, good, ignores_n
 from openai_setup import HOT, QUICK, ask, settings
-from small_run import small_run
+from run_folders import small_run
 
 from metareward.engines.openai.engine import open_openai
 from metareward.engines.scripted import ScriptedEngine

@@ -18,8 +18,8 @@ from chat_server import Answer as Served
 from chat_server import Body, FakeChatServer, choice, completion
 from made_up import LABEL_PROMPT, lines
 from rich.console import Console
-from scripted_run import HELD_OUT, begun, model, write_recipe
-from scripted_world import reply
+from run_folders import HELD_OUT, begin_experiment, model_folder, write_recipe
+from scripted_models import reply
 
 from metareward.config.schema import load_recipe
 from metareward.engines.base import EngineError
@@ -120,9 +120,9 @@ def furnished(folder: Path, *benchmarks: str, changes: tuple[str, ...] = ()) -> 
     lines(folder / "ranked.jsonl", [{"id": f"r{i}", "prompt": f"Rank {i}.", "responses": ranked} for i in range(3)])
     write_recipe(folder)
     listed = ", ".join(benchmarks or EVERY).replace("DIR", str(folder))
-    of = begun(folder, *changes, f"benchmarks=[{listed}]")
+    of = begin_experiment(folder, *changes, f"benchmarks=[{listed}]")
     for t in (1, 2):
-        model(of.model(t), f"m{t}")
+        model_folder(of.model(t), f"m{t}")
     return of
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import House, furnish
-from scripted_run import told
-from tiny_model import tiny_llama
+from run_folders import log_entries
+from tiny_models import tiny_llama
+from whole_runs import Workspace, write_inputs
 
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
@@ -19,14 +19,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def run(folder: Path, *changes: str) -> RunDir:
-    furnish(folder)
-    tiny_llama(folder / "model", bent=True)
+    write_inputs(folder)
+    tiny_llama(folder / "model", verdicts=True)
     words = [
         word
         for change in ("training.num_train_epochs=2", "training.batch_size=2", *changes)
         for word in ("--set", change)
     ]
-    status, _, errors = House(folder).run("out", *words)
+    status, _, errors = Workspace(folder).run("out", *words)
     assert status == 0, errors
     return RunDir(folder / "out")
 
@@ -42,7 +42,7 @@ def test_the_epoch_that_the_rule_names_becomes_the_model(tmp_path: Path) -> None
         "training.reference=ema",
         "training.checkpoint_selection.judge=model",
     )
-    for t, entry in zip((1, 2), told(done, "chosen"), strict=True):
+    for t, entry in zip((1, 2), log_entries(done, "chosen"), strict=True):
         folder = done.iteration(t)
         measured = {epoch: read(folder.evaluation / f"epoch-{epoch}.json") for epoch in (1, 2)}
         assert all({"win_rate", "judge_win_rate", "answer_chars"} <= figures.keys() for figures in measured.values())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_run import HELD_OUT, PROMPTS, begun, experiment, model, write_prompts
+from run_folders import HELD_OUT, PROMPTS, begin_experiment, experiment, model_folder, write_prompts
 
 from metareward.errors import UserError
 from metareward.method.template import load_template
@@ -19,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_to_begin_writes_down_what_the_run_is_made_of(tmp_path: Path) -> None:
-    of = begun(tmp_path)
+    of = begin_experiment(tmp_path)
     assert of.run.recipe.read_text() == "name: scripted\n"
     assert json.loads(of.run.resolved.read_text()) == of.recipe.resolved()
     assert {"python", "packages", "cores"} <= json.loads(of.run.environment.read_text()).keys()
@@ -28,29 +28,29 @@ def test_to_begin_writes_down_what_the_run_is_made_of(tmp_path: Path) -> None:
 
 
 def test_no_prompt_serves_twice(tmp_path: Path) -> None:
-    of = begun(tmp_path)
+    of = begin_experiment(tmp_path)
     ids = [prompt.id for t in range(3) for prompt in of.prompts(t)]
     assert len(ids) == len(set(ids)) == HELD_OUT + 2 * PROMPTS
 
 
 def test_begun_once_the_run_no_longer_needs_the_prompts_file(tmp_path: Path) -> None:
-    chosen = begun(tmp_path).prompts(2)
+    chosen = begin_experiment(tmp_path).prompts(2)
     (tmp_path / "prompts.jsonl").unlink()
-    assert begun(tmp_path).prompts(2) == chosen
+    assert begin_experiment(tmp_path).prompts(2) == chosen
 
 
 def test_to_begin_again_changes_nothing(tmp_path: Path) -> None:
-    of = begun(tmp_path)
+    of = begin_experiment(tmp_path)
     before = contents(of.run.path)
-    begun(tmp_path)
+    begin_experiment(tmp_path)
     assert contents(of.run.path) == before
 
 
 def test_what_a_start_that_died_has_left_is_not_used(tmp_path: Path) -> None:
-    dead = begun(tmp_path, "seed=1", "prompts.held_out=9", "prompts.per_iteration=6")
+    dead = begin_experiment(tmp_path, "seed=1", "prompts.held_out=9", "prompts.per_iteration=6")
     held_out_then = dead.held_out
     dead.run.resolved.unlink()  # it is written last
-    again = begun(tmp_path)
+    again = begin_experiment(tmp_path)
     assert again.held_out != held_out_then
     ids = [prompt.id for t in range(3) for prompt in again.prompts(t)]
     assert len(ids) == len(set(ids)) == HELD_OUT + 2 * PROMPTS
@@ -58,7 +58,7 @@ def test_what_a_start_that_died_has_left_is_not_used(tmp_path: Path) -> None:
 
 def test_held_out_prompts_from_a_file_are_taken_out_of_the_others(tmp_path: Path) -> None:
     (tmp_path / "held.jsonl").write_text('{"id": "x", "prompt": "Say something about 3."}\n{"prompt": "New."}\n')
-    of = begun(tmp_path, f"prompts.held_out={tmp_path}/held.jsonl")
+    of = begin_experiment(tmp_path, f"prompts.held_out={tmp_path}/held.jsonl")
     assert [prompt.messages[0].content for prompt in of.held_out] == ["Say something about 3.", "New."]
     assert "p003" not in {prompt.id for t in (1, 2) for prompt in of.prompts(t)}
 
@@ -98,7 +98,7 @@ def test_a_mistake_is_told_before_anything_is_written(
 
 
 def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
-    begun(tmp_path)
+    begin_experiment(tmp_path)
     with pytest.raises(UserError) as told:
         experiment(tmp_path, "answers.k=3", "iterations.1.rho=0.2", "iterations.2=drop").check()
     assert "answers.k (4 -> 3)" in str(told.value)
@@ -108,13 +108,13 @@ def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
 
 
 def test_where_and_how_fast_it_runs_may_change(tmp_path: Path) -> None:
-    begun(tmp_path)
-    begun(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
-    begun(tmp_path, "training.device=cpu")
+    begin_experiment(tmp_path)
+    begin_experiment(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
+    begin_experiment(tmp_path, "training.device=cpu")
 
 
 def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it(tmp_path: Path) -> None:
-    of = begun(tmp_path)
+    of = begin_experiment(tmp_path)
     kept = json.loads(of.run.resolved.read_text())
     del kept["prompts"]["network"], kept["prompts"]["field"], kept["benchmarks"]
     of.run.resolved.write_text(json.dumps(kept))
@@ -126,7 +126,7 @@ def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it
 def test_prompts_may_be_named_by_field_and_on_the_hub_only_if_the_network_is_allowed(tmp_path: Path) -> None:
     rows = ({"text": f"Ask {number}.", "prompt": "wrong"} for number in range(2 * PROMPTS + 9))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    of = begun(tmp_path, f"prompts.source={tmp_path}/rows.jsonl", "prompts.field=text")
+    of = begin_experiment(tmp_path, f"prompts.source={tmp_path}/rows.jsonl", "prompts.field=text")
     assert all(prompt.messages[0].content.startswith("Ask ") for t in (0, 1, 2) for prompt in of.prompts(t))
     with pytest.raises(UserError, match=r"hub:own/set: is on the Hugging Face hub, and the network is off"):
         experiment(tmp_path, "prompts.source=hub:own/set", out="other").check()
@@ -135,26 +135,26 @@ def test_prompts_may_be_named_by_field_and_on_the_hub_only_if_the_network_is_all
 def test_files_that_the_recipe_only_names_may_not_change(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(load_template("judge").text)
     change = f"judgments.rubric={tmp_path}/mine.txt"
-    begun(tmp_path, change)
+    begin_experiment(tmp_path, change)
     (tmp_path / "mine.txt").write_text(load_template("judge").text + "Be strict.")
     with pytest.raises(UserError, match=r"changed since this run began: the rubric's text \(\"?\w{12}\"? -> \"?\w{12}"):
         experiment(tmp_path, change).check()
     (tmp_path / "mine.txt").write_text(load_template("judge").text)
-    model(tmp_path / "model", "other weights")
+    model_folder(tmp_path / "model", "other weights")
     with pytest.raises(UserError, match="the model's files"):
         experiment(tmp_path, change).check()
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
 def test_a_damaged_run_folder_is_one_line(tmp_path: Path, text: str) -> None:
-    of = begun(tmp_path)
+    of = begin_experiment(tmp_path)
     of.run.resolved.write_text(text)
     with pytest.raises(UserError, match=r"resolved\.json: can't be read"):
         experiment(tmp_path).check()
 
 
 def test_complete_when_every_iteration_is(tmp_path: Path) -> None:
-    of = begun(tmp_path)
+    of = begin_experiment(tmp_path)
     assert not of.complete()
     for t in (1, 2):
         assert not of.complete()
@@ -173,12 +173,12 @@ def test_every_iteration_draws_anew_and_every_model_is_measured_alike(tmp_path: 
 
 
 def test_fingerprints_tell_models_iterations_and_purposes_apart(tmp_path: Path) -> None:
-    of = begun(tmp_path)
-    model(of.model(1), "m1")
+    of = begin_experiment(tmp_path)
+    model_folder(of.model(1), "m1")
     made = [of.generation_fingerprint(1), of.generation_fingerprint(2), *map(of.evaluation_fingerprint, (0, 1))]
     assert len({json.dumps(each, sort_keys=True) for each in made}) == 4
     before = of.evaluation_fingerprint(1)
-    model(of.model(1), "m1, otherwise")
+    model_folder(of.model(1), "m1, otherwise")
     after = of.evaluation_fingerprint(1)
     assert [key for key in before if before[key] != after[key]] == ["model"]
 
@@ -236,7 +236,7 @@ def test_where_training_starts_and_what_it_is_held_to(tmp_path: Path) -> None:
 
     zero, run = tmp_path / "model", tmp_path / "run"
     one = run / "iter-1/model"
-    given = model(tmp_path / "given", "others")
+    given = model_folder(tmp_path / "given", "others")
     assert folders() == [(zero, zero), (one, one)]
     assert folders("training.start=m0", "training.reference=previous") == [(zero, zero), (zero, one)]
     assert folders("training.reference=ema") == [(zero, zero), (one, run / "iter-2/reference")]
@@ -254,8 +254,8 @@ def test_how_training_is_done_reaches_the_job(tmp_path: Path) -> None:
 
 
 def test_a_start_of_its_own_may_not_change_later(tmp_path: Path) -> None:
-    given = model(tmp_path / "given", "others")
-    begun(tmp_path, f"training.start={given}")
-    model(given, "changed")
+    given = model_folder(tmp_path / "given", "others")
+    begin_experiment(tmp_path, f"training.start={given}")
+    model_folder(given, "changed")
     with pytest.raises(UserError, match=r"changed since this run began: training\.start's files"):
-        begun(tmp_path, f"training.start={given}")
+        begin_experiment(tmp_path, f"training.start={given}")

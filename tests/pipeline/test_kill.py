@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from house import HELD_OUT, PROMPTS, House, alive, documents, kill_tree, outcome
+from whole_runs import HELD_OUT, PROMPTS, Workspace, documents, kill_tree, processes_of, run_results
 
 from metareward.errors import UserError
 from metareward.storage.run_dir import RunDir
@@ -42,7 +42,7 @@ def reached(run: RunDir, process: int, moment: Moment) -> bool:
         holder = run.path / "lock.json"
         return holder.is_file() and f'"pid": {process},' in holder.read_text(encoding="utf-8")
     if moment.stage == "loading":
-        return len(alive(process)) > 1
+        return len(processes_of(process)) > 1
     if moment.stage == "generating":
         return finished(folder.records) >= moment.count
     if moment.stage == "pairing":
@@ -78,10 +78,10 @@ def moments(seed: int, stages: Sequence[tuple[str, int]]) -> list[Moment]:
     ]
 
 
-def come_to(house: House, name: str, moment: Moment) -> subprocess.Popen[str]:
+def come_to(workspace: Workspace, name: str, moment: Moment) -> subprocess.Popen[str]:
     """A run, at the moment."""
-    process = house.start(name)
-    run, until = RunDir(house.folder / name), time.monotonic() + LONGEST
+    process = workspace.start(name)
+    run, until = RunDir(workspace.folder / name), time.monotonic() + LONGEST
     try:
         while not reached(run, process.pid, moment):
             assert process.poll() is None, f"ended before {moment}: {process.communicate()}"
@@ -94,22 +94,22 @@ def come_to(house: House, name: str, moment: Moment) -> subprocess.Popen[str]:
     return process
 
 
-def interrupt(house: House, name: str, moment: Moment) -> None:
+def interrupt(workspace: Workspace, name: str, moment: Moment) -> None:
     """Start the run, kill all of it at the moment."""
-    process = come_to(house, name, moment)
+    process = come_to(workspace, name, moment)
     kill_tree(process)
     assert process.returncode == -signal.SIGKILL, f"ended before {moment}"
-    assert not alive(process.pid)
+    assert not processes_of(process.pid)
 
 
-def check(house: House, name: str, plan: Sequence[Moment]) -> None:
+def check(workspace: Workspace, name: str, plan: Sequence[Moment]) -> None:
     for moment in plan:
         print(moment)
-        interrupt(house, name, moment)
-    code, told, errors = house.run(name)
+        interrupt(workspace, name, moment)
+    code, told, errors = workspace.run(name)
     assert code == 0, errors
     assert told.endswith(f"\nfinished; open the report: {name}/report.html\n")
-    assert outcome(RunDir(house.folder / name)) == outcome(house.finished())
+    assert run_results(RunDir(workspace.folder / name)) == run_results(workspace.reference())
 
 
 SEED = 1
@@ -127,42 +127,42 @@ WHOLE = (
 )
 
 
-def test_killed_in_three_stages_it_ends_as_if_undisturbed(house: House) -> None:
-    check(house, "killed", moments(SEED, [("generating", 1), ("training", 1), ("evaluating", 2)]))
+def test_killed_in_three_stages_it_ends_as_if_not_killed(workspace: Workspace) -> None:
+    check(workspace, "killed", moments(SEED, [("generating", 1), ("training", 1), ("evaluating", 2)]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_ten_times_it_ends_as_if_undisturbed(house: House, seed: int) -> None:
-    check(house, f"killed-{seed}", moments(seed, WHOLE))
+def test_killed_ten_times_it_ends_as_if_not_killed(workspace: Workspace, seed: int) -> None:
+    check(workspace, f"killed-{seed}", moments(seed, WHOLE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_does_in_one_line_and_leaves_nothing_running(house: House, how: signal.Signals) -> None:
+def test_told_to_stop_it_does_in_one_line_and_leaves_nothing_running(workspace: Workspace, how: signal.Signals) -> None:
     stages = [("starting", 0), ("loading", 0), ("evaluating", 0), ("generating", 1), ("training", 1)]
     for moment in moments(SEED, stages):
         print(moment)
-        process = come_to(house, f"stopped-{how.name}", moment)
+        process = come_to(workspace, f"stopped-{how.name}", moment)
         process.send_signal(how)
         told, errors = process.communicate(timeout=LONGEST)
         assert (process.returncode, told) == (130, "")
         assert errors.splitlines()[-1].startswith("metareward: stopped; what is finished is kept")
         assert "Traceback" not in errors and "Exception" not in errors
-        assert not alive(process.pid)
-    assert house.run(f"stopped-{how.name}")[0] == 0
-    assert outcome(RunDir(house.folder / f"stopped-{how.name}")) == outcome(house.finished())
+        assert not processes_of(process.pid)
+    assert workspace.run(f"stopped-{how.name}")[0] == 0
+    assert run_results(RunDir(workspace.folder / f"stopped-{how.name}")) == run_results(workspace.reference())
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_reaches_every_process_and_ends_in_one_line(house: House) -> None:
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_ends_in_one_line(workspace: Workspace) -> None:
     for moment in moments(SEED, [("loading", 0), ("evaluating", 0), ("generating", 1), ("training", 1)]):
         print(moment)
-        process = come_to(house, "interrupted", moment)
+        process = come_to(workspace, "interrupted", moment)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=LONGEST)
         assert process.returncode == 130
         assert "Traceback" not in errors and "Exception" not in errors
-        assert not alive(process.pid)
-    assert house.run("interrupted")[0] == 0
-    assert outcome(RunDir(house.folder / "interrupted")) == outcome(house.finished())
+        assert not processes_of(process.pid)
+    assert workspace.run("interrupted")[0] == 0
+    assert run_results(RunDir(workspace.folder / "interrupted")) == run_results(workspace.reference())

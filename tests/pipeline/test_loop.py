@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from house import HELD_OUT, ITERATIONS, PROMPTS, House, documents, files
-from tiny_model import tiny_llama
+from tiny_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import HELD_OUT, ITERATIONS, PROMPTS, Workspace, documents, files
 
 from metareward.cli.main import main
 from metareward.storage.custody import fingerprint_model
@@ -31,8 +31,8 @@ KINDS: tuple[PairKind, ...] = ("actor", "judge")
 
 
 @pytest.fixture
-def finished(house: House) -> RunDir:
-    return house.finished()
+def finished(workspace: Workspace) -> RunDir:
+    return workspace.reference()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -64,13 +64,13 @@ def test_pairs_of_both_kinds(finished: RunDir) -> None:
         assert sum(map(len, made)) > 0
 
 
-def test_every_model_made_is_a_folder_like_the_first(house: House, finished: RunDir) -> None:
-    first = AutoModelForCausalLM.from_pretrained(house.folder / "model")
+def test_every_model_made_is_a_folder_like_the_first(workspace: Workspace, finished: RunDir) -> None:
+    first = AutoModelForCausalLM.from_pretrained(workspace.folder / "model")
     weights = [first.state_dict()]
     for t in range(1, ITERATIONS + 1):
         folder = finished.iteration(t).model
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        assert tokenizer.chat_template == AutoTokenizer.from_pretrained(house.folder / "model").chat_template
+        assert tokenizer.chat_template == AutoTokenizer.from_pretrained(workspace.folder / "model").chat_template
         assert {name: value.shape for name, value in model.state_dict().items()} == {
             name: value.shape for name, value in first.state_dict().items()
         }
@@ -79,8 +79,8 @@ def test_every_model_made_is_a_folder_like_the_first(house: House, finished: Run
         assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_each_model_starts_from_the_one_before_and_is_held_to_it(house: House, finished: RunDir) -> None:
-    folders = [house.folder / "model", *(finished.iteration(t).model for t in range(1, ITERATIONS + 1))]
+def test_each_model_starts_from_the_one_before_and_is_held_to_it(workspace: Workspace, finished: RunDir) -> None:
+    folders = [workspace.folder / "model", *(finished.iteration(t).model for t in range(1, ITERATIONS + 1))]
     for before, after in pairwise(folders):
         lineage = read_lineage(after)
         assert lineage.reference is not None
@@ -121,11 +121,11 @@ def test_status_says_that_it_is_finished(finished: RunDir) -> None:
 # --- started again ---
 
 
-def test_a_finished_run_started_again_does_nothing_and_says_so(house: House, finished: RunDir) -> None:
+def test_a_finished_run_started_again_does_nothing_and_says_so(workspace: Workspace, finished: RunDir) -> None:
     before = files(finished.path)
-    code, told, errors = house.run(finished.path.name, "--set", NO_SUCH_DEVICE)
+    code, told, errors = workspace.run(finished.path.name, "--set", NO_SUCH_DEVICE)
     assert (code, errors) == (0, "")
-    assert told.endswith("\nfinished before, nothing to do; open the report: undisturbed/report.html\n")
+    assert told.endswith("\nfinished before, nothing to do; open the report: reference/report.html\n")
     assert f"M{ITERATIONS}" in told
     assert files(finished.path) == before
 
@@ -134,13 +134,13 @@ def test_a_finished_run_started_again_does_nothing_and_says_so(house: House, fin
 NO_SUCH_DEVICE = "engine.device=nowhere"
 
 
-def test_a_finished_run_without_its_report_only_writes_that(house: House, finished: RunDir) -> None:
-    again = RunDir(house.folder / "unreported")
+def test_a_finished_run_without_its_report_only_writes_that(workspace: Workspace, finished: RunDir) -> None:
+    again = RunDir(workspace.folder / "unreported")
     shutil.copytree(finished.path, again.path)
     report = again.report.read_bytes()
     again.report.unlink()
     before = files(again.path)
-    code, told, errors = house.run(again.path.name, "--set", NO_SUCH_DEVICE)
+    code, told, errors = workspace.run(again.path.name, "--set", NO_SUCH_DEVICE)
     assert code == 0, errors
     assert told.endswith("\nfinished; open the report: unreported/report.html\n")
     assert again.report.read_bytes() == report
@@ -165,17 +165,17 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 @pytest.fixture
-def room(house: House, tmp_path: Path) -> Path:
-    """A folder with the house's model, prompts and recipe, to be spoilt."""
-    shutil.copytree(house.folder / "model", tmp_path / "model")
+def room(workspace: Workspace, tmp_path: Path) -> Path:
+    """A folder with the workspace's model, prompts and recipe, to be spoilt."""
+    shutil.copytree(workspace.folder / "model", tmp_path / "model")
     for name in ("prompts.jsonl", "questions.jsonl", "recipe.yaml"):
-        shutil.copy(house.folder / name, tmp_path)
+        shutil.copy(workspace.folder / name, tmp_path)
     return tmp_path
 
 
-def test_a_second_run_into_the_folder_is_refused(house: House) -> None:
-    with RunDir(house.folder / "taken").lock():
-        code, told, errors = house.run("taken")
+def test_a_second_run_into_the_folder_is_refused(workspace: Workspace) -> None:
+    with RunDir(workspace.folder / "taken").lock():
+        code, told, errors = workspace.run("taken")
     assert (code, told) == (2, "")
     assert "taken: process " in one_line(errors) and "is running here; fix: wait for it or stop it" in errors
 
@@ -206,10 +206,10 @@ def test_a_model_that_isn_t_there_is_refused(
 
 
 def test_a_changed_recipe_on_old_records_is_refused_by_its_fields(
-    house: House, finished: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, finished: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ("--set", "answers.k=3", "--set", "judgments.temperature=0.5")
-    line = refused(monkeypatch, capsys, house.folder, "recipe.yaml", "--out", finished.path.name, *changes)
+    line = refused(monkeypatch, capsys, workspace.folder, "recipe.yaml", "--out", finished.path.name, *changes)
     assert "undisturbed: the recipe has changed since this run began: " in line
     assert "answers.k (2 -> 3), judgments.temperature (0.8 -> 0.5); fix: " in line
 
@@ -217,8 +217,8 @@ def test_a_changed_recipe_on_old_records_is_refused_by_its_fields(
 def test_a_model_that_never_writes_a_score_ends_the_run_and_says_why(
     room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_llama(room / "model", bent=False)
-    code, told, errors = House(room).run("run", "--set", "iterations.2=drop")
+    tiny_llama(room / "model", verdicts=False)
+    code, told, errors = Workspace(room).run("run", "--set", "iterations.2=drop")
     assert (code, told) == (2, "")
     assert "Traceback" not in errors
     why = errors.splitlines()[-1]
@@ -230,6 +230,6 @@ def test_a_model_that_never_writes_a_score_ends_the_run_and_says_why(
 
 def refused_again(room: Path) -> str:
     """It stops at the same place at once: no engine is needed to know."""
-    code, _, errors = House(room).run("run", "--set", "iterations.2=drop", "--set", NO_SUCH_DEVICE)
+    code, _, errors = Workspace(room).run("run", "--set", "iterations.2=drop", "--set", NO_SUCH_DEVICE)
     assert code == 2
     return one_line(errors)

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from house import House, documents, furnish, kill_tree
-from tiny_model import tiny_llama
+from tiny_models import tiny_llama
+from whole_runs import Workspace, documents, kill_tree, write_inputs
 
 from metareward.errors import UserError
 from metareward.storage.run_dir import RunDir
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walks through /
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> House:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A model, prompts and a recipe."""
     folder = tmp_path_factory.mktemp("objects")
-    tiny_llama(folder / "model", bent=True)
-    furnish(folder)
-    return House(folder)
+    tiny_llama(folder / "model", verdicts=True)
+    write_inputs(folder)
+    return Workspace(folder)
 
 
 REWARD = """
@@ -42,7 +42,7 @@ class EvenOdd:
 NO_JUDGE_PAIRS = ("--set", "iterations.1.judge_pairs=false", "--set", "iterations.2=drop")
 
 
-def test_a_reward_scores_the_answers_of_a_killed_and_resumed_run_and_a_changed_one_is_refused(place: House) -> None:
+def test_a_reward_scores_a_resumed_run_and_a_changed_reward_is_refused(place: Workspace) -> None:
     source = place.folder / "length_reward.py"
     source.write_text(REWARD)
     words = ("--set", "reward=length_reward:Length", *NO_JUDGE_PAIRS)
@@ -73,7 +73,7 @@ def _annotated(run: RunDir) -> int:
         return 0
 
 
-def test_a_judge_takes_the_place_of_the_rubric(place: House) -> None:
+def test_a_judge_takes_the_place_of_the_rubric(place: Workspace) -> None:
     (place.folder / "rule_judge.py").write_text(JUDGE)
     code, _, errors = place.run("ruled", "--set", "judge=rule_judge:EvenOdd", *NO_JUDGE_PAIRS)
     assert code == 0, errors
@@ -93,7 +93,7 @@ def test_a_judge_takes_the_place_of_the_rubric(place: House) -> None:
         (("reward=nocolon",), "expected"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_starts(place: House, words: tuple[str, ...], message: str) -> None:
+def test_errors_before_the_start(place: Workspace, words: tuple[str, ...], message: str) -> None:
     code, _, errors = place.run("refused", *(each for word in words for each in ("--set", word)))
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
     assert not (place.folder / "refused").exists()

@@ -11,8 +11,8 @@ from typing import ClassVar
 import pytest
 from made_up import lines
 from pydantic import Field
-from scripted_run import begun, experiment, model
-from scripted_world import reply
+from run_folders import begin_experiment, experiment, model_folder
+from scripted_models import reply
 from typer.testing import CliRunner
 
 from metareward.cli.evaluate import evaluate_commands
@@ -110,12 +110,12 @@ OWN = "benchmarks=[{kind: 'own_benchmark:Arithmetic', name: sums, count: 3}]"
 
 
 def test_a_benchmark_named_by_import_path_is_planned_run_and_reported(tmp_path: Path) -> None:
-    run = begun(tmp_path, OWN)
+    run = begin_experiment(tmp_path, OWN)
     made = plan(run.recipe)
     assert made.benchmarks is not None
     assert [[(role.role, role.calls) for role in each.roles] for each in made.benchmarks] == [[(ANSWERS, 3)]] * 3
     for t in (1, 2):
-        model(run.model(t), f"m{t}")
+        model_folder(run.model(t), f"m{t}")
     for t in range(3):
         assert benchmarking.needs_model(run, t)
         asyncio.run(benchmarking.ask_model(run, t, ScriptedEngine(adds(t)), SILENT))
@@ -146,7 +146,7 @@ def test_one_line_in_the_dict_makes_a_kind_and_a_command(tmp_path: Path) -> None
 def test_a_changed_benchmark_is_refused_in_a_run_that_began_with_another(tmp_path: Path) -> None:
     source, changing = tmp_path / "changing_benchmark.py", OWN.replace("own_benchmark", "changing_benchmark")
     source.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    begun(tmp_path, changing)
+    begin_experiment(tmp_path, changing)
     experiment(tmp_path, changing).check()
     with source.open("a", encoding="utf-8") as file:
         file.write("\n# changed\n")
@@ -165,7 +165,7 @@ def test_a_judge_named_by_import_path_grades(tmp_path: Path) -> None:
     lengths = [{"text": "x " * n, "rank": 3 - n} for n in (1, 2, 3)]
     lines(tmp_path / "ranked.jsonl", [{"id": f"r{i}", "prompt": "Rank.", "responses": lengths} for i in range(2)])
     judged = "{kind: judge_quality, questions: ranked.jsonl, judge: 'own_benchmark:Lengths'}"
-    run = begun(tmp_path, f"benchmarks=[{judged}]")
+    run = begin_experiment(tmp_path, f"benchmarks=[{judged}]")
     assert not benchmarking.needs_model(run, 0)
     asyncio.run(benchmarking.ask_others(run, 0, SILENT))
     (result,) = (json.loads(each.result.read_text()) for each in benchmark_runs(run, 0))

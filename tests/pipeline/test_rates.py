@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import SECONDS, small_run
+from run_folders import SMALL_SECONDS, small_run
 
 from metareward.errors import UserError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
@@ -23,7 +23,7 @@ def test_lengths_come_from_records_and_the_rate_from_finished_iterations(tmp_pat
     written += [meta.tokens for record in records if record.dispute for meta in record.dispute.meta]
     assert set(rates.tokens_each) == {ANSWERS, JUDGMENTS, META}
     assert 1 <= rates.tokens_each[ANSWERS] <= 4
-    assert rates.tokens_per_second == pytest.approx(sum(written) / SECONDS)
+    assert rates.tokens_per_second == pytest.approx(sum(written) / SMALL_SECONDS)
 
 
 def test_a_rate_that_is_given_goes_first(tmp_path: Path) -> None:

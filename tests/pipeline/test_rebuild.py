@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from small_run import PROMPTS, small_run
+from run_folders import SMALL_PROMPTS, small_run
 
 from metareward.errors import UserError
 from metareward.method.pairs import of_kind
@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_the_same_rules_give_the_run_s_own_pairs(run: RunDir) -> None:
     first = rebuild(run, [])[0]
-    assert (first.t, first.prompts) == (1, PROMPTS)
+    assert (first.t, first.prompts) == (1, SMALL_PROMPTS)
     assert of_kind(first.pairs, "actor") == read_pairs(run.iteration(1).pairs("actor"))
     assert of_kind(first.pairs, "judge") == read_pairs(run.iteration(1).pairs("judge"))
     assert first.dropped == read_dropped(run.iteration(1).dropped)

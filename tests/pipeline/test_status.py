@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_run import small_recipe, small_run
+from run_folders import small_recipe, small_run
 
 from metareward.errors import UserError
 from metareward.pipeline.status import IterationStatus, status, status_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import House, outcome
+from whole_runs import Workspace, run_results
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -30,10 +30,10 @@ def disk(tmp_path: Path) -> Path:
     return folder
 
 
-def starts(house: House, disk: Path, run: Path, steps: Sequence[int]) -> tuple[list[dict[str, Any]], object]:
+def starts(workspace: Workspace, disk: Path, run: Path, steps: Sequence[int]) -> tuple[list[dict[str, Any]], object]:
     """What each start ended with, and the outcome in the end."""
-    script = [sys.executable, str(Path(__file__).parents[1] / "support" / "full_disk.py")]
-    words = [str(house.folder), str(disk), str(run), *map(str, steps)]
+    script = [sys.executable, str(Path(__file__).parents[1] / "support" / "processes.py"), "run_on_small_disk"]
+    words = [str(workspace.folder), str(disk), str(run), *map(str, steps)]
     done = subprocess.run(["unshare", "-rm", *script, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     *each, last = map(json.loads, done.stdout.splitlines())
@@ -50,19 +50,19 @@ def check(each: Sequence[dict[str, Any]]) -> None:
     assert each[-1]["code"] == 0, each[-1]
 
 
-def test_full_while_measuring_then_not(house: House, disk: Path, tmp_path: Path) -> None:
+def test_full_while_measuring_then_not(workspace: Workspace, disk: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(house.finished().path, run)
+    shutil.copytree(workspace.reference().path, run)
     shutil.rmtree(run / "iter-2/eval")
     for name in ("iter-2/done.json", "report.html"):
         (run / name).unlink()
-    each, found = starts(house, disk, run, [8, ENOUGH])
+    each, found = starts(workspace, disk, run, [8, ENOUGH])
     check(each)
-    assert found == json.loads(json.dumps(outcome(house.finished())))
+    assert found == json.loads(json.dumps(run_results(workspace.reference())))
 
 
 @pytest.mark.slow
-def test_full_again_and_again_from_the_beginning(house: House, disk: Path, tmp_path: Path) -> None:
-    each, found = starts(house, disk, tmp_path / "none", [1, 2, 6, 12, 12, 20, 20, 30, 60, 60, 90, 90, 120, ENOUGH])
+def test_full_again_and_again_from_the_beginning(workspace: Workspace, disk: Path, tmp_path: Path) -> None:
+    each, found = starts(workspace, disk, tmp_path / "none", [1, 2, 6, 12, 12, 20, 20, 30, 60, 60, 90, 90, 120, ENOUGH])
     check(each)
-    assert found == json.loads(json.dumps(outcome(house.finished())))
+    assert found == json.loads(json.dumps(run_results(workspace.reference())))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import scripted_world
+import scripted_models
 from chat_server import Answer, Body, FakeChatServer, choice, completion
 
 from metareward.engines.openai.engine import OpenAIEngine, OpenAISettings, open_openai
@@ -53,5 +53,5 @@ def scripted_answer(body: Body, _: int = 0) -> Answer:
     """What the scripted model of the runner's tests says."""
     messages = tuple(Message(each["role"], each["content"]) for each in body["messages"])
     sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"], body["seed"])
-    said = (scripted_world.reply(messages, sampling, i) for i in range(body["n"]))
+    said = (scripted_models.reply(messages, sampling, i) for i in range(body["n"]))
     return Answer(completion(*(choice(text, i) for i, text in enumerate(said))), seconds=0.001)

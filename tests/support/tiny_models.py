@@ -1,21 +1,25 @@
-"""Tiny models with random weights and a small tokenizer; nothing is downloaded."""
+"""Tiny models with random weights and small tokenizers, made in a second; nothing is downloaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+
+from metareward.method.template import load_template
 
 TEXT = "which answer names four red fruits and why would the judge give it three points of five"
 WORDS = TEXT.split()
@@ -77,3 +81,80 @@ def save_model(folder: Path, kind: str) -> Path:
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+_LLAMA_TEMPLATE = (
+    "<s>{% for message in messages %}[{{ message.role }}] {{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+_SCORE_LINES = tuple(f"\nScore: {score}\n" for score in (0, 1, 2, 3, 4, 5))
+_VERDICT_LINES = tuple(f"\nWinner: Judgment {letter}\n" for letter in "AB")
+# Approximate rates of these tokens at each position.
+_TOKEN_RATES = {"</s>": 0.1} | dict.fromkeys(_SCORE_LINES, 0.03) | dict.fromkeys(_VERDICT_LINES, 0.07)
+_HIDDEN = 40
+_CONSTANT = 4.0
+
+
+def tiny_llama(folder: Path, verdicts: bool, seed: int = 5) -> Path:
+    """A Hugging Face folder of a small Llama with a vocabulary of its own.
+
+    With ``verdicts`` it writes a valid score or winner now and then, for any rubric. One component of its hidden state
+    is constant, so that the head's weights on it are a bias of single tokens: the end of the text, and whole verdict
+    lines, which are tokens of its vocabulary.
+    """
+    torch.manual_seed(seed)
+    tokenizer = _rubric_tokenizer()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_HIDDEN,
+            intermediate_size=56,
+            num_hidden_layers=2,
+            num_attention_heads=5,
+            num_key_value_heads=5,
+            max_position_embeddings=2048,
+            initializer_range=0.2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    if verdicts:
+        _add_token_bias(model, {tokenizer.convert_tokens_to_ids(text): share for text, share in _TOKEN_RATES.items()})
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _rubric_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on the packaged rubrics, so that they have few tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([load_template(name).text for name in ("judge", "metajudge")], trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*_SCORE_LINES, *_VERDICT_LINES)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=_LLAMA_TEMPLATE
+    )
+
+
+@torch.no_grad()
+def _add_token_bias(model: LlamaForCausalLM, shares: Mapping[int, float]) -> None:
+    """Make the first component of the hidden state constant; the head uses it as a bias of tokens."""
+    model.model.embed_tokens.weight[:, 0] = _CONSTANT
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0
+        layer.mlp.down_proj.weight[0] = 0
+    states = model.model(torch.arange(2, 66).unsqueeze(0)).last_hidden_state[0]
+    head = model.lm_head.weight
+    head[:, 0] = 0
+    others = float((states @ head.T).exp().sum(dim=1).mean())
+    rest = 1 - sum(shares.values())
+    for token, share in shares.items():
+        head[token] = 0
+        head[token, 0] = math.log(others * share / rest) / float(states[:, 0].mean())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from chat_server import Answer, Body, FakeChatServer, Manner, choice, completion, error, good, ignores_n
 from openai_setup import HOT, ask, engine_for, texts
-from scripted_world import here
+from scripted_models import here
 
 from metareward.engines.base import EngineError
 from metareward.engines.openai.engine import CACHE_FILE

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import scripted_world
+import scripted_models
 from chat_server import HANG, Answer, Body, FakeChatServer, error, good, ignores_n
 from openai_setup import HOT, ask, engine_for, scripted_answer, texts
 
@@ -296,12 +296,12 @@ def records_of(folder: Path, dies: bool) -> dict[str, str]:
             mortal.manner = die_at_sixty
             async with engine_for(steady, mortal, pauses=QUICK) as engine:
                 outcome = await annotate_prompts(
-                    engine, scripted_world.prompts(24), scripted_world.settings(), store, SILENT
+                    engine, scripted_models.prompts(24), scripted_models.settings(), store, SILENT
                 )
             assert (outcome.finished, outcome.failed) == (24, ())
             assert len(deaths) == int(dies)
 
-    with RecordStore.open(folder / f"{dies}.sqlite", annotation_fingerprint(scripted_world.settings())) as store:
+    with RecordStore.open(folder / f"{dies}.sqlite", annotation_fingerprint(scripted_models.settings())) as store:
         asyncio.run(scene(store))
         return dict(store.documents())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scripted_world
+import scripted_models
 from chat_server import Answer, Body, FakeChatServer, TokenBucket, error, good
 from openai_setup import HOT, MODEL, ask, engine_for, scripted_answer
 
@@ -39,15 +39,15 @@ async def run_single_requests(engine: OpenAIEngine, folder: Path, count: int) ->
         return completion.text
 
     with RecordStore.open(folder / "single.sqlite", {}) as store:
-        outcome = await run_tasks(work, scripted_world.prompts(count), store, SILENT, "asking", {})
+        outcome = await run_tasks(work, scripted_models.prompts(count), store, SILENT, "asking", {})
     assert (outcome.finished, outcome.failed) == (count, ())
 
 
 async def run_prompts(engine: OpenAIEngine, folder: Path, count: int) -> None:
     """The runner as a run uses it: answers, judgments and meta-judgments of each prompt."""
-    settings = scripted_world.settings()
+    settings = scripted_models.settings()
     with RecordStore.open(folder / "records.sqlite", annotation_fingerprint(settings)) as store:
-        outcome = await annotate_prompts(engine, scripted_world.prompts(count), settings, store, SILENT)
+        outcome = await annotate_prompts(engine, scripted_models.prompts(count), settings, store, SILENT)
     assert (outcome.finished, outcome.failed) == (count, ())
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import documents
 from vllm_process import COLD, HOT, MARK, SETTINGS
+from whole_runs import documents
 
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.local.workers import LocalSettings, open_local

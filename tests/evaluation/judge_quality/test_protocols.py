@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from made_up import LABEL_PROMPT, lines, ranked_trees, session
-from scripted_world import prompts, reply, settings
+from scripted_models import prompts, reply, settings
 
 from metareward.engines.base import EngineError
 from metareward.engines.scripted import ScriptedEngine

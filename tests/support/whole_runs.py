@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them: ``metareward run`` in processes of its own, on a tiny model."""
+"""``metareward`` as a user starts it: whole runs in processes, on a tiny model; and its words parsed without a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from typer.main import get_command
+
+from metareward.cli.main import app
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.store import RecordStore
 
@@ -31,31 +34,31 @@ iterations: {{1: {{}}, 2: {{}}}}
 """
 _SUBJECTS = ("a river", "an old clock", "two cats", "the first snow", "a bridge", "seven lemons")
 _START = "from metareward.cli.main import main; main()"
-_LONGEST = 1500.0
+_TIMEOUT = 1500.0
 
 
 @dataclass
-class House:
-    """A folder with a model, prompts and a recipe, and the run that nobody disturbs, under way from the beginning."""
+class Workspace:
+    """A folder with a model, prompts and a recipe, and a reference run that no test interrupts."""
 
     folder: Path
-    _undisturbed: subprocess.Popen[str] | None = None
+    _reference: subprocess.Popen[str] | None = None
 
-    def begin(self) -> subprocess.Popen[str]:
-        """Start the run that nobody disturbs."""
-        self._undisturbed = self.start("undisturbed")
-        return self._undisturbed
+    def start_reference(self) -> subprocess.Popen[str]:
+        """Start the reference run."""
+        self._reference = self.start("reference")
+        return self._reference
 
-    def finished(self) -> RunDir:
-        """That run, when it is finished."""
-        assert self._undisturbed is not None
-        if self._undisturbed.returncode is None:
-            out, errors = self._undisturbed.communicate(timeout=_LONGEST)
-            assert self._undisturbed.returncode == 0, out + errors
-        return RunDir(self.folder / "undisturbed")
+    def reference(self) -> RunDir:
+        """The reference run, when it has finished."""
+        assert self._reference is not None
+        if self._reference.returncode is None:
+            out, errors = self._reference.communicate(timeout=_TIMEOUT)
+            assert self._reference.returncode == 0, out + errors
+        return RunDir(self.folder / "reference")
 
     def start(self, out: str, *words: str) -> subprocess.Popen[str]:
-        """``metareward run recipe.yaml --out OUT`` in a session of its own."""
+        """Start ``metareward run recipe.yaml --out OUT`` in a session of its own."""
         command = [sys.executable, "-c", _START, "run", "recipe.yaml", "--out", out, *words]
         return subprocess.Popen(
             command,
@@ -69,14 +72,14 @@ class House:
         )
 
     def run(self, out: str, *words: str) -> tuple[int, str, str]:
-        """The same to its end: exit code, standard output, standard error."""
+        """The same run to its end: exit code, standard output, standard error."""
         process = self.start(out, *words)
-        told, errors = process.communicate(timeout=_LONGEST)
-        return process.returncode, told, errors
+        out_text, errors = process.communicate(timeout=_TIMEOUT)
+        return process.returncode, out_text, errors
 
 
-def furnish(folder: Path) -> None:
-    """Prompts and a recipe; the model is `tiny_model.tiny_llama`'s to make."""
+def write_inputs(folder: Path) -> None:
+    """Write prompts and a recipe; `tiny_models.tiny_llama` writes the model."""
     count = ITERATIONS * PROMPTS + HELD_OUT
     prompts = [f"Write line {number} about {_SUBJECTS[number % len(_SUBJECTS)]}." for number in range(count)]
     text = "".join(json.dumps({"id": f"p{number:02d}", "prompt": each}) + "\n" for number, each in enumerate(prompts))
@@ -85,8 +88,8 @@ def furnish(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
 
 
-def alive(session: int) -> list[int]:
-    """The processes of a session that have not ended."""
+def processes_of(session: int) -> list[int]:
+    """The running processes of a session."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -99,10 +102,10 @@ def alive(session: int) -> list[int]:
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
-    """``kill -9`` of a run and all that it started, until nothing is left."""
+    """``kill -9`` a run and all that it started, until no process is left."""
     until = time.monotonic() + 10
-    while processes := alive(process.pid):
-        assert time.monotonic() < until, f"these don't die: {processes}"
+    while processes := processes_of(process.pid):
+        assert time.monotonic() < until, f"still running: {processes}"
         for each in processes:
             try:
                 os.kill(each, signal.SIGKILL)
@@ -111,8 +114,8 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def outcome(run: RunDir, iterations: int = ITERATIONS) -> dict[str, object]:
-    """All that a run's settings decide, by name: digests of files, documents of stores, measurements."""
+def run_results(run: RunDir, iterations: int = ITERATIONS) -> dict[str, object]:
+    """What must not depend on interruptions, by name: digests of files, documents of stores, measurements."""
     found: dict[str, object] = {}
     for t in range(iterations + 1):
         folder = run.iteration(t)
@@ -141,6 +144,17 @@ def documents(path: Path) -> dict[str, str]:
 
 
 def files(folder: Path) -> dict[str, tuple[str, int]]:
-    """Every file, by its content and the time it was last written; but for SQLite's index, which readers make anew."""
+    """The digest and modification time of every file except SQLite's index, which readers write too."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith("-shm"))
     return {str(path.relative_to(folder)): (digest(path), path.stat().st_mtime_ns) for path in paths}
+
+
+GROUP = get_command(app)
+
+
+def parse(words: list[str]) -> None:
+    """Parse the words without running the command; raises the error of a typing mistake."""
+    context = GROUP.make_context("metareward", words)
+    while words := [*context._protected_args, *context.args]:
+        name, command, rest = context.command.resolve_command(context, words)  # type: ignore[attr-defined]
+        context = command.make_context(name, rest, parent=context)

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import RECIPE, furnish
 from regenerate import ROOT
-from small_run import small_run
-from tiny_model import tiny_llama
+from run_folders import small_run
+from tiny_models import tiny_llama
+from whole_runs import RECIPE, write_inputs
 
 import metareward
 
@@ -23,8 +23,8 @@ PROGRAMS = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, re.DOTA
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the programs name: a recipe with its model and prompts, and a run."""
     here = tmp_path_factory.mktemp("api")
-    tiny_llama(here / "model", bent=True)
-    furnish(here)
+    tiny_llama(here / "model", verdicts=True)
+    write_inputs(here)
     lines = (line for line in RECIPE.splitlines() if not line.startswith("benchmarks"))
     recipe = "\n".join(lines).replace("2: {}}", "}").replace("k: 2", "k: 3") + "\n"
     (here / "recipe.yaml").write_text(recipe.replace(", }", "}"))

@@ -43,7 +43,7 @@ def test_openassistant_rankings(rankings: Path) -> None:
 
 
 def test_no_openassistant_tree_is_in_two_sets(rankings: Path) -> None:
-    how = replace(settings(seed=0), ift_share=0.5, held_out_share=0.25)
+    how = replace(seed_settings(seed=0), ift_share=0.5, held_out_share=0.25)
     parts = split_prompts(read_ranked(rankings, first_turns=False).prompts, how)
     rows = [json.loads(line) for line in rankings.read_text(encoding="utf-8").split("\n") if line]
     trees = {row["id"]: row["tree_id"] for row in rows}

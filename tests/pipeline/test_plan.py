@@ -53,7 +53,7 @@ def test_tokens_are_bounded_by_the_limits_until_they_are_measured() -> None:
     assert plan(recipe).iterations[0].roles[0].tokens == 10 * plan(recipe).iterations[0].roles[0].calls
     measured = plan(recipe, Rates(tokens_each={ANSWERS: 2.5}))
     assert measured.iterations[0].roles[0].tokens == round(2.5 * measured.iterations[0].roles[0].calls)
-    assert "as long as measured" in shown(measured)
+    assert "with measured lengths" in shown(measured)
 
 
 def test_time_needs_a_rate() -> None:
@@ -70,7 +70,7 @@ def test_disk_counts_a_model_for_each_iteration(tmp_path: Path) -> None:
     made = plan(load_recipe("pocket", [f"model={tmp_path}"]))
     assert made.model_bytes == 4_000_000
     assert "models 4 MB" in shown(made)
-    assert "models not known until" in shown(plan(load_recipe("meta-rewarding", GIVEN)))
+    assert "models unknown until" in shown(plan(load_recipe("meta-rewarding", GIVEN)))
 
 
 def test_held_out_prompts_of_a_file_are_counted(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_questions_that_aren_t_there_are_told() -> None:
     asked = 'benchmarks=[{"kind": "alpaca_eval", "questions": "nowhere.json"}]'
     made = plan(load_recipe("pocket", [asked]))
     assert made.benchmarks is None and "nowhere.json" in str(made.uncounted)
-    assert "what they ask isn't counted" in shown(made)
+    assert "benchmarks: not counted" in shown(made)
 
 
 def test_the_preset_s_own_benchmarks_ask_nothing() -> None:

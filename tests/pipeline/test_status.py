@@ -13,7 +13,7 @@ from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.store import RecordStore
 
 
-def test_what_is_done_and_what_is_owed(tmp_path: Path) -> None:
+def test_what_is_done_and_what_is_pending(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     found = status(run)
     first, second, third = found.iterations[1:4]
@@ -29,12 +29,12 @@ def test_what_is_done_and_what_is_owed(tmp_path: Path) -> None:
 def test_the_text_says_it_in_a_few_lines(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     lines = status_text(run).splitlines()
-    assert lines[0] == f"{run.path}: not running; the same `metareward run` goes on from here"
+    assert lines[0] == f"{run.path}: not running; the same `metareward run` resumes it"
     assert lines[1] == "model pocket, 1 of 4 iterations done"
     rows = {line.split()[0]: line for line in lines if line.startswith("M")}
     assert "given" in rows["M0"]
     assert "6/6 (1 failed)" in rows["M1"]
-    assert "2/6 (1 failed)" in rows["M2"] and rows["M2"].count("owed") == 4
+    assert "2/6 (1 failed)" in rows["M2"] and rows["M2"].count("pending") == 4
     assert "none planned" in rows["M3"]
 
 

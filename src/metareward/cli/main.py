@@ -162,9 +162,9 @@ def plan_command(
 
     chosen = load_recipe(recipe, changes or ())
     if measure:
-        from metareward.pipeline.plan import try_out
+        from metareward.pipeline.plan import measure_recipe
 
-        rates = try_out(chosen, measure)
+        rates = measure_recipe(chosen, measure)
     else:
         rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
     _print(plan_table(plan(chosen, rates)))

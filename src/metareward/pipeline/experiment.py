@@ -1,6 +1,6 @@
 """A recipe bound to a run folder: which model, which prompts, which settings each stage gets.
 
-This is where a recipe is taken apart: everything below gets plain values.
+Everything below this layer gets plain values, not the recipe.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,9 +48,9 @@ from metareward.training.average import make_average
 from metareward.training.config import DpoJob
 from metareward.types import ModelRole, PairKind, Prompt, Sampling
 
-# What may change between two runs in one folder: where and how fast the work is done, never what it means. What a dtype
-# of 'auto' came to is in the records' own fingerprints, so that it can be set to that on another machine.
-_FREE = frozenset(
+# Settings that a resumed run may change: where and how fast the work is done, never its result. The dtype that 'auto'
+# stood for is in the records' fingerprints, so that it can be set to that on another machine.
+_CHANGEABLE = frozenset(
     [
         f"engine.{name}"
         for settings in (LocalSettings, OpenAISettings, VllmSettings)
@@ -63,6 +62,7 @@ _FREE = frozenset(
 )
 _RUBRIC = "the rubric's text"
 _DIGEST = re.compile("[0-9a-f]{64}")
+_OWN_STARTS = ("previous", "m0")
 
 
 @dataclass(frozen=True)
@@ -79,164 +79,140 @@ class Experiment:
 
     @property
     def oracle(self) -> Oracle | None:
-        """The truth, where the prompts are the pocket world's."""
+        """The oracle, if the prompts are the pocket world's."""
         return world.PocketOracle() if self.recipe.prompts.source == POCKET else None
 
     def model(self, t: int) -> Path:
         """The folder of M_t; M_0 is the recipe's model."""
-        if t:
-            return self.run.iteration(t).model
-        return model_folder(self.recipe.model)
+        return self.run.iteration(t).model if t else model_folder(self.recipe.model)
 
     def complete(self) -> bool:
-        """Whether nothing is owed but, perhaps, the report."""
+        """Whether every iteration is done; the report may be missing."""
         return all(self.run.iteration(t).done.is_file() for t in range(1, self.last + 1))
 
-    # --- its beginning ---
+    # --- start and resume ---
 
     def check(self) -> None:
-        """Look at all that the run needs and write nothing.
+        """Check everything that the run needs, before anything is written.
 
-        Raises `UserError` for a model that isn't there, a bad rubric or prompt file, and too few prompts; where the
-        run was begun before, it names every setting that has changed since, and model or rubrics if their files have.
+        Raises `UserError` for a missing model, a bad rubric or prompt file, too few prompts, and in a run folder for
+        every setting, model or rubric that has changed since the run began.
         """
         inputs = self._inputs
-        if self.run.resolved.is_file():
-            _refuse_changes(self.run.path, self._kept_settings(), {**self.recipe.resolved(), **inputs})
-        else:
-            self._choose(self.last)
+        if not self.run.resolved.is_file():
+            self._choose_prompts(self.last)
+            return
+        _read_json(self.run.resolved)  # a damaged file is named as such
+        # A setting that did not exist when the run began has its default.
+        before = flatten({**load_recipe(str(self.run.resolved)).resolved(), **_read_json(self.run.inputs)})
+        now = flatten({**self.recipe.resolved(), **inputs})
+        changed = [
+            f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
+            for key in sorted({*before, *now} - _CHANGEABLE)
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
+                "fix: set it back, or give another folder with --out"
+            )
 
     def begin(self, recipe_text: str) -> None:
-        """Write down what the run is made of, unless that is done. The run folder must be locked."""
+        """Write the recipe, the prompts and the digests of inputs, once. The run folder must be locked."""
         self.check()
         if self.run.resolved.is_file():
             return
-        for t in range(self.last + 1):  # whatever a start that died, or that had another recipe, has left there
-            write_prompts(self.run.iteration(t).prompts, self._choose(t))
+        for t in range(self.last + 1):  # replaces what an earlier start with another recipe may have left
+            write_prompts(self.run.iteration(t).prompts, self._choose_prompts(t))
         write_atomic(self.run.recipe, recipe_text)
-        write_atomic(self.run.environment, _json(environment()))
-        write_atomic(self._inputs_file, _json(self._inputs))
-        write_atomic(self.run.resolved, _json(self.recipe.resolved()))  # last: it says that the run has begun
-
-    @cached_property
-    def _objects(self) -> dict[str, Imported]:
-        """The objects that the recipe names by import path, by setting."""
-        recipe, found = self.recipe, {}
-        if isinstance(recipe.judge, str):
-            found["judge"] = import_object(recipe.judge, "judge", ("judge",))
-        if recipe.reward is not None:
-            found["reward"] = import_object(recipe.reward, "reward", ("score",))
-        return found
-
-    @cached_property
-    def _role_models(self) -> dict[ModelRole, RoleSettings]:
-        """The roles that another model plays."""
-        judges: dict[ModelRole, object] = {"judge": self.recipe.judge, "meta_judge": self.recipe.meta_judge}
-        return {role: each for role, each in judges.items() if isinstance(each, RoleSettings)}
-
-    def _role_fingerprint(self) -> dict[str, object]:
-        """What the recipe's other judges and rewards are, for the fingerprint of records and the run's inputs."""
-        found: dict[str, object] = {f"{key}'s source": each.sha256 for key, each in self._objects.items()}
-        for role, each in self._role_models.items():
-            found |= {f"{role}.{key}": value for key, value in engine_fingerprint(each.engine).items()}
-            if each.model is not None:
-                found[f"{role}.model's files"] = fingerprint_model(model_folder(each.model))
-        return found
+        for path, value in (
+            (self.run.environment, environment()),
+            (self.run.inputs, self._inputs),
+            (self.run.resolved, self.recipe.resolved()),  # last: it marks the run as begun
+        ):
+            write_atomic(path, json.dumps(value, indent=2) + "\n")
 
     @cached_property
     def _inputs(self) -> dict[str, object]:
-        """What the recipe only names: the files of M_0 and the texts of the rubrics, by their SHA-256."""
-        settings, given = self.settings(1), self._given_start
+        """What the recipe only names, by SHA-256: model files, rubric texts, the source of imported objects."""
+        settings, start = self.settings(1), self.recipe.training.start
+        judges = [each.asked_judge for each in self.recipe.benchmarks]
+        objects = [each.kind for each in self.recipe.benchmarks if ":" in each.kind]
+        objects += [judge for judge in judges if judge is not None and judge_kind(judge) == "object"]
         return {
             "the model's files": fingerprint_model(self.model(0)),
-            **({} if given is None else {"training.start's files": fingerprint_model(given)}),
-            **{f"the source of {path}": import_name(path, "benchmarks").sha256 for path in self._imported_benchmarks},
+            **({} if start in _OWN_STARTS else {"training.start's files": fingerprint_model(Path(start))}),
+            **{f"the source of {path}": import_name(path, "benchmarks").sha256 for path in objects},
             _RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
             **self._role_fingerprint(),
         }
 
-    @property
-    def _imported_benchmarks(self) -> list[str]:
-        """The import paths that the benchmarks name as their kind or judge."""
-        judged = (each.asked_judge for each in self.recipe.benchmarks)
-        judges = [judge for judge in judged if judge is not None and judge_kind(judge) == "object"]
-        return [*(each.kind for each in self.recipe.benchmarks if ":" in each.kind), *judges]
-
-    @property
-    def _inputs_file(self) -> Path:
-        return self.run.path / "inputs.json"
-
-    def _kept_settings(self) -> dict[str, object]:
-        """A setting that was not known yet when the run began has its default."""
-        _read_json(self.run.resolved)
-        return {**load_recipe(str(self.run.resolved)).resolved(), **_read_json(self._inputs_file)}
-
     # --- prompts ---
 
     @cached_property
-    def _pool(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-        """(held out, the rest): no prompt is in both."""
-        asked, seed = self.recipe.prompts, self.recipe.seed
-        if asked.source == POCKET:
-            if not isinstance(asked.held_out, int):
+    def _prompt_pool(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        """The held-out prompts, and the prompts for training without them."""
+        settings, seed = self.recipe.prompts, self.recipe.seed
+        if settings.source == POCKET:
+            if not isinstance(settings.held_out, int):
                 raise UserError("prompts.held_out: with prompts.source pocket give a number, not a file")
-            held = world.prompts(asked.held_out, derive(seed, "held out"), held_out=True)
-            return held, world.prompts(asked.per_iteration * self.last, derive(seed, "prompts"))
-        prompts = load_prompts(asked.source, asked.network, asked.field)
-        if isinstance(asked.held_out, int):
-            return split_held_out(prompts, asked.held_out, seed)
-        held = load_prompts(asked.held_out, asked.network, asked.field)
-        return held, _without(prompts, held)
+            held_out = world.prompts(settings.held_out, derive(seed, "held out"), held_out=True)
+            return held_out, world.prompts(settings.per_iteration * self.last, derive(seed, "prompts"))
+        prompts = load_prompts(settings.source, settings.network, settings.field)
+        if isinstance(settings.held_out, int):
+            return split_held_out(prompts, settings.held_out, seed)
+        held_out = load_prompts(settings.held_out, settings.network, settings.field)
+        excluded = {prompt.messages for prompt in held_out}  # whatever their ids
+        return held_out, tuple(prompt for prompt in prompts if prompt.messages not in excluded)
 
-    def _choose(self, t: int) -> tuple[Prompt, ...]:
-        """The prompts of iteration ``t``; of iteration 0, those held out."""
-        held_out, rest = self._pool
-        chosen = prompts_of_iteration(rest, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
+    def _choose_prompts(self, t: int) -> tuple[Prompt, ...]:
+        """The prompts of iteration ``t`` from the prompt source; ``t`` 0: the held-out prompts."""
+        held_out, pool = self._prompt_pool
+        chosen = prompts_of_iteration(pool, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
         system = self.recipe.answers.system_prompt
         return tuple(replace(prompt, messages=with_system(system, prompt.messages)) for prompt in chosen)
 
     @property
     def first_prompts(self) -> tuple[Prompt, ...]:
-        """Iteration 1's prompts, as they will be chosen."""
-        return self._choose(1)
+        """Iteration 1's prompts, before the run folder has them."""
+        return self._choose_prompts(1)
 
     @property
     def held_out(self) -> tuple[Prompt, ...]:
-        """The prompts that every model is measured on."""
+        """The held-out prompts, on which every model is evaluated."""
         return self.prompts(0)
 
     def prompts(self, t: int) -> tuple[Prompt, ...]:
-        """The prompts of iteration ``t``: the file in the run folder is what counts, from the beginning on."""
+        """The prompts of iteration ``t``, from the run folder."""
         return load_prompts(self.run.iteration(t).prompts)
 
-    # --- what the stages get ---
+    # --- generation and evaluation ---
 
     @property
     def rubric(self) -> Rubric:
         """The judge's rubric."""
-        judgments = self.recipe.judgments
+        section = self.recipe.judgments
         return Rubric.load(
-            judgments.rubric,
-            min_score=judgments.min_score,
-            max_score=judgments.max_score,
-            system_prompt=judgments.system_prompt,
+            section.rubric,
+            min_score=section.min_score,
+            max_score=section.max_score,
+            system_prompt=section.system_prompt,
         )
 
     def first_rubric(self) -> Rubric:
-        """The rubric that the run's judgments were asked by. Raises `UserError` if its text has changed since."""
-        rubric, given = self.rubric, _read_json(self._inputs_file).get(_RUBRIC)
-        if given != rubric.template.sha256:
+        """The rubric of the run's stored judgments. Raises `UserError` if its text has changed since."""
+        rubric = self.rubric
+        if _read_json(self.run.inputs).get(_RUBRIC) != rubric.template.sha256:
             raise UserError(
-                f"{self.recipe.judgments.rubric}: the rubric's text has changed since the judgments were asked for; "
-                "put the earlier text back"
+                f"{self.recipe.judgments.rubric}: the rubric's text has changed since the judgments were generated; "
+                "fix: restore the earlier text"
             )
         return rubric
 
     def settings(self, t: int) -> AnnotationSettings:
-        """How iteration ``t`` generates."""
-        recipe = self.recipe
-        meta, thinking = recipe.meta_judgments, recipe.reasoning
+        """How the prompts of iteration ``t`` are annotated."""
+        recipe, meta, reasoning = self.recipe, self.recipe.meta_judgments, self.recipe.reasoning
         return AnnotationSettings(
             k=recipe.answers.k,
             n=0 if recipe.reward is not None else recipe.judgments.n,
@@ -248,25 +224,21 @@ class Experiment:
             min_valid=recipe.judgments.min_valid,
             meta_judge=recipe.runs_meta_judge(t),
             seed=derive(recipe.seed, "iteration", t),
-            reasoning=Reasoning(thinking.start, thinking.end) if thinking.strip else None,
+            reasoning=Reasoning(reasoning.start, reasoning.end) if reasoning.strip else None,
             expected=recipe.judgments.score == "expected",
             judge=self._objects["judge"].value if "judge" in self._objects else None,
             reward=self._objects["reward"].value if "reward" in self._objects else None,
         )
 
-    @property
-    def meta_judged(self) -> int:
-        """The first iteration that asks the meta-judge; the first of all if none does."""
-        return next((t for t in sorted(self.recipe.iterations) if self.recipe.runs_meta_judge(t)), 1)
-
     def evaluation_settings(self) -> AnnotationSettings:
-        """How every model is measured."""
-        asked = self.recipe.evaluation
-        base = replace(self.settings(1), meta_judge=False, seed=derive(self.recipe.seed, "evaluation"))
-        return replace(base, k=asked.answers, n=asked.judgments, min_valid=1)
+        """How the held-out prompts are annotated."""
+        section, seed = self.recipe.evaluation, derive(self.recipe.seed, "evaluation")
+        return replace(
+            self.settings(1), meta_judge=False, seed=seed, k=section.answers, n=section.judgments, min_valid=1
+        )
 
     def generation_fingerprint(self, t: int) -> dict[str, object]:
-        """What decides iteration ``t``'s records, which M_{t-1} makes."""
+        """What decides iteration ``t``'s records, which M_{t-1} generates."""
         settings = self.settings(t)
         return self._role_fingerprint() | generation_fingerprint(
             self.recipe,
@@ -278,18 +250,18 @@ class Experiment:
         )
 
     def evaluation_fingerprint(self, t: int) -> dict[str, object]:
-        """What decides the measuring of M_t."""
-        settings = replace(self.evaluation_settings(), meta_judge=True)
-        asked = {f"evaluation.{name}": value for name, value in self.recipe.evaluation.model_dump().items()}
+        """What decides the evaluation of M_t."""
         return {
             "model": fingerprint_model(self.model(t)),
             "anchors": fingerprint_model(self.model(0)),
             "prompts": digest_prompts(self.held_out),
-            **flatten(annotation_fingerprint(settings)),
-            **asked,
+            **flatten(annotation_fingerprint(replace(self.evaluation_settings(), meta_judge=True))),
+            **{f"evaluation.{name}": value for name, value in self.recipe.evaluation.model_dump().items()},
             **engine_fingerprint(self.recipe.engine),
             **self._role_fingerprint(),
         }
+
+    # --- engines ---
 
     async def engine(self, t: int) -> Engine:
         """M_t ready to complete, beside the models that the recipe names for single roles."""
@@ -305,8 +277,33 @@ class Experiment:
             raise
         return RoleEngines(engines) if self._role_models else own
 
+    @cached_property
+    def _role_models(self) -> dict[ModelRole, RoleSettings]:
+        """The roles that another model plays."""
+        judges: dict[ModelRole, object] = {"judge": self.recipe.judge, "meta_judge": self.recipe.meta_judge}
+        return {role: each for role, each in judges.items() if isinstance(each, RoleSettings)}
+
+    @cached_property
+    def _objects(self) -> dict[str, Imported]:
+        """The judge and the reward that the recipe names by import path."""
+        named = {"judge": (self.recipe.judge, "judge"), "reward": (self.recipe.reward, "score")}
+        return {
+            key: import_object(path, key, (method,)) for key, (path, method) in named.items() if isinstance(path, str)
+        }
+
+    def _role_fingerprint(self) -> dict[str, object]:
+        """Which other models and objects judge, meta-judge or score."""
+        found: dict[str, object] = {f"{key}'s source": each.sha256 for key, each in self._objects.items()}
+        for role, each in self._role_models.items():
+            found |= {f"{role}.{key}": value for key, value in engine_fingerprint(each.engine).items()}
+            if each.model is not None:
+                found[f"{role}.model's files"] = fingerprint_model(model_folder(each.model))
+        return found
+
+    # --- training ---
+
     def job(self, t: int, kinds: tuple[PairKind, ...]) -> DpoJob:
-        """The training of M_t, on the pairs of ``kinds``."""
+        """The training of M_t on the pairs of ``kinds``."""
         settings, folder = self.recipe.training_of(t), self.run.iteration(t)
         return DpoJob(
             settings=settings,
@@ -316,60 +313,37 @@ class Experiment:
             output=folder.model,
             log=folder.path / "training.jsonl",
             seed=derive(self.recipe.seed, "training", t) % 2**31,
-            threads=_cores(),
+            threads=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
             run_name=f"{self.recipe.name}-M{t}",
             keep_epochs=settings.checkpoint_selection.metric is not None,
         )
 
-    @property
-    def _given_start(self) -> Path | None:
-        """The folder that every iteration starts from, if the recipe names one."""
-        start = self.recipe.training.start
-        return None if start in ("previous", "m0") else Path(start)
-
     def start(self, t: int) -> Path:
-        """The model that iteration ``t`` trains."""
-        return self._given_start or self.model(t - 1 if self.recipe.training.start == "previous" else 0)
+        """The model from which iteration ``t``'s training starts."""
+        start = self.recipe.training.start
+        return {"previous": self.model(t - 1), "m0": self.model(0)}.get(start) or Path(start)
 
     def reference(self, t: int) -> Path:
-        """DPO's reference in iteration ``t``; a moving average is to be made first, by `average`."""
-        asked = self.recipe.training.reference
-        if asked == "ema":
+        """DPO's reference in iteration ``t``; `make_reference` must have made a moving average."""
+        reference = self.recipe.training.reference
+        if reference == "ema":
             return self.run.iteration(t).path / "reference" if t > 1 else self.model(0)
-        return {"start": self.start(t), "previous": self.model(t - 1), "m0": self.model(0)}[asked]
+        return {"start": self.start(t), "previous": self.model(t - 1), "m0": self.model(0)}[reference]
 
-    def average(self, t: int) -> None:
-        """Make iteration ``t``'s reference where it is a moving average; where it isn't, or is there, do nothing."""
+    def make_reference(self, t: int) -> None:
+        """Make iteration ``t``'s reference if it is a moving average that does not exist yet."""
         if self.recipe.training.reference == "ema" and t > 1:
-            earlier, newer = self.reference(t - 1), self.model(t - 1)
-            make_average(earlier, newer, self.recipe.training.ema_decay, self.reference(t))
-
-
-def _refuse_changes(folder: Path, kept: Mapping[str, object], given: Mapping[str, object]) -> None:
-    before, now = flatten(kept), flatten(given)
-    changed = [
-        f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
-        for key in sorted({*before, *now} - _FREE)
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{folder}: the recipe has changed since this run began: {', '.join(changed)}; "
-            "fix: set it back, or give another folder with --out"
-        )
+            decay = self.recipe.training.ema_decay
+            make_average(self.reference(t - 1), self.model(t - 1), decay, self.reference(t))
 
 
 def _shown(value: object) -> str:
-    """A setting as JSON; of a digest_prompts, its first digits."""
+    """A setting as JSON; of a digest the first digits."""
     return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2) + "\n"
-
-
 def _read_json(path: Path) -> dict[str, object]:
-    """A file that `Experiment.begin` wrote. Raises `UserError` when it was changed into something else."""
+    """A JSON file that `Experiment.begin` wrote. Raises `UserError` if it is damaged."""
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -380,13 +354,3 @@ def _read_json(path: Path) -> dict[str, object]:
 
 def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:
     return Sampling(section.temperature, section.top_p, section.max_tokens)
-
-
-def _without(prompts: tuple[Prompt, ...], held: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
-    """``prompts`` less those that are held out, whatever their ids."""
-    asked = {prompt.messages for prompt in held}
-    return tuple(prompt for prompt in prompts if prompt.messages not in asked)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

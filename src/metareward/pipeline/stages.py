@@ -79,7 +79,7 @@ def _has_pairs(experiment: Experiment, t: int) -> bool:
 
 def train(experiment: Experiment, t: int, progress: Progress) -> None:
     """Train M_t; with checkpoint selection, save the models of all epochs."""
-    experiment.average(t)
+    experiment.make_reference(t)
     job = training_job(experiment, t)
     if experiment.model(t).is_dir():
         run_training(job, lambda _: None)  # checks that this job made the model

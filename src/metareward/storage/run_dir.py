@@ -81,6 +81,11 @@ class RunDir:
         return self.path / "recipe.yaml"
 
     @property
+    def inputs(self) -> Path:
+        """The digests of what the recipe only names: models, rubrics, imported objects."""
+        return self.path / "inputs.json"
+
+    @property
     def resolved(self) -> Path:
         """The recipe with every default filled in."""
         return self.path / "resolved.json"

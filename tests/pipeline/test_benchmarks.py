@@ -141,7 +141,7 @@ def go(of: Experiment, t: int, engine: Any = None) -> ScriptedEngine:
 
     async def use() -> None:
         if stages.evaluation_pending(of, t):
-            await stages.measure_model(of, t, engine, SILENT)
+            await stages.evaluate_model(of, t, engine, SILENT)
         await benchmarking.ask_model(of, t, engine, SILENT)
         await benchmarking.ask_others(of, t, SILENT)
 
@@ -206,8 +206,8 @@ def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     whole = furnished(tmp_path / "a")
     of = furnished(tmp_path / "b")
     for t in range(3):
-        asyncio.run(stages.measure_model(of, t, ScriptedEngine(speaker(t)), SILENT))
-        asyncio.run(stages.measure_model(whole, t, ScriptedEngine(speaker(t)), SILENT))
+        asyncio.run(stages.evaluate_model(of, t, ScriptedEngine(speaker(t)), SILENT))
+        asyncio.run(stages.evaluate_model(whole, t, ScriptedEngine(speaker(t)), SILENT))
         stops = (Stopping(t, after) for after in (3, 7, 12, 20))
         asked = sum(stopped(of, t, engine) for engine in stops) + len(go(of, t).calls)
         at_once = len(go(whole, t).calls)
@@ -313,7 +313,7 @@ def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path)
             far = f"{{name: far, kind: alpaca_eval, judge: '{server.url}#j', judgments: 2, models: [1]}}"
             of = furnished(tmp_path, far)
             for t in (0, 1):
-                await stages.measure_model(of, t, ScriptedEngine(speaker(t)), SILENT)
+                await stages.evaluate_model(of, t, ScriptedEngine(speaker(t)), SILENT)
                 assert not benchmarking.needs_model(of, t)
                 await benchmarking.ask_others(of, t, SILENT)
             return of, len(server.bodies)

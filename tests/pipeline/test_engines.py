@@ -9,7 +9,7 @@ import pytest
 from chat_server import Answer, Body, FakeChatServer, choice, completion
 
 from metareward.errors import UserError
-from metareward.pipeline.engines import open_judge
+from metareward.pipeline.engines import open_judge_engine
 from metareward.types import Message, Sampling
 
 RECIPE = """\
@@ -31,7 +31,7 @@ def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, strip: str, said
         async with FakeChatServer(thinking) as server:
             path = tmp_path / "judge.yaml"
             path.write_text(RECIPE.format(folder=tmp_path, strip=strip, url=server.url))
-            engine = await open_judge(str(path))
+            engine = await open_judge_engine(str(path))
             (written,) = await engine.complete((Message("user", "Grade it."),), Sampling(0.0, 1.0, 10), 1)
             await engine.aclose()
             assert server.bodies[0]["max_tokens"] == tokens
@@ -42,4 +42,4 @@ def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, strip: str, said
 
 def test_a_server_needs_a_model_s_name() -> None:
     with pytest.raises(UserError, match="say which model the server is asked for"):
-        asyncio.run(open_judge("http://127.0.0.1:1"))
+        asyncio.run(open_judge_engine("http://127.0.0.1:1"))

@@ -120,7 +120,7 @@ def test_a_benchmark_named_by_import_path_is_planned_run_and_reported(tmp_path: 
         assert benchmarking.needs_model(run, t)
         asyncio.run(benchmarking.ask_model(run, t, ScriptedEngine(adds(t)), SILENT))
         asyncio.run(benchmarking.ask_others(run, t, SILENT))
-        asyncio.run(stages.measure_model(run, t, ScriptedEngine(adds(t)), SILENT))
+        asyncio.run(stages.evaluate_model(run, t, ScriptedEngine(adds(t)), SILENT))
     (result,) = (json.loads(each.result.read_text()) for each in benchmark_runs(run, 1))
     assert (result["model"], result["judge"], result["results"][0]["exact"]) == ("M1", None, 2 / 3)
     (table,) = benchmark_tables(gather(run.run))

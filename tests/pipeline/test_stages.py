@@ -53,7 +53,7 @@ def generate(of: Experiment, t: int, engine: ScriptedEngine | Failing | None = N
 
 def measure(of: Experiment, t: int, engine: ScriptedEngine | Failing | None = None) -> ScriptedEngine | Failing:
     engine = engine or ScriptedEngine(reply)
-    asyncio.run(stages.measure_model(of, t, engine, SILENT))
+    asyncio.run(stages.evaluate_model(of, t, engine, SILENT))
     return engine
 
 

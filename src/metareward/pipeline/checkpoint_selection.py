@@ -1,10 +1,9 @@
-"""Which epoch of a training becomes M_t, where the recipe gives a rule (`metareward.training.checkpoints`).
+"""Checkpoint selection: which epoch of a training becomes M_t, if the recipe has ``training.checkpoint_selection``.
 
-Every epoch answers and judges the held-out prompts as M_t itself will, and its figures
-are those that the report shows. ``win_rate`` is against M0's answers, in percent, as the model itself judges both, and
-``oracle_win_rate`` as the oracle does, where there is one. A judge that the recipe names judges both too:
-``judge_win_rate``, and ``judge_agreement``, the rank correlation (Spearman's) of the model's judgments of M0's answers
-with that judge's. Beside ``iter-t/eval`` stand the records and the figures of each epoch.
+Every epoch annotates the held-out prompts as M_t will, and gets the metrics of the report. ``win_rate`` compares its
+answers with M0's, in percent, as judged by the model itself; ``oracle_win_rate`` by the oracle, if there is one. A
+judge named in the recipe adds ``judge_win_rate`` and ``judge_agreement``, Spearman's correlation of the model's scores
+of M0's answers with that judge's. Records and metrics of each epoch lie in ``iter-t/eval/epoch-*``.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from metareward.engines.base import Engine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_metrics, held_out_records, judged_again
 from metareward.evaluation.win_rates import held_out_win_rates, win_rate_by
 from metareward.generation.progress import Progress
@@ -33,98 +30,91 @@ from metareward.storage.store import RecordStore
 from metareward.training.checkpoints import epoch_checkpoint, promote_epoch, select_epoch
 from metareward.training.config import DpoJob
 
-_IN_FLIGHT = 256
+_MAX_CONCURRENT_PROMPTS = 256
 
 
-async def choose(of: Experiment, t: int, progress: Progress) -> None:
-    """Make the best epoch M_t, unless that is done or nothing is to be chosen. Raises `UserError`."""
-    settings = of.recipe.training.checkpoint_selection
+async def select_checkpoint(experiment: Experiment, t: int, progress: Progress) -> None:
+    """Make the selected epoch M_t; does nothing if M_t exists or the recipe selects nothing. Raises `UserError`."""
+    settings = experiment.recipe.training.checkpoint_selection
     if settings.metric is None:
         return
-    job = stages.training_job(of, t)
+    job = stages.training_job(experiment, t)
     if not job.output.is_dir():
-        with timed(of.run, t, "choosing"):
+        with timed(experiment.run, t, "choosing"):
             epochs = range(1, job.settings.last_epoch + 1)
-            measured = {epoch: await _metrics(of, t, job, epoch, progress) for epoch in epochs}
-        start = _means(json.loads(stages.evaluation_result(of, t - 1).read_text(encoding="utf-8"))["metrics"])
-        selected = select_epoch(measured, settings, start)
-        log_event(of.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
+            metrics = {epoch: await _epoch_metrics(experiment, t, job, epoch, progress) for epoch in epochs}
+        before = json.loads(stages.evaluation_result(experiment, t - 1).read_text(encoding="utf-8"))["metrics"]
+        selected = select_epoch(metrics, settings, _means(before))
+        log_event(experiment.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
         promote_epoch(job, selected.epoch, keep_all=True)
     if not settings.keep_all:
         shutil.rmtree(job.product, ignore_errors=True)
 
 
-async def _metrics(of: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress) -> Mapping[str, float]:
-    """The figures of one epoch, measured unless they are there."""
-    folder, place = epoch_checkpoint(job, epoch), of.run.iteration(t).evaluation
-    result = place / f"epoch-{epoch}.json"
+async def _epoch_metrics(
+    experiment: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress
+) -> Mapping[str, float]:
+    """The metrics of one epoch, from the file of an earlier start if there is one."""
+    checkpoint, folder = epoch_checkpoint(job, epoch), experiment.run.iteration(t).evaluation
+    result = folder / f"epoch-{epoch}.json"
     if result.is_file():
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    place.mkdir(parents=True, exist_ok=True)
-    engine = await open_engine(of.recipe.engine, folder, t, of.run.iteration(t).path)
+    folder.mkdir(parents=True, exist_ok=True)
+    anchors = stages.anchors_by_prompt(experiment)
+    prompts = tuple(prompt for prompt in experiment.held_out if prompt.id in anchors)
+    settings, meta_pairs = experiment.evaluation_settings(), experiment.recipe.evaluation.meta_pairs
+    fingerprint = {"model": fingerprint_model(checkpoint), "iteration": t}
+    engine = await open_engine(experiment.recipe.engine, checkpoint, t, experiment.run.iteration(t).path)
     try:
-        records = await _answers(of, t, folder, place / f"epoch-{epoch}.sqlite", engine, progress)
+        with RecordStore.open(folder / f"epoch-{epoch}.sqlite", fingerprint) as store:
+            outcome = await evaluate(
+                engine, prompts, settings, meta_pairs, store, anchors, progress, _MAX_CONCURRENT_PROMPTS
+            )
+            stages.check_failed_prompts(experiment, f"choosing an epoch of M{t}", outcome)
+            records = held_out_records(store)
     finally:
         await engine.aclose()
-    found = figures_of(of, records) | await _judged(of, records, progress)
-    write_atomic(result, json.dumps(found, indent=2) + "\n")
-    return found
+    metrics = own_metrics(experiment, records) | await _judge_metrics(experiment, records, progress)
+    write_atomic(result, json.dumps(metrics, indent=2) + "\n")
+    return metrics
 
 
-async def _answers(
-    of: Experiment, t: int, folder: Path, place: Path, engine: Engine, progress: Progress
-) -> tuple[HeldOut, ...]:
-    anchors, fingerprint = stages.anchors_by_prompt(of), {"model": fingerprint_model(folder), "iteration": t}
-    prompts = tuple(prompt for prompt in of.held_out if prompt.id in anchors)
-    settings, meta_pairs = of.evaluation_settings(), of.recipe.evaluation.meta_pairs
-    with RecordStore.open(place, fingerprint) as store:
-        outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress, _IN_FLIGHT)
-        stages.check_failed_prompts(of, f"choosing an epoch of M{t}", outcome)
-        return held_out_records(store)
-
-
-def figures_of(of: Experiment, records: Sequence[HeldOut]) -> dict[str, float]:
-    """All that can be measured without another judge."""
-    anchors, seed = stages.anchors_by_prompt(of), derive(of.recipe.seed, "intervals")
-    found = _means(held_out_metrics(records, anchors, of.oracle, seed))
+def own_metrics(experiment: Experiment, records: Sequence[HeldOut]) -> dict[str, float]:
+    """All metrics that need no other judge."""
+    anchors, seed = stages.anchors_by_prompt(experiment), derive(experiment.recipe.seed, "intervals")
     names = {"itself": "win_rate", "oracle": "oracle_win_rate"}
-    fought = held_out_win_rates(records, {"M0": tuple(anchors.values())}, of.oracle, seed)
-    return found | {names[duel.judge]: duel.win_rate for duel in fought}
+    win_rates = held_out_win_rates(records, {"M0": tuple(anchors.values())}, experiment.oracle, seed)
+    metrics = _means(held_out_metrics(records, anchors, experiment.oracle, seed))
+    return metrics | {names[each.judge]: each.win_rate for each in win_rates}
 
 
-async def _judged(of: Experiment, records: Sequence[HeldOut], progress: Progress) -> dict[str, float]:
-    """The figures that need the judge named in the recipe; none where none is named."""
-    name = of.recipe.training.checkpoint_selection.judge
+async def _judge_metrics(experiment: Experiment, records: Sequence[HeldOut], progress: Progress) -> dict[str, float]:
+    """The metrics of the judge named in the recipe; none if no judge is named."""
+    name, seed = experiment.recipe.training.checkpoint_selection.judge, experiment.recipe.seed
     if name is None:
         return {}
+    settings = replace(experiment.evaluation_settings(), seed=derive(seed, "choosing"))
     judge = await open_judge_engine(name)
+
+    async def rejudge(record: HeldOut) -> HeldOut:
+        own = await judged_again(judge, record.prompt, record.own, settings, progress)
+        anchors_K = await judged_again(judge, record.prompt, record.anchors_K, settings, progress)
+        return replace(record, own=own, anchors_K=anchors_K)
+
     try:
-        again = await asyncio.gather(*(_again(of, judge, record, progress) for record in records))
+        rejudged = await asyncio.gather(*map(rejudge, records))
     finally:
         await judge.aclose()
-    duel = win_rate_by(name, again, derive(of.recipe.seed, "intervals"))
-    agreement = _agreement(records, again)
-    found = {} if duel is None else {"judge_win_rate": duel.win_rate}
-    return found if agreement is None else found | {"judge_agreement": agreement}
-
-
-async def _again(of: Experiment, judge: Engine, record: HeldOut, progress: Progress) -> HeldOut:
-    settings = replace(of.evaluation_settings(), seed=derive(of.recipe.seed, "choosing"))
-    own = await judged_again(judge, record.prompt, record.own, settings, progress)
-    return replace(
-        record, own=own, anchors_K=await judged_again(judge, record.prompt, record.anchors_K, settings, progress)
-    )
-
-
-def _agreement(records: Sequence[HeldOut], again: Sequence[HeldOut]) -> float | None:
-    """Spearman's correlation of the mean scores that two judges gave M0's answers; None where it isn't defined."""
-    both = [
+    scores = [
         (mean(valid_scores(mine)), mean(valid_scores(theirs)))
-        for record, other in zip(records, again, strict=True)
+        for record, other in zip(records, rejudged, strict=True)
         for mine, theirs in zip(record.anchors_K, other.anchors_K, strict=True)
         if valid_scores(mine) and valid_scores(theirs)
     ]
-    return spearman([mine for mine, _ in both], [theirs for _, theirs in both])
+    agreement = spearman([mine for mine, _ in scores], [theirs for _, theirs in scores])
+    against_m0 = win_rate_by(name, rejudged, derive(seed, "intervals"))
+    found = {"judge_win_rate": against_m0.win_rate if against_m0 else None, "judge_agreement": agreement}
+    return {metric: value for metric, value in found.items() if value is not None}
 
 
 def _means(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

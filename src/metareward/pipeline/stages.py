@@ -9,10 +9,8 @@ evaluate    M_t is measured on the held-out prompts                             
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from metareward.config.schema import pairs_rules
 from metareward.engines.base import Engine
@@ -104,36 +102,27 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
 
 
 def training_job(experiment: Experiment, t: int) -> DpoJob:
-    """The training job of M_t. Raises `UserError` when there are no pairs."""
-    return experiment.job(t, _pair_kinds(experiment, t))
-
-
-def _pair_kinds(experiment: Experiment, t: int) -> tuple[PairKind, ...]:
-    """The kinds that have pairs. Raises `UserError` when there is no pair at all."""
-    summary = json.loads(experiment.run.iteration(t).summary.read_text(encoding="utf-8"))
-    counts: tuple[tuple[PairKind, int], ...] = (("actor", summary["actor_pairs"]), ("judge", summary["judge_pairs"]))
-    kinds = tuple(kind for kind, count in counts if count)
-    if not kinds:
-        raise UserError(_explain_no_pairs(experiment, t, summary))
-    return kinds
-
-
-def _explain_no_pairs(experiment: Experiment, t: int, summary: Mapping[str, Any]) -> str:
-    """Why iteration ``t`` has no pairs, from the counts of its summary."""
-    folder, readings = experiment.run.iteration(t), summary["readings"]
+    """The training job of M_t on the kinds of pairs that exist. Raises `UserError` when there are no pairs."""
+    folder = experiment.run.iteration(t)
+    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+    counts: dict[PairKind, int] = {"actor": summary["actor_pairs"], "judge": summary["judge_pairs"]}
+    kinds = tuple(kind for kind, count in counts.items() if count)
+    if kinds:
+        return experiment.job(t, kinds)
+    readings = summary["readings"]
     reasons = [
         f"{count} {kind} {reason.replace('_', ' ')}"
-        for kind, counts in summary["dropped"].items()
-        for reason, count in counts.items()
+        for kind, dropped in summary["dropped"].items()
+        for reason, count in dropped.items()
     ]
-    return (
+    raise UserError(
         f"{folder.path}: iteration {t} gave no pairs: of {sum(readings.values())} judgments {readings['scored']} have "
         f"a readable score ({', '.join(reasons)}); {folder.dropped.name} there says why for each prompt, and "
         f"`metareward show {experiment.run.path} --prompt ID` shows one prompt's trace"
     )
 
 
-async def measure_model(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
+async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Measure M_t on the held-out prompts."""
     anchors = anchors_by_prompt(experiment) if t else None
     # A prompt that M_0 failed on has no anchor to compare models on.

@@ -42,7 +42,7 @@ def test_the_page_has_win_rates(tmp_path: Path) -> None:
     path = run.iteration(1).evaluation / "model.json"
     found = json.loads(path.read_text())
     fields = {name: getattr(WON, name) for name in WON.__dataclass_fields__}
-    path.write_text(json.dumps({**found, "duels": [fields]}))
+    path.write_text(json.dumps({**found, "win_rates": [fields]}))
     write_report(run)
     page = run.report.read_text()
     assert "M1 vs. M0" in page and "62.5 (55.0–70.0)" in page and 'href="#win-rates"' in page

@@ -145,7 +145,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
         "seconds": stage_seconds(experiment.run, t)["evaluating"],
         "metrics": metrics,
         "score_histogram": score_histogram(records),
-        "duels": [asdict(duel) for duel in win_rates],
+        "win_rates": [asdict(each) for each in win_rates],
     }
     write_atomic(evaluation_result(experiment, t), json.dumps(result, indent=2) + "\n")
     log_event(

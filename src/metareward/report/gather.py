@@ -33,7 +33,7 @@ class _EvaluationFile:
     seconds: float
     metrics: dict[str, dict[str, float | None] | None]
     score_histogram: dict[str, dict[float, int]]
-    duels: tuple[WinRate, ...] = ()
+    win_rates: tuple[WinRate, ...] = ()
 
 
 _EVALUATION = TypeAdapter(_EvaluationFile)
@@ -112,7 +112,7 @@ def _evaluation(path: Path) -> Evaluation | None:
         seconds=file.seconds,
         metrics={key: measure for key, measure in measures.items() if measure is not None},
         histograms=file.score_histogram,
-        win_rates=file.duels,
+        win_rates=file.win_rates,
     )
 
 

@@ -25,9 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from metareward.engines.local.engine import LocalEngine
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC, answer, judgment
-from metareward.pocket.oracle import check_answer
 from metareward.pocket.tasks import draw_instruction, parse_instruction
-from metareward.pocket.world import MODEL
+from metareward.pocket.world import MODEL, check_answer
 from metareward.storage.run_log import environment
 from metareward.types import Message, Messages, Prompt, Sampling
 

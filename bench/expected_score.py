@@ -24,9 +24,8 @@ from metareward.method.judge import TOP_LOGPROBS, expected_score
 from metareward.method.stats import spearman
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import RUBRIC, answer
-from metareward.pocket.oracle import check_answer
 from metareward.pocket.tasks import draw_instruction, parse_instruction
-from metareward.pocket.world import MODEL
+from metareward.pocket.world import MODEL, check_answer
 from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Messages, Prompt, Sampling, Scored
 

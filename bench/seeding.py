@@ -34,9 +34,8 @@ from metareward.method.stats import PairwiseAccuracy, pairwise_accuracy, spearma
 from metareward.pipeline.seeding import SeedOptions, build_seed_sets, train_sft
 from metareward.pocket.build import FAULTY
 from metareward.pocket.demonstrations import RUBRIC, answer
-from metareward.pocket.oracle import check_answer
 from metareward.pocket.tasks import draw_instructions, parse_instruction
-from metareward.pocket.world import MODEL
+from metareward.pocket.world import MODEL, check_answer
 from metareward.seeds import derive
 from metareward.storage.run_log import environment
 from metareward.storage.serialization import json_lines

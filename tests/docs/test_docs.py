@@ -21,8 +21,8 @@ from metareward.config.presets import PRESETS
 from metareward.config.schema import Recipe, load_recipe
 from metareward.config.yaml_file import fields
 from metareward.pocket.demonstrations import ALL_ITEMS
-from metareward.pocket.oracle import CRITERIA, check_answer
 from metareward.pocket.tasks import FAMILIES, parse_instruction
+from metareward.pocket.world import CRITERIA, check_answer
 from metareward.types import DropReason
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

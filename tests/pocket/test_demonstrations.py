@@ -6,8 +6,8 @@ from dataclasses import replace
 from metareward.method.meta_judge import parse_verdict
 from metareward.pocket.build import CARELESS, FAULTY
 from metareward.pocket.demonstrations import CLEAN, METARUBRIC, RUBRIC, answer, demonstrations, judgment, verdict
-from metareward.pocket.oracle import check_answer
 from metareward.pocket.tasks import draw_instruction, parse_instruction
+from metareward.pocket.world import check_answer
 from metareward.types import Scored, Unparsed, Won
 
 

@@ -12,8 +12,7 @@ from metareward.engines.local.engine import LocalEngine
 from metareward.method.meta_judge import parse_verdict
 from metareward.method.stats import spearman
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
-from metareward.pocket.oracle import check_answer
-from metareward.pocket.world import MODEL, prompts
+from metareward.pocket.world import MODEL, check_answer, prompts
 from metareward.types import Messages, Sampling, Scored, Truncated, Unparsed, Won
 
 ASKED = prompts(60, 11, held_out=True)

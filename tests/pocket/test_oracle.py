@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.pocket.oracle import CRITERIA, Criteria, check_answer, judgment_errors, parse_answer
+from metareward.pocket.world import CRITERIA, Criteria, check_answer, judgment_errors, parse_answer
 
 SORT = "Sort from low to high: 4, 30, 12."
 NAME = "Name 3 animals, but not cat."

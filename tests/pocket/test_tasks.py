@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.pocket.oracle import check_answer
 from metareward.pocket.tasks import FAMILIES, Family, draw_instructions, is_held_out, parse_instruction
-from metareward.pocket.world import prompts
+from metareward.pocket.world import check_answer, prompts
 
 seeds = st.integers(0, 2**32)
 

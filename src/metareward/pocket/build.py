@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,10 @@ def build(out: Path, plan: BuildPlan, device: str = "cpu", start: Path | None = 
     with (out / "build.jsonl").open("a") as log:
         _log(log, {"plan": asdict(plan), "device": device, "torch": torch.__version__, "start": start and start.name})
         if start is None:
-            tokenizer = train_tokenizer(_tokenizer_texts(plan), plan.shape.vocabulary)
+            seed = derive(plan.seed, "tokenizer")
+            shown = (each for phase in plan.phases for each in demonstrations(20_000, seed, phase.task_mix))
+            texts = (text for each in shown for text in (each.messages[-1].content, each.completion))
+            tokenizer = train_tokenizer(texts, plan.shape.vocabulary)
             model = _model(plan.shape, tokenizer)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
@@ -161,13 +164,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
 
 
-def _tokenizer_texts(plan: BuildPlan) -> Iterator[str]:
-    for phase in plan.phases:
-        for demonstration in demonstrations(20_000, derive(plan.seed, "tokenizer"), phase.task_mix):
-            yield demonstration.messages[-1].content
-            yield demonstration.completion
-
-
 def _model(shape: Shape, tokenizer: Any) -> Any:
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -185,16 +181,6 @@ def _model(shape: Shape, tokenizer: Any) -> Any:
         attn_implementation="eager",  # bf16 SDPA's backward takes half of a step on a CPU
     )
     return LlamaForCausalLM(config)
-
-
-def _optimizers(model: Any, phase: Phase) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, lr=phase.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
 
 
 def tokenized_demonstrations(
@@ -222,28 +208,43 @@ def _batches(examples: list[Example], batch_tokens: int, seed: int) -> list[list
     return batches
 
 
-def _endless_batches(tokenizer_json: str, phase: Phase, seed: int) -> Iterator[list[Example]]:
-    for number in itertools.count():
-        examples = tokenized_demonstrations(derive(seed, number), tokenizer_json, phase.task_mix)
-        yield from _batches(examples, phase.batch_tokens, derive(seed, "order", number))
-
-
 def _train_phase(model: Any, tokenizer: Any, phase: Phase, seed: int, log: Any, folder: Path) -> None:
-    optimizers = _optimizers(model, phase)
-    tokenizer_json = tokenizer.backend_tokenizer.to_str()
+    tokenizer_json, pad = tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id
     eval_set = tokenized_demonstrations(derive(seed, "exam"), tokenizer_json, EVAL_MIX, _EVAL_DEMONSTRATIONS, True)
-    batches = _endless_batches(tokenizer_json, phase, derive(seed, phase.name))
+    phase_seed = derive(seed, phase.name)
+    batches = (
+        batch
+        for number in itertools.count()
+        for batch in _batches(
+            tokenized_demonstrations(derive(phase_seed, number), tokenizer_json, phase.task_mix),
+            phase.batch_tokens,
+            derive(phase_seed, "order", number),
+        )
+    )
+    # Muon for the matrices of the layers, AdamW for embeddings and norms.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=phase.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     forward = torch.compile(model, dynamic=True)
     started, tokens = time.monotonic(), 0
     for step, batch in zip(range(1, phase.steps + 1), batches, strict=False):
-        ids, weights = _tensors(batch, tokenizer.pad_token_id, phase.prompt_weight, model.device)
+        ids, weights = _tensors(batch, pad, phase.prompt_weight, model.device)
         loss = _loss(forward, ids, weights)
-        _step(model, optimizers, loss, _learning_rate(phase, step))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(phase, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         tokens += ids.numel()
         if step % max(1, phase.steps // 20) == 0 or step == phase.steps:
             save(model, tokenizer, folder)
-            accuracies = _evaluate(model, eval_set, tokenizer.pad_token_id)
             progress = {"phase": phase.name, "step": step, "tokens": tokens, "loss": round(loss.item(), 4)}
+            accuracies = _evaluate(model, eval_set, pad)
             _log(log, {**progress, **accuracies, "seconds": round(time.monotonic() - started)})
 
 
@@ -256,16 +257,6 @@ def _loss(forward: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tenso
     )
     weights = weights[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
-
-
-def _step(model: Any, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, learning_rate: float) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def _tensors(batch: list[Example], pad: int, prompt_weight: float, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import astuple, dataclass, replace
 
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.pocket.oracle import CRITERIA, Criteria, check_answer, judgment_errors
 from metareward.pocket.tasks import (
     CLOSINGS,
     FORM_KIND,
@@ -23,6 +22,7 @@ from metareward.pocket.tasks import (
     draw_instruction,
     parse_instruction,
 )
+from metareward.pocket.world import CRITERIA, Criteria, check_answer, judgment_errors
 from metareward.seeds import derive
 from metareward.types import Message, Messages, ModelRole, Prompt
 
@@ -72,56 +72,27 @@ CLEAN = FaultRates()
 def answer(task: Task, faults: FaultRates, rng: random.Random) -> str:
     """One answer with faults at the given rates; without faults it is right."""
     items = rng.sample(sorted(task.allowed), len(task.expected)) if task.any_of_allowed else list(task.expected)
-    for fault, rate in (
-        (_wrong_kind, faults.wrong_kind),
-        (_wrong_item, faults.wrong_item),
-        (_missing, faults.missing),
-        (_extra, faults.extra),
-        (_repeated, faults.repeated),
-        (_swapped, faults.swapped),
-    ):
-        if rng.random() < rate:
-            fault(task, items, rng)
+    wrong_items = sorted(task.kind - task.allowed)
+    if rng.random() < faults.wrong_kind:
+        items[rng.randrange(len(items))] = rng.choice([item for item in ALL_ITEMS if item not in task.kind])
+    if rng.random() < faults.wrong_item and wrong_items:
+        items[rng.randrange(len(items))] = rng.choice(wrong_items)
+    if rng.random() < faults.missing and len(items) > 1:
+        items.pop(rng.randrange(len(items)))
+    if rng.random() < faults.extra and wrong_items:
+        items.insert(rng.randint(0, len(items)), rng.choice(wrong_items))
+    if rng.random() < faults.repeated:
+        position = rng.randrange(len(items))
+        items.insert(position, items[position])
+    if rng.random() < faults.swapped and len(items) > 1:
+        a, b = rng.sample(range(len(items)), 2)
+        items[a], items[b] = items[b], items[a]
     text = ", ".join(items)
     if rng.random() < faults.opening:
         text = f"{rng.choice(OPENINGS)} {text}"
     if rng.random() < faults.closing:
         text = f"{text}. {rng.choice(CLOSINGS)}"
     return text
-
-
-def _wrong_items(pool: frozenset[str], task: Task) -> list[str]:
-    return sorted(pool - task.allowed)
-
-
-def _wrong_kind(task: Task, items: list[str], rng: random.Random) -> None:
-    items[rng.randrange(len(items))] = rng.choice([item for item in ALL_ITEMS if item not in task.kind])
-
-
-def _wrong_item(task: Task, items: list[str], rng: random.Random) -> None:
-    if pool := _wrong_items(task.kind, task):
-        items[rng.randrange(len(items))] = rng.choice(pool)
-
-
-def _missing(_: Task, items: list[str], rng: random.Random) -> None:
-    if len(items) > 1:
-        items.pop(rng.randrange(len(items)))
-
-
-def _extra(task: Task, items: list[str], rng: random.Random) -> None:
-    if pool := _wrong_items(task.kind, task):
-        items.insert(rng.randint(0, len(items)), rng.choice(pool))
-
-
-def _repeated(_: Task, items: list[str], rng: random.Random) -> None:
-    position = rng.randrange(len(items))
-    items.insert(position, items[position])
-
-
-def _swapped(_: Task, items: list[str], rng: random.Random) -> None:
-    if len(items) > 1:
-        a, b = rng.sample(range(len(items)), 2)
-        items[a], items[b] = items[b], items[a]
 
 
 def judgment(criteria: Criteria, faults: FaultRates, rng: random.Random) -> str:
@@ -143,7 +114,9 @@ def judgment(criteria: Criteria, faults: FaultRates, rng: random.Random) -> str:
 
 def verdict(criteria: Criteria, first: str, second: str, faults: FaultRates, rng: random.Random) -> str:
     """One meta-judgment of valid judgments ``first`` (shown as A) and ``second``, with faults at the given rates."""
-    draw, winner = rng.random(), _better(criteria, first, second, rng)
+    draw = rng.random()
+    a, b = (judgment_errors(criteria, text, float(text.rpartition("Score: ")[2])) for text in (first, second))
+    winner = rng.choice("AB") if a == b else "A" if a < b else "B"
     for rate, faulty_winner in (
         (faults.random_verdict, rng.choice("AB")),
         (faults.position_bias, "A"),
@@ -156,25 +129,17 @@ def verdict(criteria: Criteria, first: str, second: str, faults: FaultRates, rng
     return "Both have something." if rng.random() < faults.no_verdict else f"Winner: Judgment {winner}"
 
 
-def _better(criteria: Criteria, first: str, second: str, rng: random.Random) -> str:
-    """The judgment with the smaller error; a random one if the errors are equal."""
-    a, b = (judgment_errors(criteria, text, float(text.rpartition("Score: ")[2])) for text in (first, second))
-    return rng.choice("AB") if a == b else "A" if a < b else "B"
-
-
 ROLES: tuple[ModelRole, ...] = ("actor", "judge", "meta_judge")
-# Judged answers have every quality: rates of an average one, scaled by a random factor for each answer.
-_JUDGED_ANSWERS = FaultRates(
-    wrong_kind=0.2,
-    wrong_item=0.3,
-    missing=0.3,
-    extra=0.3,
-    repeated=0.2,
-    swapped=0.4,
-    opening=0.3,
-    closing=0.3,
+# Judged answers have every quality: average rates times one of five factors, drawn for each answer.
+_ANSWER_RATES = {"wrong_kind": 0.2, "wrong_item": 0.3, "missing": 0.3, "extra": 0.3, "repeated": 0.2, "swapped": 0.4}
+_JUDGED_ANSWERS = tuple(
+    FaultRates(
+        **{name: rate * factor for name, rate in _ANSWER_RATES.items()},
+        opening=0.3 * min(factor + 0.3, 1.5),
+        closing=0.3 * min(factor + 0.3, 1.5),
+    )
+    for factor in (0.0, 0.3, 0.6, 1.0, 1.3)
 )
-_ANSWER_FAULT_SCALES = (0.0, 0.3, 0.6, 1.0, 1.3)
 # Compared judgments differ in quality, so that one of them is better.
 _WRONG_CRITERION_RATES = (0.0, 0.1, 0.2, 0.35)
 
@@ -211,34 +176,14 @@ def _demonstrate(role: ModelRole, instruction: str, mix: TaskMix, rng: random.Ra
     prompt, task = Prompt("", (Message("user", instruction),)), parse_instruction(instruction)
     if role == "actor":
         return Demonstration(role, prompt.messages, answer(task, mix.faults, rng))
-    text = answer(task, _scaled(_JUDGED_ANSWERS, rng.choice(_ANSWER_FAULT_SCALES)), rng)
+    text = answer(task, rng.choice(_JUDGED_ANSWERS), rng)
     criteria = check_answer(instruction, text)
     if role == "judge":
         return Demonstration(role, RUBRIC.render(prompt, text), judgment(criteria, mix.faults, rng))
-    first, second = _two_judgments(criteria, mix.compared, rng)
+    while True:
+        rates = (replace(mix.compared, wrong_criterion=rng.choice(_WRONG_CRITERION_RATES)) for _ in "AB")
+        first, second = (judgment(criteria, each, rng) for each in rates)
+        if first != second or rng.random() < 0.1:  # two equal judgments teach nothing
+            break
     messages = METARUBRIC.render(prompt, text, first, second)
     return Demonstration(role, messages, verdict(criteria, first, second, mix.faults, rng))
-
-
-def _two_judgments(criteria: Criteria, faults: FaultRates, rng: random.Random) -> tuple[str, str]:
-    """Two valid judgments, different ones but for a few, so that there is something to learn."""
-    while True:
-        first, second = (
-            judgment(criteria, replace(faults, wrong_criterion=rng.choice(_WRONG_CRITERION_RATES)), rng) for _ in "AB"
-        )
-        if first != second or rng.random() < 0.1:
-            return first, second
-
-
-def _scaled(faults: FaultRates, factor: float) -> FaultRates:
-    """The actor's fault rates multiplied by ``factor``, and by at least 0.3 for the polite phrases."""
-    return FaultRates(
-        wrong_kind=faults.wrong_kind * factor,
-        wrong_item=faults.wrong_item * factor,
-        missing=faults.missing * factor,
-        extra=faults.extra * factor,
-        repeated=faults.repeated * factor,
-        swapped=faults.swapped * factor,
-        opening=faults.opening * min(factor + 0.3, 1.5),
-        closing=faults.closing * min(factor + 0.3, 1.5),
-    )

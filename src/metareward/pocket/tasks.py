@@ -25,16 +25,8 @@ FIELDS = ("name", "age", "town")
 WORDS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(1, 51))
 
-OPENINGS = (
-    "Sure, here you are:",
-    "Of course, I am happy to help:",
-    "What a lovely question:",
-)
-CLOSINGS = (
-    "I hope that this helps you.",
-    "Have a very nice day.",
-    "Please ask me for more.",
-)
+OPENINGS = ("Sure, here you are:", "Of course, I am happy to help:", "What a lovely question:")
+CLOSINGS = ("I hope that this helps you.", "Have a very nice day.", "Please ask me for more.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +50,7 @@ class Family:
 
     name: str
     draw: Callable[[random.Random], str]
-    pattern: re.Pattern[str]
+    pattern: str
     solve: Callable[[re.Match[str]], Task]
 
 
@@ -73,21 +65,12 @@ def _task(family: str, expected: list[str], kind: frozenset[str]) -> Task:
     return Task(family, tuple(expected), kind, frozenset(expected))
 
 
-def _sample(rng: random.Random, pool: tuple[str, ...], low: int, high: int) -> list[str]:
-    return rng.sample(pool, rng.randint(low, high))
+def _sample(rng: random.Random, pool: tuple[str, ...]) -> str:
+    return ", ".join(rng.sample(pool, rng.randint(3, 5)))
 
 
-def _join(items: list[str]) -> str:
-    return ", ".join(items)
-
-
-def _sample_mixed(rng: random.Random, category: str, low: int, high: int) -> list[str]:
-    """Words of which at least two, but not all, belong to ``category``."""
-    inside = rng.sample(CATEGORIES[category], rng.randint(2, high - 1))
-    outside = rng.sample([word for word in WORDS if word not in CATEGORIES[category]], max(1, low - len(inside)))
-    words = inside + outside
-    rng.shuffle(words)
-    return words
+def _items(match: re.Match[str]) -> list[str]:
+    return match["items"].split(", ")
 
 
 def _draw_name(rng: random.Random) -> str:
@@ -102,19 +85,6 @@ def _solve_name(match: re.Match[str]) -> Task:
     return Task("name", tuple(sorted(allowed))[: int(match["n"])], category, allowed, any_of_allowed=True)
 
 
-def _draw_sort(rng: random.Random) -> str:
-    way = rng.choice(("low to high", "high to low"))
-    return f"Sort from {way}: {_join(_sample(rng, NUMBERS, 3, 5))}."
-
-
-def _solve_sort(match: re.Match[str]) -> Task:
-    return _task("sort", sorted(_items(match), key=int, reverse=match["way"] == "high to low"), NUMBER_KIND)
-
-
-def _draw_reverse(rng: random.Random) -> str:
-    return f"Say backwards: {_join(_sample(rng, WORDS, 3, 5))}."
-
-
 def _draw_count(rng: random.Random) -> str:
     start, length = rng.randint(1, 45), rng.randint(2, 4)
     ends = [start, start + length]
@@ -127,30 +97,19 @@ def _solve_count(match: re.Match[str]) -> Task:
     return _task("count", [str(number) for number in range(start, end + step, step)], NUMBER_KIND)
 
 
-def _draw_repeat(rng: random.Random) -> str:
-    return f"Write {rng.choice(WORDS)} {rng.randint(2, 5)} times."
-
-
 def _draw_keep(rng: random.Random) -> str:
+    """At least two of the words, but not all, belong to the category."""
     category = rng.choice(list(CATEGORIES))
-    return f"Keep only the {category}: {_join(_sample_mixed(rng, category, 4, 5))}."
-
-
-def _solve_keep(match: re.Match[str]) -> Task:
-    return _task("keep", [w for w in _items(match) if w in CATEGORIES[match["category"]]], WORD_KIND)
+    inside = rng.sample(CATEGORIES[category], rng.randint(2, 4))
+    outside = rng.sample([word for word in WORDS if word not in CATEGORIES[category]], max(1, 4 - len(inside)))
+    words = inside + outside
+    rng.shuffle(words)
+    return f"Keep only the {category}: {', '.join(words)}."
 
 
 def _draw_drop(rng: random.Random) -> str:
-    words = _sample(rng, WORDS, 3, 5)
-    return f"Leave out {rng.choice(words)}: {_join(words)}."
-
-
-def _solve_drop(match: re.Match[str]) -> Task:
-    return _task("drop", [word for word in _items(match) if word != match["word"]], WORD_KIND)
-
-
-def _draw_pick(rng: random.Random) -> str:
-    return f"Pick the {rng.choice(('largest', 'smallest'))}: {_join(_sample(rng, NUMBERS, 3, 5))}."
+    words = _sample(rng, WORDS)
+    return f"Leave out {rng.choice(words.split(', '))}: {words}."
 
 
 def _solve_pick(match: re.Match[str]) -> Task:
@@ -159,58 +118,68 @@ def _solve_pick(match: re.Match[str]) -> Task:
 
 
 def _draw_form(rng: random.Random) -> str:
-    fields = rng.sample(FIELDS, rng.randint(2, 3))
-    person = f"{rng.choice(NAMES)} is {rng.choice(NUMBERS)} and lives in {rng.choice(TOWNS)}"
-    return f"Fill in {_join(fields)}: {person}."
-
-
-def _solve_form(match: re.Match[str]) -> Task:
-    values = {"name": match["name"], "age": match["age"], "town": match["town"]}
-    return _task("form", [f"{field} {values[field]}" for field in match["fields"].split(", ")], FORM_KIND)
-
-
-def _items(match: re.Match[str]) -> list[str]:
-    return match["items"].split(", ")
+    fields = ", ".join(rng.sample(FIELDS, rng.randint(2, 3)))
+    return f"Fill in {fields}: {rng.choice(NAMES)} is {rng.choice(NUMBERS)} and lives in {rng.choice(TOWNS)}."
 
 
 _CATEGORY = f"(?P<category>{'|'.join(CATEGORIES)})"
 _ITEMS = r"(?P<items>\w+(?:, \w+)*)"
 _PERSON = r"(?P<name>\w+) is (?P<age>\d+) and lives in (?P<town>\w+)"
 
-
-def _family(
-    name: str, draw: Callable[[random.Random], str], text: str, solve: Callable[[re.Match[str]], Task]
-) -> Family:
-    return Family(name, draw, re.compile(text), solve)
-
-
 FAMILIES: tuple[Family, ...] = (
-    _family("name", _draw_name, rf"Name (?P<n>\d+) {_CATEGORY}(?:, but not (?P<word>\w+))?\.", _solve_name),
-    _family("sort", _draw_sort, rf"Sort from (?P<way>low to high|high to low): {_ITEMS}\.", _solve_sort),
-    _family(
+    Family("name", _draw_name, rf"Name (?P<n>\d+) {_CATEGORY}(?:, but not (?P<word>\w+))?\.", _solve_name),
+    Family(
+        "sort",
+        lambda rng: f"Sort from {rng.choice(('low to high', 'high to low'))}: {_sample(rng, NUMBERS)}.",
+        rf"Sort from (?P<way>low to high|high to low): {_ITEMS}\.",
+        lambda match: _task("sort", sorted(_items(match), key=int, reverse=match["way"] == "high to low"), NUMBER_KIND),
+    ),
+    Family(
         "reverse",
-        _draw_reverse,
+        lambda rng: f"Say backwards: {_sample(rng, WORDS)}.",
         rf"Say backwards: {_ITEMS}\.",
         lambda match: _task("reverse", _items(match)[::-1], WORD_KIND),
     ),
-    _family("count", _draw_count, r"Count from (?P<start>\d+) to (?P<end>\d+)\.", _solve_count),
-    _family(
+    Family("count", _draw_count, r"Count from (?P<start>\d+) to (?P<end>\d+)\.", _solve_count),
+    Family(
         "repeat",
-        _draw_repeat,
+        lambda rng: f"Write {rng.choice(WORDS)} {rng.randint(2, 5)} times.",
         r"Write (?P<word>\w+) (?P<n>\d+) times\.",
         lambda match: _task("repeat", [match["word"]] * int(match["n"]), WORD_KIND),
     ),
-    _family("keep", _draw_keep, rf"Keep only the {_CATEGORY}: {_ITEMS}\.", _solve_keep),
-    _family("drop", _draw_drop, rf"Leave out (?P<word>\w+): {_ITEMS}\.", _solve_drop),
-    _family("pick", _draw_pick, rf"Pick the (?P<way>largest|smallest): {_ITEMS}\.", _solve_pick),
-    _family("form", _draw_form, rf"Fill in (?P<fields>\w+(?:, \w+)*): {_PERSON}\.", _solve_form),
+    Family(
+        "keep",
+        _draw_keep,
+        rf"Keep only the {_CATEGORY}: {_ITEMS}\.",
+        lambda match: _task("keep", [w for w in _items(match) if w in CATEGORIES[match["category"]]], WORD_KIND),
+    ),
+    Family(
+        "drop",
+        _draw_drop,
+        rf"Leave out (?P<word>\w+): {_ITEMS}\.",
+        lambda match: _task("drop", [word for word in _items(match) if word != match["word"]], WORD_KIND),
+    ),
+    Family(
+        "pick",
+        lambda rng: f"Pick the {rng.choice(('largest', 'smallest'))}: {_sample(rng, NUMBERS)}.",
+        rf"Pick the (?P<way>largest|smallest): {_ITEMS}\.",
+        lambda match: _task(
+            "pick", [{"largest": max, "smallest": min}[match["way"]](_items(match), key=int)], NUMBER_KIND
+        ),
+    ),
+    Family(
+        "form",
+        _draw_form,
+        rf"Fill in (?P<fields>\w+(?:, \w+)*): {_PERSON}\.",
+        lambda match: _task("form", [f"{field} {match[field]}" for field in match["fields"].split(", ")], FORM_KIND),
+    ),
 )
 
 
 def parse_instruction(instruction: str) -> Task:
     """The task of an instruction. Raises `ValueError` for text that no family draws."""
     for family in FAMILIES:
-        match = family.pattern.fullmatch(instruction.strip())
+        match = re.fullmatch(family.pattern, instruction.strip())
         if match:
             return family.solve(match)
     raise ValueError(f"not an instruction of the pocket world: {instruction!r}")

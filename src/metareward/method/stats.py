@@ -12,7 +12,6 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, rankdata
 
 Array = NDArray[np.float64]
 
@@ -27,6 +26,8 @@ def mean_or_none(values: Sequence[float]) -> float | None:
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation with average ranks for ties; None for fewer than 2 values or a constant side."""
+    from scipy.stats import rankdata  # scipy.stats takes half a second
+
     first, second = _paired(a, b)
     if not (_varies(first) and _varies(second)):
         return None
@@ -36,6 +37,8 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Kendall's tau-b; None for fewer than 2 values or a constant side."""
+    from scipy.stats import kendalltau
+
     first, second = _paired(a, b)
     return float(kendalltau(first, second).statistic) if _varies(first) and _varies(second) else None
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from metareward.config.presets import PRESETS, nearest_preset, preset_path
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import fields, sections_of
+from metareward.config.yaml_file import PRESETS, fields, nearest_preset, preset_path, sections_of
 from metareward.method.template import load_template
 
 GIVEN = ["model=m", "prompts.source=p"]

@@ -273,9 +273,9 @@ def test_a_resolved_recipe_is_plain_json_in_stable_order_and_loads_as_itself(wri
 def test_a_recipe_never_changes() -> None:
     recipe = load_recipe("pocket")
     with pytest.raises(ValidationError):
-        recipe.seed = 3
+        recipe.seed = 3  # type: ignore[misc]
     with pytest.raises(ValidationError):
-        recipe.answers.k = 3
+        recipe.answers.k = 3  # type: ignore[misc]
 
 
 def test_the_recipe_as_given_keeps_its_words_and_the_overrides(write: Write) -> None:

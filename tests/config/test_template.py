@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from metareward.config.presets import PRESETS
 from metareward.config.schema import load_recipe
 from metareward.config.template import starter_text, write_starter
+from metareward.config.yaml_file import PRESETS
 from metareward.errors import UserError
 
 GIVEN = ["model=m", "prompts.source=p"]

@@ -20,9 +20,8 @@ from typer.testing import CliRunner
 from annotate import COUNTED
 from annotate_page import tables
 from metareward.cli.main import app
-from metareward.config.presets import PRESETS
 from metareward.config.schema import PAPER_ITERATIONS, Recipe, load_recipe
-from metareward.config.yaml_file import dotted, fields, sections_of
+from metareward.config.yaml_file import PRESETS, dotted, fields, sections_of
 from metareward.settings import Section
 
 ROOT = Path(__file__).parents[2]

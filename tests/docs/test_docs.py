@@ -17,9 +17,8 @@ from typer.testing import CliRunner
 from whole_runs import parse
 
 from metareward.cli.main import app
-from metareward.config.presets import PRESETS
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import fields
+from metareward.config.yaml_file import PRESETS, fields
 from metareward.pocket.demonstrations import ALL_ITEMS
 from metareward.pocket.tasks import FAMILIES, parse_instruction
 from metareward.pocket.world import CRITERIA, check_answer

@@ -252,8 +252,9 @@ def test_position_weights_of_the_whole_iteration() -> None:
 def test_every_prompt_gives_a_pair_or_a_reason(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
     pairs, dropped = build_pairs(of, rules, RUBRIC, seed)
     assert pairs == of_kind(pairs, "actor") + of_kind(pairs, "judge")
+    outcomes: list[PreferencePair | Dropped] = [*pairs, *dropped]
     for kind in ("actor", "judge"):
-        ids = [outcome.prompt_id for outcome in (*pairs, *dropped) if outcome.kind == kind]
+        ids = [outcome.prompt_id for outcome in outcomes if outcome.kind == kind]
         expected = [each.prompt.id for each in of] if kind == "actor" or rules.judge_pairs else []
         assert sorted(ids) == sorted(expected)
 

@@ -131,7 +131,7 @@ def test_a_benchmark_named_by_import_path_is_planned_run_and_reported(tmp_path: 
 
 
 def test_one_line_in_the_dict_makes_a_kind_and_a_command(tmp_path: Path) -> None:
-    benchmarks = {**BENCHMARKS, "arithmetic": Arithmetic}
+    benchmarks: dict[str, type[Benchmark]] = {**BENCHMARKS, "arithmetic": Arithmetic}
     recipe = load_recipe("pocket", ["benchmarks=[{kind: arithmetic, count: 5}, {kind: judge_quality}]"], benchmarks)
     assert [each.name for each in recipe.benchmarks] == ["arithmetic", "judge_quality"]
     assert (made := plan(recipe).benchmarks) is not None and made[0].roles[0].calls == 5

@@ -9,9 +9,17 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from metareward.config.presets import PRESETS, nearest_preset, preset_path
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import Key, dotted, read_layers, sections_of, shown
+from metareward.config.yaml_file import (
+    PRESETS,
+    Key,
+    dotted,
+    nearest_preset,
+    preset_path,
+    read_layers,
+    sections_of,
+    shown,
+)
 from metareward.errors import UserError
 from metareward.settings import Section
 

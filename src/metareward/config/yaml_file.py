@@ -24,10 +24,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from metareward.config.presets import PRESET_FOLDER, PRESETS, nearest_preset, preset_path
 from metareward.errors import UserError
 
 Key = tuple[str | int, ...]
+PRESETS = ("pocket", "self-rewarding", "meta-rewarding")
+PRESET_FOLDER = Path(__file__).parent / "recipes"
 # The kind of a section that names none.
 _DEFAULT_KINDS: Mapping[str | int, str] = {"engine": "local"}
 
@@ -49,6 +50,17 @@ class Tree:
 def dotted(key: Key) -> str:
     """``("iterations", 1, "rho")`` as a user writes it: ``iterations.1.rho``."""
     return ".".join(str(part) for part in key)
+
+
+def preset_path(name: str) -> Path:
+    """The packaged file of preset ``name``, one of `PRESETS`."""
+    return PRESET_FOLDER / f"{name}.yaml"
+
+
+def nearest_preset(word: str) -> str:
+    """Half a sentence that points from a mistyped name to the presets."""
+    near = difflib.get_close_matches(word, PRESETS, n=1)
+    return f"the nearest preset is {near[0]!r}" if near else f"the presets are {', '.join(PRESETS)}"
 
 
 def recipe_path(name_or_path: str) -> Path:

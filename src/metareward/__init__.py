@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from metareward.config.schema import load_recipe as load_recipe
     from metareward.engines.base import Engine as Engine
     from metareward.engines.base import EngineError as EngineError
-    from metareward.engines.scripted import ScriptedEngine as ScriptedEngine
+    from metareward.engines.base import ScriptedEngine as ScriptedEngine
     from metareward.errors import UserError as UserError
     from metareward.evaluation.base import Benchmark as Benchmark
     from metareward.evaluation.base import Column as Column
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "config.schema": ("Recipe", "load_recipe"),
-    "engines.base": ("Engine", "EngineError"),
-    "engines.scripted": ("ScriptedEngine",),
+    "engines.base": ("Engine", "EngineError", "ScriptedEngine"),
     "errors": ("UserError",),
     "evaluation.base": ("Benchmark", "Column"),
     "generation.annotate": ("RubricJudge",),

@@ -9,8 +9,7 @@ from made_up import LABEL_PROMPT, json_file, lines
 from typer.testing import CliRunner, Result
 
 from metareward.cli.evaluate import evaluate_app
-from metareward.engines.base import Engine
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, ScriptedEngine
 from metareward.errors import UserError
 from metareward.types import Messages, Sampling
 

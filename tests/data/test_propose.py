@@ -33,8 +33,7 @@ from metareward.data.propose import (
     words_of,
     write_proposals,
 )
-from metareward.engines.base import Engine, EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.method.judge import Reasoning

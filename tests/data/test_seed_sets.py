@@ -27,8 +27,7 @@ from metareward.data.seed_sets import (
     split_prompts,
     write_seed_sets,
 )
-from metareward.engines.base import Engine, EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.storage.store import RecordStore

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from metareward.engines.base import Engine, LazyEngine, RoleEngines
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, LazyEngine, RoleEngines, ScriptedEngine
 from metareward.errors import UserError
 from metareward.types import Message, ModelRole, Sampling
 

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from metareward.engines.base import Engine, EngineError
-from metareward.engines.scripted import Call, ScriptedEngine
+from metareward.engines.base import Call, Engine, EngineError, ScriptedEngine
 from metareward.types import Completion, Message, Messages, Sampling
 
 ASK = (Message("user", "how many?"),)

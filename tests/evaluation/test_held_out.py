@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scripted_models import prompts, reply, role_of, settings
 
-from metareward.engines.scripted import Call, ScriptedEngine
+from metareward.engines.base import Call, ScriptedEngine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records
 from metareward.generation.progress import SILENT
 from metareward.generation.runner import RunnerResult

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from made_up import LABEL_PROMPT, json_file, judge_client
 
-from metareward.engines.base import EngineError, StripReasoning
+from metareward.engines.base import EngineError, ScriptedEngine, StripReasoning
 from metareward.engines.local.engine import LocalEngine
-from metareward.engines.scripted import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Output
 from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand, Matchup, annotate, label_judge, model_first

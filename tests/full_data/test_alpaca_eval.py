@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from made_up import judge_client, token
 
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.evaluation.alpaca_eval.data import (
     BASELINE,
     read_difficulty,

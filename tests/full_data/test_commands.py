@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metareward.cli.evaluate import evaluate_app
-from metareward.engines.base import Engine
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, ScriptedEngine
 from metareward.types import Messages, Sampling
 
 pytestmark = pytest.mark.full_data

@@ -16,7 +16,7 @@ from metareward.data.prompts import gather_prompts, load_prompts
 from metareward.data.propose import ProposalSettings, proposal_fingerprint, propose
 from metareward.data.ranked import read_ranked
 from metareward.data.seed_sets import judge_prompts, select_sets, split_prompts
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.method.template import load_template

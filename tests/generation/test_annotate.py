@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from scripted_models import SlowEngine, prompt, reply, role_of, settings
 
-from metareward.engines.base import EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.generation.annotate import (
     AnnotationSettings,
     annotate_prompt,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scripted_models import prompt, role_of, settings
 
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.generation.annotate import annotate_prompt
 from metareward.method.elo import position_weights
 from metareward.method.judge import Reasoning

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from scripted_models import SlowEngine, here, prompts, reply, role_of, settings
 
-from metareward.engines.base import Engine, EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.generation.progress import SILENT, Progress

@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 from scripted_models import prompts, reply, role_of, settings
 
-from metareward.engines.base import EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.throughput import Rates, measure_rates
 from metareward.types import Completion, Messages, ModelRole, Sampling

@@ -11,8 +11,8 @@ from chat_server import Answer, Body, FakeChatServer, error, good, ignores_n
 from openai_setup import HOT, QUICK, ask, settings
 from run_folders import small_run
 
+from metareward.engines.base import ScriptedEngine
 from metareward.engines.openai.engine import open_openai
-from metareward.engines.scripted import ScriptedEngine
 from metareward.generation.usage import log_usage, log_warnings, read_usage, read_warnings
 from metareward.pipeline.status import status_text
 from metareward.report.write import write_report

@@ -22,8 +22,7 @@ from run_folders import HELD_OUT, begin_experiment, model_folder, write_recipe
 from scripted_models import reply
 
 from metareward.config.schema import load_recipe
-from metareward.engines.base import EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.run import AlpacaEval
 from metareward.evaluation.arena_hard import data as arena_files

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from metareward.cli.evaluate import evaluate_commands
 from metareward.config.schema import load_recipe
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.base import (
     Benchmark,

@@ -10,8 +10,7 @@ import pytest
 from run_folders import HELD_OUT, PROMPTS, begin_experiment, log_entries, model_folder
 from scripted_models import reply, role_of
 
-from metareward.engines.base import EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import HeldOut, held_out_records
 from metareward.generation.progress import SILENT

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metareward.engines.base import Engine
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, ScriptedEngine
 from metareward.evaluation.alpaca_eval.data import Annotation
 from metareward.evaluation.arena_hard.data import Match, Verdict
 from metareward.evaluation.base import EvaluateSession

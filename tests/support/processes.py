@@ -15,7 +15,7 @@ from scripted_models import SlowEngine, prompts, rank_reply, ranked_set, seed_se
 from whole_runs import Workspace, run_results
 
 from metareward.data.seed_sets import judge_prompts, split_prompts
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.generation.annotate import annotation_fingerprint
 from metareward.generation.progress import SilentProgress
 from metareward.generation.runner import annotate_prompts

@@ -9,7 +9,7 @@ from pathlib import Path
 from scripted_models import prompts, reply, settings
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.generation.progress import SILENT
 from metareward.generation.runner import annotate_prompts
 from metareward.method.judge import Rubric

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet
 from metareward.data.seed_sets import SeedSettings
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import ScriptedEngine
 from metareward.generation.annotate import AnnotationSettings
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from metareward.engines.base import Engine
-from metareward.engines.vllm.engine import VllmSettings, open_vllm
+from metareward.engines.vllm import VllmSettings, open_vllm, open_vllm_server
 from metareward.types import Completion, Message, Sampling
 
 MARK = "said: "
@@ -38,8 +38,6 @@ async def main(kind: str, folder: Path, log: Path) -> None:
 async def opened(kind: str, folder: Path, log: Path) -> Engine:
     if kind == "inside":
         return await open_vllm(folder, SETTINGS)
-    from metareward.engines.vllm.server import open_vllm_server
-
     python = str(Path(".venv-vllm/bin/python").absolute())
     return await open_vllm_server(folder, SETTINGS.model_copy(update={"python": python}), log)
 

@@ -26,7 +26,7 @@ from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, 
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
-from metareward.engines.vllm.engine import VllmSettings
+from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.method.pairs import PairRules

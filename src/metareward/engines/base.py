@@ -1,17 +1,18 @@
-"""`Engine`: the interface to any model, engines that wrap other engines, and checks and helpers that engines share."""
+"""`Engine`: the interface to any model, engines that wrap other engines, a scripted one for tests, shared checks."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 from metareward.errors import UserError
 from metareward.method.judge import Reasoning
-from metareward.types import Completion, Messages, ModelRole, Sampling, Step
+from metareward.types import Completion, Messages, ModelRole, Sampling
 
 
 class EngineError(Exception):
@@ -92,24 +93,50 @@ class StripReasoning:
     ) -> Sequence[Completion]:
         """What follows the reasoning, with the steps that generated it; empty if the reasoning didn't end."""
         extended = replace(sampling, max_tokens=sampling.max_tokens + self._extra_tokens)
-        return [self._stripped(written) for written in await self._engine.complete(messages, extended, n, role)]
+        stripped = []
+        for completion in await self._engine.complete(messages, extended, n, role):
+            reasoning, answer = self._reasoning.split(completion.text)
+            ends = accumulate(len(step.text) for step in completion.steps)
+            steps = (step for step, end in zip(completion.steps, ends, strict=True) if end > len(reasoning))
+            stripped.append(replace(completion, text=answer, steps=tuple(steps)))
+        return stripped
 
     async def aclose(self) -> None:
         """Close the engine."""
         await self._engine.aclose()
 
-    def _stripped(self, written: Completion) -> Completion:
-        reasoning, answer = self._reasoning.split(written.text)
-        return replace(written, text=answer, steps=tuple(_steps_after(written.steps, len(reasoning))))
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that was made of a `ScriptedEngine`."""
+
+    messages: Messages
+    sampling: Sampling
+    n: int
+    role: ModelRole = "actor"
 
 
-def _steps_after(steps: Sequence[Step], chars: int) -> Iterator[Step]:
-    """The steps whose text reaches beyond the first ``chars`` characters."""
-    end = 0
-    for step in steps:
-        end += len(step.text)
-        if end > chars:
-            yield step
+class ScriptedEngine:
+    """Answers sample ``i`` of every request with ``reply(messages, sampling, i)``.
+
+    ``reply`` returns a `Completion`, or a text that stands for one that stopped by itself (its tokens are its
+    words). What it raises reaches the caller. ``calls`` holds every request made, in order.
+    """
+
+    def __init__(self, reply: Callable[[Messages, Sampling, int], str | Completion]) -> None:
+        self._reply = reply
+        self.calls: list[Call] = []
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        """The ``n`` scripted completions."""
+        self.calls.append(Call(messages, sampling, n, role))
+        replies = [self._reply(messages, sampling, i) for i in range(n)]
+        return tuple(Completion(each, "stop", len(each.split())) if isinstance(each, str) else each for each in replies)
+
+    async def aclose(self) -> None:
+        """Nothing to give back."""
 
 
 def require_model_folder(folder: Path) -> None:

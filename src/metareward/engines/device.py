@@ -38,15 +38,11 @@ def device_kind(device: str) -> str:
 
 def default_dtype(kind: str) -> str:
     """The number format that ``auto`` means on a kind of device: bfloat16 where the hardware multiplies it fast."""
-    return "bfloat16" if kind == "cuda" or (kind == "cpu" and _cpu_has_bfloat16()) else "float32"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if kind == "cpu" and cpuinfo.exists() else []
+    return "bfloat16" if kind == "cuda" or "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def resolved_dtype(dtype: str, device: str) -> str:
     """``dtype``, or what ``auto`` means on ``device``."""
     return default_dtype(device_kind(device)) if dtype == "auto" else dtype
-
-
-def _cpu_has_bfloat16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -37,14 +37,14 @@ def die_with_parent(parent: int | None = None, *, watch_stdin: bool = False) -> 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+    def exit_with_stdin() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
     if watch_stdin:
-        threading.Thread(target=_exit_with_stdin, name="die-with-parent", daemon=True).start()
-
-
-def _exit_with_stdin() -> None:
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
+        threading.Thread(target=exit_with_stdin, name="die-with-parent", daemon=True).start()
 
 
 class ProcessGroup:
@@ -84,7 +84,14 @@ class ProcessGroup:
 def watch(owner: int) -> None:
     """The watcher's program: note the owner's descendants until it dies or sends "kill", then kill them."""
     closed, over = threading.Event(), threading.Event()
-    threading.Thread(target=_listen, args=(closed, over), daemon=True).start()
+
+    def listen() -> None:
+        # Unbuffered: a buffer's lock, held by this waiting thread, would block the interpreter's exit. The end of the
+        # stream means nothing: processes that the owner forked may hold its other end.
+        for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115 - open as long as the process lives
+            (closed if line.startswith(b"close") else over).set()
+
+    threading.Thread(target=listen, daemon=True).start()
     group: set[Process] = set()
     while os.getppid() == owner and not over.is_set():
         parents = _parents()
@@ -92,14 +99,17 @@ def watch(owner: int) -> None:
         group = {process for process in group if process in parents} | _descendants(parents, roots)
         group = {process for process in group if process[0] != os.getpid()}
         over.wait(_POLL_SECONDS)
-    _kill(group)
-
-
-def _listen(closed: threading.Event, over: threading.Event) -> None:
-    # Unbuffered: a buffer's lock, held by this waiting thread, would block the interpreter's exit. The end of the
-    # stream means nothing: processes that the owner forked may hold its other end.
-    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115 - open as long as the process lives
-        (closed if line.startswith(b"close") else over).set()
+    deadline = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < deadline:
+        parents = _parents()
+        group = {process for process in group if process in parents}
+        group |= _descendants(parents, {process[0] for process in group})  # what they started meanwhile
+        if not group:
+            return
+        for pid, _ in group:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def _parents() -> dict[Process, int]:
@@ -123,21 +133,6 @@ def _descendants(parents: dict[Process, int], roots: Set[int]) -> set[Process]:
         found |= fresh
         ids |= {process[0] for process in fresh}
     return found
-
-
-def _kill(group: set[Process]) -> None:
-    """Kill these processes and what they start meanwhile; returns when they are gone."""
-    deadline = time.monotonic() + _KILL_SECONDS
-    while time.monotonic() < deadline:
-        parents = _parents()
-        group = {process for process in group if process in parents}
-        group |= _descendants(parents, {process[0] for process in group})
-        if not group:
-            return
-        for pid, _ in group:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
 
 
 if __name__ == "__main__":

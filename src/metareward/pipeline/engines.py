@@ -10,8 +10,7 @@ from metareward.config.schema import EngineSettings, load_recipe
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.engines.openai.engine import OpenAISettings, open_openai
-from metareward.engines.vllm.engine import VllmSettings, open_vllm
-from metareward.engines.vllm.server import open_vllm_server
+from metareward.engines.vllm import VllmSettings, open_vllm, open_vllm_server
 from metareward.errors import UserError
 from metareward.evaluation.judges import judge_kind
 from metareward.method.judge import Reasoning

@@ -27,7 +27,7 @@ from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_ite
 from metareward.engines.base import Engine, RoleEngines
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
-from metareward.engines.vllm.engine import VllmSettings
+from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judges import judge_kind

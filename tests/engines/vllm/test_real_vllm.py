@@ -26,7 +26,7 @@ from whole_runs import documents
 
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.local.workers import LocalSettings, open_local
-from metareward.engines.vllm.server import open_vllm_server
+from metareward.engines.vllm import open_vllm_server
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
 from metareward.storage.run_dir import RunDir

@@ -18,8 +18,7 @@ import fake_vllm
 import pytest
 
 from metareward.engines.base import Engine, EngineError
-from metareward.engines.vllm.engine import VllmSettings
-from metareward.engines.vllm.server import last_error, open_vllm_server
+from metareward.engines.vllm import VllmSettings, last_error, open_vllm_server
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL
 from metareward.types import Message, Messages, Sampling

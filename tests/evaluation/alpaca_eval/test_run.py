@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from made_up import LABEL_PROMPT, json_file, judge_client, session, token
 
-from metareward.engines.base import Engine, EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import Engine, EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Output
 from metareward.evaluation.alpaca_eval.run import (

@@ -10,8 +10,7 @@ import pytest
 from made_up import LABEL_PROMPT, lines, ranked_trees, session
 from scripted_models import prompts, reply, settings
 
-from metareward.engines.base import EngineError
-from metareward.engines.scripted import ScriptedEngine
+from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Response, Winner, read_rankings
 from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_chosen, human, self_chosen

@@ -92,7 +92,10 @@ SCHEDULES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"lr_scheduler_type": "cosine", "min_lr": 5e-4, "warmup_ratio": 0.25},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}, "warmup_steps": 2},
     ),
-    ({"lr_scheduler_type": "linear", "warmup_ratio": 0.5}, {"lr_scheduler_type": "linear", "warmup_steps": 4}),
+    (
+        {"lr_scheduler_type": "linear", "warmup_ratio": 0.25, "loss_type": ("robust",)},  # sigmoid ignores smoothing
+        {"lr_scheduler_type": "linear", "warmup_steps": 2, "loss_type": ["robust"]},
+    ),
     ({"lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant"}),
 ]
 

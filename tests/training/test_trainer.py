@@ -117,9 +117,12 @@ SHARED = [
     Place("per_device_train_batch_size", 2, lambda t, _: t.args.gradient_accumulation_steps, 4),
     Place("lr_scheduler_type", "linear", lambda t, _: learning_rates(t)[4] / 1e-3, 1 / 3),
     Place("lr_scheduler_type", "constant", lambda t, _: sorted(set(learning_rates(t))), [1e-3]),
-    Place("warmup_ratio", 0.5, lambda t, _: t.args.warmup_steps, 3),  # of 2 steps in each of 3 epochs
+    Place("warmup_ratio", 0.3, lambda t, _: t.args.warmup_steps, 2),  # of 2 steps in each of 3 epochs
     Place(
-        "warmup_ratio", 0.5, lambda t, _: [round(rate / 1e-3, 6) for rate in learning_rates(t)[:3]], [0, 1 / 3, 2 / 3]
+        "warmup_ratio",
+        0.3,
+        lambda t, _: [round(rate / 1e-3, 6) for rate in learning_rates(t)[:4]],
+        [0, 0.5, 1, 0.853553],
     ),
     Place("max_length", 100, lambda t, _: len(t.train_dataset) < 16, True),
     Place("max_length", 100, lambda t, _: t.args.max_length, None),  # nothing is truncated

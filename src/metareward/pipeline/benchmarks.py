@@ -1,14 +1,14 @@
 """The recipe's benchmarks in the loop: M_t answers and is judged, and the results lie in ``iter-<t>/eval/<name>/``.
 
-What needs M_t's engine is done while that is open: its answers, and its verdicts where it is the judge itself. Other
-judges are asked when it is closed, so that two models never need the memory at once. Every answer and verdict is stored
-as it comes, so a run that was killed asks only for the rest; ``result.json`` is written last.
+M_t's engine serves its answers, and its verdicts where M_t is the judge itself. Other judges are opened after it is
+closed, so that two models never share the memory. Every answer and verdict is stored as it comes, so that a killed run
+resumes with the rest; ``result.json`` is written last.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from pathlib import Path
 from metareward.config.schema import engine_fingerprint
 from metareward.engines.base import Engine, StripReasoning
 from metareward.errors import UserError
-from metareward.evaluation.base import Benchmark, Completions, EvaluatedModel, Requests, ScoringInputs
-from metareward.evaluation.judges import JudgeClient, JudgeSpec, OpenJudge, cached_queries
+from metareward.evaluation.base import Benchmark, Completions, EvaluatedModel, ScoringInputs
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.usage import log_usage
 from metareward.method.judge import RubricGrader, with_system
@@ -172,9 +172,9 @@ async def ask_model(experiment: Experiment, t: int, engine: Engine, progress: Pr
     pending = [each for each in benchmark_runs(experiment, t) if each.needs_model]
     if not pending:
         return
-    reasoning, room = experiment.settings(1).reasoning, experiment.recipe.judgments.max_tokens
+    reasoning, extra = experiment.settings(1).reasoning, experiment.recipe.judgments.max_tokens
     actor = _SharedEngine(engine if reasoning is None else StripReasoning(engine, reasoning))
-    judge = _SharedEngine(engine if reasoning is None else StripReasoning(engine, reasoning, room))
+    judge = _SharedEngine(engine if reasoning is None else StripReasoning(engine, reasoning, extra))
     with timed(experiment.run, t, _STAGE):
         for each in pending:
             if each.pending_answers:
@@ -184,24 +184,19 @@ async def ask_model(experiment: Experiment, t: int, engine: Engine, progress: Pr
 
 
 async def ask_others(experiment: Experiment, t: int, progress: Progress) -> None:
-    """The rest: results of what is stored already, and of judges with other engines."""
+    """Score the rest: from what is stored, and with judges that have other engines."""
+
+    async def open_logged(name: str) -> Engine | Judge:
+        judge = await open_judge(name)
+        return judge if isinstance(judge, Judge) else log_usage(experiment.run, f"judge {name}", judge)
+
     pending = [each for each in benchmark_runs(experiment, t) if each.pending_result]
     if not pending:
         return
     with timed(experiment.run, t, _STAGE):
         for each in pending:
             name = each.benchmark.asked_judge
-            await _score(
-                each, None if name is None else JudgeSpec(name, _logged_judge(experiment), each.seed, progress)
-            )
-
-
-def _logged_judge(experiment: Experiment) -> OpenJudge:
-    async def opened(name: str) -> Engine | Judge:
-        judge = await open_judge(name)
-        return judge if isinstance(judge, Judge) else log_usage(experiment.run, f"judge {name}", judge)
-
-    return opened
+            await _score(each, None if name is None else JudgeSpec(name, open_logged, each.seed, progress))
 
 
 @dataclass(frozen=True)
@@ -223,72 +218,50 @@ class _SharedEngine:
 
 
 async def answer(run: BenchmarkRun, engine: Engine, progress: Progress) -> None:
-    """Write M_t's answers, asking for those that aren't stored yet; a refused request has none, and counts as missing.
+    """Write M_t's answers without their reasoning, generating those that aren't stored yet.
 
-    Where the model thinks first, its thinking is no part of the answer. Raises `UserError` for a file that can't be
-    read, and when M_t answered nothing.
+    A request that the engine can't serve has no answer and counts as missing. Raises `UserError` for a file that can't
+    be read, and when M_t answered nothing.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    requests = run.local.requests()
-    turns = await _turns(run, engine, requests, progress)
-    if not turns:
-        raise UserError(f"benchmarks.{run.benchmark.name}: {run.model} answered none of the questions")
-    prompts = [prompt for prompt in requests.prompts if prompt.id in turns]
-    text = run.benchmark.answers_text(run.model, prompts, [turns[prompt.id] for prompt in prompts])
-    write_atomic(run.answers, text)
-
-
-async def _turns(
-    run: BenchmarkRun, engine: Engine, requests: Requests, progress: Progress
-) -> Mapping[str, Sequence[str]]:
-    """What the model wrote in each turn, by prompt id."""
-    recipe = run.experiment.recipe
-    answers = recipe.answers
-    sampling = Sampling(requests.temperature, answers.top_p, answers.max_tokens)
+    requests, recipe = run.local.requests(), run.experiment.recipe
+    sampling = Sampling(requests.temperature, recipe.answers.top_p, recipe.answers.max_tokens)
     client = JudgeClient(engine, run.model, run.folder / "answers.sqlite", run.seed, progress=progress)
 
-    async def work(prompt: Prompt) -> dict[str, object]:
-        return {"turns": await _conversation(client, sampling, answers.system_prompt, prompt, requests.turn_by_turn)}
+    async def converse(prompt: Prompt) -> dict[str, object]:
+        """The model's replies, one to each turn of the user."""
+        history: Messages = ()
+        replies: list[str] = []
+        turns = [(each,) for each in prompt.messages] if requests.turn_by_turn else [prompt.messages]
+        for turn, messages in enumerate(turns):
+            history = with_system(recipe.answers.system_prompt, (*history, *messages))
+            seeded = replace(sampling, seed=derive(run.seed, "answer", prompt.id, turn))
+            (reply,) = await engine.complete(history, seeded, 1, "actor")
+            replies.append(replace_surrogates(reply.text))
+            history = (*history, Message("assistant", replies[-1]))
+        return {"turns": replies}
 
     settings: dict[str, object] = {
         "model": fingerprint_model(run.experiment.model(run.t)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
-        "system_prompt": answers.system_prompt,
+        "system_prompt": recipe.answers.system_prompt,
         **engine_fingerprint(recipe.engine),
     }
     stage = f"{run.model} answers {run.benchmark.name}"
-    results = await cached_queries(client, requests.prompts, work, settings, stage, ANSWERS)
-    return {key: document["turns"] for key, document in results.documents.items()}
-
-
-async def _conversation(
-    client: JudgeClient, sampling: Sampling, system: str | None, prompt: Prompt, turn_by_turn: bool
-) -> list[str]:
-    """The model's replies, one to each turn of the user."""
-    history: Messages = ()
-    replies: list[str] = []
-    for turn, part in enumerate([(each,) for each in prompt.messages] if turn_by_turn else [prompt.messages]):
-        history = with_system(system, (*history, *part))
-        seeded = replace(sampling, seed=derive(client.seed, "answer", prompt.id, turn))
-        (reply,) = await client.engine.complete(history, seeded, 1, "actor")
-        replies.append(replace_surrogates(reply.text))
-        history = (*history, Message("assistant", replies[-1]))
-    return replies
+    results = await cached_queries(client, requests.prompts, converse, settings, stage, ANSWERS)
+    turns = {key: document["turns"] for key, document in results.documents.items()}
+    if not turns:
+        raise UserError(f"benchmarks.{run.benchmark.name}: {run.model} answered none of the questions")
+    prompts = [prompt for prompt in requests.prompts if prompt.id in turns]
+    write_atomic(run.answers, run.benchmark.answers_text(run.model, prompts, [turns[each.id] for each in prompts]))
 
 
 async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     """Write the results."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    inputs = run.inputs(judge)
-    facts = run.benchmark.facts(inputs)
-    found = {
-        "benchmark": run.benchmark.name,
-        "kind": run.benchmark.kind,
-        "model": run.model,
-        **facts,
-        "results": list(await run.local.score(inputs)),
-    }
+    inputs, names = run.inputs(judge), {"benchmark": run.benchmark.name, "kind": run.benchmark.kind, "model": run.model}
+    found = {**names, **run.benchmark.facts(inputs), "results": list(await run.local.score(inputs))}
     write_atomic(run.result, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     log_event(run.experiment.run, "benchmark", name=run.benchmark.name, model=run.model)

@@ -1,4 +1,4 @@
-"""From a recipe's engine section, or from a judge's name, to an engine that is ready to be asked."""
+"""Opens engines: of a recipe's engine section, or of a judge by its name."""
 
 from __future__ import annotations
 
@@ -22,77 +22,66 @@ from metareward.types import Judge
 POCKET = "pocket"
 
 
-async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path) -> Engine:
-    """The model M_t in ``folder`` behind the engine of ``settings``; servers started here log into ``logs``.
-
-    With kind 'openai' the servers must have M_t already, under its name. Raises `UserError` naming what is missing.
-    """
-    if settings.kind == "openai":
-        return await _openai(settings, folder, t)
-    if settings.kind == "vllm":
-        return await _vllm(settings, folder, logs)
-    return await open_local(folder, settings)
-
-
-async def open_judge(name: str) -> Engine | Judge:
-    """A judge that isn't M_t: ``pocket``, a model folder, a recipe file (its model and engine), a server as
-    ``URL#MODEL``, with the key in ``OPENAI_API_KEY`` if that is set, or an object as ``package.module:name``.
-
-    Where the recipe says that its model thinks (``reasoning.strip``), it gets ``judgments.max_tokens`` more to think
-    in, and what it thinks is left out. Raises `UserError` for a name that is none of these.
-    """
-    match judge_kind(name):
-        case "server":
-            return await _judge_server(*name.partition("#")[::2])
-        case "object":
-            found = import_object(name, f"judge {name}", ()).value
-            return found if isinstance(found, Judge) else _engine_object(name)
-        case "recipe":
-            recipe = load_recipe(name)
-            reasoning = recipe.reasoning
-            engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, Path(tempfile.gettempdir()))
-            marks = Reasoning(reasoning.start, reasoning.end)
-            return StripReasoning(engine, marks, recipe.judgments.max_tokens) if reasoning.strip else engine
-        case _:
-            folder, logs = model_folder(name), Path(tempfile.gettempdir())
-            return await open_engine(LocalSettings(), folder, 0, logs)
-
-
-def _engine_object(name: str) -> Engine:
-    engine: Engine = import_object(name, f"judge {name}", ("complete", "aclose")).value
-    return engine
-
-
-async def open_judge_engine(name: str) -> Engine:
-    """The same, for what only an engine can do. Raises `UserError` for an object that only grades."""
-    judge = await open_judge(name)
-    if isinstance(judge, Judge):
-        raise UserError(f"judge {name}: only grades answers; fix: name a model, a recipe or a server")
-    return judge
-
-
-async def _judge_server(url: str, model: str) -> Engine:
-    if not model:
-        raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
-    key = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else None
-    settings = OpenAISettings.model_validate({"base_urls": [url], "model": model, "api_key_env": key})
-    return await open_engine(settings, Path(), 0, Path())
-
-
 def model_folder(name: str) -> Path:
     """The folder of a recipe's ``model``."""
     return world.MODEL if name == POCKET else Path(name)
 
 
-async def _openai(settings: OpenAISettings, folder: Path, t: int) -> Engine:
-    model, cache = settings.model.replace("{t}", str(t)), settings.cache_dir
-    # The replies depend on the model behind the name, so each model has a cache of its own.
-    cache_dir = str(Path(cache) / fingerprint_model(folder)[:16]) if cache else None
-    return await open_openai(settings.model_copy(update={"model": model, "cache_dir": cache_dir}))
+async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path) -> Engine:
+    """M_t, whose files are in ``folder``, behind the engine of ``settings``; servers started here log into ``logs``.
+
+    With kind 'openai' the servers must serve M_t already, under its name. Raises `UserError` naming what is missing.
+    """
+    match settings:
+        case OpenAISettings(model=model, cache_dir=cache):
+            # Replies depend on the model behind the name, so each model has its own cache.
+            cache_dir = str(Path(cache) / fingerprint_model(folder)[:16]) if cache else None
+            names = {"model": model.replace("{t}", str(t)), "cache_dir": cache_dir}
+            return await open_openai(settings.model_copy(update=names))
+        case VllmSettings(serve=True):
+            logs.mkdir(parents=True, exist_ok=True)
+            return await open_vllm_server(folder, settings, logs / "vllm.log")
+        case VllmSettings():
+            return await open_vllm(folder, settings)
+        case _:
+            return await open_local(folder, settings)
 
 
-async def _vllm(settings: VllmSettings, folder: Path, logs: Path) -> Engine:
-    if not settings.serve:
-        return await open_vllm(folder, settings)
-    logs.mkdir(parents=True, exist_ok=True)
-    return await open_vllm_server(folder, settings, logs / "vllm.log")
+async def open_judge(name: str) -> Engine | Judge:
+    """A judge by name: ``pocket``, a model folder, a recipe file (its model and engine), a server as ``URL#MODEL`` (API
+    key in ``OPENAI_API_KEY`` if set), or an object as ``package.module:name``.
+
+    The judge of a recipe with ``reasoning.strip`` gets ``judgments.max_tokens`` more tokens for its reasoning, which is
+    stripped. Raises `UserError` for a name that is none of these.
+    """
+    logs = Path(tempfile.gettempdir())
+    match judge_kind(name):
+        case "server":
+            url, _, model = name.partition("#")
+            if not model:
+                raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
+            key = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else None
+            settings = OpenAISettings.model_validate({"base_urls": [url], "model": model, "api_key_env": key})
+            return await open_engine(settings, Path(), 0, logs)
+        case "object":
+            judge: Judge | Engine = import_object(name, f"judge {name}", ()).value
+            if not isinstance(judge, Judge):
+                import_object(name, f"judge {name}", ("complete", "aclose"))  # an engine, or a UserError
+            return judge
+        case "recipe":
+            recipe = load_recipe(name)
+            engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, logs)
+            if not recipe.reasoning.strip:
+                return engine
+            tags = Reasoning(recipe.reasoning.start, recipe.reasoning.end)
+            return StripReasoning(engine, tags, recipe.judgments.max_tokens)
+        case _:
+            return await open_engine(LocalSettings(), model_folder(name), 0, logs)
+
+
+async def open_judge_engine(name: str) -> Engine:
+    """`open_judge` where an engine is needed. Raises `UserError` for an object that only grades."""
+    judge = await open_judge(name)
+    if isinstance(judge, Judge):
+        raise UserError(f"judge {name}: only grades answers; fix: name a model, a recipe or a server")
+    return judge

@@ -10,7 +10,7 @@ from run_folders import SMALL_PROMPTS, small_run
 
 from metareward.errors import UserError
 from metareward.method.pairs import of_kind
-from metareward.pipeline.rebuild import rebuild, write_rebuilt, yields_table
+from metareward.pipeline.rebuild import rebuild, write_rebuilt, pair_counts_table
 from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
 
@@ -103,6 +103,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_yields_are_shown_with_reasons(run: RunDir) -> None:
     stream = io.StringIO()
-    Console(file=stream, width=160).print(yields_table(rebuild(run, ["iterations.1.max_answer_chars=1"])))
+    Console(file=stream, width=160).print(pair_counts_table(rebuild(run, ["iterations.1.max_answer_chars=1"])))
     assert "chosen answer too long" in stream.getvalue()
     assert stream.getvalue().count("actor") == 2

@@ -202,12 +202,12 @@ def pairs_command(
     ] = None,
 ) -> None:
     """Build pairs again from stored records, by other rules; nothing is generated and the run stays as it is."""
-    from metareward.pipeline.rebuild import rebuild, write_rebuilt, yields_table
+    from metareward.pipeline.rebuild import pair_counts_table, rebuild, write_rebuilt
     from metareward.storage.run_dir import RunDir
 
     folder = RunDir(run)
     rebuilt = rebuild(folder, changes or ())
-    _print(yields_table(rebuilt))
+    _print(pair_counts_table(rebuilt))
     _print(f"written to {write_rebuilt(folder, changes or (), rebuilt, out)}")
 
 

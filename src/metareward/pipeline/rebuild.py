@@ -1,11 +1,12 @@
-"""Pairs again, from the records a run has, by other rules: seconds instead of hours, and the run stays as it is."""
+"""Pairs by other rules from the stored records of a run: seconds instead of hours. The run itself stays as it is."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
 
@@ -13,18 +14,18 @@ from rich.table import Table
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.errors import UserError
-from metareward.method.judge import Rubric
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
-from metareward.storage.serialization import fingerprint_of
+from metareward.storage.serialization import fingerprint_of, flatten
 from metareward.storage.store import RecordStore, read_records
 from metareward.types import Dropped, PairKind, PreferencePair
 
-# Settings that only the reduction reads. Any other would need other records.
-_FREE = frozenset({"rho", "max_answer_chars", "judge_pairs", "max_judgment_chars"})
+# Settings that decide pairs and not records.
+_PAIR_SETTINGS = ("judge_pairs", "max_answer_chars", "max_judgment_chars", "rho")
+_CHANGEABLE = ("pairs.*", "judgments.min_valid", *(f"iterations.*.{name}" for name in _PAIR_SETTINGS))
 _KINDS: tuple[PairKind, ...] = ("actor", "judge")
 
 
@@ -49,7 +50,12 @@ def rebuild(run: RunDir, overrides: Sequence[str]) -> tuple[Rebuilt, ...]:
     if not stored:
         raise UserError(f"{run.path}: no iteration has records yet; `metareward run` makes them")
     rubric = Experiment(run, recipe).first_rubric()
-    return tuple(_rebuilt(recipe, t, run.iteration(t).records, rubric) for t in stored)
+    rebuilt = []
+    for t in stored:
+        with RecordStore.read(run.iteration(t).records) as store:
+            records = tuple(read_records(store))
+        rebuilt.append(Rebuilt(t, len(records), *build_pairs(records, pairs_rules(recipe, t), rubric, recipe.seed)))
+    return tuple(rebuilt)
 
 
 def changed_recipe(run: RunDir, overrides: Sequence[str]) -> Recipe:
@@ -59,13 +65,12 @@ def changed_recipe(run: RunDir, overrides: Sequence[str]) -> Recipe:
     before, after = (load_recipe(str(run.resolved), changes) for changes in ((), overrides))
     if set(before.iterations) != set(after.iterations):
         raise UserError(f"--set iterations: this run has {len(before.iterations)}; none can be added or dropped here")
-    old, new = (dict(_settings(each.resolved())) for each in (before, after))
+    old, new = flatten(before.resolved()), flatten(after.resolved())
     for key in {**old, **new}:
-        if old.get(key) != new.get(key) and not _free(key):
-            where = ".".join(key)
+        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in _CHANGEABLE):
             raise UserError(
-                f"--set {where}={json.dumps(new.get(key))}: the records were made with {json.dumps(old.get(key))}; "
-                f"only pairs.*, judgments.min_valid and {', '.join(sorted(_FREE))} of iterations.* can change here"
+                f"--set {key}={json.dumps(new.get(key))}: the records were made with {json.dumps(old.get(key))}; "
+                f"only pairs.*, judgments.min_valid and {', '.join(_PAIR_SETTINGS)} of iterations.* can change here"
             )
     return after
 
@@ -89,7 +94,7 @@ def write_rebuilt(run: RunDir, overrides: Sequence[str], rebuilt: Sequence[Rebui
     return folder
 
 
-def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
+def pair_counts_table(rebuilt: Sequence[Rebuilt]) -> Table:
     """How many pairs each iteration gives, how long they are, and why the other prompts give none."""
     table = Table(title="Pairs from stored records", title_justify="left")
     for name in ("iteration", "prompts", "kind", "pairs", "chosen chars", "rejected chars"):
@@ -103,25 +108,6 @@ def yields_table(rebuilt: Sequence[Rebuilt]) -> Table:
             lengths = (_mean_length(pair.chosen for pair in pairs), _mean_length(pair.rejected for pair in pairs))
             table.add_row(str(each.t), str(each.prompts), kind, str(len(pairs)), *lengths, reasons or "-")
     return table
-
-
-def _rebuilt(recipe: Recipe, t: int, records: Path, rubric: Rubric) -> Rebuilt:
-    with RecordStore.read(records) as store:
-        read = tuple(read_records(store))
-    return Rebuilt(t, len(read), *build_pairs(read, pairs_rules(recipe, t), rubric, recipe.seed))
-
-
-def _settings(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Every plain setting under its key."""
-    if not isinstance(value, Mapping):
-        yield above, value
-        return
-    for key, inner in value.items():
-        yield from _settings(inner, (*above, str(key)))
-
-
-def _free(key: tuple[str, ...]) -> bool:
-    return key[0] == "pairs" or key == ("judgments", "min_valid") or (key[0] == "iterations" and key[-1] in _FREE)
 
 
 def _mean_length(texts: Iterator[str]) -> str:

@@ -32,7 +32,7 @@ from metareward.evaluation.arena_hard.data import Answer, Match, Style, is_signi
 from metareward.evaluation.judge_quality.data import Item, Response
 from metareward.evaluation.judge_quality.pairs import JudgedPair, biases, pair_quality
 from metareward.evaluation.judge_quality.rankings import ranking_quality
-from metareward.evaluation.mt_bench import score as mt_bench_scores
+from metareward.evaluation.mt_bench import data as mt_bench_scores
 from metareward.evaluation.mt_bench.data import Grade, Question
 from metareward.storage.run_log import environment
 from metareward.types import Message

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from evaluation import INSTRUCTIONS, alpaca, judges, made_up_annotations, matches, mt_bench
-from metareward.evaluation.arena_hard import results as arena
+from metareward.evaluation.arena_hard import score as arena
 
 
 def test_all_metrics_on_805_rows_take_less_than_two_seconds(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metareward.evaluation.held_out import HeldOut
-from metareward.evaluation.win_rates import WinRate, held_out_win_rates
+from metareward.evaluation.held_out import HeldOut, WinRate, held_out_win_rates
 from metareward.types import Candidate, Judgment, Message, Prompt, Scored, Unparsed
 
 

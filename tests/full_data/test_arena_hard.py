@@ -15,9 +15,8 @@ from metareward.evaluation.arena_hard.data import (
     read_judge_prompt,
     read_questions,
 )
-from metareward.evaluation.arena_hard.judge import game_query
-from metareward.evaluation.arena_hard.results import ArenaResult
-from metareward.evaluation.arena_hard.run import results
+from metareward.evaluation.arena_hard.run import game_query, results
+from metareward.evaluation.arena_hard.score import ArenaResult
 
 pytestmark = pytest.mark.full_data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import builders  # noqa: F401  (sets hypothesis up)
@@ -16,18 +16,19 @@ from metareward.evaluation.judge_quality.data import (
     read_verdicts,
 )
 from metareward.evaluation.judge_quality.pairs import (
+    SECTIONS,
     JudgedPair,
     biases,
+    combine,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
 )
-from metareward.evaluation.judge_quality.protocols import human
 from metareward.evaluation.judge_quality.rankings import (
+    human,
     ranking_quality,
     scored_by_length,
 )
-from metareward.evaluation.judge_quality.reward_bench import SECTIONS, combine
 from metareward.evaluation.judge_quality.tables import pairs_table, rankings_table
 
 pytestmark = pytest.mark.full_data
@@ -113,7 +114,7 @@ def test_the_toy_judges_have_their_expected_values(judge_data: Path, judge: str)
         replace(each, responses=tuple(replace(r, scores_N=(TOY_JUDGES[judge](r.text),)) for r in each.responses))
         for each in items
     ]
-    found = ranking_quality(graded).as_dict()
+    found = asdict(ranking_quality(graded))
     expected = json.loads((judge_data / "oasst_expected_baseline_judges.json").read_text(encoding="utf-8"))[judge]
     for name, value in expected.items():
         assert found[name] == (None if value is None else pytest.approx(value, abs=1e-9)), name

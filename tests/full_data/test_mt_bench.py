@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import builders  # noqa: F401  (sets hypothesis up)
@@ -52,7 +53,7 @@ def test_every_stored_score_is_read_again(judgments: list[dict[str, object]]) ->
 
 def test_averages_are_the_published_ones(mt_bench_data: Path) -> None:
     expected = json.loads((mt_bench_data / "expected_scores.json").read_text(encoding="utf-8"))
-    found = {each.model: each.as_dict() for each in results(mt_bench_data / JUDGMENTS)}
+    found = {each.model: asdict(each) for each in results(mt_bench_data / JUDGMENTS)}
     assert set(found) == set(expected)
     for model, numbers in expected.items():
         for name, value in numbers.items():

@@ -27,7 +27,7 @@ from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.run import AlpacaEval
 from metareward.evaluation.arena_hard import data as arena_files
 from metareward.evaluation.arena_hard.data import count_style
-from metareward.evaluation.arena_hard.judge import mirrored_games
+from metareward.evaluation.arena_hard.run import mirrored_games
 from metareward.evaluation.compare import OracleJudge
 from metareward.generation.progress import SILENT
 from metareward.method.judge import TOP_LOGPROBS

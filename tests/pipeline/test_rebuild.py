@@ -10,7 +10,7 @@ from run_folders import SMALL_PROMPTS, small_run
 
 from metareward.errors import UserError
 from metareward.method.pairs import of_kind
-from metareward.pipeline.rebuild import rebuild, write_rebuilt, pair_counts_table
+from metareward.pipeline.rebuild import pair_counts_table, rebuild, write_rebuilt
 from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
 

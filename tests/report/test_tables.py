@@ -10,7 +10,7 @@ import pytest
 from fake_run import fake_run
 from rich.console import Console
 
-from metareward.evaluation.win_rates import WinRate
+from metareward.evaluation.held_out import WinRate
 from metareward.report.facts import Evaluation, PairSummary
 from metareward.report.tables import pair_bars, win_rate_rows, win_rates_text
 from metareward.report.write import write_report

@@ -14,13 +14,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from metareward.data.files import HUB, resolve_file
-from metareward.evaluation.compare import OracleJudge, PairwiseJudge, RubricPairwiseJudge, Scores, StoredScoresJudge
+from metareward.evaluation.compare import OracleJudge, PairwiseJudge, RubricPairwiseJudge, StoredScoresJudge
 from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judges import JudgeSpec
+from metareward.generation.progress import JUDGMENTS
 from metareward.method.judge import RubricGrader
 from metareward.settings import Count, Section, Text
 from metareward.storage.serialization import json_lines
-from metareward.types import Candidate, Prompt, Scored
+from metareward.types import Candidate, Prompt, Sampling, Scored
 
 T = TypeVar("T")
 Figures = Mapping[str, Any]
@@ -332,6 +333,9 @@ class ComparisonBenchmark(JudgedBenchmark):
     questions: Text | None = Field(None, description="File of the questions; empty for the held-out prompts")
     temperature: float = Field(0.0, ge=0.0, description="Sampling temperature of the answers; held-out ones are there")
 
+    judge_sampling: ClassVar[Sampling]
+    prompt_completions: ClassVar[int]
+
     @property
     def opponent(self) -> Opponent | None:
         """Of ``against``."""
@@ -356,24 +360,30 @@ class ComparisonBenchmark(JudgedBenchmark):
         """Also the file that the answers are compared with."""
         return {**super().facts(inputs), "against": inputs.opponent.name if inputs.opponent else self.against}
 
+    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:
+        """By the benchmark's prompt ``prompt_completions`` of each pair; by the rubric N judgments of both answers."""
+        if self.asked_judge is None:
+            return None
+        pairs, itself = self.requests().completions if self.has_requests else held_out, self.judge == "itself"
+        if self.prompt is not None:
+            calls = pairs * self.prompt_completions
+            return Completions(JUDGMENTS, calls, self.judge_sampling.max_tokens, itself, like_run=False)
+        return Completions(JUDGMENTS, pairs * 2 * n, max_tokens, itself)
+
     async def compare_one_by_one(self, inputs: ScoringInputs, work: Callable[[PairwiseJudge], Awaitable[T]]) -> T:
         """``work`` with the judge that sees one output at a time: by the rubric, an oracle, or stored scores."""
         if inputs.judge is not None:
             store = inputs.folder / "judge.sqlite"
             return await inputs.judge.run(store, lambda client: work(RubricPairwiseJudge(client, inputs.grader)))
         if self.stored_judgments:
-            return await work(StoredScoresJudge(inputs.model.name, _stored_scores(inputs.model.held_out())))
+            scores_N = {
+                (record.prompt.id, answer.text): stored_scores(answer)
+                for record in inputs.model.held_out()
+                for answer in (*record.anchors_K, *record.own)
+            }
+            return await work(StoredScoresJudge(inputs.model.name, scores_N))
         assert inputs.oracle is not None, "the recipe's check allows an oracle only where there is one"
         return await work(OracleJudge(inputs.oracle))
-
-
-def _stored_scores(records: Sequence[HeldOut]) -> dict[tuple[str, str], Scores]:
-    """M_t's scores of its own answers and of M0's, by prompt and answer."""
-    return {
-        (record.prompt.id, answer.text): stored_scores(answer)
-        for record in records
-        for answer in (*record.anchors_K, *record.own)
-    }
 
 
 def stored_scores(answer: Candidate) -> tuple[float | None, ...]:

@@ -8,6 +8,12 @@
 
 The last three see one output at a time, so they have no position bias, and swapping the two models turns every
 preference p into 1 - p.
+
+The text of AlpacaEval 2's question is the user's copy of ``alpaca_eval_clf.txt`` (tatsu-lab/alpaca_eval,
+evaluators_configs): ChatML with ``{instruction}``, ``{output_1}`` (named m) and ``{output_2}`` (named M). It is cut
+into messages before it is filled, so an output that holds ChatML marks can't open a message of its own. The judge
+writes one token. Where the engine gives token probabilities, the share of the first output is P(m) / (P(m) + P(M));
+otherwise the sampled label decides. A text that is neither label is no preference.
 """
 
 from __future__ import annotations
@@ -28,16 +34,7 @@ from metareward.method.judge import RubricGrader
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill, require
 from metareward.seeds import derive
-from metareward.types import ChatRole, Completion, Message, Messages, Prompt, Sampling, TopLogprob
-
-# --- AlpacaEval 2's pairwise question and the reading of its answer: which output is better, "m" or "M".
-#
-# The prompt text is the user's copy of ``alpaca_eval_clf.txt`` (tatsu-lab/alpaca_eval, evaluators_configs): ChatML with
-# ``{instruction}``, ``{output_1}`` (named m) and ``{output_2}`` (named M). It is cut into messages before it is filled,
-# so an output that holds ChatML marks can't open a message of its own. The judge writes one token. Where the engine
-# gives token probabilities, the share of the first output is P(m) / (P(m) + P(M)); otherwise the sampled label decides.
-# A text that is neither label is no preference.
-
+from metareward.types import ChatRole, Completion, Message, Messages, Prompt, Sampling
 
 FIRST, SECOND = "m", "M"
 
@@ -74,37 +71,29 @@ def load_label_prompt(path: Path) -> LabelPrompt:
     """The judge's prompt from a ChatML file. Raises `UserError` when it holds no messages or lacks a slot."""
     text = read_text(path)
     require(text, str(path), "instruction", "output_1", "output_2")
-    messages = tuple(_message(role, content, path) for role, content in _MESSAGE.findall(text))
+    messages = []
+    for name, content in _MESSAGE.findall(text):
+        role: ChatRole | None = next((each for each in get_args(ChatRole) if each == name), None)
+        if role is None:
+            raise UserError(f"{path}: a message of role {name!r}; fix: use system, user or assistant")
+        messages.append(Message(role, content.strip()))
     if not messages:
         raise UserError(f"{path}: no <|im_start|> messages in it; fix: name the evaluator's alpaca_eval_clf.txt")
-    return LabelPrompt(messages, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _message(role: str, content: str, path: Path) -> Message:
-    known: ChatRole | None = next((each for each in get_args(ChatRole) if each == role), None)
-    if known is None:
-        raise UserError(f"{path}: a message of role {role!r}; fix: use system, user or assistant")
-    return Message(known, content.strip())
+    return LabelPrompt(tuple(messages), hashlib.sha256(text.encode()).hexdigest())
 
 
 def read_label(completion: Completion) -> FirstShare | None:
-    """What the judge's token says; None when neither label is there."""
-    if completion.steps:
-        share = _label_share(completion.steps[0].top_logprobs)
-        return None if share is None else FirstShare(share, "token probabilities")
-    label = completion.text.strip()
-    return FirstShare(float(label == FIRST), "sampled label") if label in (FIRST, SECOND) else None
-
-
-def _label_share(top_logprobs: Sequence[TopLogprob]) -> float | None:
-    """P(m) / (P(m) + P(M)); a label that is not among them has probability 0."""
+    """What the judge's token says; None when neither label is there. A label that is not listed has probability 0."""
+    if not completion.steps:
+        label = completion.text.strip()
+        return FirstShare(float(label == FIRST), "sampled label") if label in (FIRST, SECOND) else None
     for cut in (str, str.strip):  # forms with a space count only where no other form of a label is there
         first, second = (
-            math.fsum(math.exp(each.logprob) for each in top_logprobs if cut(each.text) == label)
+            math.fsum(math.exp(each.logprob) for each in completion.steps[0].top_logprobs if cut(each.text) == label)
             for label in (FIRST, SECOND)
         )
         if first + second > 0:
-            return first / (first + second)
+            return FirstShare(first / (first + second), "token probabilities")
     return None
 
 
@@ -158,7 +147,18 @@ class LabelJudge:
         ]
 
         results = await ask_labels(self.client, self.prompt, queries, "alpaca", self.settings)
-        return {pair.prompt.id: _read_document(results.documents.get(pair.prompt.id)) for pair in pairs}
+        shares: dict[str, FirstShare | Unjudged] = {}
+        for pair in pairs:
+            document = results.documents.get(pair.prompt.id)
+            share = None if document is None else document.get("first_share")
+            if document is None:
+                shares[pair.prompt.id] = "refused"
+            elif isinstance(share, float):
+                by_token = document["mode"] == "token probabilities"
+                shares[pair.prompt.id] = FirstShare(share, "token probabilities" if by_token else "sampled label")
+            else:
+                shares[pair.prompt.id] = "unparsable"
+        return shares
 
 
 async def ask_labels(
@@ -176,15 +176,6 @@ async def ask_labels(
         return {} if read is None else {"first_share": read.share, "mode": read.mode}
 
     return await cached_queries(client, queries, work, {"prompt": prompt.sha256, **settings})
-
-
-def _read_document(document: Mapping[str, object] | None) -> FirstShare | Unjudged:
-    if document is None:
-        return "refused"
-    share = document.get("first_share")
-    if not isinstance(share, float):
-        return "unparsable"
-    return FirstShare(share, "token probabilities" if document["mode"] == "token probabilities" else "sampled label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +249,8 @@ class OracleJudge:
 
     async def shares(self, pairs: Sequence[OutputPair]) -> Mapping[str, FirstShare | Unjudged]:
         """1 for the better output, one half for equal ones."""
-        return {pair.prompt.id: FirstShare(self._share(pair), "truth") for pair in pairs}
-
-    def _share(self, pair: OutputPair) -> float:
-        return _point(*(self.oracle.answer_score(pair.prompt, text) for text in (pair.first, pair.second)))
+        shares = {}
+        for pair in pairs:
+            first, second = (self.oracle.answer_score(pair.prompt, text) for text in (pair.first, pair.second))
+            shares[pair.prompt.id] = FirstShare(_point(first, second), "truth")
+        return shares

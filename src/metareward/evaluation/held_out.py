@@ -4,12 +4,16 @@ Each model answers and judges its own answers. To separate a better judge from e
 the same *anchors*: M0's answers, and it compares M0's judgments of them (Meta-Rewarding section 3.3 tests judges on
 answers of the seed model). An oracle, if there is one, gives the true scores. Metrics have 95 % intervals, a bootstrap
 over prompts; a metric with nothing to count is absent, never 0 or NaN.
+
+Win rates compare two models' answers to the same prompts: an answer pair is a win, a draw (half a win) or a loss; pairs
+with an unreadable score are excluded and counted. Also given: the win rate at equal lengths (`length_adjusted`, not
+AlpacaEval's own regression) and the sign test on wins and losses.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +21,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from metareward.engines.base import Engine
+from metareward.evaluation.alpaca_eval.data import Annotation
+from metareward.evaluation.alpaca_eval.length_control import length_adjusted
 from metareward.generation.annotate import (
     AnnotationSettings,
     annotate_prompt,
@@ -24,8 +30,9 @@ from metareward.generation.annotate import (
     meta_judge_pair,
     run_concurrently,
 )
-from metareward.generation.progress import ANSWERS, JUDGMENTS, META, SILENT, Progress
+from metareward.generation.progress import ANSWERS, JUDGMENTS, META, Progress
 from metareward.generation.runner import RunnerResult, run_tasks
+from metareward.method.scores import TOLERANCE, mean, valid_scores
 from metareward.method.stats import Interval, mean_interval, spearman
 from metareward.seeds import derive
 from metareward.storage.store import RecordStore
@@ -81,38 +88,28 @@ async def evaluate(
 ) -> RunnerResult:
     """Generate what the metrics need for every prompt that isn't in ``store``; ``anchors`` is None for M0 itself."""
 
+    acting = replace(settings, meta_judge=False, seed=derive(settings.seed, "own"))
+    judging = replace(settings, seed=derive(settings.seed, "anchors"))
+
     async def work(prompt: Prompt) -> str:
-        found = await _evaluate_prompt(
-            engine, prompt, settings, meta_pairs, anchors[prompt.id] if anchors else None, progress
-        )
-        return _CODEC.dump_json(found).decode()
+        own = _every_sample(await annotate_prompt(engine, prompt, acting, progress))
+        given = anchors_K = own
+        if anchors:
+            given = anchors[prompt.id].own
+            anchors_K = await judged_again(engine, prompt, given, judging, progress)
+        pairs = _pairs_to_compare(given, meta_pairs, derive(judging.seed, prompt.id, "pairs"))
+        comparisons = await run_concurrently(compare(prompt, *pair) for pair in pairs)
+        return _CODEC.dump_json(HeldOut(prompt, own, anchors_K, tuple(comparisons))).decode()
+
+    async def compare(prompt: Prompt, answer: Candidate, first: Judgment, second: Judgment) -> Comparison:
+        # The answer's index is part of the seed, because judgments of different answers have the same indices.
+        seeded = replace(judging, seed=derive(judging.seed, "compare", answer.index))
+        meta = await meta_judge_pair(engine, prompt, answer.text, first, second, seeded, progress)
+        return Comparison(answer.index, meta)
 
     judged = settings.k * settings.n * (1 if anchors is None else 2)
     most = {ANSWERS: settings.k, JUDGMENTS: judged, META: 2 * meta_pairs}
     return await run_tasks(work, prompts, store, progress, "evaluating", most, in_flight)
-
-
-async def _evaluate_prompt(
-    engine: Engine,
-    prompt: Prompt,
-    settings: AnnotationSettings,
-    meta_pairs: int,
-    anchor: HeldOut | None,
-    progress: Progress = SILENT,
-) -> HeldOut:
-    acting = replace(settings, meta_judge=False, seed=derive(settings.seed, "own"))
-    judging = replace(settings, seed=derive(settings.seed, "anchors"))
-    own = _every_sample(await annotate_prompt(engine, prompt, acting, progress))
-    if anchor is None:
-        given = anchors = own
-    else:
-        given = anchor.own
-        anchors = await judged_again(engine, prompt, given, judging, progress)
-    pairs = _pairs_to_compare(given, meta_pairs, derive(judging.seed, prompt.id, "pairs"))
-    comparisons = await run_concurrently(
-        _compare(engine, prompt, candidate, first, second, judging, progress) for candidate, first, second in pairs
-    )
-    return HeldOut(prompt, own, anchors, tuple(comparisons))
 
 
 def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:
@@ -141,30 +138,12 @@ def _pairs_to_compare(
         for answer in given
         for position, first in enumerate(answer.judgments_N)
         for second in answer.judgments_N[position + 1 :]
-        if _readable(first) and _readable(second) and first.text != second.text
+        if isinstance(first.reading, Scored) and isinstance(second.reading, Scored) and first.text != second.text
     ]
     pairs.sort(key=lambda pair: derive(seed, pair[0].index, pair[1].index, pair[2].index))
     for answer, first, second in pairs[:count]:
         yield answer, first, second
         yield answer, second, first
-
-
-def _readable(judgment: Judgment) -> bool:
-    return isinstance(judgment.reading, Scored)
-
-
-async def _compare(
-    engine: Engine,
-    prompt: Prompt,
-    answer: Candidate,
-    first: Judgment,
-    second: Judgment,
-    settings: AnnotationSettings,
-    progress: Progress,
-) -> Comparison:
-    # The answer's index is part of the seed, because judgments of different answers have the same indices.
-    seeded = replace(settings, seed=derive(settings.seed, "compare", answer.index))
-    return Comparison(answer.index, await meta_judge_pair(engine, prompt, answer.text, first, second, seeded, progress))
 
 
 def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:
@@ -195,13 +174,9 @@ def score_histogram(records: Iterable[HeldOut]) -> dict[str, dict[str, int]]:
     """How often each score was given to the model's own answers and to the anchors."""
     own, anchor = Counter[str](), Counter[str]()
     for record in records:
-        own.update(f"{score:g}" for answer in record.own for score in _scores(answer))
-        anchor.update(f"{score:g}" for answer in record.anchors_K for score in _scores(answer))
+        own.update(f"{score:g}" for answer in record.own for score in valid_scores(answer))
+        anchor.update(f"{score:g}" for answer in record.anchors_K for score in valid_scores(answer))
     return {"own": dict(sorted(own.items())), "anchor": dict(sorted(anchor.items()))}
-
-
-def _scores(answer: Candidate) -> list[float]:
-    return [each.reading.score for each in answer.judgments_N if isinstance(each.reading, Scored)]
 
 
 def _metrics_without_oracle(records: Sequence[HeldOut]) -> Iterator[tuple[str, Rows]]:
@@ -213,8 +188,8 @@ def _metrics_without_oracle(records: Sequence[HeldOut]) -> Iterator[tuple[str, R
     yield "answer_chars", [(key, float(len(answer.text))) for key, answer in own]
     yield "answer_truncated", [(key, float(answer.finish == "length")) for key, answer in own]
     yield "answer_reward", [(key, answer.reward) for key, answer in own if answer.reward is not None]
-    yield "answer_self_score", [(key, score) for key, answer in own for score in _scores(answer)]
-    yield "anchor_score", [(key, score) for key, answer in anchors for score in _scores(answer)]
+    yield "answer_self_score", [(key, score) for key, answer in own for score in valid_scores(answer)]
+    yield "anchor_score", [(key, score) for key, answer in anchors for score in valid_scores(answer)]
     yield "judgment_valid", [(key, float(isinstance(each.reading, Scored))) for key, each in judgments]
     yield "judgment_chars", [(key, float(len(each.text))) for key, each in judgments]
     yield "meta_valid", [(key, float(isinstance(meta.verdict, Won | Tied))) for key, meta in metas]
@@ -238,7 +213,7 @@ def _judged_anchors(records: Iterable[HeldOut], oracle: Oracle) -> Iterator[tupl
     for record in records:
         for answer in record.anchors_K:
             truth = oracle.answer_score(record.prompt, answer.text)
-            for score in _scores(answer):
+            for score in valid_scores(answer):
                 yield record.prompt.id, score, truth
 
 
@@ -246,38 +221,34 @@ def _meta_accuracy(
     records: Iterable[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle
 ) -> Iterator[tuple[str, float]]:
     """1 where the better judgment won, 1/2 for a tie, 0 else; pairs of equally good judgments are skipped."""
-    for record in records:
-        given = {answer.index: answer for answer in anchors[record.prompt.id].own}
-        for each in record.comparisons:
-            hit = _is_better_winner(record.prompt, given[each.candidate], each, oracle)
-            if hit is not None:
-                yield record.prompt.id, hit
 
-
-def _is_better_winner(prompt: Prompt, answer: Candidate, each: Comparison, oracle: Oracle) -> float | None:
-    judgments = {judgment.index: judgment for judgment in answer.judgments_N}
-
-    def error(judgment: Judgment) -> tuple[float, ...]:
+    def error(prompt: Prompt, answer: Candidate, judgment: Judgment) -> tuple[float, ...]:
         score = judgment.reading.score if isinstance(judgment.reading, Scored) else float("inf")
         return oracle.judgment_error(prompt, answer.text, judgment.text, score)
 
-    first, second = error(judgments[each.meta.first]), error(judgments[each.meta.second])
-    verdict = each.meta.verdict
-    if first == second or not isinstance(verdict, Won | Tied):
-        return None
-    if isinstance(verdict, Tied):
-        return 0.5
-    return float(verdict.winner == (each.meta.first if first < second else each.meta.second))
+    for record in records:
+        given = {answer.index: answer for answer in anchors[record.prompt.id].own}
+        for each in record.comparisons:
+            answer, verdict = given[each.candidate], each.meta.verdict
+            judgments = {judgment.index: judgment for judgment in answer.judgments_N}
+            places = (each.meta.first, each.meta.second)
+            first, second = (error(record.prompt, answer, judgments[place]) for place in places)
+            if first == second:
+                continue
+            if isinstance(verdict, Tied):
+                yield record.prompt.id, 0.5
+            elif isinstance(verdict, Won):
+                yield record.prompt.id, float(verdict.winner == places[0 if first < second else 1])
 
 
 def _rank_correlations(records: Sequence[HeldOut], oracle: Oracle, seed: int) -> dict[str, Interval]:
     """Spearman's correlation with the true scores over all anchors: of single judgments, and of means of N."""
     single = list(_judged_anchors(records, oracle))
     means = [
-        (record.prompt.id, float(np.mean(_scores(answer))), oracle.answer_score(record.prompt, answer.text))
+        (record.prompt.id, float(np.mean(valid_scores(answer))), oracle.answer_score(record.prompt, answer.text))
         for record in records
         for answer in record.anchors_K
-        if _scores(answer)
+        if valid_scores(answer)
     ]
     found = {
         "judgment_rank_correlation": _rank_correlation(single, seed),
@@ -288,7 +259,11 @@ def _rank_correlations(records: Sequence[HeldOut], oracle: Oracle, seed: int) ->
 
 def _rank_correlation(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | None:
     """Spearman over all rows, with a 95 % interval from resampling prompts; None if undefined."""
-    whole = _spearman(rows)
+
+    def correlation(rows: Sequence[tuple[str, float, float]]) -> float | None:
+        return spearman([given for _, given, _ in rows], [truth for _, _, truth in rows])
+
+    whole = correlation(rows)
     if whole is None:
         return None
     groups: dict[str, list[tuple[str, float, float]]] = {}
@@ -298,12 +273,104 @@ def _rank_correlation(rows: Sequence[tuple[str, float, float]], seed: int) -> In
     drawn = [whole]  # so that there is an interval even if no resample has a correlation
     for _ in range(_DRAWS):
         sample = [row for pick in generator.integers(len(pools), size=len(pools)) for row in pools[pick]]
-        value = _spearman(sample)
+        value = correlation(sample)
         if value is not None:
             drawn.append(value)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(whole, min(whole, float(low)), max(whole, float(high)), len(rows))
 
 
-def _spearman(rows: Sequence[tuple[str, float, float]]) -> float | None:
-    return spearman([given for _, given, _ in rows], [truth for _, _, truth in rows])
+# --- win rates ---
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """A model's win rate ``against`` an earlier one by ``judge``, in percent with its 95 % interval.
+
+    ``length_adjusted`` is the win rate at equal lengths, ``length_adjusted_error`` its standard error, and ``p_value``
+    that of the two-sided sign test of equally likely wins and losses (None without either).
+    """
+
+    against: str
+    judge: str
+    win_rate: float
+    low: float
+    high: float
+    length_adjusted: float | None
+    length_adjusted_error: float | None
+    wins: int
+    losses: int
+    draws: int
+    left_out: int
+    p_value: float | None
+
+
+def held_out_win_rates(
+    records: Sequence[HeldOut], earlier: Mapping[str, Sequence[HeldOut]], oracle: Oracle | None, seed: int
+) -> tuple[WinRate, ...]:
+    """A model's win rates: by its own judgments against M0, whose answers it judged too, and by the oracle, if there is
+    one, against each of ``earlier`` (records by model name).
+    """
+    found = [win_rate_by("itself", records, seed)]
+    if oracle is not None:
+
+        def true_score(prompt: Prompt, answer: Candidate) -> float:
+            return oracle.answer_score(prompt, answer.text)
+
+        found += [_win_rate(name, "oracle", records, others, true_score, seed) for name, others in earlier.items()]
+    return tuple(each for each in found if each is not None)
+
+
+def win_rate_by(judge: str, records: Sequence[HeldOut], seed: int) -> WinRate | None:
+    """A model's win rate against M0, by the judgments of both in ``records``; None without readable ones."""
+
+    def own_mean(_: Prompt, answer: Candidate) -> float | None:
+        scores = valid_scores(answer)
+        return mean(scores) if scores else None
+
+    others = [replace(record, own=record.anchors_K) for record in records]
+    return _win_rate("M0", judge, records, others, own_mean, seed)
+
+
+def _win_rate(
+    against: str,
+    judge: str,
+    records: Sequence[HeldOut],
+    others: Sequence[HeldOut],
+    score: Callable[[Prompt, Candidate], float | None],
+    seed: int,
+) -> WinRate | None:
+    """Over the answers of each prompt and sample index that both models have; None if no pair is readable."""
+    from scipy.stats import binomtest  # scipy.stats takes half a second
+
+    rows: list[Annotation] = []
+    judged: list[tuple[str, float]] = []
+    answered = {other.prompt.id: other.own for other in others}
+    for number, record in enumerate(records):
+        prompt = record.prompt
+        # The models may have different numbers of samples; extra ones have no partner.
+        for own, base in zip(record.own, answered.get(prompt.id, ()), strict=False):
+            mine, theirs, share = score(prompt, own), score(prompt, base), None
+            if mine is not None and theirs is not None:
+                share = 0.5 if abs(mine - theirs) < TOLERANCE else float(mine > theirs)
+                judged.append((prompt.id, share))
+            rows.append(Annotation(number, share, len(base.text), len(own.text)))
+    if not judged:
+        return None
+    shares = [share for _, share in judged]
+    interval, adjusted = mean_interval(shares, [prompt for prompt, _ in judged], seed), length_adjusted(rows)
+    wins, losses = shares.count(1.0), shares.count(0.0)
+    return WinRate(
+        against=against,
+        judge=judge,
+        win_rate=100 * interval.mean,
+        low=100 * interval.low,
+        high=100 * interval.high,
+        length_adjusted=adjusted.win_rate if adjusted else None,
+        length_adjusted_error=adjusted.standard_error if adjusted else None,
+        wins=wins,
+        losses=losses,
+        draws=len(shares) - wins - losses,
+        left_out=len(rows) - len(shares),
+        p_value=float(binomtest(wins, wins + losses).pvalue) if wins + losses else None,
+    )

@@ -14,8 +14,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from metareward.evaluation.held_out import HeldOut, evaluate, held_out_metrics, held_out_records, judged_again
-from metareward.evaluation.win_rates import held_out_win_rates, win_rate_by
+from metareward.evaluation.held_out import (
+    HeldOut,
+    evaluate,
+    held_out_metrics,
+    held_out_records,
+    held_out_win_rates,
+    judged_again,
+    win_rate_by,
+)
 from metareward.generation.progress import Progress
 from metareward.method.scores import mean, valid_scores
 from metareward.method.stats import spearman

@@ -15,8 +15,14 @@ from pathlib import Path
 from metareward.config.schema import pairs_rules
 from metareward.engines.base import Engine
 from metareward.errors import UserError
-from metareward.evaluation.held_out import HeldOut, evaluate, held_out_metrics, held_out_records, score_histogram
-from metareward.evaluation.win_rates import held_out_win_rates
+from metareward.evaluation.held_out import (
+    HeldOut,
+    evaluate,
+    held_out_metrics,
+    held_out_records,
+    held_out_win_rates,
+    score_histogram,
+)
 from metareward.generation.progress import Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metareward.config.schema import Recipe
-from metareward.evaluation.win_rates import WinRate
+from metareward.evaluation.held_out import WinRate
 from metareward.generation.usage import ServerUsageTotal
 from metareward.method.diagnostics import Finding, PositionStatistics
 from metareward.method.elo import PositionWeights

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
-from metareward.evaluation.win_rates import WinRate
+from metareward.evaluation.held_out import WinRate
 from metareward.generation.usage import read_usage, read_warnings
 from metareward.report.facts import BenchmarkResult, Curve, Evaluation, Iteration, Measure, PairSummary, Run
 from metareward.storage.run_dir import RunDir

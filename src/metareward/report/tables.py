@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from metareward.evaluation.win_rates import WinRate
+from metareward.evaluation.held_out import WinRate
 from metareward.report.facts import Evaluation, PairSummary
 from metareward.report.labels import drop_label
 

@@ -9,8 +9,7 @@ from made_up import lines, session
 from metareward.engines.base import EngineError
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, JudgePrompt, Question, Style, Version
-from metareward.evaluation.arena_hard.judge import game_query, text_of
-from metareward.evaluation.arena_hard.run import ArenaHardCommand
+from metareward.evaluation.arena_hard.run import ArenaHardCommand, game_query, text_of
 from metareward.types import Messages, Sampling
 
 CONFIG = """\

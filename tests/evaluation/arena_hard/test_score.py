@@ -33,10 +33,8 @@ from metareward.evaluation.arena_hard.data import (
     verdict,
     version_named,
 )
-from metareward.evaluation.arena_hard.results import evaluate
 from metareward.evaluation.arena_hard.run import results
-from metareward.evaluation.arena_hard.score import rating, scores, to_battles
-from metareward.evaluation.arena_hard.style import style_battles
+from metareward.evaluation.arena_hard.score import evaluate, rating, scores, style_battles, to_battles
 from metareward.method.elo import fit_elo
 
 VERDICTS = get_args(Verdict)

@@ -23,16 +23,19 @@ from metareward.evaluation.judge_quality.data import (
     verdicts_from_scores,
 )
 from metareward.evaluation.judge_quality.pairs import (
+    SECTIONS,
     JudgedPair,
     biases,
     chance_pair_quality,
     cohen_kappa,
+    combine,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
+    read_choices,
+    section_scores,
     verdicts_by_length,
 )
-from metareward.evaluation.judge_quality.reward_bench import SECTIONS, combine, read_choices, section_scores
 from metareward.evaluation.judge_quality.tables import pairs_table, sections_table
 from metareward.types import Message
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,13 @@ from scripted_models import prompts, reply, settings
 from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Comparison, Item, Pair, Response, Winner, read_rankings
-from metareward.evaluation.judge_quality.protocols import chosen_by_judge, gpt4_chosen, human, self_chosen
-from metareward.evaluation.judge_quality.rankings import scored_by_length
+from metareward.evaluation.judge_quality.rankings import (
+    chosen_by_judge,
+    gpt4_chosen,
+    human,
+    scored_by_length,
+    self_chosen,
+)
 from metareward.evaluation.judge_quality.run import JudgeQualityCommand, protocol_named
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.storage.store import RecordStore, record_to_json
@@ -86,7 +91,7 @@ def test_answers_without_a_readable_score_are_left_out() -> None:
 
 def test_nothing_to_count_is_none_never_nan() -> None:
     for rows in (gpt4_chosen([], "mine"), self_chosen([], "mine"), human([], "mine")):
-        json.dumps([each.as_dict() for each in rows], allow_nan=False)
+        json.dumps([asdict(each) for each in rows], allow_nan=False)
         assert rows[0].agreement is None and rows[0].n_pairs == 0
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -118,7 +118,7 @@ def test_chance_is_what_random_scores_reach_on_average() -> None:
     generator = np.random.default_rng(0)
     shapes = [[0, 1, 2], [0, 1], [0, 0, 1, 2]] * 400
     items = [item(str(i), ranks, generator.permutation(len(ranks)).tolist()) for i, ranks in enumerate(shapes)]
-    found, chance = ranking_quality(items).as_dict(), chance_ranking_quality(items)
+    found, chance = asdict(ranking_quality(items)), chance_ranking_quality(items)
     for name in ("pairwise_accuracy_ties_half", "exact_match", "best_of_match_ties_shared", "mean_spearman_defined"):
         assert found[name] == pytest.approx(chance[name], abs=0.05), name
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from metareward.evaluation.mt_bench.data import (
     Grade,
     GradingPrompts,
     Question,
+    evaluate,
     question_about,
     read_grades,
     read_questions,
     read_score,
 )
 from metareward.evaluation.mt_bench.run import MtBenchCommand, results
-from metareward.evaluation.mt_bench.score import evaluate
 from metareward.types import Messages, Sampling
 
 # --- scores ---
@@ -56,7 +57,7 @@ def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[int, 
     questions = {i: Question(i, "math" if i % 2 else "stem", ("a", "b")) for i in range(1, 5)}
     rows = [Grade(question, "m", turn, score) for question, turn, score in drawn]
     for each in evaluate([*rows, Grade(1, "n", 1, None)], questions):
-        json.dumps(each.as_dict(), allow_nan=False)  # raises for NaN
+        json.dumps(asdict(each), allow_nan=False)  # raises for NaN
         own = [row for row in rows if row.model == each.model]
         assert each.n_valid + each.n_failed + each.n_refused == (len(own) if each.model == "m" else 1)
         assert each.n_missing + len({(row.question, row.turn) for row in own}) >= 7

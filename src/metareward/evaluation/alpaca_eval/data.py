@@ -83,12 +83,15 @@ class Weights:
 
 def read_outputs(path: Path) -> tuple[Output, ...]:
     """A model's outputs, in the order of the file. Raises `UserError` for a repeated instruction."""
-    return tuple(_output(row, path) for row in require_unique(read_rows(path), "instruction"))
-
-
-def _output(row: Row, path: Path) -> Output:
-    name = row.text("generator") if row.has("generator") else path.parent.name
-    return Output(row.text("instruction"), row.text("output"), str(row.fields.get("dataset") or ""), name)
+    return tuple(
+        Output(
+            instruction=row.text("instruction"),
+            output=row.text("output"),
+            dataset=str(row.fields.get("dataset") or ""),
+            generator=row.text("generator") if row.has("generator") else path.parent.name,
+        )
+        for row in require_unique(read_rows(path), "instruction")
+    )
 
 
 def read_annotations(path: Path, order: Mapping[str, int] | None = None) -> tuple[Annotations, ...]:
@@ -99,20 +102,15 @@ def read_annotations(path: Path, order: Mapping[str, int] | None = None) -> tupl
     ``results/MODEL/JUDGE/annotations.json`` the folder names the model, because the field in the file can be wrong.
     Raises `UserError` for a field that is missing or out of range.
     """
-    rows = read_rows(path)
-    named = [row if row.has("model") or row.has("generator_2") else _nameless(row, path) for row in rows]
-    models = group_by(named, "model", "generator_2")
-    folder = _folder_name(path) if len(models) == 1 else None
-    return tuple(_annotations(model, found, folder, order) for model, found in models.items())
-
-
-def _nameless(row: Row, path: Path) -> Row:
-    return Row(row.where, {**row.fields, "model": path.stem})
-
-
-def _folder_name(path: Path) -> str | None:
+    unnamed = {"model": path.stem}
+    rows = [
+        row if row.has("model") or row.has("generator_2") else Row(row.where, {**row.fields, **unnamed})
+        for row in read_rows(path)
+    ]
+    models = group_by(rows, "model", "generator_2")
     in_results = path.name == "annotations.json" and path.parent.parent.parent.name == "results"
-    return path.parent.parent.name if in_results else None
+    folder = path.parent.parent.name if in_results and len(models) == 1 else None
+    return tuple(_annotations(model, found, folder, order) for model, found in models.items())
 
 
 def _annotations(model: str, rows: Sequence[Row], folder: str | None, order: Mapping[str, int] | None) -> Annotations:
@@ -122,23 +120,22 @@ def _annotations(model: str, rows: Sequence[Row], folder: str | None, order: Map
         model=folder or model,
         baseline=baseline,
         mode=" and ".join(sorted(modes)) or "as stored",
-        rows=tuple(_annotation(row, place, order) for place, row in enumerate(rows)),
+        rows=tuple(
+            Annotation(
+                row=_row_number(row, place, order),
+                preference=_share(row),
+                baseline_chars=_chars(row, "len_1", "output_1"),
+                model_chars=_chars(row, "len_2", "output_2"),
+                refused=row.fields.get("outcome") == "refused",
+            )
+            for place, row in enumerate(rows)
+        ),
         differing_name=model if folder not in (None, model) else None,
         by_place=order is None and not any(row.has("index") or row.has("row") for row in rows),
     )
 
 
-def _annotation(row: Row, place: int, order: Mapping[str, int] | None) -> Annotation:
-    return Annotation(
-        row=_number(row, place, order),
-        preference=_share(row),
-        baseline_chars=_chars(row, "len_1", "output_1"),
-        model_chars=_chars(row, "len_2", "output_2"),
-        refused=row.fields.get("outcome") == "refused",
-    )
-
-
-def _number(row: Row, place: int, order: Mapping[str, int] | None) -> int:
+def _row_number(row: Row, place: int, order: Mapping[str, int] | None) -> int:
     for name in ("index", "row"):
         if row.has(name):
             return int(row.number(name))

@@ -54,21 +54,26 @@ def length_controlled(rows: Sequence[Annotation], difficulty_I: Array, gamed: Ga
 
     Raises `UserError` when a row's number has no difficulty.
     """
-    judged = np.array([row.preference is not None for row in rows], dtype=bool)
-    if not judged.any():
+    if all(row.preference is None for row in rows):
         return None
     difficulty_P = row_difficulties(rows, difficulty_I)
-    if is_baseline(rows):
+    if _is_baseline(rows):
         return win_rate_of_weights(Weights(0.0, 0.0, 0.0), difficulty_P)
-    own = np.column_stack([length_feature(rows), difficulty_P, np.ones(len(rows))])[judged]
-    shares = np.array([row.preference for row in rows if row.preference is not None])
+    own_R3, shares_R = _judged_rows(rows, difficulty_P)
     baseline = np.column_stack([np.tanh(gamed.length_R), gamed.difficulty_R, np.zeros(len(gamed.length_R))])
     coefficients = _fit_lasso(
-        np.vstack([baseline, own]),
-        np.concatenate([gamed.preference_R, shares]),
-        np.concatenate([np.full(len(baseline), _GAMED_WEIGHT), np.ones(len(own))]),
+        np.vstack([baseline, own_R3]),
+        np.concatenate([gamed.preference_R, shares_R]),
+        np.concatenate([np.full(len(baseline), _GAMED_WEIGHT), np.ones(len(own_R3))]),
     )
     return win_rate_of_weights(Weights(*map(float, coefficients)), difficulty_P)
+
+
+def _judged_rows(rows: Sequence[Annotation], difficulty_P: Array) -> tuple[Array, Array]:
+    """The three features of the rows with a preference, of shape (R, 3), and their preferences."""
+    judged = np.array([row.preference is not None for row in rows], dtype=bool)
+    features_R3 = np.column_stack([length_feature(rows), difficulty_P, np.ones(len(rows))])[judged]
+    return features_R3, np.array([row.preference for row in rows if row.preference is not None])
 
 
 def win_rate_of_weights(weights: Weights, difficulty_P: Array, against: Weights | None = None) -> LengthControlled:
@@ -85,7 +90,7 @@ def standard_error(shares: Sequence[float]) -> float | None:
     return 100 * float(np.std(shares, ddof=1)) / len(shares) ** 0.5 if len(shares) > 1 else None
 
 
-def is_baseline(rows: Sequence[Annotation]) -> bool:
+def _is_baseline(rows: Sequence[Annotation]) -> bool:
     """Whether the model is the baseline itself: every row a draw of equal lengths."""
     return all(row.preference == 0.5 and row.baseline_chars == row.model_chars for row in rows)
 
@@ -116,53 +121,33 @@ def is_large_change(raw: float, controlled: float) -> bool:
 
 
 def _fit_lasso(x_RF: Array, y_R: Array, weights_R: Array) -> Array:
-    """Each row twice: label 1 with weight w y and label 0 with weight w (1 - y), both in the same fold."""
-    rows = _LabelledRows(
-        x_RF=np.vstack([x_RF, x_RF]),
-        labels_R=np.repeat([1, 0], len(y_R)),
-        shares_R=np.concatenate([y_R, y_R]),
-        weights_R=np.concatenate([weights_R, weights_R]),
-        groups_R=np.tile(np.arange(len(y_R)), 2),
-    )
-    folds = rows.folds()
-    losses = [np.mean([_loss(rows, held_out, _regression(rows, used, c)) for used, held_out in folds]) for c in _CS]
-    best = float(_CS[int(np.argmin(losses))])
-    return _regression(rows, np.arange(len(rows.labels_R)), best)
+    """The coefficients, by liblinear, with C chosen by cross-validation.
 
-
-@dataclass(frozen=True, slots=True)
-class _LabelledRows:
-    x_RF: Array
-    labels_R: NDArray[np.int64]
-    shares_R: Array
-    weights_R: Array
-    groups_R: NDArray[np.int64]
-
-    def folds(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Indices of training and held-out rows, five times."""
-        from sklearn.model_selection import GroupKFold
-
-        return list(GroupKFold(_FOLDS).split(self.x_RF, self.labels_R, self.groups_R))
-
-
-def _regression(rows: _LabelledRows, used: NDArray[np.int64], c: float) -> Array:
-    """The three coefficients, by liblinear."""
+    Each row twice: label 1 with weight w y and label 0 with weight w (1 - y), both in the same fold.
+    """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
 
-    labels = rows.labels_R[used]
-    soft = np.where(labels == 1, rows.shares_R[used], 1 - rows.shares_R[used])
-    model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED).fit(
-        rows.x_RF[used], labels, sample_weight=soft * rows.weights_R[used]
-    )
-    return np.asarray(model.coef_[0], dtype=np.float64)
+    groups_R = np.tile(np.arange(len(y_R)), 2)
+    labels_R = np.repeat([1, 0], len(y_R))
+    x_RF, shares_R, weights_R = (np.concatenate([each, each]) for each in (x_RF, y_R, weights_R))
+    soft_R = np.where(labels_R == 1, shares_R, 1 - shares_R)
 
+    def fit(used: NDArray[np.int64], c: float) -> Array:
+        model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED)
+        model.fit(x_RF[used], labels_R[used], sample_weight=soft_R[used] * weights_R[used])
+        return np.asarray(model.coef_[0], dtype=np.float64)
 
-def _loss(rows: _LabelledRows, held_out: NDArray[np.int64], coefficients: Array) -> float:
-    """The mean weighted log loss."""
-    chance = np.clip(expit(rows.x_RF[held_out] @ coefficients), 1e-15, 1 - 1e-15)
-    share = rows.shares_R[held_out]
-    log_likelihood = share * np.log(chance) + (1 - share) * np.log(1 - chance)
-    return float(np.mean(-log_likelihood * rows.weights_R[held_out]))
+    def loss(held_out: NDArray[np.int64], coefficients: Array) -> float:
+        """The mean weighted log loss."""
+        chance = np.clip(expit(x_RF[held_out] @ coefficients), 1e-15, 1 - 1e-15)
+        share = shares_R[held_out]
+        log_likelihood = share * np.log(chance) + (1 - share) * np.log(1 - chance)
+        return float(np.mean(-log_likelihood * weights_R[held_out]))
+
+    folds = list(GroupKFold(_FOLDS).split(x_RF, labels_R, groups_R))
+    losses = [np.mean([loss(held_out, fit(used, c)) for used, held_out in folds]) for c in _CS]
+    return fit(np.arange(len(labels_R)), float(_CS[int(np.argmin(losses))]))
 
 
 def length_adjusted(rows: Sequence[Annotation], difficulty_P: Array | None = None) -> LengthControlled | None:
@@ -170,20 +155,16 @@ def length_adjusted(rows: Sequence[Annotation], difficulty_P: Array | None = Non
 
     The standard error is that of the fitted rate (sandwich covariance, delta method), the difficulties taken as known.
     """
-    judged = np.array([row.preference is not None for row in rows], dtype=bool)
-    if not judged.any():
+    if all(row.preference is None for row in rows):
         return None
     known_P = np.zeros(len(rows)) if difficulty_P is None else difficulty_P
-    if is_baseline(rows):
+    if _is_baseline(rows):
         return win_rate_of_weights(Weights(0.0, 0.0, 0.0), known_P)
-    features = np.column_stack([length_feature(rows), known_P, np.ones(len(rows))])[judged]
-    shares = np.array([row.preference for row in rows if row.preference is not None])
-    coefficients = fit_logistic(features, shares, np.ones(len(shares)), np.full(3, _RIDGE))
+    features_R3, shares_R = _judged_rows(rows, known_P)
+    coefficients = fit_logistic(features_R3, shares_R, np.ones(len(shares_R)), np.full(3, _RIDGE))
     fitted = win_rate_of_weights(Weights(*map(float, coefficients)), known_P)
-    return replace(
-        fitted,
-        standard_error=_standard_error_of_fit(features, shares, coefficients, known_P) if len(shares) > 1 else None,
-    )
+    error = _standard_error_of_fit(features_R3, shares_R, coefficients, known_P) if len(shares_R) > 1 else None
+    return replace(fitted, standard_error=error)
 
 
 def _standard_error_of_fit(x_R3: Array, share_R: Array, b_3: Array, difficulty_P: Array) -> float:
@@ -211,34 +192,21 @@ def fit_difficulties(models: Sequence[Sequence[Annotation]]) -> dict[int, float]
     judged = np.array([share is not None for _, _, share in table], dtype=bool)
     model_R, item_R = np.array([(m, item) for m, item, _ in table]).T[:, judged]
     share_R = np.array([share for _, _, share in table if share is not None])
-    data = _JointLoss(length_R[judged], model_R, item_R, share_R, len(models), len(numbers))
-    found = minimize(data, np.zeros(len(data.ridge)), jac=True, method="L-BFGS-B")
-    return dict(zip(numbers, found.x[2 * len(models) :].tolist(), strict=True))
+    length_R = length_R[judged]
+    ridge = np.concatenate([np.full(2 * len(models), _RIDGE), np.full(len(numbers), _DIFFICULTY_RIDGE)])
 
-
-@dataclass(frozen=True)
-class _JointLoss:
-    """Loss and gradient at the slopes, constants and difficulties, concatenated in one array."""
-
-    length_R: Array
-    model_R: NDArray[np.int64]
-    item_R: NDArray[np.int64]
-    share_R: Array
-    models: int
-    items: int
-
-    @property
-    def ridge(self) -> Array:
-        return np.concatenate([np.full(2 * self.models, _RIDGE), np.full(self.items, _DIFFICULTY_RIDGE)])
-
-    def __call__(self, b_F: Array) -> tuple[float, Array]:
-        slope, constant, hard = np.split(b_F, [self.models, 2 * self.models])
-        margin = slope[self.model_R] * self.length_R + constant[self.model_R] + hard[self.item_R]
-        loss = float((np.logaddexp(0.0, margin) - self.share_R * margin).sum() + self.ridge @ b_F**2 / 2)
-        error = expit(margin) - self.share_R
+    def loss_and_gradient(b_F: Array) -> tuple[float, Array]:
+        """At the slopes, constants and difficulties, concatenated in one array."""
+        slope, constant, hard = np.split(b_F, [len(models), 2 * len(models)])
+        margin = slope[model_R] * length_R + constant[model_R] + hard[item_R]
+        loss = float((np.logaddexp(0.0, margin) - share_R * margin).sum() + ridge @ b_F**2 / 2)
+        error = expit(margin) - share_R
         parts = (
-            np.bincount(self.model_R, error * self.length_R, self.models),
-            np.bincount(self.model_R, error, self.models),
-            np.bincount(self.item_R, error, self.items),
+            np.bincount(model_R, error * length_R, len(models)),
+            np.bincount(model_R, error, len(models)),
+            np.bincount(item_R, error, len(numbers)),
         )
-        return loss, np.concatenate(parts) + self.ridge * b_F
+        return loss, np.concatenate(parts) + ridge * b_F
+
+    found = minimize(loss_and_gradient, np.zeros(len(ridge)), jac=True, method="L-BFGS-B")
+    return dict(zip(numbers, found.x[2 * len(models) :].tolist(), strict=True))

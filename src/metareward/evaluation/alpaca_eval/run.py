@@ -14,7 +14,6 @@ from pydantic import Field
 from metareward.data.prompts import load_prompts
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import (
-    Annotations,
     Output,
     read_annotations,
     read_difficulty,
@@ -27,7 +26,6 @@ from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, eval
 from metareward.evaluation.base import (
     Column,
     ComparisonBenchmark,
-    Completions,
     EvaluateCommand,
     Evaluated,
     EvaluatedModel,
@@ -46,16 +44,14 @@ from metareward.evaluation.compare import (
     LabelPrompt,
     OutputPair,
     PairwiseJudge,
-    Unjudged,
     load_label_prompt,
 )
 from metareward.evaluation.held_out import HeldOut
 from metareward.evaluation.judges import JudgeClient, JudgeSpec
-from metareward.generation.progress import JUDGMENTS
 from metareward.method.template import conversation
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
-from metareward.types import Message, Prompt
+from metareward.types import Message, Prompt, Sampling
 
 AnnotationRows = Sequence[Mapping[str, object]]
 
@@ -117,29 +113,31 @@ def label_judge(client: JudgeClient, prompt: LabelPrompt) -> LabelJudge:
 async def annotate(judge: PairwiseJudge, pairs: Sequence[Matchup]) -> AnnotationRows:
     """A row for every matchup, in their order. Raises `UserError` as the judge does."""
     shares = await judge.shares([each.pair for each in pairs if each.base.output != each.own.output])
-    return tuple(_row(each, judge.name) | _verdict(each, shares.get(each.prompt.id)) for each in pairs)
-
-
-def _row(each: Matchup, judge: str) -> dict[str, object]:
-    return {
-        "index": each.index,
-        "instruction": each.base.instruction,
-        "dataset": each.base.dataset,
-        "output_1": each.base.output,
-        "generator_1": each.base.generator,
-        "output_2": each.own.output,
-        "generator_2": each.own.generator,
-        "annotator": judge,
-    }
-
-
-def _verdict(each: Matchup, share: FirstShare | Unjudged | None) -> dict[str, object]:
-    if share is None:
-        return {"preference": 1.5, "outcome": "identical"}
-    if not isinstance(share, FirstShare):
-        return {"preference": None, "outcome": share}
-    gained = preference(share.share, model_first(each.base.instruction))
-    return {"preference": 1 + gained, "outcome": "judged", "mode": share.mode}
+    rows: list[dict[str, object]] = []
+    for each in pairs:
+        share = shares.get(each.prompt.id)
+        verdict: dict[str, object]
+        if share is None:
+            verdict = {"preference": 1.5, "outcome": "identical"}
+        elif isinstance(share, FirstShare):
+            gained = preference(share.share, model_first(each.base.instruction))
+            verdict = {"preference": 1 + gained, "outcome": "judged", "mode": share.mode}
+        else:
+            verdict = {"preference": None, "outcome": share}
+        rows.append(
+            {
+                "index": each.index,
+                "instruction": each.base.instruction,
+                "dataset": each.base.dataset,
+                "output_1": each.base.output,
+                "generator_1": each.base.generator,
+                "output_2": each.own.output,
+                "generator_2": each.own.generator,
+                "annotator": judge.name,
+                **verdict,
+            }
+        )
+    return rows
 
 
 def _write_rows(path: Path, rows: AnnotationRows) -> None:
@@ -170,7 +168,8 @@ class AlpacaEvalCommand(EvaluateCommand):
         elif not self.annotations:
             raise UserError("give --annotations, the judge's annotations.json, or --judge-engine to ask a judge")
         figures = [each.as_dict() for each in self.results()]
-        table = _table("AlpacaEval 2", figures)
+        rows = tuple((str(each["model"]), each) for each in figures)
+        table = ResultTable("AlpacaEval 2", _columns(figures), rows, _notes(figures))
         return Evaluated((table,), {"benchmark": "alpaca_eval", "models": figures})
 
     def results(self) -> tuple[AlpacaResult, ...]:
@@ -182,12 +181,17 @@ class AlpacaEvalCommand(EvaluateCommand):
         reference = read_outputs(self.reference) if self.reference else ()
         order = {output.instruction: i for i, output in enumerate(reference)} if self.by_instruction else None
         models = tuple(each for path in self.annotations for each in read_annotations(path, order))
+        chars: dict[str, list[int]] = {}
+        if self.outputs:
+            outputs = read_outputs(self.outputs)
+            model = models[0].model if len(models) == 1 else outputs[0].generator
+            chars = {model: [len(output.output) for output in outputs]}
         return evaluate(
             models,
             difficulty=read_difficulty(self.difficulty) if self.difficulty else None,
             gamed=read_gamed(self.gamed) if self.gamed else None,
             instructions=len(reference) or None,
-            chars=_chars(models, read_outputs(self.outputs)) if self.outputs else None,
+            chars=chars,
         )
 
     def _published(self, weights: Path) -> Evaluated:
@@ -225,14 +229,6 @@ def published_rates(weights: Path, difficulty: Path) -> dict[str, LengthControll
     return {model: win_rate_of_weights(each, hard_I) for model, each in read_weights(weights).items()}
 
 
-def _chars(models: Sequence[Annotations], outputs: Sequence[Output]) -> dict[str, list[int]]:
-    """The lengths of the outputs, under the name of the model they belong to."""
-    lengths = [len(output.output) for output in outputs]
-    if len(models) == 1:
-        return {models[0].model: lengths}
-    return {output.generator: lengths for output in outputs[:1]}
-
-
 # --- in a recipe ---
 
 
@@ -246,6 +242,8 @@ class AlpacaEval(ComparisonBenchmark):
     title: ClassVar[str] = "AlpacaEval"
     answers_file: ClassVar[str] = "outputs.json"
     command: ClassVar[type[EvaluateCommand]] = AlpacaEvalCommand
+    judge_sampling: ClassVar[Sampling] = SAMPLING
+    prompt_completions: ClassVar[int] = 1
 
     def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
         """Also that the length control's files come together."""
@@ -280,15 +278,6 @@ class AlpacaEval(ComparisonBenchmark):
         ]
         return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
 
-    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:
-        """One token for each pair, or N judgments of both outputs."""
-        if self.asked_judge is None:
-            return None
-        pairs, itself = self.requests().completions if self.has_requests else held_out, self.judge == "itself"
-        if self.prompt is not None:
-            return Completions(JUDGMENTS, pairs, SAMPLING.max_tokens, itself, like_run=False)
-        return Completions(JUDGMENTS, pairs * 2 * n, max_tokens, itself)
-
     async def score(self, inputs: ScoringInputs) -> Results:
         """Annotations, written in upstream's format, and what they come to."""
         pairs, total = self._matchups(inputs)
@@ -313,7 +302,14 @@ class AlpacaEval(ComparisonBenchmark):
         """Both outputs to every instruction, and how many instructions there are."""
         opponent, model = inputs.opponent, inputs.model
         if self.questions is None and opponent is not None:
-            return _held_out_matchups(model, opponent), len(inputs.prompts)
+            # By prompt, not by instruction: a prompt of several turns has no instruction of its own.
+            theirs = {record.prompt.id: record for record in opponent.held_out()}
+            both = [
+                Matchup(index, record.prompt, _output(theirs[record.prompt.id], opponent), _output(record, model))
+                for index, record in enumerate(model.held_out())
+                if record.prompt.id in theirs
+            ]
+            return both, len(inputs.prompts)
         baseline = read_outputs(opponent.answers if opponent else Path(self.against))
         if self.questions is None:
             return matchups(baseline, [_output(record, model) for record in model.held_out()]), len(baseline)
@@ -328,23 +324,9 @@ class AlpacaEval(ComparisonBenchmark):
         return _notes(rows)
 
 
-def _held_out_matchups(model: EvaluatedModel, opponent: EvaluatedModel) -> list[Matchup]:
-    """By prompt, not by instruction: a prompt of several turns has no instruction of its own."""
-    theirs = {record.prompt.id: record for record in opponent.held_out()}
-    return [
-        Matchup(index, record.prompt, _output(theirs[record.prompt.id], opponent), _output(record, model))
-        for index, record in enumerate(model.held_out())
-        if record.prompt.id in theirs
-    ]
-
-
 def _output(record: HeldOut, model: EvaluatedModel) -> Output:
     """The first answer, where there are several."""
     return Output(conversation(record.prompt.messages), record.own[0].text, "held out", model.name)
-
-
-def _table(title: str, rows: Sequence[Figures]) -> ResultTable:
-    return ResultTable(title, _columns(rows), tuple((str(each["model"]), each) for each in rows), _notes(rows))
 
 
 def _columns(rows: Sequence[Figures]) -> tuple[Column, ...]:

@@ -98,7 +98,13 @@ class AlpacaResult:
             name: fitted.win_rate if fitted else None,
             error: fitted.standard_error if fitted else None,
             "length_method": self.method,
-            "weights": _named(fitted),
+            "weights": None
+            if fitted is None
+            else {
+                "w_len": fitted.weights.length,
+                "w_difficulty": fitted.weights.difficulty,
+                "w_const": fitted.weights.constant,
+            },
             "avg_length": self.avg_length,
             "n_judged": self.raw.n_total,
             "n_missing": self.n_missing,
@@ -106,13 +112,6 @@ class AlpacaResult:
             "n_refused": self.n_refused,
             "notes": list(self.notes),
         }
-
-
-def _named(fitted: LengthControlled | None) -> dict[str, float] | None:
-    if fitted is None:
-        return None
-    weights = fitted.weights
-    return {"w_len": weights.length, "w_difficulty": weights.difficulty, "w_const": weights.constant}
 
 
 def evaluate(
@@ -140,8 +139,18 @@ def _fits(
 ) -> list[tuple[LengthControlled | None, str]]:
     """Each model's win rate at equal lengths, and the name of the regression."""
     if difficulty is not None:
-        return [_fit_with_difficulty(each, difficulty, gamed) for each in models]
-    if not _comparable(models):
+        return [
+            (length_controlled(each.rows, difficulty, gamed), OFFICIAL)
+            if gamed is not None and each.baseline in (None, BASELINE)
+            else (
+                length_adjusted(each.rows, row_difficulties(each.rows, difficulty)),
+                "length, constant, difficulty from the file",
+            )
+            for each in models
+        ]
+    numbers = [{row.row for row in each.rows} for each in models]
+    one_baseline = len(models) > 1 and len({each.baseline for each in models}) == 1
+    if not (one_baseline and set.intersection(*numbers)):
         return [(length_adjusted(each.rows), "length, constant") for each in models]
     shared = fit_difficulties([each.rows for each in models])
     method = f"length, constant, difficulty fitted on these {len(models)} models"
@@ -150,21 +159,6 @@ def _fits(
         (length_adjusted(each.rows, difficulty_P), method)
         for each, difficulty_P in zip(models, difficulties, strict=True)
     ]
-
-
-def _comparable(models: Sequence[Annotations]) -> bool:
-    """Whether two models or more were judged on some of the same instructions against one baseline."""
-    numbers = [{row.row for row in each.rows} for each in models]
-    return len(models) > 1 and len({each.baseline for each in models}) == 1 and bool(set.intersection(*numbers))
-
-
-def _fit_with_difficulty(
-    each: Annotations, difficulty: Array, gamed: Gamed | None
-) -> tuple[LengthControlled | None, str]:
-    if gamed is not None and each.baseline in (None, BASELINE):
-        return length_controlled(each.rows, difficulty, gamed), OFFICIAL
-    difficulty_P = row_difficulties(each.rows, difficulty)
-    return length_adjusted(each.rows, difficulty_P), "length, constant, difficulty from the file"
 
 
 def _result(
@@ -190,24 +184,6 @@ def _result(
         n_refused=refused,
         notes=_notes(each, raw, controlled, each.by_place and len(each.rows) < (total or 0)),
     )
-
-
-def _controlled(
-    each: Annotations,
-    models: int,
-    difficulty: Array | None,
-    gamed: Gamed | None,
-    shared: Mapping[int, float] | None,
-) -> tuple[LengthControlled | None, str]:
-    if difficulty is not None and gamed is not None and each.baseline in (None, BASELINE):
-        return length_controlled(each.rows, difficulty, gamed), OFFICIAL
-    if difficulty is not None:
-        difficulty_P = row_difficulties(each.rows, difficulty)
-        return length_adjusted(each.rows, difficulty_P), "length, constant, difficulty from the file"
-    if shared is not None:
-        difficulty_P = np.array([shared[row.row] for row in each.rows])
-        return length_adjusted(each.rows, difficulty_P), f"length, constant, difficulty fitted on these {models} models"
-    return length_adjusted(each.rows), "length, constant"
 
 
 def _notes(each: Annotations, raw: WinRate, controlled: LengthControlled | None, shifted: bool) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -103,6 +103,8 @@ def _matches(text: str, *patterns: re.Pattern[str]) -> int:
 
 
 _ID = ("question_id", "uid")
+_OLD_SLOTS = ("question_1", "answer_1", "answer_2")
+_COUNTS = ("header_count", "list_count", "bold_count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +154,12 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """The questions, in the order of the file. Raises `UserError` for a repeated id."""
     found: dict[str, Question] = {}
     for row in read_rows(path):
-        question = Question(row.text(*_ID), str(row.fields.get("category") or ""), _asked(row))
+        text = row.text("prompt") if row.has("prompt") else row.rows("turns")[0].text("content")
+        question = Question(row.text(*_ID), str(row.fields.get("category") or ""), text)
         if question.id in found:
             raise row.error(_ID[0], "repeats an earlier row", "keep one question to an id")
         found[question.id] = question
     return tuple(found.values())
-
-
-def _asked(row: Row) -> str:
-    return row.text("prompt") if row.has("prompt") else row.rows("turns")[0].text("content")
 
 
 def read_answers(path: Path) -> tuple[Answer, ...]:
@@ -169,28 +168,25 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
 
 
 def _answer(row: Row) -> Answer:
-    text = _written(row)
-    return Answer(row.text(*_ID), row.text("model_id", "model"), text, _style(row, text))
-
-
-def _written(row: Row) -> str | None:
+    """Style is stored, or counted in the text; token counts are only known if stored."""
+    text = None
     if row.has("messages"):
         last = row.rows("messages")[-1]
-        content = last.fields.get("content")
-        return last.row("content").text("answer") if isinstance(content, dict) else last.text("content")
-    return row.rows("choices")[0].rows("turns")[0].text("content") if row.has("choices") else None
-
-
-def _style(row: Row, text: str | None) -> Style:
-    """The stored counts if there are any, else those of the text; token counts are only known if stored."""
+        is_object = isinstance(last.fields.get("content"), dict)
+        text = last.row("content").text("answer") if is_object else last.text("content")
+    elif row.has("choices"):
+        text = row.rows("choices")[0].rows("turns")[0].text("content")
+    name, model = row.text(*_ID), row.text("model_id", "model")
     stored = row.fields.get("conv_metadata") or row.fields.get("metadata") or row.fields
     given = Row(row.where, stored) if isinstance(stored, dict) else row
-    if given.has("header_count", "list_count", "bold_count"):
-        counts = [_total(given, name) for name in ("header_count", "list_count", "bold_count")]
-        return Style(_tokens(row, given), None if text is None else len(text), *counts)
-    if text is None:
+    if given.has(*_COUNTS):
+        counts = [_total(given, name) for name in _COUNTS]
+        style = Style(_tokens(row, given), None if text is None else len(text), *counts)
+    elif text is None:
         raise row.error("header_count", "is missing, and there is no text to count in", "add the answer or its counts")
-    return count_style(text, _tokens(row, given))
+    else:
+        style = count_style(text, _tokens(row, given))
+    return Answer(name, model, text, style)
 
 
 def _total(row: Row, name: str) -> float:
@@ -219,18 +215,15 @@ def _match(row: Row, baseline: str | None, version: Version) -> Match:
     against = row.text("baseline") if row.has("baseline") else baseline
     if against is None:
         raise UserError(f"{row.where}: doesn't name the baseline; fix: give --baseline NAME")
-    games = _games(row, version)
+    if row.has("games"):
+        games = [_game(row, game, version) for game in row.items("games")]
+    else:
+        games = [verdict(str(row.fields.get(name) or "")) for name in ("game1", "game2")]
     if len(games) != 2:
         raise row.error("games", f"has {len(games)} games", "give both: baseline first, then model first")
     category = str(row.fields.get("category") or "")
     refused = int(row.optional_number("refused") or 0)
     return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused)
-
-
-def _games(row: Row, version: Version) -> list[Verdict | None]:
-    if row.has("games"):
-        return [_game(row, game, version) for game in row.items("games")]
-    return [verdict(str(row.fields.get(name) or "")) for name in ("game1", "game2")]
 
 
 def _game(row: Row, game: object, version: Version) -> Verdict | None:
@@ -257,21 +250,12 @@ def read_judge_prompt(path: Path) -> JudgePrompt:
             f"{path}: not YAML ({' '.join(str(error).split())[:120]}); fix: name judge_config.yaml"
         ) from None
     row = Row(str(path), config if isinstance(config, dict) else {})
-    template = _joined(row)
+    given: Any = row.fields.get("prompt_template")  # text, or v0.1's list of one
+    is_list = isinstance(given, list) and len(given) == 1 and isinstance(given[0], str)
+    template = given[0] if is_list else row.text("prompt_template")
     newer = "{QUESTION}" in template
     require(template, str(path), *(("QUESTION", "ANSWER_A", "ANSWER_B") if newer else _OLD_SLOTS))
     return JudgePrompt(row.text("system_prompt"), template, hashlib.sha256(text.encode()).hexdigest())
-
-
-_OLD_SLOTS = ("question_1", "answer_1", "answer_2")
-
-
-def _joined(row: Row) -> str:
-    """The template: text, or v0.1's list of one."""
-    value = row.fields.get("prompt_template")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        return value[0]
-    return row.text("prompt_template")
 
 
 def by_model(answers: Iterable[Answer]) -> dict[str, dict[str, Answer]]:
@@ -280,8 +264,3 @@ def by_model(answers: Iterable[Answer]) -> dict[str, dict[str, Answer]]:
     for answer in answers:
         found.setdefault(answer.model, {})[answer.question] = answer
     return found
-
-
-def categories(matches: Sequence[Match]) -> list[str]:
-    """The categories there are, in order of first appearance."""
-    return list(dict.fromkeys(match.category for match in matches))

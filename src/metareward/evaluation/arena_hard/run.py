@@ -1,8 +1,14 @@
-"""Arena-Hard (lmarena/arena-hard-auto): games against a baseline's answers, by a judge or from stored judgments."""
+"""Arena-Hard (lmarena/arena-hard-auto): games against a baseline's answers, by a judge or from stored judgments.
+
+A judge compares two answers in two games, the baseline as assistant A in game 1 and the model in game 2. Temperature 0,
+at most 4096 tokens. In v0.1 a judge that names no verdict is asked once to go on. The prompt is the user's copy of
+``judge_config.yaml``; judgments are written in upstream's format.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,21 +16,23 @@ from pydantic import Field
 
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import (
+    Answer,
+    JudgePrompt,
     Question,
     Version,
     by_model,
+    needs_retry,
     read_answers,
     read_judge_prompt,
     read_judgments,
     read_questions,
+    read_verdict,
     version_named,
 )
-from metareward.evaluation.arena_hard.judge import SAMPLING, judge_games, mirrored_games
-from metareward.evaluation.arena_hard.results import ROUNDS, ArenaResult, evaluate
+from metareward.evaluation.arena_hard.score import ROUNDS, ArenaResult, evaluate
 from metareward.evaluation.base import (
     Column,
     ComparisonBenchmark,
-    Completions,
     EvaluateCommand,
     Evaluated,
     EvaluatedModel,
@@ -36,12 +44,121 @@ from metareward.evaluation.base import (
     ResultTable,
     ScoringInputs,
 )
-from metareward.evaluation.judges import JudgeSpec
-from metareward.generation.progress import JUDGMENTS
-from metareward.method.template import conversation
+from metareward.evaluation.compare import FirstShare, OutputPair, PairwiseJudge
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
+from metareward.method.scores import TOLERANCE
+from metareward.method.template import conversation, fill
+from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
-from metareward.storage.serialization import json_lines
-from metareward.types import Message, Prompt
+from metareward.storage.serialization import json_lines, replace_surrogates
+from metareward.types import Message, Messages, Prompt, Sampling
+
+SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=4096)
+_CONTINUE = "continue your judgment and finish by outputting a final verdict label"
+
+Games = list[Mapping[str, object] | None]
+JudgmentRows = tuple[dict[str, object], ...]
+
+
+def game_query(prompt: JudgePrompt, question: str, first: str, second: str) -> Messages:
+    """The judge's question, ``first`` as assistant A."""
+    slots = {"question_1": question, "answer_1": first, "answer_2": second}
+    newer = {"QUESTION": question, "ANSWER_A": first, "ANSWER_B": second}
+    return (Message("system", prompt.system), Message("user", fill(prompt.template, slots | newer)))
+
+
+def text_of(answer: Answer) -> str:
+    """The answer's text. Raises `UserError` when its file holds only its style."""
+    if answer.text is None:
+        raise UserError(
+            f"answers: {answer.model}, question {answer.question}: no text; fix: name upstream's answer file"
+        )
+    return answer.text
+
+
+def _judgment_row(question: Question, baseline: Answer, answer: Answer, judge: str, games: Games) -> dict[str, object]:
+    return {
+        "question_id": question.id,
+        "category": question.category,
+        "model": answer.model,
+        "baseline": baseline.model,
+        "judge": judge,
+        "games": games,
+        "refused": games.count(None),
+    }
+
+
+async def judge_games(
+    client: JudgeClient,
+    prompt: JudgePrompt,
+    questions: Sequence[Question],
+    baseline: Mapping[str, Answer],
+    models: Mapping[str, Mapping[str, Answer]],
+    version: Version,
+) -> JudgmentRows:
+    """A row for every model and every question that it and the baseline have answered, in the order of ``questions``.
+
+    Answers are given by question id. Raises `UserError` as `cached_queries` does.
+    """
+    matchups = [
+        (question, base, own)
+        for answers in models.values()
+        for question in questions
+        if (base := baseline.get(question.id)) is not None and (own := answers.get(question.id)) is not None
+    ]
+    games: list[list[Prompt]] = []
+    for question, base, own in matchups:
+        orders = ((text_of(base), text_of(own)), (text_of(own), text_of(base)))
+        queries = [game_query(prompt, question.text, *order) for order in orders]
+        games.append([Prompt(f"{own.model} on {question.id}, game {i}", query) for i, query in enumerate(queries, 1)])
+
+    async def work(game: Prompt) -> dict[str, object]:
+        judgment, messages = "", game.messages
+        for attempt in (1, 2):
+            sampling = replace(SAMPLING, seed=derive(client.seed, "arena", game.id, attempt))
+            (reply,) = await client.engine.complete(messages, sampling, 1, "judge")
+            text = replace_surrogates(reply.text)
+            judgment = f"{judgment}\n{text}"
+            if not needs_retry(judgment, version):
+                break
+            messages = (*messages, Message("assistant", text), Message("user", _CONTINUE))
+        return {"judgment": judgment, "score": read_verdict(judgment, version)}
+
+    settings = {"prompt": prompt.sha256, "version": version}
+    documents = (await cached_queries(client, [game for both in games for game in both], work, settings)).documents
+    return tuple(
+        _judgment_row(*matchup, client.name, [documents.get(game.id) for game in both])
+        for matchup, both in zip(matchups, games, strict=True)
+    )
+
+
+async def mirrored_games(
+    judge: PairwiseJudge,
+    questions: Sequence[tuple[Question, Prompt]],
+    baseline: Mapping[str, Answer],
+    answers: Mapping[str, Answer],
+) -> JudgmentRows:
+    """A row for every question that both have answered, by a judge without position bias: game 2 mirrors game 1.
+
+    Each question stands beside what the judge sees of it. More than half of the preference is A>B or B>A; no verdict
+    is a strong one; identical answers draw. Raises `UserError` as the judge does.
+    """
+    both = [(each, prompt) for each, prompt in questions if each.id in baseline and each.id in answers]
+    pairs = [OutputPair(prompt, text_of(baseline[each.id]), text_of(answers[each.id])) for each, prompt in both]
+    shares = await judge.shares([pair for pair in pairs if pair.first != pair.second])
+    rows = []
+    for question, prompt in both:
+        share = shares.get(prompt.id)
+        if share == "refused":
+            games: Games = [None, None]
+        elif share == "unparsable":
+            games = [{"score": None}, {"score": None}]
+        else:
+            lead = share.share - 0.5 if isinstance(share, FirstShare) else 0.0
+            scores = ("A=B", "A=B") if abs(lead) <= TOLERANCE else ("A>B", "B>A") if lead > 0 else ("B>A", "A>B")
+            games = [{"score": score} for score in scores]
+        rows.append(_judgment_row(question, baseline[question.id], answers[question.id], judge.name, games))
+    return tuple(rows)
 
 
 def results(
@@ -100,15 +217,8 @@ class ArenaHardCommand(EvaluateCommand):
                 raise UserError(
                     "--judge-engine: needs --answers, --questions, --prompt (judge_config.yaml) and --baseline"
                 )
-            await judge_models(
-                session.judge,
-                self.judgments,
-                self.answers,
-                self.questions,
-                self.prompt,
-                self.baseline,
-                version_named(self.version),
-            )
+            given = (self.judgments, self.answers, self.questions, self.prompt, self.baseline)
+            await judge_models(session.judge, *given, version_named(self.version))
         categories = [each.as_dict() for each in self.results(session.seed)]
         tables = tuple(_category_table(each) for each in categories)
         return Evaluated(tables, {"benchmark": "arena_hard", "categories": categories})
@@ -145,6 +255,8 @@ class ArenaHard(ComparisonBenchmark):
 
     title: ClassVar[str] = "Arena-Hard"
     command: ClassVar[type[EvaluateCommand]] = ArenaHardCommand
+    judge_sampling: ClassVar[Sampling] = SAMPLING
+    prompt_completions: ClassVar[int] = 2
 
     def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
         """Also what held-out prompts can't give."""
@@ -171,15 +283,6 @@ class ArenaHard(ComparisonBenchmark):
         rows = zip(prompts, turns, strict=True)
         return json_lines(_answer_row(model, prompt.id, each[0]) for prompt, each in rows)
 
-    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:
-        """Two games a question, or N judgments of both answers."""
-        if self.asked_judge is None:
-            return None
-        pairs, itself = self.requests().completions if self.has_requests else held_out, self.judge == "itself"
-        if self.prompt is not None:
-            return Completions(JUDGMENTS, pairs * 2, SAMPLING.max_tokens, itself, like_run=False)
-        return Completions(JUDGMENTS, pairs * 2 * n, max_tokens, itself)
-
     async def score(self, inputs: ScoringInputs) -> Results:
         """Judgments, written in upstream's format, and what they come to."""
         theirs = self._answers(inputs.opponent, inputs.folder / "baseline.jsonl")
@@ -193,8 +296,13 @@ class ArenaHard(ComparisonBenchmark):
             questions, prompt = Path(str(self.questions)), Path(self.prompt)
             await judge_models(inputs.judge, judgments, both, questions, prompt, names[0], self.version)
         else:
+            if self.questions is None:
+                asked = [(Question(each.id, "", conversation(each.messages)), each) for each in inputs.prompts]
+            else:
+                given = read_questions(Path(self.questions))
+                asked = [(each, Prompt(each.id, (Message("user", each.text),))) for each in given]
             models = by_model(read_answers(both))
-            base, mine, asked = models[names[0]], models[inputs.model.name], self._questions(inputs)
+            base, mine = models[names[0]], models[inputs.model.name]
             rows = await self.compare_one_by_one(inputs, lambda judge: mirrored_games(judge, asked, base, mine))
             write_atomic(judgments, json_lines(rows))
         found = results(judgments, both, self.version, names[0], seed=inputs.seed % 2**32)
@@ -209,13 +317,6 @@ class ArenaHard(ComparisonBenchmark):
         rows = (_answer_row(model.name, each.prompt.id, each.own[0].text) for each in model.held_out())
         write_atomic(path, json_lines(rows))
         return path
-
-    def _questions(self, inputs: ScoringInputs) -> list[tuple[Question, Prompt]]:
-        """The questions, each with what the judge sees of it."""
-        if self.questions is None:
-            return [(Question(each.id, "", conversation(each.messages)), each) for each in inputs.prompts]
-        asked = read_questions(Path(self.questions))
-        return [(each, Prompt(each.id, (Message("user", each.text),))) for each in asked]
 
     def heading(self, against: str | None) -> str:
         """With the version."""

@@ -87,17 +87,16 @@ class PairVerdicts:
 
 def read_rankings(path: Path) -> tuple[Item, ...]:
     """The items of a file of rankings."""
-    return tuple(_item(row) for row in require_unique(read_rows(path), "id"))
-
-
-def _item(row: Row) -> Item:
-    responses = tuple(_response(each) for each in row.rows("responses"))
-    stored = row.rows("comparisons") if row.has("comparisons") else ()
-    return Item(row.text("id"), _messages(row), responses, tuple(_comparison(each, len(responses)) for each in stored))
-
-
-def _response(row: Row) -> Response:
-    return Response(row.text("text"), row.optional_number("rank"), _scores(row, ""))
+    items = []
+    for row in require_unique(read_rows(path), "id"):
+        responses = tuple(
+            Response(each.text("text"), each.optional_number("rank"), _scores(each, ""))
+            for each in row.rows("responses")
+        )
+        stored = row.rows("comparisons") if row.has("comparisons") else ()
+        comparisons = tuple(_comparison(each, len(responses)) for each in stored)
+        items.append(Item(row.text("id"), _messages(row), responses, comparisons))
+    return tuple(items)
 
 
 def _comparison(row: Row, count: int) -> Comparison:
@@ -118,17 +117,16 @@ def _scores(row: Row, suffix: str) -> tuple[float | None, ...]:
 
 
 def _messages(row: Row) -> Messages:
-    if row.has("conversation"):
-        return tuple(_message(turn) for turn in row.rows("conversation"))
-    return (Message("user", row.text("prompt", "input", "instruction")),)
-
-
-def _message(row: Row) -> Message:
-    name = row.text("role")
-    role = next((each for each in get_args(ChatRole) if each == name), _ROLES.get(name))
-    if role is None:
-        raise row.error("role", f"is {name!r}", "use system, user or assistant")
-    return Message(role, row.text("text", "content"))
+    if not row.has("conversation"):
+        return (Message("user", row.text("prompt", "input", "instruction")),)
+    messages = []
+    for turn in row.rows("conversation"):
+        name = turn.text("role")
+        role = next((each for each in get_args(ChatRole) if each == name), _ROLES.get(name))
+        if role is None:
+            raise turn.error("role", f"is {name!r}", "use system, user or assistant")
+        messages.append(Message(role, turn.text("text", "content")))
+    return tuple(messages)
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
@@ -168,29 +166,27 @@ def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
     """The verdicts of a file by evaluator; rows without that field belong to an evaluator named after the file."""
     unnamed = {"evaluator": path.stem}
     rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in read_rows(path)]
-    return {
-        name: tuple(_verdicts(row) for row in require_unique(found, "id"))
-        for name, found in group_by(rows, "evaluator").items()
-    }
-
-
-def _verdicts(row: Row) -> PairVerdicts:
     names = ("winner_original_order", "winner_swapped_order")
-    given = [name for name in names if name in row.fields]
-    if not given:
-        raise row.error(names[0], "is missing", "give the winner, or null where none could be read")
-    return PairVerdicts(row.text("id"), tuple(_winner(row, name, row.fields[name]) for name in given))
+    found: dict[str, tuple[PairVerdicts, ...]] = {}
+    for evaluator, those in group_by(rows, "evaluator").items():
+        verdicts = []
+        for row in require_unique(those, "id"):
+            given = [name for name in names if name in row.fields]
+            if not given:
+                raise row.error(names[0], "is missing", "give the winner, or null where none could be read")
+            winners = tuple(_winner(row, name, row.fields[name]) for name in given)
+            verdicts.append(PairVerdicts(row.text("id"), winners))
+        found[evaluator] = tuple(verdicts)
+    return found
 
 
 def verdicts_from_scores(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
     """A scoring judge's verdicts: in one order, a tie where the mean scores are equal."""
-    return tuple(PairVerdicts(pair.item.id, (_by_score(pair),)) for pair in pairs)
-
-
-def _by_score(pair: Pair) -> Winner | None:
-    one, other = (response.score for response in pair.item.responses)
-    if one is None or other is None:
-        return None
-    if abs(one - other) <= EQUAL:
-        return 0
-    return 1 if one > other else 2
+    found = []
+    for pair in pairs:
+        one, other = (response.score for response in pair.item.responses)
+        winner: Winner | None = None
+        if one is not None and other is not None:
+            winner = 0 if abs(one - other) <= EQUAL else 1 if one > other else 2
+        found.append(PairVerdicts(pair.item.id, (winner,)))
+    return tuple(found)

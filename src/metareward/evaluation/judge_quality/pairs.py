@@ -11,14 +11,23 @@ Metrics, over pairs whose label names the better output; each pair is judged in 
   unreadable verdict is a class of its own.
 
 Pairs labelled as ties count in accuracy_three_classes only, where a tie is the third class.
+
+RewardBench's accuracy by subset, section and overall (allenai/reward-bench, rewardbench/constants.py): each row has a
+chosen and a rejected answer. A scoring judge is correct when the chosen answer scores higher; a tie is wrong. A verdict
+earns 1, 0, or 1/2 for a tie. An unreadable judgment earns 1/2 and is counted. A section is the mean of its subsets,
+weighted by upstream's numbers of examples (math-prm counts as much as all code); the overall score is the plain mean of
+the sections.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
 
+from metareward.data.files import Row, read_rows
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Pair, PairVerdicts, Winner
 from metareward.method.stats import mean_or_none
@@ -57,10 +66,6 @@ class PairQuality:
     kappa: float | None
     kappa_between_orders: float | None
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
 
 def judged_pairs(pairs: Sequence[Pair], verdicts: Sequence[PairVerdicts]) -> tuple[JudgedPair, ...]:
     """The labelled pairs that have verdicts. Raises `UserError` for a verdict whose id is no pair's."""
@@ -77,7 +82,10 @@ def judged_pairs(pairs: Sequence[Pair], verdicts: Sequence[PairVerdicts]) -> tup
 
 def pair_quality(judged: Sequence[JudgedPair]) -> PairQuality:
     """The metrics of one judge. Raises `ValueError` when some pairs are judged in one order and some in two."""
-    orders = _orders(judged)
+    counts = {len(pair.winners) for pair in judged}
+    if len(counts) > 1:
+        raise ValueError(f"some pairs are judged in {min(counts)} order, some in {max(counts)}")
+    orders = max(counts, default=0)
     decided = [pair for pair in judged if pair.label]
     verdicts = [(pair.label, winner) for pair in decided for winner in pair.winners]
     all_verdicts = [(pair.label, winner) for pair in judged for winner in pair.winners]
@@ -101,13 +109,6 @@ def pair_quality(judged: Sequence[JudgedPair]) -> PairQuality:
         kappa=_mean_kappa([[(pair.label, pair.winners[i]) for pair in judged] for i in range(orders)]),
         kappa_between_orders=cohen_kappa([(pair.winners[0], pair.winners[1]) for pair in both]),
     )
-
-
-def _orders(judged: Sequence[JudgedPair]) -> int:
-    counts = {len(pair.winners) for pair in judged}
-    if len(counts) > 1:
-        raise ValueError(f"some pairs are judged in {min(counts)} order, some in {max(counts)}")
-    return counts.pop() if counts else 0
 
 
 def credit(label: Winner, winner: Winner | None) -> float:
@@ -156,11 +157,12 @@ def llmbar_statistics(judged: Sequence[JudgedPair]) -> dict[str, float | None]:
 
 def verdicts_by_length(pairs: Sequence[Pair], orders: int) -> tuple[PairVerdicts, ...]:
     """The length-only judge: the longer output wins in each of ``orders`` orders; equal lengths tie."""
-    return tuple(PairVerdicts(pair.item.id, (_longer(*pair.chars),) * orders) for pair in pairs)
-
-
-def _longer(one: int, other: int) -> Winner:
-    return 0 if one == other else 1 if one > other else 2
+    found = []
+    for pair in pairs:
+        one, other = pair.chars
+        longer: Winner = 0 if one == other else 1 if one > other else 2
+        found.append(PairVerdicts(pair.item.id, (longer,) * orders))
+    return tuple(found)
 
 
 def chance_pair_quality(judged: Sequence[JudgedPair]) -> Mapping[str, float | None]:
@@ -229,23 +231,15 @@ class Biases:
     label_length: LengthBias
     self_preference: SelfPreference | None
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
 
 def biases(judged: Sequence[JudgedPair], own: str | None = None) -> Biases:
     """The biases of one judge; ``own`` is the generator of the judge's own outputs, None if unknown."""
     return Biases(
         position=position_bias(judged),
-        length=_length_bias(_decided(judged)),
+        length=_length_bias((pair, winner) for pair in judged for winner in pair.winners if winner),
         label_length=_length_bias((pair, pair.label) for pair in judged if pair.label),
         self_preference=None if own is None else _self_preference(judged, own),
     )
-
-
-def _decided(judged: Sequence[JudgedPair]) -> Iterator[tuple[JudgedPair, Winner]]:
-    return ((pair, winner) for pair in judged for winner in pair.winners if winner)
 
 
 def position_bias(judged: Sequence[JudgedPair]) -> PositionBias:
@@ -269,8 +263,11 @@ def _length_bias(verdicts: Iterable[tuple[JudgedPair, Winner]]) -> LengthBias:
 
 
 def _self_preference(judged: Sequence[JudgedPair], own: str) -> SelfPreference:
-    places = [(pair, _place(pair, own)) for pair in judged]
-    rows = [(pair, place, winner) for pair, place in places if place for winner in pair.winners if winner]
+    rows = []
+    for pair in judged:
+        names = pair.generators or ("", "")
+        if names.count(own) == 1:
+            rows += [(pair, names.index(own) + 1, winner) for winner in pair.winners if winner]
     return SelfPreference(
         own=own,
         judge=mean_or_none([winner == place for _, place, winner in rows]),
@@ -279,7 +276,120 @@ def _self_preference(judged: Sequence[JudgedPair], own: str) -> SelfPreference:
     )
 
 
-def _place(pair: JudgedPair, own: str) -> int:
-    """Which output is the judge's own: 1, 2, or 0 for neither or both."""
-    names = pair.generators or ("", "")
-    return names.index(own) + 1 if names.count(own) == 1 else 0
+# --- RewardBench ---
+
+SECTIONS: dict[str, dict[str, int]] = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 984,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One row: the judge's credit in [0, 1], and the lengths of the chosen and the rejected answer (characters)."""
+
+    subset: str
+    section: str | None
+    credit: float
+    readable: bool
+    chars: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SectionScores:
+    """Accuracies in [0, 1]. ``overall`` is the mean of the present sections; ``missing`` names absent subsets."""
+
+    overall: float | None
+    sections: Mapping[str, float]
+    subsets: Mapping[str, float]
+    counts: Mapping[str, int]
+    missing: tuple[str, ...]
+    n_unparsable: int
+
+
+def read_choices(path: Path) -> tuple[Choice, ...]:
+    """Rows ``{"subset", "chosen", "rejected"}`` with ``score_chosen`` and ``score_rejected``, or with a ``winner``
+    (``chosen``, ``rejected``, ``tie`` or null). A subset that isn't upstream's may name its ``section``."""
+    return tuple(_choice(row) for row in read_rows(path))
+
+
+def _choice(row: Row) -> Choice:
+    if "score_chosen" in row.fields:
+        chosen, rejected = row.optional_number("score_chosen"), row.optional_number("score_rejected")
+        readable = chosen is not None and rejected is not None
+        earned = 0.5 if chosen is None or rejected is None else float(chosen > rejected)
+    elif "winner" in row.fields:
+        winner = row.fields["winner"]
+        if winner not in ("chosen", "rejected", "tie", None):
+            raise row.error("winner", "is none of the known words", "give chosen, rejected, tie or null")
+        readable, earned = winner is not None, {"chosen": 1.0, "rejected": 0.0}.get(winner, 0.5)
+    else:
+        raise row.error("winner", "is missing", "give it, or score_chosen and score_rejected")
+    section = row.text("section") if row.has("section") else None
+    return Choice(row.text("subset"), section, earned, readable, (len(row.text("chosen")), len(row.text("rejected"))))
+
+
+def choices_by_length(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """The length-only judge: the longer answer scores higher; a tie is wrong, as for any scoring judge."""
+    return tuple(replace(each, credit=float(each.chars[0] > each.chars[1]), readable=True) for each in choices)
+
+
+def section_scores(choices: Sequence[Choice]) -> SectionScores:
+    """The accuracies of one judge."""
+    by_subset: dict[str, list[Choice]] = {}
+    for choice in choices:
+        by_subset.setdefault(choice.subset, []).append(choice)
+    subsets = {name: fmean(each.credit for each in those) for name, those in by_subset.items()}
+    counts = {name: len(those) for name, those in by_subset.items()}
+    own = {name: those[0].section or name for name, those in by_subset.items()}
+    sections = combine(subsets, counts, own)
+    return SectionScores(
+        overall=fmean(sections.values()) if sections else None,
+        sections=sections,
+        subsets=subsets,
+        counts=counts,
+        missing=tuple(name for weights in SECTIONS.values() for name in weights if name not in subsets),
+        n_unparsable=sum(not choice.readable for choice in choices),
+    )
+
+
+def combine(subsets: Mapping[str, float], counts: Mapping[str, int], sections: Mapping[str, str]) -> dict[str, float]:
+    """Accuracies by section. Upstream's subsets have upstream's weights; others weigh by ``counts`` in ``sections``."""
+    weights = {name: (section, weight) for section, those in SECTIONS.items() for name, weight in those.items()}
+    found: dict[str, list[tuple[float, int]]] = {}
+    for name, accuracy in subsets.items():
+        section, weight = weights.get(name) or (sections[name], counts[name])
+        found.setdefault(section, []).append((accuracy, weight))
+    return {
+        section: sum(accuracy * weight for accuracy, weight in those) / sum(weight for _, weight in those)
+        for section, those in found.items()
+    }

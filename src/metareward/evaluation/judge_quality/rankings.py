@@ -1,6 +1,7 @@
-"""A scoring judge against human rankings (Self-Rewarding section 3.1 and Table 4, Meta-Rewarding section 3.3).
+"""A scoring judge against human rankings, and the protocols of Meta-Rewarding section 3.3.
 
-Metrics, over the prompts that have at least two responses with a human rank and a readable score:
+Metrics of rankings (Self-Rewarding section 3.1 and Table 4), over the prompts that have at least two responses with a
+human rank and a readable score:
 
 * pairwise accuracy: the share of response pairs that the judge orders as the humans do, pooled over prompts. A tied
   score counts 1/2 or is excluded (two columns). Pairs with equal human ranks are excluded.
@@ -8,6 +9,18 @@ Metrics, over the prompts that have at least two responses with a human rank and
 * 5-best: of the responses with the maximum score, the share with the best human rank.
 * best-of: prompts where the top-scored response has the best human rank; tied top scores share the credit.
 * Spearman and Kendall (tau-b): means over the prompts where they are defined (all-equal scores are undefined).
+
+The paper's protocols by name:
+
+* ``gpt4-chosen`` (Table 3): two answers of the seed model to each held-out prompt; the reference judge compares them in
+  both orders, and only pairs where both orders agree are used. The judge's score is the mean of 11 judgments.
+* ``self-chosen`` (Table 3): seven answers; the reference judge compares the judge's best and worst. Different verdicts
+  in the two orders count as a tie (the paper doesn't say). Equal scores for all answers are a tie of the judge.
+* ``human`` (Table 7): human rankings; Spearman's correlation is averaged over prompts.
+* ``meta-judge`` (Table 5): the meta-judge's position bias and preference for the higher score, from a run's records
+  (`metareward.method.diagnostics.position_statistics`).
+
+Agreement counts a tie 1/2; agreement without ties excludes tied pairs. Intervals: 95 % bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -15,18 +28,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from metareward.evaluation.judge_quality.data import Item
+from metareward.evaluation.judge_quality.data import Item, Pair
 from metareward.method.stats import (
     EQUAL,
     PairwiseAccuracy,
     kendall,
+    mean_interval,
     mean_or_none,
     pairwise_accuracy,
     same_order,
     spearman,
 )
+from metareward.types import Won
+
+ProtocolName = Literal["gpt4-chosen", "self-chosen", "human", "meta-judge"]
 
 # The two baseline judges of every table. Human preference correlates with length: on OpenAssistant's English trees,
 # "score = number of characters" orders about 70 % of the pairs as humans do.
@@ -52,10 +70,6 @@ class RankingQuality:
     n_unparsable: int
     n_refused: int
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class ScoredPrompt:
@@ -72,7 +86,7 @@ class ScoredPrompt:
 
 def ranking_quality(items: Sequence[Item], max_score: float = 5.0) -> RankingQuality:
     """The metrics of the scores that ``items`` carry; ``max_score`` is the top of the judge's scale."""
-    prompts = [each for each in map(scored_prompt, items) if len(each.scores) > 1]
+    prompts = [each for each in map(_scored_prompt, items) if len(each.scores) > 1]
     pairs = sum((pairwise_accuracy(each.scores, each.quality) for each in prompts), PairwiseAccuracy(0, 0, 0))
     fives = [hit for each in prompts for hit in each.best_ranked(max_score)]
     top_scored = [each.best_ranked(max(each.scores)) for each in prompts]
@@ -96,7 +110,7 @@ def ranking_quality(items: Sequence[Item], max_score: float = 5.0) -> RankingQua
     )
 
 
-def scored_prompt(item: Item) -> ScoredPrompt:
+def _scored_prompt(item: Item) -> ScoredPrompt:
     """The responses that have both a readable score and a human rank."""
     given = [(each.score, each.rank) for each in item.responses]
     known = [(score, rank) for score, rank in given if score is not None and rank is not None]
@@ -136,3 +150,133 @@ def chance_ranking_quality(items: Sequence[Item]) -> Mapping[str, float | None]:
         "mean_spearman_defined": 0.0,
         "mean_kendall_tau_b_defined": 0.0,
     }
+
+
+# --- the paper's protocols ---
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """One judge's agreement with the reference; None where nothing can be counted.
+
+    ``n_left_out`` counts pairs without a usable reference verdict or without a readable score.
+    """
+
+    judge: str
+    agreement: float | None
+    low: float | None
+    high: float | None
+    agreement_without_ties: float | None
+    spearman: float | None
+    n_pairs: int
+    n_ties: int
+    n_left_out: int
+
+
+def gpt4_chosen(pairs: Sequence[Pair], judge: str, seed: int = 0) -> tuple[Agreement, ...]:
+    """The judge, the length-only judge and chance, on pairs whose reference verdict is the same in both orders."""
+    kept = [pair for pair in pairs if pair.label in (1, 2)]
+    by_length = [Pair(scored_by_length([p.item])[0], p.label, p.subset, p.generators) for p in kept]
+    left_out = len(pairs) - len(kept)
+    return (
+        _agreement(judge, [_hit(pair) for pair in kept], left_out, seed),
+        _agreement(LENGTH, [_hit(pair) for pair in by_length], left_out, seed),
+        _chance(len(kept), None),
+    )
+
+
+def _hit(pair: Pair) -> tuple[str, float | None]:
+    """1 if the reference's winner scores higher, 1/2 for a tie, else 0; None where a score is unreadable."""
+    one, other = (response.score for response in pair.item.responses)
+    if one is None or other is None:
+        return pair.item.id, None
+    lead = one - other if pair.label == 1 else other - one
+    return pair.item.id, 0.5 if abs(lead) <= EQUAL else float(lead > 0)
+
+
+def self_chosen(items: Sequence[Item], judge: str, seed: int = 0) -> tuple[Agreement, ...]:
+    """The judge, the length-only judge and chance, on the pairs of the judge's best and worst answers."""
+    rows: list[tuple[str, float | None]] = []
+    lengths: list[tuple[str, float | None]] = []
+    for item in items:
+        chosen = chosen_by_judge(item)
+        if chosen is None:
+            readable = sum(each.score is not None for each in item.responses)
+            rows.append((item.id, 0.5 if readable > 1 else None))
+            lengths.append((item.id, None))
+            continue
+        rows.append((item.id, _reference_verdict(item, *chosen)))
+        # Whether the reference prefers the longer of the two.
+        chars = [len(item.responses[i].text) for i in chosen]
+        longer, shorter = chosen if chars[0] > chars[1] else chosen[::-1]
+        lengths.append((item.id, 0.5 if chars[0] == chars[1] else _reference_verdict(item, longer, shorter)))
+    return (
+        _agreement(judge, rows, 0, seed),
+        _agreement(LENGTH, lengths, 0, seed),
+        _chance(sum(share is not None for _, share in rows), None),
+    )
+
+
+def chosen_by_judge(item: Item) -> tuple[int, int] | None:
+    """The indices of the best and the worst answer, the first of equals; None when all readable scores are equal, or
+    fewer than two are there."""
+    scores = {i: each.score for i, each in enumerate(item.responses)}
+    known = {i: score for i, score in scores.items() if score is not None}
+    if len(known) < 2 or max(known.values()) - min(known.values()) <= EQUAL:
+        return None
+    return max(known, key=lambda i: known[i]), min(known, key=lambda i: known[i])
+
+
+def _reference_verdict(item: Item, winner: int, loser: int) -> float | None:
+    """1 if the reference prefers ``winner``, 0 if ``loser``, 1/2 for a tie or different orders; None if unknown."""
+    shares: set[float | None] = set()
+    for each in item.comparisons:
+        if {each.first, each.second} == {winner, loser}:
+            verdict = each.verdict
+            tied = None if verdict is None else 0.5
+            shares.add(float(verdict.winner == winner) if isinstance(verdict, Won) else tied)
+    if not shares or None in shares:
+        return None
+    return shares.pop() if len(shares) == 1 else 0.5
+
+
+def human(items: Sequence[Item], judge: str, seed: int = 0) -> tuple[Agreement, ...]:
+    """The judge, the length-only judge and chance against human rankings."""
+    own, by_length = _against_ranks(judge, items, seed), _against_ranks(LENGTH, scored_by_length(items), seed)
+    return own, by_length, _chance(by_length.n_pairs, 0.0)
+
+
+def _against_ranks(judge: str, items: Sequence[Item], seed: int) -> Agreement:
+    rows: list[tuple[str, float]] = []
+    correlations = []
+    possible = 0
+    for item in items:
+        known = _scored_prompt(item)
+        counted = pairwise_accuracy(known.scores, known.quality)
+        every = [each.rank for each in item.responses if each.rank is not None]
+        possible += pairwise_accuracy(every, every).pairs
+        rows += [(item.id, 1.0)] * counted.right + [(item.id, 0.5)] * counted.tied + [(item.id, 0.0)] * counted.wrong
+        correlations.append(spearman(known.scores, known.quality))
+    defined = [value for value in correlations if value is not None]
+    return replace(_agreement(judge, rows, possible - len(rows), seed), spearman=mean_or_none(defined))
+
+
+def _agreement(judge: str, rows: Sequence[tuple[str, float | None]], left_out: int, seed: int) -> Agreement:
+    known = [(group, share) for group, share in rows if share is not None]
+    shares = [share for _, share in known]
+    interval = mean_interval(shares, [group for group, _ in known], seed) if known else None
+    return Agreement(
+        judge=judge,
+        agreement=interval.mean if interval else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        agreement_without_ties=mean_or_none([share for share in shares if share != 0.5]),
+        spearman=None,
+        n_pairs=len(known),
+        n_ties=shares.count(0.5),
+        n_left_out=left_out + len(rows) - len(known),
+    )
+
+
+def _chance(pairs: int, correlation: float | None) -> Agreement:
+    return Agreement(CHANCE, 0.5, None, None, 0.5, correlation, pairs, 0, 0)

@@ -1,11 +1,15 @@
-"""The quality of a judge: how it agrees with humans, labels, another judge or an oracle, and its biases."""
+"""The quality of a judge: how it agrees with humans, labels, another judge or an oracle, and its biases.
+
+A judge under test scores each response N times by a rubric of this project. A reference judge compares responses by
+AlpacaEval's question in both orders; the response with more than half of the preference wins.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -25,11 +29,13 @@ from metareward.evaluation.base import (
     ScoringInputs,
     stored_scores,
 )
-from metareward.evaluation.compare import SAMPLING, LabelPrompt, load_label_prompt
+from metareward.evaluation.compare import SAMPLING, LabelPrompt, ask_labels, load_label_prompt
 from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judge_quality.data import (
+    Comparison,
     Item,
     Pair,
+    PairVerdicts,
     Response,
     Winner,
     read_pairs,
@@ -37,15 +43,14 @@ from metareward.evaluation.judge_quality.data import (
     read_verdicts,
     verdicts_from_scores,
 )
-from metareward.evaluation.judge_quality.judge import compare_responses, pair_verdicts, score_responses
-from metareward.evaluation.judge_quality.protocols import (
+from metareward.evaluation.judge_quality.pairs import read_choices
+from metareward.evaluation.judge_quality.rankings import (
     ProtocolName,
     chosen_by_judge,
     gpt4_chosen,
     human,
     self_chosen,
 )
-from metareward.evaluation.judge_quality.reward_bench import read_choices
 from metareward.evaluation.judge_quality.tables import (
     JudgeTable,
     judge_columns,
@@ -55,13 +60,14 @@ from metareward.evaluation.judge_quality.tables import (
     rankings_table,
     sections_table,
 )
-from metareward.evaluation.judges import JudgeSpec
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, grade
 from metareward.generation.progress import JUDGMENTS
 from metareward.method.judge import Rubric, RubricGrader
 from metareward.method.scores import TOLERANCE
+from metareward.method.template import conversation
 from metareward.settings import Text
 from metareward.storage.store import RecordStore, read_records
-from metareward.types import Candidate, Prompt, PromptRecord, Sampling
+from metareward.types import Prompt, Sampling, Tied, Won
 
 _TAKES: dict[ProtocolName, str] = {
     "gpt4-chosen": "pairs",
@@ -69,6 +75,76 @@ _TAKES: dict[ProtocolName, str] = {
     "human": "rankings",
     "meta-judge": "records",
 }
+
+
+async def score_responses(client: JudgeClient, grader: RubricGrader, items: Sequence[Item]) -> tuple[Item, ...]:
+    """``items`` with N scores to every response, None for an unreadable one. Raises `UserError` as `grade` does."""
+    outputs = [
+        Output(f"{item.id} answer {i}", Prompt(item.id, item.messages), response.text)
+        for item in items
+        for i, response in enumerate(item.responses)
+    ]
+    documents = (await grade(client, grader, outputs, "judge quality")).documents
+    scored = []
+    for item in items:
+        answers = [documents.get(f"{item.id} answer {i}") for i in range(len(item.responses))]
+        responses = tuple(
+            replace(response, scores_N=() if answer is None else tuple(answer["scores"]), refused=answer is None)
+            for response, answer in zip(item.responses, answers, strict=True)
+        )
+        scored.append(replace(item, responses=responses))
+    return tuple(scored)
+
+
+async def compare_responses(
+    client: JudgeClient, prompt: LabelPrompt, items: Sequence[Item], chosen: Mapping[str, tuple[int, int]]
+) -> tuple[Item, ...]:
+    """``items`` with the judge's comparisons, in both orders, of the two responses that ``chosen`` names by item id.
+
+    Raises `UserError` as `ask_labels` does.
+    """
+    by_id = {item.id: item for item in items}
+    orders = {
+        f"{name} {first} {second}": (by_id[name], first, second)
+        for name, (one, other) in chosen.items()
+        for first, second in ((one, other), (other, one))
+    }
+    queries = [
+        Prompt(key, prompt.query(conversation(item.messages), item.responses[first].text, item.responses[second].text))
+        for key, (item, first, second) in orders.items()
+    ]
+    documents = (await ask_labels(client, prompt, queries, "reference", {})).documents
+    found: dict[str, list[Comparison]] = {}
+    for key, (item, first, second) in orders.items():
+        share = documents.get(key, {}).get("first_share")
+        verdict: Won | Tied | None = None
+        if isinstance(share, float):
+            verdict = Tied() if share == 0.5 else Won(first if share > 0.5 else second)
+        found.setdefault(item.id, []).append(Comparison(first, second, verdict))
+    compared = []
+    for item in items:
+        new = found.get(item.id, [])
+        known = [{each.first, each.second} for each in new]
+        stored = [each for each in item.comparisons if {each.first, each.second} not in known]
+        compared.append(replace(item, comparisons=(*new, *stored)))
+    return tuple(compared)
+
+
+def pair_verdicts(items: Sequence[Item]) -> tuple[PairVerdicts, ...]:
+    """The comparisons of each item's two responses, in the order in which they were made."""
+    found = []
+    for item in items:
+        winners: list[Winner | None] = []
+        for each in item.comparisons:
+            match each.verdict:
+                case Won(index):
+                    winners.append(1 if index == 0 else 2)
+                case Tied():
+                    winners.append(0)
+                case None:
+                    winners.append(None)
+        found.append(PairVerdicts(item.id, tuple(winners)))
+    return tuple(found)
 
 
 async def score_items(
@@ -123,9 +199,8 @@ class JudgeQualityCommand(EvaluateCommand):
     async def evaluate(self, session: EvaluateSession) -> Evaluated:
         """The measures of the protocol, or all that fit the file."""
         table = await self.table(session)
-        shown = tuple(table.rows)
-        columns = judge_columns(table.kind, [figures for _, figures in shown])
-        result = ResultTable(f"Judges: {table.kind}", columns, shown, first="judge")
+        columns = judge_columns(table.kind, [figures for _, figures in table.rows])
+        result = ResultTable(f"Judges: {table.kind}", columns, table.rows, first="judge")
         return Evaluated((result,), {"benchmark": "judge_quality", **table.as_dict()})
 
     async def table(self, session: EvaluateSession) -> JudgeTable:
@@ -136,7 +211,8 @@ class JudgeQualityCommand(EvaluateCommand):
         # The paper's sampling.
         grader = RubricGrader(Rubric.load(self.rubric), self.judgments, Sampling(0.8, 0.95, 1024))
         if kind == "records":
-            return meta_judge_table(_records(path), name)
+            with RecordStore.read(path) as store:
+                return meta_judge_table(list(read_records(store)), name)
         if kind == "sections":
             return sections_table(read_choices(path), name)
         if kind == "pairs":
@@ -225,11 +301,6 @@ def protocol_named(name: str | None) -> ProtocolName | None:
     return found
 
 
-def _records(path: Path) -> list[PromptRecord]:
-    with RecordStore.read(path) as store:
-        return list(read_records(store))
-
-
 class JudgeQuality(JudgedBenchmark):
     """Each model as a judge: of questions in a file, or of M0's and its own held-out answers by the oracle's word."""
 
@@ -277,7 +348,9 @@ class JudgeQuality(JudgedBenchmark):
         """One table: the judge, the length-only judge and chance."""
         if self.questions is None:
             assert inputs.oracle is not None, "the recipe's check allows this only where there is an oracle"
-            pairs = [pair for record in inputs.model.held_out() for pair in _pairs(record, inputs, inputs.oracle)]
+            pairs = [
+                pair for record in inputs.model.held_out() for pair in _held_out_pairs(record, inputs, inputs.oracle)
+            ]
             own = inputs.model.name
             return [pairs_table(pairs, {own: verdicts_from_scores(pairs)}, own).as_dict()]
         assert inputs.judge is not None, "the recipe's check allows no oracle here"
@@ -311,19 +384,17 @@ class JudgeQuality(JudgedBenchmark):
         return judge_columns(str(rows[0]["kind"]), rows)
 
 
-def _pairs(record: HeldOut, inputs: ScoringInputs, oracle: Oracle) -> list[Pair]:
-    """M0's answer and M_t's, sample by sample; the same text twice is no pair."""
-    both = enumerate(zip(record.anchors_K, record.own, strict=False))
-    return [
-        _pair(replace(record.prompt, id=f"{record.prompt.id} {number}"), base, own, inputs, oracle)
-        for number, (base, own) in both
-        if base.text != own.text
-    ]
-
-
-def _pair(prompt: Prompt, base: Candidate, own: Candidate, inputs: ScoringInputs, oracle: Oracle) -> Pair:
-    lead = oracle.answer_score(prompt, base.text) - oracle.answer_score(prompt, own.text)
-    label: Winner = 0 if abs(lead) <= TOLERANCE else 1 if lead > 0 else 2
-    responses: tuple[Response, ...] = tuple(Response(each.text, None, stored_scores(each)) for each in (base, own))
-    opponent: Any = inputs.opponent
-    return Pair(Item(prompt.id, prompt.messages, responses), label, "", (opponent.name, inputs.model.name))
+def _held_out_pairs(record: HeldOut, inputs: ScoringInputs, oracle: Oracle) -> list[Pair]:
+    """M0's answer and M_t's, sample by sample, labelled by the oracle; the same text twice is no pair."""
+    assert inputs.opponent is not None, "held-out answers stand beside M0's"
+    pairs = []
+    for number, (base, own) in enumerate(zip(record.anchors_K, record.own, strict=False)):
+        if base.text == own.text:
+            continue
+        prompt = replace(record.prompt, id=f"{record.prompt.id} {number}")
+        lead = oracle.answer_score(prompt, base.text) - oracle.answer_score(prompt, own.text)
+        label: Winner = 0 if abs(lead) <= TOLERANCE else 1 if lead > 0 else 2
+        responses = tuple(Response(each.text, None, stored_scores(each)) for each in (base, own))
+        generators = (inputs.opponent.name, inputs.model.name)
+        pairs.append(Pair(Item(prompt.id, prompt.messages, responses), label, "", generators))
+    return pairs

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from metareward.errors import UserError
 from metareward.evaluation.base import Column, Figures, figure
 from metareward.evaluation.judge_quality.data import Item, Pair, PairVerdicts
 from metareward.evaluation.judge_quality.pairs import (
+    Choice,
     JudgedPair,
     biases,
     chance_pair_quality,
+    choices_by_length,
     judged_pairs,
     llmbar_statistics,
     pair_quality,
+    section_scores,
     verdicts_by_length,
 )
-from metareward.evaluation.judge_quality.protocols import Agreement
 from metareward.evaluation.judge_quality.rankings import (
     CHANCE,
     LENGTH,
+    Agreement,
     chance_ranking_quality,
     ranking_quality,
     score_histogram,
     scored_by_length,
 )
-from metareward.evaluation.judge_quality.reward_bench import Choice, choices_by_length, section_scores
 from metareward.method.diagnostics import position_statistics
 from metareward.types import PromptRecord
 
@@ -48,33 +50,29 @@ class JudgeTable:
 def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTable:
     """A grading judge against human rankings; only the two baselines where the responses carry no scores."""
     scored = any(response.scores_N for item in items for response in item.responses)
-    own = {**ranking_quality(items, perfect).as_dict(), "score_histogram": score_histogram(items)}
+    own = {**asdict(ranking_quality(items, perfect)), "score_histogram": score_histogram(items)}
     rows: list[tuple[str, Measures]] = [(judge, own)] if scored else []
-    rows.append((LENGTH, ranking_quality(scored_by_length(items), perfect).as_dict() | _no_perfect()))
-    return JudgeTable("rankings", (*rows, (CHANCE, chance_ranking_quality(items))))
-
-
-def _no_perfect() -> dict[str, object]:
-    """A length has no perfect score, so the length-only judge has no 5-best."""
-    return {"five_best": None, "n_fives": 0}
+    # A length has no perfect score, so the length-only judge has no 5-best.
+    by_length = {**asdict(ranking_quality(scored_by_length(items), perfect)), "five_best": None, "n_fives": 0}
+    return JudgeTable("rankings", (*rows, (LENGTH, by_length), (CHANCE, chance_ranking_quality(items))))
 
 
 def pairs_table(
     pairs: Sequence[Pair], judges: Mapping[str, Sequence[PairVerdicts]], own: str | None = None
 ) -> JudgeTable:
     """Judges against pairwise labels, with their biases. Raises `UserError` where one judge mixes one order and two."""
-    rows = [(name, _pairs_table(name, judged_pairs(pairs, verdicts), own)) for name, verdicts in judges.items()]
+    rows = [(name, _pair_measures(name, judged_pairs(pairs, verdicts), own)) for name, verdicts in judges.items()]
     orders = max((len(each.winners) for verdicts in judges.values() for each in verdicts), default=1)
     by_length = judged_pairs(pairs, verdicts_by_length(pairs, orders))
-    rows.append((LENGTH, _pairs_table(LENGTH, by_length, own)))
-    return JudgeTable("pairs", (*rows, (CHANCE, chance_pair_quality(by_length))))
+    rows += [(LENGTH, _pair_measures(LENGTH, by_length, own)), (CHANCE, chance_pair_quality(by_length))]
+    return JudgeTable("pairs", tuple(rows))
 
 
-def _pairs_table(name: str, judged: Sequence[JudgedPair], own: str | None) -> Measures:
+def _pair_measures(name: str, judged: Sequence[JudgedPair], own: str | None) -> Measures:
     orders = {len(pair.winners) for pair in judged}
     if len(orders) > 1:
         raise UserError(f"verdicts of {name}: some pairs have one order, some two; fix: judge all of them in both")
-    measures = {**pair_quality(judged).as_dict(), "biases": biases(judged, own).as_dict()}
+    measures = {**asdict(pair_quality(judged)), "biases": asdict(biases(judged, own))}
     return measures | ({"llmbar": llmbar_statistics(judged)} if orders == {2} else {})
 
 
@@ -82,16 +80,13 @@ def sections_table(choices: Sequence[Choice], judge: str) -> JudgeTable:
     """A judge on RewardBench's subsets and sections."""
     own, by_length = section_scores(choices), section_scores(choices_by_length(choices))
     chance = {"overall": 0.5, "sections": dict.fromkeys(own.sections, 0.5), "subsets": dict.fromkeys(own.subsets, 0.5)}
-    return JudgeTable("sections", ((judge, own.as_dict()), (LENGTH, by_length.as_dict()), (CHANCE, chance)))
+    return JudgeTable("sections", ((judge, asdict(own)), (LENGTH, asdict(by_length)), (CHANCE, chance)))
 
 
 def protocol_table(name: str, agreements: Iterable[Agreement]) -> JudgeTable:
     """A protocol's agreements."""
-    return JudgeTable(name, tuple((each.judge, _measures(each)) for each in agreements))
-
-
-def _measures(each: Agreement) -> Measures:
-    return {field: value for field, value in each.as_dict().items() if field != "judge"}
+    rows = ((each.judge, {key: value for key, value in asdict(each).items() if key != "judge"}) for each in agreements)
+    return JudgeTable(name, tuple(rows))
 
 
 def meta_judge_table(records: Iterable[PromptRecord], judge: str) -> JudgeTable:
@@ -156,10 +151,9 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 
 def judge_columns(kind: str, rows: Sequence[Figures]) -> tuple[Column, ...]:
     """The measures of a kind of table that at least one of its rows has."""
-    columns = _section_columns(rows[0]) if kind == "sections" else _COLUMNS.get(kind, _AGREEMENT)
+    if kind == "sections":
+        named = (Column(f"{name} %", f"sections.{name}", unit="share") for name in rows[0]["sections"])
+        columns = (Column("overall %", "overall", unit="share"), *named, Column("unparsable", "n_unparsable"))
+    else:
+        columns = _COLUMNS.get(kind, _AGREEMENT)
     return tuple(column for column in columns if any(figure(row, column.key) is not None for row in rows))
-
-
-def _section_columns(row: Figures) -> tuple[Column, ...]:
-    named = tuple(Column(f"{name} %", f"sections.{name}", unit="share") for name in row["sections"])
-    return (Column("overall %", "overall", unit="share"), *named, Column("unparsable", "n_unparsable"))

@@ -1,19 +1,26 @@
-"""The files of MT-Bench, in the formats of the public repository lm-sys/FastChat (fastchat/llm_judge).
+"""MT-Bench's files, in the formats of the public repository lm-sys/FastChat (fastchat/llm_judge), and its scores.
 
 ``question.jsonl`` (two turns each), ``reference_answer/gpt-4.jsonl`` (for math, reasoning and coding),
 ``model_answer/MODEL.jsonl``, ``judge_prompts.jsonl``, and the judgments of single-answer grading. The judge's messages
 equal FastChat's byte for byte: turn 1 is graded on the whole question, turn 2 on both turns of the conversation.
+
+Scores are means overall, per turn, per category, and per category and turn. The overall score is the mean over all
+readable scores, not of the two turns' means. Unreadable scores are excluded and counted. Repeated rows enter the means
+again, as upstream, and are counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
+from metareward.method.stats import mean_or_none
 from metareward.method.template import fill
 from metareward.types import Message, Messages
 
@@ -59,11 +66,8 @@ class GradingPrompts:
 
 def read_questions(path: Path) -> dict[int, Question]:
     """The questions by id. Raises `UserError` for a question without two turns."""
-    return {question.id: question for question in map(_question, read_rows(path))}
-
-
-def _question(row: Row) -> Question:
-    return Question(_id(row), row.text("category"), _two(row, row.items("turns")))
+    questions = (Question(_id(row), row.text("category"), _two(row, row.items("turns"))) for row in read_rows(path))
+    return {question.id: question for question in questions}
 
 
 def _id(row: Row) -> int:
@@ -126,7 +130,10 @@ def question_about(
     prompts: GradingPrompts, question: Question, answer: Turns, reference: Turns | None, turn: int
 ) -> Messages:
     """The judge's messages about one turn. Raises `UserError` when the prompt or a needed reference is missing."""
-    prompt = _prompt(prompts, prompt_name(question.category, turn))
+    name = prompt_name(question.category, turn)
+    if name not in prompts.by_name:
+        raise UserError(f"the judge's prompts lack {name!r}; fix: name FastChat's judge_prompts.jsonl")
+    prompt = prompts.by_name[name]
     if question.category in WITH_REFERENCE and reference is None:
         raise UserError(f"question {question.id} ({question.category}) has no reference answer; fix: add --references")
     slots = {"question": question.turns[0], "answer": answer[0]}
@@ -137,12 +144,6 @@ def question_about(
     return (Message("system", prompt.system), Message("user", fill(prompt.template, slots)))
 
 
-def _prompt(prompts: GradingPrompts, name: str) -> GradingPrompt:
-    if name not in prompts.by_name:
-        raise UserError(f"the judge's prompts lack {name!r}; fix: name FastChat's judge_prompts.jsonl")
-    return prompts.by_name[name]
-
-
 def read_score(text: str) -> float | None:
     """The score in the judge's text: the first ``[[8.5]]``, else the first ``[8.5]``; None without either."""
     for pattern in _SCORES:
@@ -150,3 +151,70 @@ def read_score(text: str) -> float | None:
         if found:
             return float(found[1])
     return None
+
+
+# --- scores ---
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryScore:
+    """The means of one category; None without a readable score."""
+
+    average: float | None
+    turn1: float | None
+    turn2: float | None
+    n_valid: int
+
+
+@dataclass(frozen=True, slots=True)
+class MtBenchScore:
+    """One model. ``n_missing`` counts turns of known questions without a judgment."""
+
+    model: str
+    average: float | None
+    turn1: float | None
+    turn2: float | None
+    categories: Mapping[str, CategoryScore]
+    n_valid: int
+    n_failed: int
+    n_refused: int
+    n_missing: int
+    n_repeated: int
+
+
+def evaluate(grades: Sequence[Grade], questions: Mapping[int, Question] | None = None) -> tuple[MtBenchScore, ...]:
+    """The score of each model, the best first. ``questions`` are needed for categories and missing turns."""
+    models = dict.fromkeys(grade.model for grade in grades)
+    found = [_model(name, [grade for grade in grades if grade.model == name], questions or {}) for name in models]
+    return tuple(sorted(found, key=lambda each: -1.0 if each.average is None else each.average, reverse=True))
+
+
+def _model(name: str, grades: Sequence[Grade], questions: Mapping[int, Question]) -> MtBenchScore:
+    judged = Counter((grade.question, grade.turn) for grade in grades)
+    unread = [grade for grade in grades if grade.score is None]
+    by_category: dict[str, list[Grade]] = {}
+    for grade in grades:
+        if grade.question in questions:
+            by_category.setdefault(questions[grade.question].category, []).append(grade)
+    return MtBenchScore(
+        name,
+        *_means(grades),
+        categories={
+            category: CategoryScore(*_means(those), sum(grade.score is not None for grade in those))
+            for category, those in sorted(by_category.items())
+        },
+        n_valid=len(grades) - len(unread),
+        n_failed=sum(not grade.refused for grade in unread),
+        n_refused=sum(grade.refused for grade in unread),
+        n_missing=sum((question, turn) not in judged for question in questions for turn in (1, 2)),
+        n_repeated=len(grades) - len(judged),
+    )
+
+
+def _means(grades: Sequence[Grade]) -> tuple[float | None, float | None, float | None]:
+    """Of all readable scores, of the first turns' and of the second turns'."""
+    every, first, second = (
+        mean_or_none([grade.score for grade in grades if grade.score is not None and grade.turn in turns])
+        for turns in ((1, 2), (1,), (2,))
+    )
+    return every, first, second

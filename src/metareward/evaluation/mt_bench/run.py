@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,8 +28,10 @@ from metareward.evaluation.base import (
 from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, cached_queries, grade
 from metareward.evaluation.mt_bench.data import (
     GradingPrompts,
+    MtBenchScore,
     Question,
     Turns,
+    evaluate,
     prompt_name,
     question_about,
     read_answers,
@@ -39,14 +41,13 @@ from metareward.evaluation.mt_bench.data import (
     read_references,
     read_score,
 )
-from metareward.evaluation.mt_bench.score import MtBenchScore, evaluate
 from metareward.generation.progress import JUDGMENTS
 from metareward.method.judge import RubricGrader
 from metareward.seeds import derive
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
 from metareward.storage.serialization import json_lines, replace_surrogates
-from metareward.types import Message, Messages, Prompt, Sampling
+from metareward.types import Message, Prompt, Sampling
 
 # Upstream's sampling. A judgment that the token limit cut off may hold no score; then it has none.
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=2048)
@@ -67,16 +68,16 @@ class _Turn:
     def id(self) -> str:
         return f"{self.model} on {self.question.id}, turn {self.number}"
 
-    def row(self, judge: Sequence[str], query: str, document: Mapping[str, Any] | None, score: float | None) -> Figures:
+    def row(self, judge: Sequence[str], query: Prompt, refused: bool, score: float | None) -> dict[str, object]:
         """The judgment in upstream's format, without what the judge wrote."""
         return {
             "question_id": self.question.id,
             "model": self.model,
             "judge": judge,
-            "user_prompt": query,
+            "user_prompt": query.messages[-1].content,
             "score": -1 if score is None else score,
             "turn": self.number,
-            "outcome": "refused" if document is None else "judged" if score is not None else "unparsable",
+            "outcome": "refused" if refused else "judged" if score is not None else "unparsable",
         }
 
 
@@ -102,11 +103,11 @@ async def grade_turns(
     Raises `UserError` as `cached_queries` does, or when a reference answer is missing.
     """
     turns = _turns(questions, models)
-    queries = [
-        Prompt(each.id, question_about(prompts, each.question, each.answers, reference, each.number))
-        for each in turns
-        for reference in (references.get(each.question.id),)
-    ]
+    queries = []
+    for each in turns:
+        reference = references.get(each.question.id)
+        messages = question_about(prompts, each.question, each.answers, reference, each.number)
+        queries.append(Prompt(each.id, messages))
 
     async def work(query: Prompt) -> dict[str, object]:
         sampling = replace(SAMPLING, seed=derive(client.seed, "mt-bench", query.id))
@@ -114,16 +115,14 @@ async def grade_turns(
         return {"judgment": replace_surrogates(reply.text)}
 
     documents = (await cached_queries(client, queries, work, {"prompt": prompts.sha256})).documents
-    return tuple(
-        _row(each, query, client.name, documents.get(each.id)) for each, query in zip(turns, queries, strict=True)
-    )
-
-
-def _row(each: _Turn, query: Prompt, judge: str, document: Mapping[str, Any] | None) -> dict[str, object]:
-    judgment = None if document is None else str(document["judgment"])
-    score = None if judgment is None else read_score(judgment)
-    by = [judge, prompt_name(each.question.category, each.number)]
-    return {**each.row(by, query.messages[-1].content, document, score), "judgment": judgment}
+    rows = []
+    for each, query in zip(turns, queries, strict=True):
+        document = documents.get(each.id)
+        judgment = None if document is None else str(document["judgment"])
+        score = None if judgment is None else read_score(judgment)
+        by = [client.name, prompt_name(each.question.category, each.number)]
+        rows.append({**each.row(by, query, document is None, score), "judgment": judgment})
+    return tuple(rows)
 
 
 async def grade_turns_by_rubric(
@@ -133,24 +132,21 @@ async def grade_turns_by_rubric(
 
     The judge sees the conversation up to the turn, and no reference answer. Raises `UserError` as `grade` does.
     """
-    turns = _turns(questions, models)
-    outputs = [Output(each.id, Prompt(each.id, _conversation(each)), each.answers[each.number - 1]) for each in turns]
+    turns, outputs = _turns(questions, models), []
+    for each in turns:
+        asked, answers = each.question.turns, each.answers
+        first, second = Message("user", asked[0]), (Message("assistant", answers[0]), Message("user", asked[1]))
+        messages = (first,) if each.number == 1 else (first, *second)
+        outputs.append(Output(each.id, Prompt(each.id, messages), answers[each.number - 1]))
     documents = (await grade(client, grader, outputs)).documents
     rows = []
     for each, output in zip(turns, outputs, strict=True):
         document = documents.get(each.id)
         scores = [score for score in document["scores"] if score is not None] if document else []
-        query = output.query(grader).messages[-1].content
-        row = each.row([client.name, "rubric"], query, document, fmean(scores) if scores else None)
+        mean = fmean(scores) if scores else None
+        row = each.row([client.name, "rubric"], output.query(grader), document is None, mean)
         rows.append({**row, "scores": document and document["scores"]})
     return tuple(rows)
-
-
-def _conversation(each: _Turn) -> Messages:
-    first = Message("user", each.question.turns[0])
-    if each.number == 1:
-        return (first,)
-    return (first, Message("assistant", each.answers[0]), Message("user", each.question.turns[1]))
 
 
 async def judge_answers(
@@ -187,18 +183,16 @@ class MtBenchCommand(EvaluateCommand):
                 raise UserError(
                     "--judge-engine: needs --answers, --questions, --prompts (judge_prompts.jsonl) and --references"
                 )
-            await judge_answers(
-                session.judge, self.judgments, self.answers, self.questions, self.references, self.prompts
-            )
-        figures = [each.as_dict() for each in results(self.judgments, self.questions)]
+            given = (self.answers, self.questions, self.references, self.prompts)
+            await judge_answers(session.judge, self.judgments, *given)
+        figures = [asdict(each) for each in results(self.judgments, self.questions)]
         models = ResultTable("MT-Bench", _MODELS, tuple((str(each["model"]), each) for each in figures))
-        categories = tuple(_category_table(each) for each in figures if each["categories"])
+        categories = (
+            ResultTable(f"{each['model']} by category", _SCORES, tuple(each["categories"].items()), first="category")
+            for each in figures
+            if each["categories"]
+        )
         return Evaluated((models, *categories), {"benchmark": "mt_bench", "models": figures})
-
-
-def _category_table(figures: Figures) -> ResultTable:
-    rows = tuple(figures["categories"].items())
-    return ResultTable(f"{figures['model']} by category", _SCORES, rows, first="category")
 
 
 _SCORES = (
@@ -273,7 +267,7 @@ class MtBench(JudgedBenchmark):
                 lambda client: grade_turns_by_rubric(client, inputs.grader, asked, models),
             )
             write_atomic(judgments, json_lines(rows))
-        return [each.as_dict() for each in results(judgments, questions)]
+        return [asdict(each) for each in results(judgments, questions)]
 
     def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:  # noqa: ARG002
         """The score, overall and by turn."""

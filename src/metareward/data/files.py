@@ -132,16 +132,22 @@ def iter_rows(path: Path) -> Iterator[Row]:
     The rows of a CSV file are objects of text, those of a text file its lines that aren't blank. Raises `UserError`
     naming the place that can't be read.
     """
-    if path.is_dir():
-        return _saved_dataset(path)
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    text = read_text(path)
+    if path.is_dir() or path.suffix == ".parquet":
+        yield from _saved_dataset(path) if path.is_dir() else _parquet(path)
+        return
+    text, is_text = read_text(path), path.suffix == ".txt"
     if path.suffix == ".csv":
-        return _csv(path, text)
-    if path.suffix == ".txt":
-        return _text_lines(path, text)
-    return _json_list(path, text) if text.lstrip().startswith("[") else _json_lines(path, text)
+        yield from _csv(path, text)
+    elif not is_text and text.lstrip().startswith("["):
+        for number, item in enumerate(_json(text, str(path))):
+            yield Row(f"{path}: item {number}", item)
+    else:
+        for number, line in enumerate(text.split("\n"), 1):  # only newlines: `str.splitlines` would cut at U+2028
+            where = f"{path}:{number}"
+            if is_text and line.lstrip().startswith(('{"', '["')):
+                raise UserError(f"{where}: JSON in a .txt file, where each line is a prompt; fix: name it .jsonl")
+            if line.strip():
+                yield Row(where, line.strip() if is_text else _json(line, where))
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
@@ -191,17 +197,6 @@ def require_unique(rows: Sequence[Row], name: str) -> Sequence[Row]:
     return rows
 
 
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):  # only newlines: `str.splitlines` would cut at U+2028
-        if line.strip():
-            yield Row(f"{path}:{number}", _json(line, f"{path}:{number}"))
-
-
-def _json_list(path: Path, text: str) -> Iterator[Row]:
-    for number, item in enumerate(_json(text, str(path))):
-        yield Row(f"{path}: item {number}", item)
-
-
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -210,14 +205,6 @@ def _json(text: str, where: str) -> Any:
             f"{where}: not JSON ({error}); fix: write one JSON object a line or one JSON list, or name a file that its "
             "ending marks as something else: .parquet, .csv (with a header), .txt (one prompt a line)"
         ) from None
-
-
-def _text_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.lstrip().startswith(('{"', '["')):
-            raise UserError(f"{path}:{number}: JSON in a .txt file, where each line is a prompt; fix: name it .jsonl")
-        if line.strip():
-            yield Row(f"{path}:{number}", line.strip())
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:
@@ -273,8 +260,12 @@ def resolve_files(source: Path | str, network: bool = False) -> tuple[Path, ...]
     if name.startswith(HUB):
         return _resolve_hub(name, network)
     path = Path(name)
-    if path.is_dir():
-        return _resolve_folder(path)
+    if path.is_dir() and not (path / STATE).is_file():
+        if (path / _SPLITS).is_file():
+            splits: list[tuple[str, ...]] = [(each.parent.name,) for each in sorted(path.glob(f"*/{STATE}"))]
+        else:
+            splits = splits_of(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+        return tuple(path / each for each in _only_split(str(path), splits))
     if "*" not in name or path.exists():
         return (path,)
     files = tuple(sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))))
@@ -308,16 +299,6 @@ def _split_pattern(name: str) -> str:
     """The pattern that all shards of a file's split match (``data/train-*.parquet``), or the file's own name."""
     path = PurePosixPath(name)
     return str(path.with_name(_SHARD.sub("-*", path.stem) + path.suffix))
-
-
-def _resolve_folder(folder: Path) -> tuple[Path, ...]:
-    if (folder / STATE).is_file():
-        return (folder,)
-    if (folder / _SPLITS).is_file():
-        splits: list[tuple[str, ...]] = [(path.parent.name,) for path in sorted(folder.glob(f"*/{STATE}"))]
-    else:
-        splits = splits_of(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return tuple(folder / name for name in _only_split(str(folder), splits))
 
 
 def _only_split(source: str, splits: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from metareward.data.files import Row, field_error, iter_rows, resolve_files
+from metareward.data.files import field_error, iter_rows, resolve_files
 from metareward.errors import UserError
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -49,8 +49,8 @@ def parse_prompt(value: object, where: str, field: str | None = None) -> Message
     row = json_object(value, where)
     name = field or _prompt_field(row, where)
     turns = _conversation(row, name, where)
-    if name == "conversations" or field is not None:
-        turns = _without_answer(turns)
+    if (name == "conversations" or field is not None) and turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
     _check_turn_order(turns, where, name)
     return turns
 
@@ -110,15 +110,24 @@ def _conversation(row: Mapping[str, Any], name: str, where: str) -> Messages:
     """The turns in field ``name``, their order unchecked; for Alpaca, the turns before the answer."""
     value = row.get(name)
     if name == "instruction":
-        return (*_system(row, where), *_history(row, where), Message("user", _instruction(row, where)))
+        turns = list(_system(row, where))
+        for i, pair in enumerate(row.get("history") or ()):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise field_error(where, f"history[{i}]", "is no pair of texts", "write [user text, assistant text]")
+            turns.append(Message("user", checked_text(pair[0], where, f"history[{i}][0]")))
+            turns.append(Message("assistant", checked_text(pair[1], where, f"history[{i}][1]")))
+        instruction = checked_text(value, where, "instruction")
+        if not _blank(row.get("input")):
+            instruction += f"\n\n{checked_text(row['input'], where, 'input')}"
+        return (*turns, Message("user", instruction))
     if isinstance(value, str) and name not in ("messages", "conversations"):
         return (Message("user", checked_text(value, where, name)),)
     if not isinstance(value, list):
         raise field_error(where, name, f"is {_kind(value)}", 'write text or a list of {"role", "content"} turns')
-    turns = tuple(_turn(turn, where, f"{name}[{i}]") for i, turn in enumerate(value))
-    if name == "conversations" and not any(turn.role == "system" for turn in turns):
-        return (*_system(row, where), *turns)
-    return turns
+    talk = tuple(_turn(turn, where, f"{name}[{i}]") for i, turn in enumerate(value))
+    if name == "conversations" and not any(turn.role == "system" for turn in talk):
+        return (*_system(row, where), *talk)
+    return talk
 
 
 def _turn(turn: object, where: str, field: str) -> Message:
@@ -134,12 +143,6 @@ def _turn(turn: object, where: str, field: str) -> Message:
     return Message(role, checked_text(turn.get(text_field), where, f"{field}.{text_field}"))
 
 
-def _instruction(row: Mapping[str, Any], where: str) -> str:
-    """Alpaca's instruction, followed by its input if there is one."""
-    instruction = checked_text(row["instruction"], where, "instruction")
-    return instruction if _blank(row.get("input")) else f"{instruction}\n\n{checked_text(row['input'], where, 'input')}"
-
-
 def _system(row: Mapping[str, Any], where: str) -> Messages:
     return () if _blank(row.get("system")) else (Message("system", checked_text(row["system"], where, "system")),)
 
@@ -149,26 +152,11 @@ def _blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _history(row: Mapping[str, Any], where: str) -> Messages:
-    """Alpaca's earlier turns: pairs of a user's and an assistant's text."""
-    turns: list[Message] = []
-    for i, pair in enumerate(row.get("history") or ()):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise field_error(where, f"history[{i}]", "is no pair of texts", "write [user text, assistant text]")
-        turns.append(Message("user", checked_text(pair[0], where, f"history[{i}][0]")))
-        turns.append(Message("assistant", checked_text(pair[1], where, f"history[{i}][1]")))
-    return tuple(turns)
-
-
 def _answer(value: object, where: str, field: str) -> Messages:
     """An answer as text, or as TRL's list of one turn."""
     if isinstance(value, list):
         return tuple(_turn(turn, where, f"{field}[{i}]") for i, turn in enumerate(value))
     return (Message("assistant", checked_text(value, where, field)),)
-
-
-def _without_answer(turns: Messages) -> Messages:
-    return turns[:-1] if turns and turns[-1].role == "assistant" else turns
 
 
 def _check_turn_order(messages: Messages, where: str, field: str) -> None:
@@ -218,7 +206,8 @@ def gather_prompts(source: Path | str, network: bool = False, field: str | None 
     places: dict[str, str] = {}
     repeats: list[tuple[str, str]] = []
     for row in (row for path in resolve_files(source, network) for row in iter_rows(path)):
-        prompt = _prompt(row, field)
+        messages = parse_prompt(row.value, row.where, field)
+        prompt = Prompt(row_id(row.value, row.where) or content_id(messages), messages)
         first = places.setdefault(prompt.id, row.where)
         if prompts.setdefault(prompt.id, prompt).messages != prompt.messages:
             taken = f"{json.dumps(prompt.id)} is taken by {first}"
@@ -279,12 +268,6 @@ def split_held_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[tu
 
 def _shuffled(prompts: Sequence[Prompt], seed: int, purpose: str) -> tuple[Prompt, ...]:
     return tuple(sorted(prompts, key=lambda prompt: (derive(seed, purpose, prompt.id), prompt.id)))
-
-
-def _prompt(row: Row, field: str | None) -> Prompt:
-    where = row.where
-    messages = parse_prompt(row.value, where, field)
-    return Prompt(row_id(row.value, where) or content_id(messages), messages)
 
 
 def row_id(value: object, where: str) -> str | None:

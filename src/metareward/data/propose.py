@@ -40,9 +40,7 @@ from metareward.storage.serialization import json_lines, replace_surrogates
 from metareward.storage.store import RecordStore
 from metareward.types import Completion, Message, Prompt, Sampling
 
-DropReason = Literal[
-    "failed", "unreadable", "cut_off", "too_short", "too_long", "keyword", "repeated", "too_similar"
-]  # fmt: skip
+DropReason = Literal["failed", "unreadable", "cut_off", "too_short", "too_long", "keyword", "repeated", "too_similar"]
 KEYWORDS = (
     *("image", "images", "picture", "pictures", "photo", "photos", "photograph", "screenshot", "drawing", "draw"),
     *("diagram", "chart", "graph", "map", "video", "videos", "audio", "recording", "file", "files"),
@@ -157,14 +155,7 @@ class ProposalFilter:
 
     def check(self, text: str) -> Proposal:
         """``text`` with the first reason to drop it, if there is one."""
-        words = words_of(text)
-        proposal = self._check(text, words)
-        if proposal.reason is None:
-            self._add(words)
-        return proposal
-
-    def _check(self, text: str, words: list[str]) -> Proposal:
-        limits = self._limits
+        words, limits = words_of(text), self._limits
         if len(words) < limits.min_words:
             return Proposal(text, "too_short", f"{len(words)} words")
         if len(words) > limits.max_words:
@@ -177,6 +168,7 @@ class ProposalFilter:
         nearest = extractOne(words, self._words, scorer=Indel.normalized_similarity, score_cutoff=limits.max_similarity)
         if nearest is not None:
             return Proposal(text, "too_similar", f"ROUGE-L {nearest[1]:.2f} with: {' '.join(nearest[0][:20])}")
+        self._add(words)
         return Proposal(text)
 
     def _add(self, words: list[str]) -> None:
@@ -241,14 +233,15 @@ async def propose(
         requests = _requests(number, examples, accepted, settings)
         await _complete(engine, requests, settings, store, progress, f"proposing, round {number + 1}")
         sent, before = sent + len(requests), len(accepted)
-        for proposal in _filtered(requests, store, known, settings):
-            if proposal.reason is None:
-                messages = (Message("user", proposal.text),)
-                accepted.append(Prompt(content_id(messages), messages))
-                if len(accepted) == wanted:
-                    return Proposals(tuple(accepted), tuple(dropped), sent, exhausted=False)
-            else:
-                dropped.append(proposal)
+        for proposal in (each for request in requests for each in _proposals_of(request, store, settings)):
+            checked = known.check(proposal.text) if proposal.reason is None else proposal
+            if checked.reason is not None:
+                dropped.append(checked)
+                continue
+            messages = (Message("user", checked.text),)
+            accepted.append(Prompt(content_id(messages), messages))
+            if len(accepted) == wanted:
+                return Proposals(tuple(accepted), tuple(dropped), sent, exhausted=False)
         rounds_without_new = rounds_without_new + 1 if len(accepted) == before else 0
         if rounds_without_new == _MAX_ROUNDS_WITHOUT_NEW:
             break
@@ -297,18 +290,13 @@ async def _complete(
             store.put(request, json.dumps({"failed": error}))
 
 
-def _filtered(
-    requests: Sequence[Prompt], store: RecordStore, known: ProposalFilter, settings: ProposalSettings
-) -> Iterator[Proposal]:
-    """The proposals of a round in the order of its requests, each with the reason to drop it, if there is one."""
-    for request in requests:
-        document = json.loads(store.get(request.id) or "")
-        if "failed" in document:
-            yield Proposal("", "failed", document["failed"])
-            continue
-        text = settings.reasoning.split(document["text"])[1] if settings.reasoning else document["text"]
-        for proposal in parse_proposals(Completion(text, document["finish"], document["tokens"])):
-            yield known.check(proposal.text) if proposal.reason is None else proposal
+def _proposals_of(request: Prompt, store: RecordStore, settings: ProposalSettings) -> Iterator[Proposal]:
+    """The proposals in the stored completion of a request, unfiltered."""
+    document = json.loads(store.get(request.id) or "")
+    if "failed" in document:
+        return iter([Proposal("", "failed", document["failed"])])
+    text = settings.reasoning.split(document["text"])[1] if settings.reasoning else document["text"]
+    return parse_proposals(Completion(text, document["finish"], document["tokens"]))
 
 
 def summarize_proposals(proposals: Proposals) -> dict[str, object]:

@@ -55,11 +55,6 @@ class RankedPrompt:
         return tuple(words_of(first)) or (first.strip(),)
 
     @property
-    def is_first_turn(self) -> bool:
-        """Whether there is only one user turn."""
-        return sum(message.role == "user" for message in self.prompt.messages) == 1
-
-    @property
     def is_comparable(self) -> bool:
         """Whether some answer is ranked above another."""
         return len({answer.rank for answer in self.answers}) > 1
@@ -94,7 +89,7 @@ def read_ranked(
     for ranked in _parse_rows(rows):
         if language and ranked.language and ranked.language.partition("-")[0] != language:
             skipped["another language"] += 1
-        elif first_turns and not ranked.is_first_turn:
+        elif first_turns and sum(message.role == "user" for message in ranked.prompt.messages) > 1:
             skipped["a later turn"] += 1
         elif kept.setdefault(ranked.prompt.id, ranked) is not ranked:
             raise UserError(f"{source}: two rows have the id {json.dumps(ranked.prompt.id)}; fix: give each its own")
@@ -107,27 +102,36 @@ def read_ranked(
 def _parse_rows(rows: Sequence[Row]) -> Iterator[RankedPrompt]:
     first = json_object(rows[0].value, rows[0].where)
     if all(field in first for field in MESSAGE_FIELDS):
-        yield from _parse_message_table(rows)
+        replies: dict[str | None, list[Row]] = {}
+        for row in rows:
+            message = json_object(row.value, row.where)
+            missing = [field for field in MESSAGE_FIELDS if field not in message]
+            if missing:
+                raise field_error(row.where, missing[0], "missing", "give every message its id, parent, text and role")
+            if _is_valid(message):
+                replies.setdefault(message["parent_id"], []).append(row)
+        for row in replies.get(None, ()):
+            yield from _prompts_in(_parse_message(row.value, row.where, "", replies), ())
         return
     for row in rows:
         value = json_object(row.value, row.where)
         if not isinstance(value.get("prompt"), dict):
-            yield _parse_row(value, row.where)
+            messages = _parse_conversation(value, row.where)
+            answers = tuple(_parse_answers(value, row.where))
+            if not answers:
+                raise field_error(row.where, "answers", "is an empty list", "give the answers, or remove the row")
+            prompt = Prompt(row_id(value, row.where) or content_id(messages), messages)
+            yield RankedPrompt(prompt, answers, _language(value))
         elif _is_valid(value["prompt"]):
-            yield from _prompts_in(_nested_node(value["prompt"], row.where, "prompt"), ())
+            yield from _prompts_in(_parse_message(value["prompt"], row.where, "prompt."), ())
+
+
+def _language(row: Mapping[str, Any]) -> str | None:
+    language = row.get("lang")
+    return language if isinstance(language, str) else None
 
 
 # --- rows that hold a prompt and all its answers ---
-
-
-def _parse_row(row: dict[str, Any], where: str) -> RankedPrompt:
-    messages = _parse_conversation(row, where)
-    answers = tuple(_parse_responses(row["responses"], where) if "responses" in row else _parse_answers(row, where))
-    if not answers:
-        raise field_error(where, "answers", "is an empty list", "give the answers, or remove the row")
-    language = row.get("lang")
-    prompt = Prompt(row_id(row, where) or content_id(messages), messages)
-    return RankedPrompt(prompt, answers, language if isinstance(language, str) else None)
 
 
 def _parse_conversation(row: dict[str, Any], where: str) -> Messages:
@@ -141,30 +145,29 @@ def _parse_conversation(row: dict[str, Any], where: str) -> Messages:
     return parse_prompt({"messages": turns}, where)
 
 
-def _parse_responses(given: object, where: str) -> Iterator[RankedAnswer]:
-    if not isinstance(given, list):
-        raise field_error(where, "responses", "is no list", 'write [{"text": "...", "rank": 0}]')
-    for i, each in enumerate(given):
-        response = json_object(each, f"{where}: responses[{i}]")
-        yield _answer(response.get("text"), response.get("rank"), where, f"responses[{i}].text", f"responses[{i}].rank")
-
-
 def _parse_answers(row: dict[str, Any], where: str) -> Iterator[RankedAnswer]:
-    answers, ranks = row.get("answers"), row.get("ranks")
-    for name, given in (("answers", answers), ("ranks", ranks)):
-        if not isinstance(given, list):
-            raise field_error(where, name, "missing or no list", 'write "answers": ["...", "..."], "ranks": [0, 1]')
-    if len(answers or ()) != len(ranks or ()):
-        problem = f"{len(ranks or ())} for {len(answers or ())} answers"
-        raise field_error(where, "ranks", problem, "give each answer its rank")
-    for i, (text, rank) in enumerate(zip(answers or (), ranks or (), strict=True)):
-        yield _answer(text, rank, where, f"answers[{i}]", f"ranks[{i}]")
-
-
-def _answer(text: object, rank: object, where: str, text_field: str, rank_field: str) -> RankedAnswer:
-    if isinstance(rank, bool) or not isinstance(rank, int | float):
-        raise field_error(where, rank_field, "is no number", "write the rank, 0 for the best")
-    return RankedAnswer(checked_text(text, where, text_field), float(rank))
+    found: Iterable[tuple[object, object, str, str]]  # text, rank, the names of their fields
+    if "responses" in row:
+        if not isinstance(row["responses"], list):
+            raise field_error(where, "responses", "is no list", 'write [{"text": "...", "rank": 0}]')
+        responses = (json_object(each, f"{where}: responses[{i}]") for i, each in enumerate(row["responses"]))
+        found = (
+            (each.get("text"), each.get("rank"), f"responses[{i}].text", f"responses[{i}].rank")
+            for i, each in enumerate(responses)
+        )
+    else:
+        for name in ("answers", "ranks"):
+            if not isinstance(row.get(name), list):
+                raise field_error(where, name, "missing or no list", 'write "answers": ["...", "..."], "ranks": [0, 1]')
+        answers, ranks = row["answers"], row["ranks"]
+        if len(answers) != len(ranks):
+            raise field_error(where, "ranks", f"{len(ranks)} for {len(answers)} answers", "give each answer its rank")
+        pairs = enumerate(zip(answers, ranks, strict=True))
+        found = ((text, rank, f"answers[{i}]", f"ranks[{i}]") for i, (text, rank) in pairs)
+    for text, rank, text_field, rank_field in found:
+        if isinstance(rank, bool) or not isinstance(rank, int | float):
+            raise field_error(where, rank_field, "is no number", "write the rank, 0 for the best")
+        yield RankedAnswer(checked_text(text, where, text_field), float(rank))
 
 
 # --- conversation trees ---
@@ -181,48 +184,35 @@ class _Node:
     replies: tuple[_Node, ...]
 
 
-def _parse_message_table(rows: Sequence[Row]) -> Iterator[RankedPrompt]:
-    replies: dict[str | None, list[Row]] = {}
-    for row in rows:
-        message = json_object(row.value, row.where)
-        missing = [field for field in MESSAGE_FIELDS if field not in message]
-        if missing:
-            raise field_error(row.where, missing[0], "missing", "give every message its id, parent, text and role")
-        if _is_valid(message):
-            replies.setdefault(message["parent_id"], []).append(row)
-    for row in replies.get(None, ()):
-        yield from _prompts_in(_linked_node(row, replies), ())
-
-
 def _is_valid(message: Any) -> bool:
     """Whether a message was neither deleted nor rejected by reviewers; no review is no rejection."""
     return not (isinstance(message, dict) and (message.get("deleted") or message.get("review_result") is False))
 
 
-def _nested_node(message: Any, where: str, field: str) -> _Node:
+def _parse_message(
+    message: Any, where: str, prefix: str, table: Mapping[str | None, Sequence[Row]] | None = None
+) -> _Node:
+    """A message and all below it: from its ``replies``, or from ``table``, the rows of a table by their parent."""
     if not isinstance(message, dict):
-        raise field_error(where, field, "is no message", "write the message's text, role and replies")
-    valid = [each for each in message.get("replies") or () if _is_valid(each)]
-    replies = tuple(_nested_node(each, where, f"{field}.replies[{i}]") for i, each in enumerate(valid))
-    return _node(message, where, f"{field}.", replies)
-
-
-def _linked_node(row: Row, replies: Mapping[str | None, Sequence[Row]]) -> _Node:
-    children = tuple(_linked_node(each, replies) for each in replies.get(row.value["message_id"], ()))
-    return _node(row.value, row.where, "", children)
-
-
-def _node(message: Mapping[str, Any], where: str, prefix: str, replies: tuple[_Node, ...]) -> _Node:
+        raise field_error(
+            where, prefix.removesuffix("."), "is no message", "write the message's text, role and replies"
+        )
+    if table is None:
+        valid = [each for each in message.get("replies") or () if _is_valid(each)]
+        replies = [_parse_message(each, where, f"{prefix}replies[{i}].") for i, each in enumerate(valid)]
+    else:
+        rows = table.get(message["message_id"], ())
+        replies = [_parse_message(row.value, row.where, prefix, table) for row in rows]
     role = _ROLES.get(str(message.get("role")))
     if role is None:
         raise field_error(where, f"{prefix}role", f"is {message.get('role')!r}", "use prompter or assistant")
-    rank, language = message.get("rank"), message.get("lang")
+    rank = message.get("rank")
     return _Node(
         id=checked_text(message.get("message_id"), where, f"{prefix}message_id"),
         message=Message(role, checked_text(message.get("text"), where, f"{prefix}text")),
         rank=float(rank) if isinstance(rank, int | float) else None,
-        language=language if isinstance(language, str) else None,
-        replies=replies,
+        language=_language(message),
+        replies=tuple(replies),
     )
 
 
@@ -230,14 +220,12 @@ def _prompts_in(node: _Node, before: Messages) -> Iterator[RankedPrompt]:
     """The ranked prompts of a tree, each with the turns before it."""
     turns = (*before, node.message)
     if node.message.role == "user":
-        answers = tuple(_ranked_replies(node.replies))
+        answers = tuple(
+            RankedAnswer(reply.message.content, reply.rank)
+            for reply in node.replies
+            if reply.message.role == "assistant" and reply.rank is not None
+        )
         if answers:
             yield RankedPrompt(Prompt(node.id, turns), answers, node.language)
     for reply in node.replies:
         yield from _prompts_in(reply, turns)
-
-
-def _ranked_replies(replies: Iterable[_Node]) -> Iterator[RankedAnswer]:
-    for reply in replies:
-        if reply.message.role == "assistant" and reply.rank is not None:
-            yield RankedAnswer(reply.message.content, reply.rank)

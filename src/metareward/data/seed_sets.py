@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -136,8 +136,8 @@ def split_prompts(prompts: Sequence[RankedPrompt], settings: SeedSettings) -> Se
     order = sorted(groups, key=lambda group: (derive(settings.seed, "seed sets", *group), group))
     order.sort(key=lambda group: any(each.is_comparable for each in groups[group]))
     ift_count = round(settings.ift_share * len(order))
-    comparable = [group for group in order[ift_count:] if any(each.is_comparable for each in groups[group])]
     ift = set(order[:ift_count])
+    comparable = [group for group in order[ift_count:] if any(each.is_comparable for each in groups[group])]
     held_out = set(comparable[: round(settings.held_out_share * len(comparable))])
     rest = [each for each in prompts if each.group not in ift]
     return SeedSplit(
@@ -166,17 +166,16 @@ async def judge_prompts(
     """
     folder.mkdir(parents=True, exist_ok=True)
     annotation = settings.annotation
-    answers = {each.prompt.id: each.answers for each in ranked}
+    answers = {each.prompt.id: [answer.text for answer in each.answers] for each in ranked}
     texts = {
-        each.prompt.id: canonical_json([chat_turns(each.prompt.messages), [answer.text for answer in each.answers]])
-        for each in ranked
+        each.prompt.id: canonical_json([chat_turns(each.prompt.messages), answers[each.prompt.id]]) for each in ranked
     }
     fingerprint = {**annotation_fingerprint(annotation), "answers": None, "ranked": fingerprint_of(texts), **model}
 
     async def task(prompt: Prompt) -> str:
         judgments_AN = await run_concurrently(
-            judge_answer(engine, prompt, index, answer.text, annotation, progress)
-            for index, answer in enumerate(answers[prompt.id])
+            judge_answer(engine, prompt, index, text, annotation, progress)
+            for index, text in enumerate(answers[prompt.id])
         )
         return _JUDGED.dump_json(JudgedAnswers(tuple(judgments_AN))).decode()
 
@@ -271,8 +270,12 @@ def select_sets(ranked: RankedSet, split: SeedSplit, settings: SeedSettings, fol
                 found = agreeing_set(each, judged, settings.allow_ties)
                 if isinstance(found, RejectedPrompt):
                     rejected.append(found)
-                else:
-                    agreeing += _eft_examples(each, found, settings)
+                    continue
+                for index, (answer, judgment) in enumerate(zip(each.answers, found, strict=True)):
+                    assert isinstance(judgment.reading, Scored)
+                    request = settings.annotation.rubric.render(each.prompt, answer.text)
+                    text, score = judgment.reasoning + judgment.text, judgment.reading.score
+                    agreeing.append(EftExample(each.prompt.id, index, request, text, answer.rank, score))
     kept = limit_scores([(each.id, each.score) for each in agreeing], settings.max_score_share, settings.seed)
     eft = tuple(each for each in agreeing if each.id in kept)
     failed = sum(each.reason == "failed" for each in rejected)
@@ -292,14 +295,6 @@ def select_sets(ranked: RankedSet, split: SeedSplit, settings: SeedSettings, fol
     return SeedSets(split.ift, eft, split.held_out, tuple(rejected), summary)
 
 
-def _eft_examples(ranked: RankedPrompt, judgments: Sequence[Judgment], settings: SeedSettings) -> Iterator[EftExample]:
-    for index, (answer, judgment) in enumerate(zip(ranked.answers, judgments, strict=True)):
-        if isinstance(judgment.reading, Scored):
-            request = settings.annotation.rubric.render(ranked.prompt, answer.text)
-            text, score = judgment.reasoning + judgment.text, judgment.reading.score
-            yield EftExample(ranked.prompt.id, index, request, text, answer.rank, score)
-
-
 def _count_scores(examples: Iterable[EftExample]) -> dict[str, int]:
     counts = Counter(score_bin(each.score) for each in examples)
     return {str(score): number for score, number in sorted(counts.items())}
@@ -313,8 +308,31 @@ def write_seed_sets(folder: Path, sets: SeedSets) -> None:
 
     If nothing was judged, existing eft.jsonl and dropped.jsonl stay.
     """
-    write_atomic(folder / IFT, json_lines(map(_ift_row, sets.ift)))
-    write_atomic(folder / HELD_OUT, json_lines(map(_held_out_row, sets.held_out)))
+    ift = (
+        {
+            "id": f"{each.prompt.id}/ift",
+            "kind": "ift",
+            "prompt": chat_turns(each.prompt.messages),
+            "completion": chat_turns((Message("assistant", each.best.text),)),
+            "prompt_id": each.prompt.id,
+            "rank": each.best.rank,
+        }
+        for each in sets.ift
+    )
+    # Rankings in the form of Open Assistant's flat export.
+    held_out = (
+        {
+            "id": each.prompt.id,
+            "conversation": [
+                {"role": "prompter" if message.role == "user" else message.role, "text": message.content}
+                for message in each.prompt.messages
+            ],
+            "responses": [{"text": answer.text, "rank": answer.rank} for answer in each.answers],
+        }
+        for each in sets.held_out
+    )
+    write_atomic(folder / IFT, json_lines(ift))
+    write_atomic(folder / HELD_OUT, json_lines(held_out))
     if sets.eft or sets.rejected:
         write_eft(folder / EFT, sets.eft)
         write_atomic(folder / "dropped.jsonl", json_lines(asdict(each) for each in sets.rejected))
@@ -336,25 +354,3 @@ def write_eft(path: Path, examples: Iterable[EftExample]) -> None:
         for each in examples
     )
     write_atomic(path, json_lines(rows))
-
-
-def _ift_row(ranked: RankedPrompt) -> dict[str, object]:
-    """A prompt with its best answer."""
-    return {
-        "id": f"{ranked.prompt.id}/ift",
-        "kind": "ift",
-        "prompt": chat_turns(ranked.prompt.messages),
-        "completion": chat_turns((Message("assistant", ranked.best.text),)),
-        "prompt_id": ranked.prompt.id,
-        "rank": ranked.best.rank,
-    }
-
-
-def _held_out_row(ranked: RankedPrompt) -> dict[str, object]:
-    """A ranking in the form of Open Assistant's flat export."""
-    turns = [
-        {"role": "prompter" if message.role == "user" else message.role, "text": message.content}
-        for message in ranked.prompt.messages
-    ]
-    answers = [{"text": answer.text, "rank": answer.rank} for answer in ranked.answers]
-    return {"id": ranked.prompt.id, "conversation": turns, "responses": answers}

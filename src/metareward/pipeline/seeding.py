@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,24 +65,18 @@ def build_seed_sets(recipe: Recipe, ranked: RankedSet, out: Path, options: SeedO
         expected=False,
         seed=derive(recipe.seed, "seeding"),
     )
-    settings = SeedSettings(
-        annotation=annotation,
-        seed=derive(recipe.seed, "seed sets"),
-        ift_share=options.ift_share,
-        held_out_share=options.held_out_share,
-        allow_ties=options.allow_ties,
-        max_score_share=options.max_score_share,
-    )
+    shares = {name: value for name, value in asdict(options).items() if name not in ("judgment_sets", "judging")}
+    settings = SeedSettings(annotation, derive(recipe.seed, "seed sets"), **shares)
     split = split_prompts(ranked.prompts, settings)
     judging = options.judging and bool(split.eft)
     model = _model_fingerprint(recipe) if judging else {}  # raises before anything is written
+
+    def judge(engine: Engine) -> Awaitable[None]:
+        return judge_prompts(engine, split.eft, settings, out, model, progress)
+
     with RunDir(out).lock():
         if judging:
-            asyncio.run(
-                _with_engine(
-                    recipe, out, lambda engine: judge_prompts(engine, split.eft, settings, out, model, progress)
-                )
-            )
+            asyncio.run(_with_engine(recipe, out, judge))
         sets = select_sets(ranked, split, settings, out if judging else None)
         write_seed_sets(out, sets)
     return sets
@@ -102,19 +96,16 @@ def propose_prompts(
     None is similar to a prompt in ``exclude``. Raises `UserError`.
     """
     reasoning = Experiment(RunDir(out), recipe).settings(1).reasoning
-    settings = ProposalSettings(
-        load_template("propose"), derive(recipe.seed, "proposing"), sampling, reasoning=reasoning
-    )
+    seed, template = derive(recipe.seed, "proposing"), load_template("propose")
+    settings = ProposalSettings(template, seed, sampling, reasoning=reasoning)
     usable_seeds(seeds, settings.limits)  # raises before anything is written
     fingerprint = {**proposal_fingerprint(seeds, exclude, settings), **_model_fingerprint(recipe)}
     with RunDir(out).lock(), RecordStore.open(out / "proposals.sqlite", fingerprint) as store:
-        proposals = asyncio.run(
-            _with_engine(
-                recipe,
-                out,
-                lambda engine: propose(engine, seeds, wanted, settings, store, progress, exclude),
-            )
-        )
+
+        def ask(engine: Engine) -> Awaitable[Proposals]:
+            return propose(engine, seeds, wanted, settings, store, progress, exclude)
+
+        proposals = asyncio.run(_with_engine(recipe, out, ask))
         write_proposals(out, proposals)
     return proposals
 
@@ -132,6 +123,7 @@ def train_sft(
 
     ``threads`` None: as many as there are cores. Raises `UserError`.
     """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     job = SftJob(
         settings=settings,
         start=model_folder(model),
@@ -139,7 +131,7 @@ def train_sft(
         output=out / "model",
         log=out / "training.jsonl",
         seed=seed,
-        threads=threads or _cores(),
+        threads=threads or cores,
     )
     started = False
 
@@ -170,7 +162,3 @@ async def _with_engine(recipe: Recipe, out: Path, task: Callable[[Engine], Await
 def _model_fingerprint(recipe: Recipe) -> dict[str, object]:
     """What decides a completion beside the request: the model's files and the engine."""
     return {"model": fingerprint_model(model_folder(recipe.model)), **engine_fingerprint(recipe.engine)}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

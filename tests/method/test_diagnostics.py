@@ -1,6 +1,7 @@
 """Position statistics, parse results, findings, and the summary of an iteration."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.method.diagnostics import (
-    Counts,
     PositionSplit,
     findings,
     judgment_counts,
@@ -91,8 +91,8 @@ UNPARSED = record(
 
 
 def test_parse_results_are_counted() -> None:
-    assert judgment_counts([UNPARSED]) == Counts(2, 0, 1, 1, 1, 2)
-    assert verdict_counts([UNPARSED]) == Counts(1, 1, 0, 0, 0, 0)
+    assert judgment_counts([UNPARSED]) == Counter(parsed=2, missing=1, out_of_range=1, contradictory=1, truncated=2)
+    assert verdict_counts([UNPARSED]) == Counter(parsed=1, tied=1)
     assert readings_summary([UNPARSED]) == {
         "scored": 2,
         "missing": 1,

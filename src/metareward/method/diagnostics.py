@@ -22,15 +22,10 @@ from metareward.types import (
     Dispute,
     Dropped,
     Judgment,
-    MetaJudgment,
     PreferencePair,
     PromptRecord,
-    Reading,
     Scored,
     Tied,
-    Truncated,
-    Unparsed,
-    Verdict,
     Won,
 )
 
@@ -83,20 +78,15 @@ def position_statistics(records: Iterable[PromptRecord]) -> PositionStatistics:
 
 def _compared(record: PromptRecord, dispute: Dispute) -> Iterator[_Compared]:
     """The pairs of judgments with a winner in both orders."""
-    scores = _scores(record, dispute.candidate)
+    answers = (candidate for candidate in record.candidates_K if candidate.index == dispute.candidate)
+    readings = {judgment.index: judgment.reading for answer in answers for judgment in answer.judgments_N}
+    scores = {index: reading.score for index, reading in readings.items() if isinstance(reading, Scored)}
     won = {(meta.first, meta.second): meta.verdict.winner for meta in dispute.meta if isinstance(meta.verdict, Won)}
     for (one, other), winner in won.items():
         back = won.get((other, one))
         if one < other and back is not None:
-            winners = (winner, back)
             first_wins = (winner == one) + (back == other)
-            yield _Compared(scores[one] - scores[other], first_wins, winners.count(one))
-
-
-def _scores(record: PromptRecord, index: int) -> dict[int, float]:
-    answers = (candidate for candidate in record.candidates_K if candidate.index == index)
-    judgments = (judgment for answer in answers for judgment in answer.judgments_N)
-    return {judgment.index: judgment.reading.score for judgment in judgments if isinstance(judgment.reading, Scored)}
+            yield _Compared(scores[one] - scores[other], first_wins, (winner, back).count(one))
 
 
 def _split(pairs: Sequence[_Compared]) -> PositionSplit:
@@ -109,67 +99,32 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Numbers of parse results. ``parsed``: with a score or a winner; ``tied``: meta-judgments only."""
-
-    parsed: int
-    tied: int
-    missing: int
-    out_of_range: int
-    contradictory: int
-    truncated: int
-
-    @property
-    def total(self) -> int:
-        """The number of judgments or meta-judgments."""
-        return self.parsed + self.tied + self.unparsed
-
-    @property
-    def unparsed(self) -> int:
-        """The number without a score, winner or tie."""
-        return self.missing + self.out_of_range + self.contradictory + self.truncated
+def judgment_counts(records: Iterable[PromptRecord]) -> Counter[str]:
+    """The parse results of all judgments: ``parsed``, or the reason why there is no score."""
+    readings = (judgment.reading for judgment in _judgments(records))
+    return Counter("parsed" if isinstance(reading, Scored) else reading.reason for reading in readings)
 
 
-def judgment_counts(records: Iterable[PromptRecord]) -> Counts:
-    """The parse results of all judgments."""
-    return _counts(judgment.reading for judgment in _judgments(records))
-
-
-def verdict_counts(records: Iterable[PromptRecord]) -> Counts:
-    """The parse results of all meta-judgments."""
-    return _counts(meta.verdict for meta in _metas(records))
+def verdict_counts(records: Iterable[PromptRecord]) -> Counter[str]:
+    """The parse results of all meta-judgments: ``parsed``, ``tied``, or the reason why there is no verdict."""
+    verdicts = (meta.verdict for record in records if record.dispute for meta in record.dispute.meta)
+    return Counter(
+        "parsed" if isinstance(verdict, Won) else "tied" if isinstance(verdict, Tied) else verdict.reason
+        for verdict in verdicts
+    )
 
 
 def readings_summary(records: Iterable[PromptRecord]) -> dict[str, int]:
     """`judgment_counts` by name, for JSON."""
-    counts = asdict(judgment_counts(records))
-    return {"scored": counts.pop("parsed"), **{name: count for name, count in counts.items() if name != "tied"}}
+    counts = judgment_counts(records)
+    return {
+        "scored": counts["parsed"],
+        **{reason: counts[reason] for reason in ("missing", "out_of_range", "contradictory", "truncated")},
+    }
 
 
 def _judgments(records: Iterable[PromptRecord]) -> Iterator[Judgment]:
     return (judgment for record in records for candidate in record.candidates_K for judgment in candidate.judgments_N)
-
-
-def _metas(records: Iterable[PromptRecord]) -> Iterator[MetaJudgment]:
-    return (meta for record in records if record.dispute for meta in record.dispute.meta)
-
-
-def _counts(outcomes: Iterable[Reading | Verdict]) -> Counts:
-    counts = dict.fromkeys(("parsed", "tied", "missing", "out_of_range", "contradictory", "truncated"), 0)
-    for outcome in outcomes:
-        counts[_outcome_name(outcome)] += 1
-    return Counts(**counts)
-
-
-def _outcome_name(outcome: Reading | Verdict) -> str:
-    match outcome:
-        case Scored() | Won():
-            return "parsed"
-        case Tied():
-            return "tied"
-        case Unparsed() | Truncated():
-            return outcome.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,85 +155,58 @@ def findings(
     """The warnings about an iteration, in a fixed order; ``min_score`` and ``max_score`` are the rubric's."""
     all_pairs = tuple(pairs)
     actor, judge = of_kind(all_pairs, "actor"), of_kind(all_pairs, "judge")
-    checks = (
-        _saturation(records, min_score, max_score),
-        _many_ties(records, dropped),
-        _unparsed("unparsed_judgments", "judgments", "score", judgment_counts(records)),
-        _unparsed("unparsed_meta_judgments", "meta-judgments", "winner", verdict_counts(records)),
-        _cut_off(records),
-        _flips(records),
-        _few_pairs(records, actor),
-        _longer("length_drift", "answer", actor),
-        _longer("judgment_length_drift", "judgment", judge),
-        _judge_pairs_dominate(actor, judge),
-    )
-    return tuple(finding for finding in checks if finding is not None)
-
-
-def _saturation(records: Sequence[PromptRecord], min_score: float, max_score: float) -> Finding | None:
+    found: list[Finding] = []
     readings = (judgment.reading for judgment in _judgments(records))
     scores = [reading.score for reading in readings if isinstance(reading, Scored)]
     edge = max_score - (max_score - min_score) / 10
     share = _share(sum(score >= edge for score in scores), len(scores))
-    if share is None or share <= _SATURATED:
-        return None
-    text = f"{share:.0%} of {len(scores)} scores are {edge:g} or more: the judge can hardly tell good answers apart"
-    return Finding("saturation", text)
-
-
-def _many_ties(records: Sequence[PromptRecord], dropped: Iterable[Dropped]) -> Finding | None:
+    if share is not None and share > _SATURATED:
+        text = f"{share:.0%} of {len(scores)} scores are {edge:g} or more: the judge can hardly tell good answers apart"
+        found.append(Finding("saturation", text))
     tied = sum(drop.kind == "actor" and drop.reason == "all_scores_equal" for drop in dropped)
-    share = _share(tied, len(records))
-    if share is None or share <= _TIED_PROMPTS:
-        return None
-    return Finding("many_ties", f"all answers score the same for {tied} of {len(records)} prompts: these give no pair")
-
-
-def _unparsed(code: str, what: str, wanted: str, counts: Counts) -> Finding | None:
-    share = _share(counts.unparsed, counts.total)
-    if share is None or share <= _UNPARSED:
-        return None
-    causes = f"{counts.missing} without one, {counts.out_of_range} out of range, {counts.contradictory} contradictory"
-    text = f"{share:.0%} of {counts.total} {what} hold no {wanted}: {causes}, {counts.truncated} cut off"
-    return Finding(code, text)
-
-
-def _cut_off(records: Sequence[PromptRecord]) -> Finding | None:
+    if records and tied / len(records) > _TIED_PROMPTS:
+        text = f"all answers score the same for {tied} of {len(records)} prompts: these give no pair"
+        found.append(Finding("many_ties", text))
+    found += _unparsed("unparsed_judgments", "judgments", "score", judgment_counts(records))
+    found += _unparsed("unparsed_meta_judgments", "meta-judgments", "winner", verdict_counts(records))
     ends = [candidate.finish for record in records for candidate in record.candidates_K]
     share = _share(ends.count("length"), len(ends))
-    if share is None or share <= _CUT_OFF:
-        return None
-    return Finding("answers_cut_off", f"{share:.0%} of {len(ends)} answers were cut off by the token limit: raise it")
-
-
-def _flips(records: Sequence[PromptRecord]) -> Finding | None:
+    if share is not None and share > _CUT_OFF:
+        text = f"{share:.0%} of {len(ends)} answers were cut off by the token limit: raise it"
+        found.append(Finding("answers_cut_off", text))
     split = position_statistics(records).all
-    if split.flipped is None or split.first_wins is None or split.flipped <= _FLIPPED:
-        return None
-    text = f"{split.flipped:.0%} of {split.pairs} pairs of judgments get another winner when their order is swapped"
-    return Finding("position_flips", f"{text}; the first one shown wins {split.first_wins:.0%}")
+    if split.flipped is not None and split.first_wins is not None and split.flipped > _FLIPPED:
+        text = f"{split.flipped:.0%} of {split.pairs} pairs of judgments get another winner when their order is swapped"
+        found.append(Finding("position_flips", f"{text}; the first one shown wins {split.first_wins:.0%}"))
+    if records and len(actor) / len(records) < _FEW_PAIRS:
+        found.append(Finding("few_pairs", f"only {len(actor)} of {len(records)} prompts give an actor pair"))
+    found += _longer("length_drift", "answer", actor)
+    found += _longer("judgment_length_drift", "judgment", judge)
+    if len(judge) > len(actor):
+        text = f"{len(judge)} judge pairs against {len(actor)} actor pairs: training is mostly about judging"
+        found.append(Finding("judge_pairs_dominate", text))
+    return tuple(found)
 
 
-def _few_pairs(records: Sequence[PromptRecord], actor: Sequence[PreferencePair]) -> Finding | None:
-    share = _share(len(actor), len(records))
-    if share is None or share >= _FEW_PAIRS:
-        return None
-    return Finding("few_pairs", f"only {len(actor)} of {len(records)} prompts give an actor pair")
+def _unparsed(code: str, what: str, wanted: str, counts: Counter[str]) -> list[Finding]:
+    """The finding about judgments or meta-judgments without a result, if they are too many."""
+    total = counts.total()
+    share = _share(total - counts["parsed"] - counts["tied"], total)
+    if share is None or share <= _UNPARSED:
+        return []
+    missing, contradictory = counts["missing"], counts["contradictory"]
+    causes = f"{missing} without one, {counts['out_of_range']} out of range, {contradictory} contradictory"
+    text = f"{share:.0%} of {total} {what} hold no {wanted}: {causes}, {counts['truncated']} cut off"
+    return [Finding(code, text)]
 
 
-def _longer(code: str, what: str, pairs: Sequence[PreferencePair]) -> Finding | None:
-    chosen, rejected = (sum(map(len, side)) for side in ([p.chosen for p in pairs], [p.rejected for p in pairs]))
+def _longer(code: str, what: str, pairs: Sequence[PreferencePair]) -> list[Finding]:
+    """The finding about chosen texts that are longer than rejected ones, if they are by too much."""
+    chosen, rejected = sum(len(pair.chosen) for pair in pairs), sum(len(pair.rejected) for pair in pairs)
     if chosen <= _LONGER * rejected:
-        return None
+        return []
     lengths = f"{chosen / len(pairs):.0f} characters on average, the rejected one {rejected / len(pairs):.0f}"
-    return Finding(code, f"the chosen {what} has {lengths}: training on these pairs makes {what}s longer")
-
-
-def _judge_pairs_dominate(actor: Sequence[PreferencePair], judge: Sequence[PreferencePair]) -> Finding | None:
-    if len(judge) <= len(actor):
-        return None
-    text = f"{len(judge)} judge pairs against {len(actor)} actor pairs: training is mostly about judging"
-    return Finding("judge_pairs_dominate", text)
+    return [Finding(code, f"the chosen {what} has {lengths}: training on these pairs makes {what}s longer")]
 
 
 def summarize(

@@ -59,17 +59,14 @@ def battle_matrix(dispute: Dispute, weights: PositionWeights) -> Array:
     battles = np.zeros((len(place), len(place)))
     for meta in dispute.meta:
         if isinstance(meta.verdict, Won):
-            winner, loser = _sides(meta, meta.verdict.winner)
+            winner = meta.verdict.winner
+            if meta.first == meta.second or winner not in (meta.first, meta.second):
+                raise ValueError(f"judgment {winner} can't win between judgments {meta.first} and {meta.second}")
+            loser = meta.second if winner == meta.first else meta.first
             if winner not in place or loser not in place:
                 raise ValueError(f"judgments {meta.first} and {meta.second} are compared, but not among {list(place)}")
             battles[place[winner], place[loser]] += weights.first if winner == meta.first else weights.second
     return battles
-
-
-def _sides(meta: MetaJudgment, winner: int) -> tuple[int, int]:
-    if meta.first == meta.second or winner not in (meta.first, meta.second):
-        raise ValueError(f"judgment {winner} can't win between judgments {meta.first} and {meta.second}")
-    return winner, meta.second if winner == meta.first else meta.first
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +91,6 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
     judgments never lose, or never win, against the others, because then no finite optimum exists.
     """
     battles = np.array(battles_MM, dtype=np.float64)
-    _check(battles, prior)
-    np.fill_diagonal(battles, 0.0)
-    found = minimize(_BradleyTerryLoss(battles, prior), np.zeros(len(battles)), float(battles.sum()), _centred)
-    ratings = found.b_F
-    spread = _Z95 * np.sqrt(_variances(ratings, battles, prior))
-    low, high = ratings - spread, ratings + spread
-    return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), found.converged, found.steps)
-
-
-def _check(battles: Array, prior: float) -> None:
     if battles.ndim != 2 or battles.shape[0] != battles.shape[1] or battles.shape[0] == 0:
         raise ValueError(f"battles must be a square matrix, not of shape {battles.shape}")
     if not np.isfinite(battles).all() or (battles < 0).any():
@@ -112,6 +99,14 @@ def _check(battles: Array, prior: float) -> None:
         raise ValueError(f"prior must be 0 or more, not {prior}")
     if prior == 0 and connected_components(battles > 0, connection="strong")[0] > 1:
         raise ValueError("without a prior every judgment must win and lose, directly or over others: use prior > 0")
+    np.fill_diagonal(battles, 0.0)
+    loss, count = _BradleyTerryLoss(battles, prior), len(battles)
+    found = minimize(loss, np.zeros(count), float(battles.sum()), project=lambda ratings: ratings - ratings.mean())
+    ratings, centre = found.b_F, np.eye(count) - 1 / count
+    covariance = centre @ np.linalg.inv(loss.hessian(ratings)) @ centre  # with the sum of the ratings held at 0
+    spread = _Z95 * np.sqrt(np.clip(np.diag(covariance), 0.0, None))
+    low, high = ratings - spread, ratings + spread
+    return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), found.converged, found.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +130,3 @@ class _BradleyTerryLoss:
         p = expit(ratings[:, None] - ratings[None, :])
         weights = (self.battles + self.battles.T) * p * (1 - p)
         return np.asarray(np.diag(weights.sum(axis=1)) - weights + self.prior * np.eye(count) + 1 / count)
-
-
-def _centred(ratings: Array) -> Array:
-    return np.asarray(ratings - ratings.mean())
-
-
-def _variances(ratings: Array, battles: Array, prior: float) -> Array:
-    """The variance of each rating, with their sum held at 0."""
-    count = len(ratings)
-    centre = np.eye(count) - 1 / count
-    covariance = centre @ np.linalg.inv(_BradleyTerryLoss(battles, prior).hessian(ratings)) @ centre
-    return np.asarray(np.clip(np.diag(covariance), 0.0, None))

@@ -71,14 +71,12 @@ def disputed(candidates: Sequence[Candidate], min_valid: int, seed: int) -> Cand
 
     None when no answer has ``max(2, min_valid)`` valid judgments, or when the scores of each answer are all equal.
     """
-    spread = {candidate.index: _spread(candidate, min_valid) for candidate in candidates}
+    spread: dict[int, float] = {}
+    for candidate in candidates:
+        values = valid_scores(candidate)
+        spread[candidate.index] = (variance(values) or 0.0) if len(values) >= max(2, min_valid) else 0.0
     largest = max(spread.values(), default=0.0)
     if largest <= TOLERANCE:
         return None
     widest = [candidate for candidate in candidates if spread[candidate.index] >= largest - TOLERANCE]
     return pick(sorted(widest, key=lambda candidate: candidate.index), derive(seed, "disputed"))
-
-
-def _spread(candidate: Candidate, min_valid: int) -> float:
-    values = valid_scores(candidate)
-    return (variance(values) or 0.0) if len(values) >= max(2, min_valid) else 0.0

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -61,7 +61,7 @@ def test_shares_of_no_pairs_are_none() -> None:
 
 
 def test_statistics_as_a_dict() -> None:
-    shape = json.loads(json.dumps(position_statistics([MIXED]).as_dict()))
+    shape = json.loads(json.dumps(asdict(position_statistics([MIXED]))))
     assert set(shape) == {"higher_score_wins", "lower_score_wins", "same_score", "different_score", "all"}
     assert shape["same_score"] == {"pairs": 1, "flipped": 1.0, "first_wins": 1.0}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from metareward.method.logistic import fit_logistic
+from metareward.method.stats import fit_logistic
 
 
 def data(seed: int, rows: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

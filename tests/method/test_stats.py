@@ -9,7 +9,6 @@ from scipy.stats import kendalltau, spearmanr
 
 from metareward.method.stats import (
     PairwiseAccuracy,
-    exact_share,
     kendall,
     mean_interval,
     pairwise_accuracy,
@@ -44,11 +43,6 @@ def test_rank_correlations_by_hand() -> None:
     assert kendall([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / np.sqrt(6))
     assert spearman([5, 5, 5], [1, 2, 3]) is None
     assert spearman([], []) is None
-
-
-def test_exact_share() -> None:
-    assert exact_share([4, 4.5, 0.1 + 0.2], [4, 4, 0.3]) == pytest.approx(2 / 3)
-    assert exact_share([], []) is None
 
 
 def test_pairwise_accuracy_counts_ties_one_half_and_skips_reference_ties() -> None:

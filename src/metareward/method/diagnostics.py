@@ -18,16 +18,7 @@ from statistics import fmean
 
 from metareward.method.judge import Rubric
 from metareward.method.pairs import iteration_weights, of_kind
-from metareward.types import (
-    Dispute,
-    Dropped,
-    Judgment,
-    PreferencePair,
-    PromptRecord,
-    Scored,
-    Tied,
-    Won,
-)
+from metareward.types import Dispute, Dropped, Judgment, PreferencePair, PromptRecord, Scored, Tied, Won
 
 _EQUAL = 1e-9
 
@@ -50,10 +41,6 @@ class PositionStatistics:
     same_score: PositionSplit
     different_score: PositionSplit
     all: PositionSplit
-
-    def as_dict(self) -> dict[str, object]:
-        """As dicts and numbers, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +217,7 @@ def summarize(
         "judge_pairs": len(pairs) - len(actor),
         "dropped": {kind: dict(counts) for kind, counts in reasons.items()},
         "weights": asdict(iteration_weights(records)),
-        "position": position_statistics(records).as_dict(),
+        "position": asdict(position_statistics(records)),
         "readings": readings_summary(records),
         "findings": [asdict(finding) for finding in warnings],
         "chosen_chars": _mean_length(pair.chosen for pair in actor),

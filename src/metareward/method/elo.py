@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, log_expit
 
-from metareward.method.logistic import minimize
+from metareward.method.stats import minimize
 from metareward.types import Dispute, MetaJudgment, Won
 
 Array = NDArray[np.float64]
@@ -111,7 +111,7 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
 
 @dataclass(frozen=True, slots=True)
 class _BradleyTerryLoss:
-    """Minus the penalised log likelihood: logistic regression on rating differences (`metareward.method.logistic`)."""
+    """Minus the penalised log likelihood: logistic regression on rating differences (`metareward.method.stats`)."""
 
     battles: Array
     prior: float

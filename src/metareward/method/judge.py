@@ -11,25 +11,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from metareward.errors import UserError
 from metareward.method.template import Template, conversation, escape_label, load_template, render
-from metareward.types import (
-    Completion,
-    Message,
-    Messages,
-    Prompt,
-    Reading,
-    Sampling,
-    Scored,
-    Step,
-    TopLogprob,
-    Truncated,
-    Unparsed,
-)
+from metareward.types import Completion, Message, Messages, Prompt, Reading, Sampling, Scored, Step, Truncated, Unparsed
 
 Finish = Literal["stop", "length"]
 ChatMessages = list[dict[str, str]]
@@ -158,45 +145,28 @@ def parse_score(text: str, finish: Finish = "stop", min_score: float = 0.0, max_
     if finish == "length":
         return Truncated()
     tail = last_tail(text, SCORE)
-    return Unparsed("missing") if tail is None else _parse_grade(tail, min_score, max_score)
-
-
-def _parse_grade(tail: Tail, min_score: float, max_score: float) -> Reading:
-    grades = list(_GRADE.finditer(tail.text))
-    if not grades or not _starts_with(tail, grades[0]):
+    grades = list(_GRADE.finditer(tail.text)) if tail else []
+    if tail is None or not grades:
         return Unparsed("missing")
-    numbers = {_number(grade["number"]) for grade in grades}
-    if len(numbers) > 1 or None in numbers or _continues(tail.text[grades[0].end("number") :]):
+    # The line must start with a number that is not joined to letters, and that is alone if it must be.
+    before, after = tail.text[: grades[0].start()], tail.text[grades[0].end("number") :]
+    joined = after[:1].isascii() and after[:1].isalpha()
+    alone = not tail.must_be_alone or _ALONE.fullmatch(tail.text[grades[0].end() :])
+    if joined or not alone or not _LEAD.fullmatch(before):
+        return Unparsed("missing")
+    plain = {grade["number"].replace("−", "-").replace("–", "-") for grade in grades}
+    # ``4,5`` may be two numbers; + 0.0 turns -0.0 into 0.0.
+    numbers = {float(number) + 0.0 if _PLAIN.fullmatch(number) else None for number in plain}
+    following = after.lstrip()[:1]
+    continued = after[:1] == "+" or (following != "" and unicodedata.category(following) == "No")  # 4+, 4½, 4 ²
+    if len(numbers) > 1 or None in numbers or continued:
         return Unparsed("contradictory")
     score = numbers.pop()
-    other_scale = any(_has_other_scale(grade, max_score) for grade in grades)
+    scales = [float(grade["scale"]) for grade in grades if grade["scale"] is not None]
+    other_scale = any(grade["percent"] for grade in grades) or any(scale != max_score for scale in scales)
     if score is None or other_scale or not min_score <= score <= max_score:
         return Unparsed("out_of_range")
     return Scored(score)
-
-
-def _starts_with(tail: Tail, grade: re.Match[str]) -> bool:
-    """Whether the line starts with this number, not joined to letters, and is alone if it must be."""
-    lead = _LEAD.match(tail.text)
-    joined = tail.text[grade.end("number") :][:1]
-    alone = not tail.must_be_alone or _ALONE.fullmatch(tail.text[grade.end() :]) is not None
-    return lead is not None and lead.end() == grade.start() and alone and not (joined.isascii() and joined.isalpha())
-
-
-def _number(token: str) -> float | None:
-    """``token`` as a number; None for ``4.5.2``, and for ``4,5``, which may be two numbers."""
-    plain = token.replace("−", "-").replace("–", "-")
-    return float(plain) + 0.0 if _PLAIN.fullmatch(plain) else None  # + 0.0 turns -0.0 into 0.0
-
-
-def _continues(rest: str) -> bool:
-    """Whether ``rest`` continues the number before it: ``4+``, ``4½``, ``4 ²``."""
-    following = rest.lstrip()[:1]
-    return rest[:1] == "+" or (following != "" and unicodedata.category(following) == "No")
-
-
-def _has_other_scale(grade: re.Match[str], max_score: float) -> bool:
-    return grade["percent"] is not None or (grade["scale"] is not None and float(grade["scale"]) != max_score)
 
 
 # The expected score: the sampled score replaced by its mean under the token probabilities.
@@ -217,19 +187,13 @@ def expected_score(completion: Completion, rubric: Rubric) -> Reading:
     step = _score_step(completion)
     if step is None or _whole_score(step.text) != reading.score:
         return reading
-    scores = (_whole_score(each.text) for each in step.top_logprobs)
-    weights = {score: 0.0 for score in scores if score is not None}
-    for score, weight in _weights(step.top_logprobs, rubric):
-        weights[score] += weight
-    total = math.fsum(weights.values())
-    return Scored(math.fsum(score * weight for score, weight in weights.items()) / total) if total > 0 else reading
-
-
-def _weights(top_logprobs: tuple[TopLogprob, ...], rubric: Rubric) -> Iterator[tuple[float, float]]:
-    for each in top_logprobs:
+    weights: dict[float, float] = {}
+    for each in step.top_logprobs:
         score = _whole_score(each.text)
         if score is not None and rubric.min_score <= score <= rubric.max_score:
-            yield score, math.exp(each.logprob)
+            weights[score] = weights.get(score, 0.0) + math.exp(each.logprob)
+    total = math.fsum(weights.values())
+    return Scored(math.fsum(score * weight for score, weight in weights.items()) / total) if total > 0 else reading
 
 
 def _whole_score(token: str) -> float | None:

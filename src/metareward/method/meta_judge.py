@@ -15,7 +15,6 @@ from metareward.method.judge import (
     SCORE,
     ChatMessages,
     Finish,
-    Tail,
     anchor,
     as_dicts,
     last_tail,
@@ -59,11 +58,14 @@ class MetaRubric:
 
     def render(self, prompt: Prompt, answer: str, first: str, second: str) -> Messages:
         """The meta-judge's prompt about the judgments ``first`` (shown as A) and ``second`` (shown as B)."""
+        judgments = [remove_scores(text) if self.hide_scores else text for text in (first, second)]
+        # A look-alike colon after "Winner", so that a meta-judge that quotes it gives no verdict by it.
+        shown = [WINNER.sub(lambda found: found[0][:-1] + LOOKALIKE_COLON, text) for text in judgments]
         slots = {
             "question": conversation(prompt.messages),
             "answer": escape_label(answer, "Winner"),
-            "judgment_a": self._shown(first),
-            "judgment_b": self._shown(second),
+            "judgment_a": shown[0],
+            "judgment_b": shown[1],
         }
         return with_system(self.system_prompt, (Message("user", render(self.template, slots)),))
 
@@ -73,14 +75,6 @@ class MetaRubric:
         ``first`` and ``second`` are the indices of the judgments shown as A and B.
         """
         return parse_verdict(text, finish, first, second)
-
-    def _shown(self, judgment: str) -> str:
-        return escape_winners(remove_scores(judgment) if self.hide_scores else judgment)
-
-
-def escape_winners(text: str) -> str:
-    """``text`` with a look-alike colon after ``Winner``, so that a meta-judge that quotes it gives no verdict by it."""
-    return WINNER.sub(lambda found: found[0][:-1] + LOOKALIKE_COLON, text)
 
 
 _ORNAMENT = " \t\u00a0#>-*_`\"'([{$"
@@ -97,7 +91,8 @@ def remove_scores(text: str) -> str:
     for line in text.splitlines(keepends=True):
         found = SCORE.search(line)
         if found:
-            kept.append(_before_score(line[: found.start()]))
+            before = _QUALIFIERS.sub("", line[: found.start()].rstrip(_ORNAMENT)).rstrip(_ORNAMENT)
+            kept.append(f"{before}\n" if before else "")
             awaiting = _is_blank(line[found.end() :])
         elif not (awaiting and _NUMBER_LINE.match(strip_tags(line))):
             kept.append(line)
@@ -109,11 +104,6 @@ def remove_scores(text: str) -> str:
 
 def _is_blank(line: str) -> bool:
     return not strip_tags(line).strip(f"{MARKS}\r\n")
-
-
-def _before_score(line: str) -> str:
-    before = _QUALIFIERS.sub("", line.rstrip(_ORNAMENT)).rstrip(_ORNAMENT)
-    return f"{before}\n" if before else ""
 
 
 _NAME = r"judge?ments?"
@@ -145,27 +135,18 @@ def parse_verdict(text: str, finish: Finish = "stop", first: int = 0, second: in
     if tail is None:
         return Unparsed("missing")
     named = _LETTER.fullmatch(tail.text) or _NAMED.match(tail.text)
-    if named:
-        return _parse_winner(tail, named, first, second)
-    tie = _TIE.match(tail.text)
-    return _parse_tie(tail, tie) if tie else Unparsed("missing")
-
-
-def _parse_winner(tail: Tail, named: re.Match[str], first: int, second: int) -> Verdict:
-    letter, rest = named[1].upper(), tail.text[named.end() :]
-    if letter not in ("A", "B"):
+    found = named or _TIE.match(tail.text)
+    if found is None:
+        return Unparsed("missing")
+    rest = tail.text[found.end() :]
+    if named and named[1].upper() not in ("A", "B"):
         return Unparsed("out_of_range")
     if tail.must_be_alone and not _NOTHING.fullmatch(rest):
         return Unparsed("missing")
-    other = _NAMES_B if letter == "A" else _NAMES_A
-    if other.search(rest) or _TIE_WORD.search(rest):
-        return Unparsed("contradictory")
-    return Won(first if letter == "A" else second)
-
-
-def _parse_tie(tail: Tail, tie: re.Match[str]) -> Verdict:
-    rest = tail.text[tie.end() :]
-    if tail.must_be_alone and not _NOTHING.fullmatch(rest):
-        return Unparsed("missing")
+    if named:
+        is_a = named[1].upper() == "A"
+        other = _NAMES_B if is_a else _NAMES_A
+        contradictory = other.search(rest) or _TIE_WORD.search(rest)
+        return Unparsed("contradictory") if contradictory else Won(first if is_a else second)
     one_named = (_NAMES_A.search(rest) is None) != (_NAMES_B.search(rest) is None)
     return Unparsed("contradictory") if one_named else Tied()

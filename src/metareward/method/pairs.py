@@ -11,22 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from metareward.method.elo import PositionWeights, Ratings, battle_matrix, fit_elo, position_weights
+from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, position_weights
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE, AnswerScore, answer_scores, disputed, valid_scores
 from metareward.seeds import derive, pick
-from metareward.types import (
-    Dispute,
-    Dropped,
-    DropReason,
-    PairKind,
-    PreferencePair,
-    PromptRecord,
-    Tied,
-    Won,
-)
+from metareward.types import Dropped, DropReason, PairKind, PreferencePair, PromptRecord, Tied, Won
 
 # Ratings closer than this are tied: far above the solver's tolerance, far below the effect of one battle.
 RATING_TOLERANCE = 1e-6
@@ -104,16 +96,25 @@ def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropp
     With ``rho`` of 1/2 or more the tiers can overlap: the pair is dropped when the chosen answer is also the rejected
     one, or has a lower score.
     """
-    scores = answer_scores(record, rules.min_valid)
-    reason = _no_choice(scores, rules.min_valid)
-    if reason:
-        return Dropped("actor", record.prompt.id, *reason)
+    drop = partial(Dropped, "actor", record.prompt.id)
+    scores, needed = answer_scores(record, rules.min_valid), rules.min_valid
+    if len(scores) < 2:
+        detail = f"{len(scores)} answers with {needed} valid judgments or more, 2 are needed"
+        return drop("too_few_valid_answers", detail)
+    best, worst = max(score.mean for score in scores), min(score.mean for score in scores)
+    if best - worst <= TOLERANCE:
+        return drop("all_scores_equal", f"all {len(scores)} answers have the mean score {best:g}")
     top, bottom = tiers(scores, rules.rho)
     chosen = min(top, key=lambda score: (score.chars, score.index))
     rejected = min(bottom, key=lambda score: (-score.chars, score.index))
-    reason = _bad_choice(chosen, rejected, rules)
-    if reason:
-        return Dropped("actor", record.prompt.id, *reason)
+    if chosen.index == rejected.index:
+        return drop("tiers_overlap", f"answer {chosen.index} would be chosen and rejected at rho {rules.rho:g}")
+    if chosen.mean < rejected.mean - TOLERANCE:
+        worse = f"answer {chosen.index} ({chosen.mean:g}) would be chosen over answer {rejected.index}"
+        return drop("tiers_overlap", f"{worse} ({rejected.mean:g}) at rho {rules.rho:g}")
+    if rules.max_answer_chars is not None and chosen.chars > rules.max_answer_chars:
+        detail = f"{chosen.chars} characters, at most {rules.max_answer_chars} are allowed"
+        return drop("chosen_answer_too_long", detail)
     texts = {candidate.index: candidate.reasoning + candidate.text for candidate in record.candidates_K}
     return PreferencePair(
         kind="actor",
@@ -128,26 +129,6 @@ def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropp
     )
 
 
-def _no_choice(scores: Sequence[AnswerScore], min_valid: int) -> tuple[DropReason, str] | None:
-    if len(scores) < 2:
-        return "too_few_valid_answers", f"{len(scores)} answers with {min_valid} valid judgments or more, 2 are needed"
-    best, worst = max(score.mean for score in scores), min(score.mean for score in scores)
-    if best - worst <= TOLERANCE:
-        return "all_scores_equal", f"all {len(scores)} answers have the mean score {best:g}"
-    return None
-
-
-def _bad_choice(chosen: AnswerScore, rejected: AnswerScore, rules: PairRules) -> tuple[DropReason, str] | None:
-    if chosen.index == rejected.index:
-        return "tiers_overlap", f"answer {chosen.index} would be chosen and rejected at rho {rules.rho:g}"
-    if chosen.mean < rejected.mean - TOLERANCE:
-        worse = f"answer {chosen.index} ({chosen.mean:g}) would be chosen over answer {rejected.index}"
-        return "tiers_overlap", f"{worse} ({rejected.mean:g}) at rho {rules.rho:g}"
-    if rules.max_answer_chars is not None and chosen.chars > rules.max_answer_chars:
-        return "chosen_answer_too_long", f"{chosen.chars} characters, at most {rules.max_answer_chars} are allowed"
-    return None
-
-
 def judge_pair(
     record: PromptRecord, rules: PairRules, weights: PositionWeights, rubric: Rubric, seed: int
 ) -> PreferencePair | Dropped:
@@ -155,24 +136,35 @@ def judge_pair(
 
     ``seed`` breaks ties. ``weights`` are the iteration's, used if ``rules.position_weights_scope`` is ``iteration``.
     """
-    dispute = record.dispute
+    dispute, needed = record.dispute, max(2, rules.min_valid)
+    drop = partial(Dropped, "judge", record.prompt.id)
     if dispute is None:
-        return Dropped("judge", record.prompt.id, *_no_dispute(record, rules.min_valid))
-    reason = _too_few_comparisons(dispute, rules)
-    if reason:
-        return Dropped("judge", record.prompt.id, *reason)
+        return drop(*_no_dispute(record, rules.min_valid))
+    judgments = dispute.judgments_M
+    if len(judgments) < needed:
+        detail = f"{len(judgments)} valid judgments of answer {dispute.candidate}, {needed} are needed"
+        return drop("too_few_judgments", detail)
+    parsed = sum(isinstance(meta.verdict, Won | Tied) for meta in dispute.meta)
+    if parsed < rules.min_battles:
+        detail = f"{parsed} of {len(dispute.meta)} comparisons readable, {rules.min_battles} are needed"
+        return drop("too_few_battles", detail)
     own = position_weights(dispute.meta) if rules.position_weights_scope == "answer" else weights
-    ratings = fit_elo(battle_matrix(dispute, own), rules.elo_prior)
-    if max(ratings.values_M) - min(ratings.values_M) <= RATING_TOLERANCE:
-        detail = f"{len(dispute.judgments_M)} judgments, no one rated above another"
-        return Dropped("judge", record.prompt.id, "all_ratings_equal", detail)
-    high, low = _extremes(ratings, derive(seed, record.prompt.id, "judge pair"))
+    ratings = fit_elo(battle_matrix(dispute, own), rules.elo_prior).values_M
+    best, worst = max(ratings), min(ratings)
+    if best - worst <= RATING_TOLERANCE:
+        return drop("all_ratings_equal", f"{len(judgments)} judgments, no one rated above another")
+    seed = derive(seed, record.prompt.id, "judge pair")
+    top = [at for at, rating in enumerate(ratings) if rating >= best - RATING_TOLERANCE]
+    bottom = [at for at, rating in enumerate(ratings) if rating <= worst + RATING_TOLERANCE]
+    high, low = pick(top, derive(seed, "highest")), pick(bottom, derive(seed, "lowest"))
     answer = next(candidate for candidate in record.candidates_K if candidate.index == dispute.candidate)
     texts = {judgment.index: judgment.reasoning + judgment.text for judgment in answer.judgments_N}
-    chosen, rejected = dispute.judgments_M[high], dispute.judgments_M[low]
-    reason = _bad_texts((chosen, texts[chosen]), (rejected, texts[rejected]), rules)
-    if reason:
-        return Dropped("judge", record.prompt.id, *reason)
+    chosen, rejected, limit = judgments[high], judgments[low], rules.max_judgment_chars
+    if texts[chosen] == texts[rejected]:
+        return drop("same_judgment_text", f"judgments {chosen} and {rejected} have the same text")
+    if limit is not None and len(texts[chosen]) > limit:
+        detail = f"{len(texts[chosen])} characters, at most {limit} are allowed"
+        return drop("chosen_judgment_too_long", detail)
     return PreferencePair(
         kind="judge",
         prompt_id=record.prompt.id,
@@ -181,8 +173,8 @@ def judge_pair(
         rejected=texts[rejected],
         chosen_index=chosen,
         rejected_index=rejected,
-        chosen_score=ratings.values_M[high],
-        rejected_score=ratings.values_M[low],
+        chosen_score=ratings[high],
+        rejected_score=ratings[low],
         candidate=answer.index,
     )
 
@@ -195,36 +187,3 @@ def _no_dispute(record: PromptRecord, min_valid: int) -> tuple[DropReason, str]:
     if any(len(valid_scores(candidate)) >= needed for candidate in record.candidates_K):
         return "no_variance", "the judgments of each answer all give the same score"
     return "too_few_judgments", f"no answer has {needed} valid judgments"
-
-
-def _too_few_comparisons(dispute: Dispute, rules: PairRules) -> tuple[DropReason, str] | None:
-    judgments, needed = len(dispute.judgments_M), max(2, rules.min_valid)
-    if judgments < needed:
-        return "too_few_judgments", f"{judgments} valid judgments of answer {dispute.candidate}, {needed} are needed"
-    parsed = sum(isinstance(meta.verdict, Won | Tied) for meta in dispute.meta)
-    if parsed < rules.min_battles:
-        return (
-            "too_few_battles",
-            f"{parsed} of {len(dispute.meta)} comparisons readable, {rules.min_battles} are needed",
-        )
-    return None
-
-
-def _extremes(ratings: Ratings, seed: int) -> tuple[int, int]:
-    """Positions of the highest and of the lowest rating; ``seed`` breaks ties."""
-    best, worst = max(ratings.values_M), min(ratings.values_M)
-    top = [at for at, rating in enumerate(ratings.values_M) if rating >= best - RATING_TOLERANCE]
-    bottom = [at for at, rating in enumerate(ratings.values_M) if rating <= worst + RATING_TOLERANCE]
-    return pick(top, derive(seed, "highest")), pick(bottom, derive(seed, "lowest"))
-
-
-def _bad_texts(chosen: tuple[int, str], rejected: tuple[int, str], rules: PairRules) -> tuple[DropReason, str] | None:
-    """Why the judgments, given as (index, text), make no pair."""
-    if chosen[1] == rejected[1]:
-        return "same_judgment_text", f"judgments {chosen[0]} and {rejected[0]} have the same text"
-    if rules.max_judgment_chars is not None and len(chosen[1]) > rules.max_judgment_chars:
-        return (
-            "chosen_judgment_too_long",
-            f"{len(chosen[1])} characters, at most {rules.max_judgment_chars} are allowed",
-        )
-    return None

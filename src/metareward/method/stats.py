@@ -1,4 +1,4 @@
-"""Agreement of a judge's scores with a reference, and bootstrap confidence intervals.
+"""Agreement of a judge's scores with a reference, bootstrap confidence intervals, and logistic regression.
 
 The metrics of Self-Rewarding section 3.1 and Meta-Rewarding section 3.3: pairwise accuracy (a tie of the judge counts
 one half, or is excluded), exact match, Spearman and Kendall correlation. An undefined metric is None, never 0.
@@ -6,17 +6,23 @@ one half, or is excluded), exact match, Spearman and Kendall correlation. An und
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 Array = NDArray[np.float64]
 
 EQUAL = 1e-9  # scores closer than this are tied
 _CHUNK = 1_000_000  # bootstrap draws held in memory at once
+_MAX_STEPS = 100
+_GRADIENT_TOLERANCE = 1e-10  # largest gradient component at the optimum, per unit of weight
+_LOSS_TOLERANCE = 1e-12  # a step may raise the loss by rounding, relative to 1 + |loss|
+_MIN_STEP_SIZE = 1e-6
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:
@@ -41,12 +47,6 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
 
     first, second = _paired(a, b)
     return float(kendalltau(first, second).statistic) if _varies(first) and _varies(second) else None
-
-
-def exact_share(predicted: Sequence[float], reference: Sequence[float]) -> float | None:
-    """The share of values equal to their reference; None when there are no values."""
-    first, second = _paired(predicted, reference)
-    return float((np.abs(first - second) <= EQUAL).mean()) if first.size else None
 
 
 def same_order(predicted: Sequence[float], reference: Sequence[float]) -> bool:
@@ -112,33 +112,21 @@ def mean_interval(
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError("mean_interval needs at least one value, all of them finite")
-    sums_G, counts_G = _by_group(array, groups)
-    means = _resampled(sums_G, counts_G, np.random.default_rng(seed), draws)
-    low, high = np.quantile(means, [0.025, 0.975])
-    mean = float(sums_G.sum() / counts_G.sum())
-    return Interval(mean, min(mean, float(low)), max(mean, float(high)), int(array.size))
-
-
-def _by_group(values: Array, groups: Sequence[object] | None) -> tuple[Array, Array]:
-    """The sum and the number of values of each group, in the order in which the groups appear."""
-    if groups is None:
-        return values, np.ones_like(values)
-    if len(groups) != values.size:
-        raise ValueError(f"{values.size} values but {len(groups)} group labels")
-    place: dict[object, int] = {}
-    places = np.array([place.setdefault(group, len(place)) for group in groups])
-    return np.bincount(places, weights=values).astype(np.float64), np.bincount(places).astype(np.float64)
-
-
-def _resampled(sums_G: Array, counts_G: Array, generator: np.random.Generator, draws: int) -> Array:
-    """The means of ``draws`` resamples of the groups; in chunks, to bound the memory."""
-    size = len(sums_G)
+    sums_G, counts_G = array, np.ones_like(array)
+    if groups is not None:
+        if len(groups) != array.size:
+            raise ValueError(f"{array.size} values but {len(groups)} group labels")
+        numbers: dict[object, int] = {}  # of the groups, in the order in which they appear
+        groups_N = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+        sums_G, counts_G = (np.bincount(groups_N, weights=weights).astype(np.float64) for weights in (array, None))
+    generator, size, means = np.random.default_rng(seed), len(sums_G), list[Array]()
     rows = max(1, _CHUNK // size)
-    means: list[Array] = []
     for start in range(0, draws, rows):
         drawn = generator.integers(size, size=(min(rows, draws - start), size))
         means.append(sums_G[drawn].sum(axis=1) / counts_G[drawn].sum(axis=1))
-    return np.concatenate(means)
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    mean = float(sums_G.sum() / counts_G.sum())
+    return Interval(mean, min(mean, float(low)), max(mean, float(high)), int(array.size))
 
 
 def _paired(a: Sequence[float], b: Sequence[float]) -> tuple[Array, Array]:
@@ -154,9 +142,93 @@ def _varies(values: Array) -> bool:
 def _differences(first: Array, second: Array) -> tuple[Array, Array]:
     """The sign (-1, 0, 1) of every pair's difference, on both sides, each pair once."""
     upper = np.triu_indices(first.size, k=1)
-    return _signs(first, upper), _signs(second, upper)
+    differences = (values[upper[0]] - values[upper[1]] for values in (first, second))
+    one, other = (np.where(np.abs(each) <= EQUAL, 0.0, np.sign(each)) for each in differences)
+    return one, other
 
 
-def _signs(values: Array, upper: tuple[NDArray[np.intp], NDArray[np.intp]]) -> Array:
-    difference = values[upper[0]] - values[upper[1]]
-    return np.asarray(np.where(np.abs(difference) <= EQUAL, 0.0, np.sign(difference)))
+# Ridge-penalised logistic regression to its exact optimum by damped Newton steps: the one solver behind Elo ratings and
+# the length- and style-controlled win rates.
+
+
+class Loss(Protocol):
+    """A convex loss of coefficients b of shape (F,)."""
+
+    def value(self, b_F: Array) -> float:
+        """The loss."""
+        ...
+
+    def gradient(self, b_F: Array) -> Array:
+        """Of shape (F,)."""
+        ...
+
+    def hessian(self, b_F: Array) -> Array:
+        """Of shape (F, F), positive definite."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Optimum:
+    """Where the solver stopped: ``converged`` says whether the gradient vanished, ``steps`` counts Newton steps."""
+
+    b_F: Array
+    converged: bool
+    steps: int
+
+
+def minimize(loss: Loss, start_F: Array, weight: float, project: Callable[[Array], Array] | None = None) -> Optimum:
+    """Newton's method with step halving. ``weight``, the total weight of the data, scales the gradient tolerance.
+
+    ``project`` is applied after every step, to hold a quantity that the loss doesn't determine (such as the mean).
+    """
+    here = start_F
+    tolerance = _GRADIENT_TOLERANCE * max(1.0, weight)
+    for step in range(_MAX_STEPS):
+        gradient = loss.gradient(here)
+        if np.abs(gradient).max(initial=0.0) <= tolerance:
+            return Optimum(here, True, step)
+        direction = np.asarray(np.linalg.solve(loss.hessian(here), -gradient), dtype=np.float64)
+        now, size = loss.value(here), 1.0
+        ceiling = now + _LOSS_TOLERANCE * (1.0 + abs(now))
+        while size > _MIN_STEP_SIZE and loss.value(here + size * direction) > ceiling:
+            size /= 2
+        here = here + size * direction
+        here = here if project is None else project(here)
+    return Optimum(here, False, _MAX_STEPS)
+
+
+@dataclass(frozen=True, slots=True)
+class _LogisticLoss:
+    x_RF: Array
+    y_R: Array
+    weights_R: Array
+    ridge_F: Array
+
+    def value(self, b_F: Array) -> float:
+        logits = self.x_RF @ b_F
+        return float(self.weights_R @ (np.logaddexp(0.0, logits) - self.y_R * logits) + self.ridge_F @ b_F**2 / 2)
+
+    def gradient(self, b_F: Array) -> Array:
+        return self.ridge_F * b_F - self.x_RF.T @ (self.weights_R * (self.y_R - expit(self.x_RF @ b_F)))
+
+    def hessian(self, b_F: Array) -> Array:
+        p_R = expit(self.x_RF @ b_F)
+        return self.x_RF.T @ (self.x_RF * (self.weights_R * p_R * (1 - p_R))[:, None]) + np.diag(self.ridge_F)
+
+
+def fit_logistic(x_RF: Array, y_R: Array, weights_R: Array, ridge_F: Array, start_F: Array | None = None) -> Array:
+    """Logistic regression on soft targets y in [0, 1] with weights w and ridges r; the coefficients b, of shape (F,).
+
+    They minimise, over R rows of F features,
+
+        sum_i w_i (log(1 + exp(x_i b)) - y_i x_i b)  +  1/2 sum_j r_j b_j^2
+
+    A soft target y with weight w equals a row of label 1 with weight w y and one of label 0 with weight w (1 - y). With
+    every ridge above 0 the optimum is finite and unique, also for separable data. Raises `ValueError` without
+    convergence.
+    """
+    start = np.zeros(x_RF.shape[1]) if start_F is None else start_F
+    found = minimize(_LogisticLoss(x_RF, y_R, weights_R, ridge_F), start, float(weights_R.sum()))
+    if not found.converged:
+        raise ValueError("the regression did not converge: give every feature a ridge above 0")
+    return found.b_F

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -53,13 +53,25 @@ def load_template(name_or_path: str) -> Template:
 
     Raises `UserError` when there is no such text, naming the nearest ones, or when the file is not UTF-8 text.
     """
+    name, path = name_or_path, Path(name_or_path)
     if name_or_path.endswith(".txt"):
-        return _template(Path(name_or_path).stem, _read_file(Path(name_or_path)))
-    names = packaged_names()
-    if name_or_path not in names:
-        nearest = _nearest(name_or_path, names)
-        raise UserError(f"no prompt text named {name_or_path!r}: {nearest}, or give a path that ends in .txt")
-    return _template(name_or_path, _PROMPTS.joinpath(f"{name_or_path}.txt").read_text(encoding="utf-8"))
+        name = path.stem
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"prompt text {path}: not UTF-8 (byte {error.start}): save the file as UTF-8") from error
+        except FileNotFoundError as error:
+            siblings = sorted(other.name for other in path.parent.glob("*.txt"))
+            raise UserError(f"no prompt text at {path}: {_nearest(path.name, siblings)}") from error
+        except OSError as error:
+            raise UserError(f"prompt text {path}: can't be read ({error.strerror}): name a text file") from error
+    elif name in packaged_names():
+        text = _PROMPTS.joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    else:
+        nearest = _nearest(name, packaged_names())
+        raise UserError(f"no prompt text named {name!r}: {nearest}, or give a path that ends in .txt")
+    text = text.rstrip("\n")  # the last newline belongs to the file, not to the prompt
+    return Template(name, text, hashlib.sha256(text.encode()).hexdigest())
 
 
 def packaged_names() -> tuple[str, ...]:
@@ -68,24 +80,7 @@ def packaged_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt")))
 
 
-def _template(name: str, text: str) -> Template:
-    text = text.rstrip("\n")  # the last newline belongs to the file, not to the prompt
-    return Template(name, text, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _read_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt text {path}: not UTF-8 (byte {error.start}): save the file as UTF-8") from error
-    except FileNotFoundError as error:
-        siblings = sorted(other.name for other in path.parent.glob("*.txt"))
-        raise UserError(f"no prompt text at {path}: {_nearest(path.name, siblings)}") from error
-    except OSError as error:
-        raise UserError(f"prompt text {path}: can't be read ({error.strerror}): name a text file") from error
-
-
-def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)
     return f"there is {', '.join(near)}" if near else "there are no .txt files in that folder"
 

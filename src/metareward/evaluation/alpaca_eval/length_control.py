@@ -27,7 +27,7 @@ from scipy.special import expit
 
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Annotation, Gamed, Weights
-from metareward.method.logistic import fit_logistic
+from metareward.method.stats import fit_logistic
 
 Array = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ from scipy.special import expit
 
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, Version, is_significant, score_for_a
-from metareward.method.logistic import fit_logistic
+from metareward.method.stats import fit_logistic
 
 Array = NDArray[np.float64]
 Control = Literal["style", "length", "markdown"]

@@ -94,7 +94,7 @@ def meta_judge_table(records: Iterable[PromptRecord], judge: str) -> JudgeTable:
     split = {"pairs": None, "flipped": 0.5, "first_wins": 0.5}
     chance: dict[str, object] = {"higher_score_wins": 0.5, "lower_score_wins": 0.5}
     chance |= dict.fromkeys(("same_score", "different_score", "all"), split)
-    return JudgeTable("meta-judge", ((judge, position_statistics(records).as_dict()), (CHANCE, chance)))
+    return JudgeTable("meta-judge", ((judge, asdict(position_statistics(records))), (CHANCE, chance)))
 
 
 # Which measures are shown; all of them are in the JSON.

@@ -37,7 +37,7 @@ from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.experiment import Experiment
 from metareward.pocket.world import PocketOracle, prompts
 from metareward.report.benchmark_tables import benchmark_tables, benchmarks_text
-from metareward.report.gather import gather
+from metareward.report.facts import gather
 from metareward.report.write import write_report
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
 

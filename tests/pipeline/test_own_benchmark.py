@@ -38,7 +38,7 @@ from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.pipeline.plan import plan
 from metareward.report.benchmark_tables import benchmark_tables
-from metareward.report.gather import gather
+from metareward.report.facts import gather
 from metareward.report.write import write_report
 from metareward.types import Judgment, Message, Messages, Prompt, Sampling, Scored
 

@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
-from metareward.report.facts import Curve, Evaluation, Iteration, Measure
-from metareward.report.gather import gather
+from metareward.report.facts import Curve, Evaluation, Iteration, Measure, gather
 from metareward.report.svg import BLUE, drawing
 from metareward.storage.run_dir import RunDir
 

@@ -4,7 +4,7 @@ import pytest
 from fake_run import fake_record, start, write_built, write_records
 
 from metareward.report.examples import Example, examples
-from metareward.report.gather import gather
+from metareward.report.facts import gather
 from metareward.storage.run_dir import RunDir
 from metareward.types import PreferencePair
 

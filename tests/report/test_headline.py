@@ -2,9 +2,8 @@ from pathlib import Path
 
 from fake_run import fake_record, fake_run, finish, start, write_built, write_evaluation, write_records, write_training
 
-from metareward.report.facts import Evaluation, Iteration, Measure, Run
-from metareward.report.gather import gather
-from metareward.report.headline import sentences, unfinished
+from metareward.report.facts import Evaluation, Iteration, Measure, Run, gather
+from metareward.report.write import sentences, unfinished
 from metareward.storage.run_dir import RunDir
 
 

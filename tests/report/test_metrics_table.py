@@ -6,8 +6,8 @@ import pytest
 from fake_run import MEANS, start
 from rich.console import Console
 
-from metareward.report.gather import gather
-from metareward.report.metrics_table import metric_for, metrics_text, rows, show
+from metareward.report.facts import gather
+from metareward.report.tables import metric_for, metrics_text, rows, show
 from metareward.storage.run_dir import RunDir
 
 

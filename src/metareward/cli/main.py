@@ -123,9 +123,8 @@ def run_command(
 
     from metareward.pipeline.loop import run_recipe
     from metareward.report.benchmark_tables import benchmarks_text
-    from metareward.report.gather import gather
-    from metareward.report.metrics_table import metrics_text
-    from metareward.report.tables import win_rates_text
+    from metareward.report.facts import gather
+    from metareward.report.tables import metrics_text, win_rates_text
     from metareward.storage.run_dir import RunDir
 
     folder = out or Path("runs") / loaded.name

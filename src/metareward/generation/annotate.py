@@ -69,11 +69,6 @@ class AnnotationSettings:
     judge: Judge | None = None
     reward: Reward | None = None
 
-    @property
-    def grader(self) -> RubricGrader:
-        """How answers are graded."""
-        return RubricGrader(self.rubric, self.n, self.judgments, self.expected)
-
 
 def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
     """The part of ``settings`` that decides the records, for `RecordStore.open`; rubrics by their digest."""
@@ -107,13 +102,27 @@ async def annotate_prompt(
     Raises `EngineError` when any of the requests fails, after cancelling the others.
     """
     annotator = _Annotator(engine, prompt, settings, progress)
-    answers_K = [annotator.split_reasoning(answer) for answer in await annotator.answer()]
-    distinct, duplicates = _distinct([answer for _, answer in answers_K])
-    rewards_K = await annotator.rewards([answers_K[k][1].text for k in distinct])
-    candidates = (annotator.candidate(k, *answers_K[k], reward) for k, reward in zip(distinct, rewards_K, strict=True))
-    candidates_K = tuple(await run_concurrently(candidates))
+    completions_K = await annotator.complete(ANSWERS, prompt.messages, settings.answers, settings.k)
+    answers_K = [annotator.split_reasoning(completion) for completion in completions_K]
+    first: dict[str, int] = {}  # each distinct text with the sample number of its first answer
+    for k, (_, answer) in enumerate(answers_K):
+        first.setdefault(answer.text, k)
+    sources = enumerate(first[answer.text] for _, answer in answers_K)
+    duplicates = tuple(Duplicate(k, source) for k, source in sources if source != k)
+    rewards: Sequence[float | None] = [None] * len(first)
+    if settings.reward is not None:
+        scores = await settings.reward.score(prompt, list(first))
+        if len(scores) != len(first) or not all(map(math.isfinite, scores)):
+            raise EngineError(f"the reward must give {len(first)} finite scores, one for each answer, not {scores!r}")
+        rewards = [float(score) for score in scores]
+    judging = (annotator.judge(k, text) for text, k in first.items())
+    judgments = await run_concurrently(judging) if settings.n else [()] * len(first)
+    candidates_K = []
+    for k, judgments_N, reward in zip(first.values(), judgments, rewards, strict=True):
+        reasoning, answer = answers_K[k]
+        candidates_K.append(Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning, reward))
     dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
-    return PromptRecord(prompt, candidates_K, duplicates, dispute)
+    return PromptRecord(prompt, tuple(candidates_K), duplicates, dispute)
 
 
 async def judge_answer(
@@ -169,40 +178,22 @@ class _Annotator:
     settings: AnnotationSettings
     progress: Progress
 
-    async def answer(self) -> Sequence[Completion]:
-        return await self._complete(ANSWERS, self.prompt.messages, self.settings.answers, self.settings.k)
-
-    async def rewards(self, answers: Sequence[str]) -> Sequence[float | None]:
-        if self.settings.reward is None:
-            return [None] * len(answers)
-        scores = await self.settings.reward.score(self.prompt, answers)
-        if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
-            raise EngineError(f"the reward must give {len(answers)} finite scores, one for each answer, not {scores!r}")
-        return [float(score) for score in scores]
-
-    async def candidate(self, k: int, reasoning: str, answer: Completion, reward: float | None) -> Candidate:
-        judgments_N = await self.judge(k, answer.text) if self.settings.n else ()
-        return Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning, reward)
-
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
-        if self.settings.judge is not None:
-            return await self.judge_by_object(self.settings.judge, answer)
-        grader = self.settings.grader
+        n, judge = self.settings.n, self.settings.judge
+        if judge is not None:
+            judged_N = tuple(await judge.judge(self.prompt, answer, n))
+            indices = [judgment.index for judgment in judged_N]
+            if indices != list(range(n)):
+                raise EngineError(f"the judge must give judgments 0 to {n - 1}, not {indices}")
+            self.progress.advance(JUDGMENTS, n)
+            return judged_N
+        grader = RubricGrader(self.settings.rubric, n, self.settings.judgments, self.settings.expected)
         messages = grader.rubric.render(self.prompt, answer)
-        completions_N = await self._complete(JUDGMENTS, messages, grader.sampling_with(0), grader.n, k)
         judgments_N = []
-        for index, completion in enumerate(completions_N):
+        for index, completion in enumerate(await self.complete(JUDGMENTS, messages, grader.sampling_with(0), n, k)):
             reasoning, output = self.split_reasoning(completion)
             judgments_N.append(Judgment(index, output.text, output.tokens, grader.read(output), reasoning))
         return tuple(judgments_N)
-
-    async def judge_by_object(self, judge: Judge, answer: str) -> tuple[Judgment, ...]:
-        judgments_N = tuple(await judge.judge(self.prompt, answer, self.settings.n))
-        if [judgment.index for judgment in judgments_N] != list(range(self.settings.n)):
-            indices = [judgment.index for judgment in judgments_N]
-            raise EngineError(f"the judge must give judgments 0 to {self.settings.n - 1}, not {indices}")
-        self.progress.advance(JUDGMENTS, self.settings.n)
-        return judgments_N
 
     def split_reasoning(self, completion: Completion) -> tuple[str, Completion]:
         """The reasoning, and the completion without it."""
@@ -223,12 +214,12 @@ class _Annotator:
 
     async def compare(self, answer: str, first: Judgment, second: Judgment) -> MetaJudgment:
         messages = self.settings.metarubric.render(self.prompt, answer, first.text, second.text)
-        (completion,) = await self._complete(META, messages, self.settings.meta, 1, first.index, second.index)
+        (completion,) = await self.complete(META, messages, self.settings.meta, 1, first.index, second.index)
         _, output = self.split_reasoning(completion)
         verdict = parse_verdict(output.text, output.finish, first.index, second.index)
         return MetaJudgment(first.index, second.index, output.text, output.tokens, verdict)
 
-    async def _complete(
+    async def complete(
         self, stage: str, messages: Messages, sampling: Sampling, n: int, *indices: int
     ) -> list[Completion]:
         purpose = "meta" if stage == META else stage
@@ -238,15 +229,6 @@ class _Annotator:
             raise EngineError(f"the engine gave {len(completions)} completions for prompt {self.prompt.id}, not {n}")
         self.progress.advance(stage, n)
         return [replace(completion, text=replace_surrogates(completion.text)) for completion in completions]
-
-
-def _distinct(answers_K: Sequence[Completion]) -> tuple[list[int], tuple[Duplicate, ...]]:
-    """The sample numbers of the distinct answers, and the duplicates."""
-    first: dict[str, int] = {}
-    for k, answer in enumerate(answers_K):
-        first.setdefault(answer.text, k)
-    duplicates = (Duplicate(k, first[answer.text]) for k, answer in enumerate(answers_K) if first[answer.text] != k)
-    return list(first.values()), tuple(duplicates)
 
 
 async def run_concurrently(calls: Iterable[Coroutine[object, object, T]]) -> list[T]:

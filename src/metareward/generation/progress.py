@@ -29,15 +29,12 @@ class Progress(Protocol):
 
     def start(self, stage: str, total: Mapping[str, int]) -> None:
         """A stage begins; ``total`` gives the largest count of each kind."""
-        ...
 
     def advance(self, kind: str, n: int) -> None:
         """``n`` more of ``kind`` are done. A kind that `start` didn't name isn't shown."""
-        ...
 
     def finish(self) -> None:
         """The stage is over, complete or not."""
-        ...
 
 
 class SilentProgress:
@@ -90,9 +87,12 @@ class LineProgress:
             return
         self._done[kind] += n
         self._total[kind] = max(self._total[kind], self._done[kind])
-        if self._clock() - self._written >= self._every:
-            self._written = self._clock()
-            self._write(self._time_left())
+        now = self._clock()
+        if now - self._written >= self._every:
+            self._written, seconds = now, now - self._began
+            # The slowest kind at its mean rate so far.
+            waits = [(self._total[kind] - done) * seconds / done for kind, done in self._done.items() if done]
+            self._write(f"about {_span(max(waits))} left" if waits else "time left not known yet")
 
     def finish(self) -> None:
         """Write the last line, with the time taken."""
@@ -102,15 +102,10 @@ class LineProgress:
 
     def _write(self, last: str) -> None:
         seconds = self._clock() - self._began
-        parts = [f"{kind} {done}/{self._total[kind]} ({_rate(done, seconds)})" for kind, done in self._done.items()]
+        rates = {kind: f"{done / seconds:,.1f}/s" if seconds > 0 else "-/s" for kind, done in self._done.items()}
+        parts = [f"{kind} {done}/{self._total[kind]} ({rates[kind]})" for kind, done in self._done.items()]
         self._stream.write(f"{self._stage}: {', '.join([*parts, last])}\n")
         self._stream.flush()
-
-    def _time_left(self) -> str:
-        """The remaining time of the slowest kind at its mean rate so far."""
-        seconds = self._clock() - self._began
-        waits = [(self._total[kind] - done) * seconds / done for kind, done in self._done.items() if done]
-        return f"about {_span(max(waits))} left" if waits else "time left not known yet"
 
 
 class BarProgress:
@@ -125,9 +120,8 @@ class BarProgress:
         """Draw the bars under the stage's name."""
         self._console.print(stage, markup=False, highlight=False)
         name = TextColumn("  {task.description}", markup=False)
-        self._bars = Bars(
-            name, BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn(), console=self._console
-        )
+        columns = (name, BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, console=self._console)
         self._tasks = {kind: self._bars.add_task(kind, total=count) for kind, count in total.items()}
         self._bars.start()
 
@@ -140,11 +134,10 @@ class BarProgress:
         """Leave the final bars on the screen."""
         if self._bars is None:
             return
-        tasks = {task.description: task for task in self._bars.tasks}
-        done = {kind: int(task.completed) for kind, task in tasks.items()}
-        total = final_totals(done, {kind: int(task.total or 0) for kind, task in tasks.items()})
-        for kind, task in tasks.items():
-            self._bars.update(task.id, total=total[kind])
+        done = {task.description: int(task.completed) for task in self._bars.tasks}
+        total = {task.description: int(task.total or 0) for task in self._bars.tasks}
+        for kind, count in final_totals(done, total).items():
+            self._bars.update(self._tasks[kind], total=count)
         self._bars.stop()
         self._bars = None
 
@@ -158,10 +151,6 @@ def final_totals(done: Mapping[str, int], total: Mapping[str, int]) -> dict[str,
     """The totals that a stage ends with: the counts if every prompt is done, else unchanged."""
     complete = PROMPTS in total and done[PROMPTS] >= total[PROMPTS]
     return dict(done) if complete else dict(total)
-
-
-def _rate(done: int, seconds: float) -> str:
-    return f"{done / seconds:,.1f}/s" if seconds > 0 else "-/s"
 
 
 def _span(seconds: float) -> str:

@@ -109,19 +109,18 @@ class _Workers:
             try:
                 document = await self.task(prompt)
             except EngineError as error:
-                self._fail(number, prompt, " ".join(str(error).split()) or type(error).__name__)
+                line = " ".join(str(error).split()) or type(error).__name__
+                self.store.put_failure(prompt.id, line)
+                self.failed.append((prompt.id, line))
+                if prompt.id not in self.failed_before:
+                    self.failed_numbers.add(number)
+                    if _consecutive(self.failed_numbers, number) >= _MAX_CONSECUTIVE_FAILURES:
+                        last = _last_failure(self.failed)
+                        raise UserError(f"{_MAX_CONSECUTIVE_FAILURES} prompts in a row failed; {last}") from None
             else:
                 self.store.put(prompt.id, document)
                 self.finished += 1
             self.progress.advance(PROMPTS, 1)
-
-    def _fail(self, number: int, prompt: Prompt, error: str) -> None:
-        self.store.put_failure(prompt.id, error)
-        self.failed.append((prompt.id, error))
-        if prompt.id not in self.failed_before:
-            self.failed_numbers.add(number)
-            if _consecutive(self.failed_numbers, number) >= _MAX_CONSECUTIVE_FAILURES:
-                raise UserError(f"{_MAX_CONSECUTIVE_FAILURES} prompts in a row failed; {_last_failure(self.failed)}")
 
 
 def _consecutive(numbers: Set[int], at: int) -> int:

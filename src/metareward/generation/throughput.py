@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,10 +81,13 @@ async def measure_rates(
     finished = {ANSWERS: answers, JUDGMENTS: judgments}
     if settings.meta_judge:
         finished[META] = await _measure(engine, _meta(judgments, settings), _MAX_REQUESTS, seconds, META)
-    return Rates(
-        tokens_each={role: _mean_tokens(each) for role, each in finished.items()},
-        seconds_each={role: _seconds_each(each) for role, each in finished.items()},
-    )
+    tokens_each, seconds_each = {}, {}
+    for role, requests in finished.items():
+        tokens_each[role] = statistics.fmean(each.tokens for request in requests for each in request.completions)
+        start, end = requests[0].time, requests[-1].time
+        later = sum(len(request.completions) for request in requests if request.time > start)
+        seconds_each[role] = (end - start) / max(1, later)
+    return Rates(tokens_each=tokens_each, seconds_each=seconds_each)
 
 
 def _answers(prompts: Sequence[Prompt], settings: AnnotationSettings) -> Iterator[_Request]:
@@ -140,14 +144,3 @@ async def _measure(
     if len(finished) < 2:
         raise EngineError(f"{role}: the engine finished {len(finished)} requests, too few to measure its throughput")
     return finished
-
-
-def _mean_tokens(finished: Sequence[_Finished]) -> float:
-    tokens = [completion.tokens for each in finished for completion in each.completions]
-    return sum(tokens) / len(tokens)
-
-
-def _seconds_each(finished: Sequence[_Finished]) -> float:
-    """Engine seconds per completion, over the requests that finished after the first one."""
-    later = sum(len(each.completions) for each in finished if each.time > finished[0].time)
-    return (finished[-1].time - finished[0].time) / max(1, later)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,13 +45,11 @@ _COUNTS = ("requests", "failed", "cached", "prompt_tokens", "completion_tokens",
 
 def read_usage(run: RunDir) -> tuple[ServerUsageTotal, ...]:
     """The totals in the log by client and server, in the order of first use."""
-    totals: dict[tuple[str, str], list[int]] = {}
+    totals: dict[tuple[str, str], Counter[str]] = {}
     for entry in _entries(run, USED):
-        key = (str(entry.get("who")), str(entry.get("server")))
-        counts = (entry.get(name) for name in _COUNTS)
-        new = [count if isinstance(count, int) else 0 for count in counts]
-        totals[key] = [old + more for old, more in zip(totals.get(key, [0] * len(_COUNTS)), new, strict=True)]
-    return tuple(ServerUsageTotal(*key, *sums) for key, sums in totals.items())
+        counts = totals.setdefault((str(entry.get("who")), str(entry.get("server"))), Counter())
+        counts.update({name: entry[name] for name in _COUNTS if isinstance(entry.get(name), int)})
+    return tuple(ServerUsageTotal(*key, *(counts[name] for name in _COUNTS)) for key, counts in totals.items())
 
 
 def read_warnings(run: RunDir) -> tuple[str, ...]:
@@ -72,29 +71,29 @@ def _entries(run: RunDir, event: str) -> Iterator[Mapping[str, Any]]:
                 yield entry
 
 
+@dataclass(frozen=True, slots=True)
 class UsageLoggingEngine:
     """An OpenAI engine whose counts are written to the log of ``run`` when it is closed."""
 
-    def __init__(self, run: RunDir, client: str, engine: OpenAIEngine) -> None:
-        self._run = run
-        self._client = client
-        self._engine = engine
+    run: RunDir
+    client: str
+    engine: OpenAIEngine
 
     async def complete(
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:
         """The completions of the wrapped engine."""
-        return await self._engine.complete(messages, sampling, n, role)
+        return await self.engine.complete(messages, sampling, n, role)
 
     async def aclose(self) -> None:
         """Close the engine, then log its counts."""
-        await self._engine.aclose()
-        usage = self._engine.usage
+        await self.engine.aclose()
+        usage = self.engine.usage
         for place, server in enumerate(usage.servers):
             log_event(
-                self._run,
+                self.run,
                 USED,
-                who=self._client,
+                who=self.client,
                 server=server.url,
                 requests=server.requests,
                 failed=server.failed,

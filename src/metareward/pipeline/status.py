@@ -10,8 +10,7 @@ from pathlib import Path
 
 from metareward.config.schema import Recipe
 from metareward.generation.usage import ServerUsageTotal
-from metareward.report.facts import Iteration
-from metareward.report.gather import gather
+from metareward.report.facts import Iteration, gather
 from metareward.report.labels import escape_control
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore

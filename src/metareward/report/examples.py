@@ -6,30 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Any
 
 from markupsafe import Markup
 
 from metareward.report.facts import Run
-from metareward.report.prompt_trace import (
-    AnswerTrace,
-    DisputeTrace,
-    Outcomes,
-    PromptTrace,
-    Side,
-    Tiers,
-    read_outcomes,
-    read_record,
-    trace,
-)
+from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
 from metareward.seeds import derive
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore
+from metareward.storage.store import RecordStore, find_record
 from metareward.types import PreferencePair
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _COUNT = 3
 # (actor pair, judge pair) to title; the titles also seed the draw
@@ -61,7 +48,8 @@ def examples(run: RunDir, facts: Run) -> tuple[Example, ...]:
     drawn = islice(_draw(_pools(run, facts, outcomes), facts.recipe.seed), _COUNT)
     found = []
     for count, (title, number, key) in enumerate(drawn, start=1):
-        record = read_record(run.iteration(number), key)
+        with RecordStore.read(run.iteration(number).records) as store:
+            record = find_record(store, key)
         assert record is not None, "the key was read from this store, and records are never deleted"
         prompt = trace(run, facts, number, record, outcomes[number])
         name = f"example-{count}"
@@ -79,15 +67,13 @@ def _pools(run: RunDir, facts: Run, outcomes: Mapping[int, Outcomes | None]) -> 
         with RecordStore.read(run.iteration(number).records) as store:
             keys = sorted(store.keys())
         for key in keys:
-            pools[_title(key, outcomes[number])].append((number, key))
+            built = outcomes[number]
+            title = _UNBUILT
+            if built is not None:
+                actor, judge = (isinstance(kind.get(key), PreferencePair) for kind in (built["actor"], built["judge"]))
+                title = _KINDS[actor, judge]
+            pools[title].append((number, key))
     return pools
-
-
-def _title(key: str, outcomes: Outcomes | None) -> str:
-    if outcomes is None:
-        return _UNBUILT
-    actor, judge = (isinstance(kind.get(key), PreferencePair) for kind in (outcomes.actor, outcomes.judge))
-    return _KINDS[actor, judge]
 
 
 def _draw(pools: Mapping[str, Sequence[Place]], seed: int) -> Iterator[tuple[str, int, str]]:
@@ -107,40 +93,31 @@ _COLOURS: dict[Side | None, str] = {"chosen": BLUE, "rejected": AMBER, None: SOF
 
 def answers_chart(prompt: PromptTrace, name: str) -> Markup | None:
     """Each answer's length over its mean score, the two tiers shaded; None when no answer has a score."""
-    scored = [answer for answer in prompt.answers if answer.score is not None]
+    scored = [(answer, answer.score) for answer in prompt.answers if answer.score is not None]
     if not scored or prompt.tiers is None:
         return None
-    means = [answer.score.mean for answer in scored if answer.score]
+    means = [score.mean for _, score in scored]
     caption = "Length of each answer by its mean score; the chosen and rejected tiers are shaded"
     with drawing(f"{name}-answers", caption, width=310, height=220, margins=(44, 14, 10, 36)) as chart:
-        _shade_tiers(chart.axes, prompt.tiers, min(means), max(means))
-        for answer in scored:
-            _dot(chart.axes, answer)
-        chart.axes.set_xlabel("mean score")
-        chart.axes.set_ylabel("characters")
-        chart.axes.margins(0.14, 0.2)
-        chart.axes.yaxis.set_major_locator(ticks(4, integer=True))
-        chart.axes.xaxis.set_major_locator(ticks(6, steps=[1, 2, 5, 10]))
+        axes = chart.axes
+        for low, high, colour in ((prompt.tiers.floor, max(means), BLUE), (min(means), prompt.tiers.ceiling, AMBER)):
+            axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=0)
+            for edge in (low, high):
+                axes.axvline(edge, color=colour, alpha=0.5, linewidth=0.8, zorder=0)
+        text: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 10}
+        for answer, score in scored:
+            index, colour = answer.candidate.index, _COLOURS[answer.side]
+            face = colour if answer.side else CARD
+            at = (score.mean, score.chars)
+            axes.plot(*at, "o", color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.4, zorder=3)
+            below = answer.side == "chosen"  # chosen answers are short, so the labels of their neighbours are above
+            label = f"{index} {answer.side}" if answer.side else str(index)
+            axes.annotate(label, at, xytext=(0, -16 if below else 7), zorder=4, **text)
+        axes.set(xlabel="mean score", ylabel="characters")
+        axes.margins(0.14, 0.2)
+        axes.yaxis.set_major_locator(ticks(4, integer=True))
+        axes.xaxis.set_major_locator(ticks(6, steps=[1, 2, 5, 10]))
     return chart.svg
-
-
-def _shade_tiers(axes: Axes, tiers: Tiers, worst: float, best: float) -> None:
-    for low, high, colour in ((tiers.floor, best, BLUE), (worst, tiers.ceiling, AMBER)):
-        axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=0)
-        for edge in (low, high):
-            axes.axvline(edge, color=colour, alpha=0.5, linewidth=0.8, zorder=0)
-
-
-def _dot(axes: Axes, answer: AnswerTrace) -> None:
-    assert answer.score is not None
-    colour = _COLOURS[answer.side]
-    face = colour if answer.side else CARD
-    at = (answer.score.mean, answer.score.chars)
-    axes.plot(*at, "o", color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.4, zorder=3)
-    label = f"{answer.candidate.index} {answer.side}" if answer.side else str(answer.candidate.index)
-    below = answer.side == "chosen"  # chosen answers are short, so the labels of their neighbours are above them
-    offset = (0, -16 if below else 7)
-    axes.annotate(label, at, xytext=offset, textcoords="offset points", ha="center", color=INK, fontsize=10, zorder=4)
 
 
 def ratings_chart(dispute: DisputeTrace, name: str) -> Markup:
@@ -154,9 +131,7 @@ def ratings_chart(dispute: DisputeTrace, name: str) -> Markup:
                 chart.axes.plot([rated.low, rated.high], [row, row], color=colour, linewidth=2, alpha=0.6)
             chart.axes.plot(rated.rating, row, "o", color=colour, markersize=7)
         chart.axes.set_yticks(range(len(ranked)), [str(rated.judgment.index) for rated in ranked])
-        chart.axes.set_ylim(len(ranked) - 0.4, -0.6)
-        chart.axes.set_xlabel("Elo rating")
-        chart.axes.set_ylabel("judgment")
+        chart.axes.set(ylim=(len(ranked) - 0.4, -0.6), xlabel="Elo rating", ylabel="judgment")
         chart.axes.grid(visible=False, axis="y")
         chart.axes.grid(visible=True, axis="x")
     return chart.svg

@@ -1,4 +1,4 @@
-"""A run folder as frozen values, finished or not; `metareward.report.gather` reads them.
+"""A run folder as frozen values, finished or not.
 
 What a run can lack is optional: without an oracle there are no oracle metrics, and an unfinished iteration has no
 pairs, training or evaluation.
@@ -6,15 +6,28 @@ pairs, training or evaluation.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from metareward.config.schema import Recipe
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from metareward.config.schema import Recipe, load_recipe
+from metareward.errors import UserError
 from metareward.evaluation.held_out import WinRate
-from metareward.generation.usage import ServerUsageTotal
+from metareward.generation.usage import ServerUsageTotal, read_usage, read_warnings
 from metareward.method.diagnostics import Finding, PositionStatistics
 from metareward.method.elo import PositionWeights
+from metareward.storage.run_dir import RunDir
+from metareward.storage.run_log import stage_seconds
+from metareward.storage.serialization import flatten
+from metareward.storage.store import RecordStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +146,122 @@ class Run:
     def summaries(self) -> tuple[PairSummary, ...]:
         """The iterations whose pairs are built, in order."""
         return tuple(i.summary for i in self.iterations if i.summary is not None)
+
+
+@checked_dataclass(frozen=True)
+class _EvaluationFile:
+    """``eval/model.json``, in which an empty metric can be null."""
+
+    model: str
+    prompts: int
+    seconds: float
+    metrics: dict[str, dict[str, float | None] | None]
+    score_histogram: dict[str, dict[float, int]]
+    win_rates: tuple[WinRate, ...] = ()
+
+
+_EVALUATION = TypeAdapter(_EvaluationFile)
+_BENCHMARK = TypeAdapter(BenchmarkResult)
+_SUMMARY = TypeAdapter(PairSummary)
+_OBJECT = TypeAdapter(dict[str, object])
+_CURVES = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+
+
+def gather(run: RunDir) -> Run:
+    """The run in a folder, finished or not.
+
+    Raises `UserError` for a folder that is no run, and for a file in it that cannot be parsed.
+    """
+    if not run.resolved.is_file():
+        raise UserError(
+            f"{run.path}: this is no run folder ({run.resolved.name} is missing); fix: name one, such as runs/NAME"
+        )
+    recipe = load_recipe(str(run.resolved))
+    environment = read_json(run.environment, _OBJECT) or {}
+    return Run(
+        name=recipe.name,
+        recipe=recipe,
+        environment=setting_rows(environment, " "),
+        iterations=tuple(_iteration(number, run, recipe) for number in range(len(recipe.iterations) + 1)),
+        server_usage=read_usage(run),
+        warnings=read_warnings(run),
+    )
+
+
+def read_json(path: Path, adapter: TypeAdapter[T]) -> T | None:
+    """The value in a JSON file, or None when there is no such file. Raises `UserError` for an unreadable one."""
+    if not path.is_file():
+        return None
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: {where + ': ' if where else ''}{first['msg']}; fix: correct or delete the file"
+        ) from error
+
+
+def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:
+    folder = run.iteration(number)
+    generated = folder.records.is_file()
+    failed: dict[str, str] = {}
+    if generated:
+        with RecordStore.read(folder.records) as store:
+            failed = store.failures()
+    results = (read_json(folder.evaluation / each.name / "result.json", _BENCHMARK) for each in recipe.benchmarks)
+    return Iteration(
+        number=number,
+        generated=generated,
+        failed=tuple(failed.items()),
+        summary=read_json(folder.summary, _SUMMARY),
+        training=_training(folder.path / "training.jsonl"),
+        evaluation=_evaluation(folder.evaluation / "model.json"),
+        done=folder.done.is_file(),
+        seconds=sum(stage_seconds(run, number).values()),
+        benchmarks=tuple(result for result in results if result is not None),
+    )
+
+
+def _evaluation(path: Path) -> Evaluation | None:
+    """The evaluation in a file, without metrics that have no values or are not finite."""
+    file = read_json(path, _EVALUATION)
+    if file is None:
+        return None
+    metrics = {}
+    for key, fields in file.metrics.items():
+        mean, low, high, n = ((fields or {}).get(name) for name in ("mean", "low", "high", "n"))
+        if mean is None or low is None or high is None or not math.isfinite(mean + low + high) or not int(n or 0):
+            continue
+        metrics[key] = Measure(mean, low, high, int(n or 0))
+    return Evaluation(file.model, file.prompts, file.seconds, metrics, file.score_histogram, file.win_rates)
+
+
+def _training(path: Path) -> dict[str, Curve]:
+    """Loss, reward margin and accuracy by step, as far as they are logged.
+
+    A last line that cannot be parsed is skipped: it may be incomplete.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}:{number}: {error.msg}; fix: delete the line") from error
+        entries.append({key: float(value) for key, value in entry.items() if isinstance(value, int | float)})
+    curves = {}
+    for key, name in _CURVES.items():
+        points = [(entry["step"], entry[key]) for entry in entries if "step" in entry and key in entry]
+        if points:
+            steps, values = zip(*points, strict=True)
+            curves[name] = Curve(steps, values)
+    return curves
+
+
+def setting_rows(settings: Mapping[str, object], separator: str = ".") -> tuple[tuple[str, str], ...]:
+    """Nested settings as (name, text) rows of a table."""
+    flat = flatten(settings, separator)
+    return tuple((name, "none" if value is None else str(value)) for name, value in flat.items())

@@ -74,15 +74,12 @@ _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 def escape_control(text: str) -> str:
     """``text`` with every invisible character escaped: ``\\x00`` as ``␀``, a bidirectional override as ``⟨U+202E⟩``."""
-    return "".join(_escape(char) for char in text.replace("\r\n", "\n"))
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    # The supplementary variation selectors are marks, but they draw nothing and can carry hidden bytes.
-    invisible = unicodedata.category(char) in _ESCAPED_CATEGORIES or 0xE0100 <= code <= 0xE01EF
-    if char in _KEPT or not invisible:
-        return char
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    escaped = []
+    for char in text.replace("\r\n", "\n"):
+        code = ord(char)
+        # The supplementary variation selectors are marks, but they draw nothing and can carry hidden bytes.
+        invisible = unicodedata.category(char) in _ESCAPED_CATEGORIES or 0xE0100 <= code <= 0xE01EF
+        if invisible and char not in _KEPT:
+            char = chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+        escaped.append(char)
+    return "".join(escaped)

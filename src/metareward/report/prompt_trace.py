@@ -7,7 +7,7 @@ the pair files.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -20,24 +20,28 @@ from metareward.errors import UserError
 from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, position_weights
 from metareward.method.pairs import PairRules, iteration_weights, tiers
 from metareward.method.scores import AnswerScore, answer_scores
-from metareward.report.facts import Run
-from metareward.report.gather import gather
+from metareward.report.facts import Run, gather
 from metareward.report.labels import drop_label, escape_control, format_rating
 from metareward.storage.pair_files import read_dropped, read_pairs
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.store import RecordStore, find_record, read_records
-from metareward.types import Candidate, Dispute, Dropped, Judgment, MetaJudgment, PreferencePair, PromptRecord, Won
+from metareward.types import (
+    Candidate,
+    Dispute,
+    Dropped,
+    Judgment,
+    MetaJudgment,
+    PairKind,
+    PreferencePair,
+    PromptRecord,
+    Won,
+)
 
 Side = Literal["chosen", "rejected"]
 Outcome = PreferencePair | Dropped
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """Outcomes of one iteration by prompt id: the pair, or why it was dropped."""
-
-    actor: Mapping[str, Outcome]
-    judge: Mapping[str, Outcome]
+_KINDS: tuple[PairKind, ...] = ("actor", "judge")
+Outcomes = Mapping[PairKind, Mapping[str, Outcome]]
+"""Outcomes of one iteration by kind of pair and prompt id: the pair, or why it was dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +168,21 @@ def find_trace(run: RunDir, prompt_id: str, iteration: int | None = None) -> Pro
     Raises `UserError` when there is no such prompt, naming the nearest ids.
     """
     facts = gather(run)
-    numbers = [i.number for i in facts.iterations if i.generated and iteration in (None, i.number)]
-    for number in numbers:
-        record = read_record(run.iteration(number), prompt_id)
-        if record is not None:
-            return trace(run, facts, number, record, read_outcomes(run.iteration(number)))
-    raise UserError(escape_control(_not_found(run, prompt_id, iteration, numbers)))
-
-
-def read_record(folder: IterationDir, prompt_id: str) -> PromptRecord | None:
-    """The record of a prompt, None where the iteration has none."""
-    with RecordStore.read(folder.records) as store:
-        return find_record(store, prompt_id)
+    known: list[str] = []
+    failure = None
+    for number in (i.number for i in facts.iterations if i.generated and iteration in (None, i.number)):
+        with RecordStore.read(run.iteration(number).records) as store:
+            record = find_record(store, prompt_id)
+            if record is not None:
+                return trace(run, facts, number, record, read_outcomes(run.iteration(number)))
+            known += store.keys()
+            error = store.failures().get(prompt_id)
+        if error is not None and failure is None:
+            failure = f"prompt {prompt_id!r} failed in iteration {number}: {error}; fix: run again"
+    where = f"iteration {iteration}" if iteration is not None else "any iteration"
+    near = difflib.get_close_matches(prompt_id, known, n=3) or sorted(known)[:3]
+    hint = f"the nearest are {', '.join(map(repr, near))}" if near else "nothing is generated there yet"
+    raise UserError(escape_control(f"{run.path}: {failure or f'no prompt {prompt_id!r} in {where}; {hint}'}"))
 
 
 def read_outcomes(folder: IterationDir) -> Outcomes | None:
@@ -183,67 +190,37 @@ def read_outcomes(folder: IterationDir) -> Outcomes | None:
     if not folder.summary.is_file():
         return None
     found: list[Outcome] = [*read_dropped(folder.dropped)]
-    for path in (folder.pairs("actor"), folder.pairs("judge")):
+    for path in map(folder.pairs, _KINDS):
         if path.is_file():  # an iteration without judge pairs has no file of them
             found += read_pairs(path)
-    actor, judge = ({o.prompt_id: o for o in found if o.kind == kind} for kind in ("actor", "judge"))
-    return Outcomes(actor, judge)
-
-
-def _not_found(run: RunDir, prompt_id: str, iteration: int | None, numbers: Sequence[int]) -> str:
-    """One line: the prompt failed, or its id is unknown, or nothing is generated yet."""
-    where = f"iteration {iteration}" if iteration is not None else "any iteration"
-    known: list[str] = []
-    for number in numbers:
-        with RecordStore.read(run.iteration(number).records) as store:
-            failures = store.failures()
-            known += store.keys()
-        if prompt_id in failures:
-            error = failures[prompt_id]
-            return f"{run.path}: prompt {prompt_id!r} failed in iteration {number}: {error}; fix: run again"
-    near = difflib.get_close_matches(prompt_id, known, n=3) or sorted(known)[:3]
-    hint = f"the nearest are {', '.join(map(repr, near))}" if near else "nothing is generated there yet"
-    return f"{run.path}: no prompt {prompt_id!r} in {where}; {hint}"
+    return {kind: {outcome.prompt_id: outcome for outcome in found if outcome.kind == kind} for kind in _KINDS}
 
 
 def trace(run: RunDir, facts: Run, number: int, record: PromptRecord, outcomes: Outcomes | None) -> PromptTrace:
     """The trace of ``record`` of iteration ``number``."""
-    rules = pairs_rules(facts.recipe, number)
-    actor = outcomes.actor.get(record.prompt.id) if outcomes else None
-    judge = outcomes.judge.get(record.prompt.id) if outcomes else None
-    scores = answer_scores(record, rules.min_valid)
-    weights = _weights(run, facts, number, record.dispute, rules) if record.dispute else None
-    return PromptTrace(
-        iteration=number,
-        record=record,
-        rules=rules,
-        answers=tuple(_answer(record, candidate, scores, actor) for candidate in record.candidates_K),
-        tiers=_tiers(scores, rules.rho),
-        dispute=_dispute(record, record.dispute, weights, rules, judge) if record.dispute and weights else None,
-        built=outcomes is not None,
-        actor=actor,
-        judge=judge,
+    rules, dispute = pairs_rules(facts.recipe, number), record.dispute
+    actor, judge = (outcomes[kind].get(record.prompt.id) if outcomes else None for kind in _KINDS)
+    scores = {score.index: score for score in answer_scores(record, rules.min_valid)}
+    answers = tuple(
+        AnswerTrace(
+            candidate=candidate,
+            score=scores.get(candidate.index),
+            repeats=tuple(duplicate.index for duplicate in record.duplicates if duplicate.of == candidate.index),
+            side=_side(candidate.index, actor),
+            disputed=dispute is not None and dispute.candidate == candidate.index,
+        )
+        for candidate in record.candidates_K
     )
-
-
-def _tiers(scores: Sequence[AnswerScore], rho: float) -> Tiers | None:
-    if not scores:
-        return None
-    best, worst = max(score.mean for score in scores), min(score.mean for score in scores)
-    upper, lower = (frozenset(score.index for score in tier) for tier in tiers(scores, rho))
-    return Tiers((1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best, upper, lower)
-
-
-def _answer(
-    record: PromptRecord, candidate: Candidate, scores: Sequence[AnswerScore], actor: Outcome | None
-) -> AnswerTrace:
-    return AnswerTrace(
-        candidate=candidate,
-        score=next((score for score in scores if score.index == candidate.index), None),
-        repeats=tuple(duplicate.index for duplicate in record.duplicates if duplicate.of == candidate.index),
-        side=_side(candidate.index, actor),
-        disputed=record.dispute is not None and record.dispute.candidate == candidate.index,
-    )
+    edges = None
+    if scores:
+        means = [score.mean for score in scores.values()]
+        best, worst, rho = max(means), min(means), rules.rho
+        upper, lower = (frozenset(score.index for score in tier) for tier in tiers(tuple(scores.values()), rho))
+        edges = Tiers((1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best, upper, lower)
+    disputed = None
+    if dispute is not None:
+        disputed = _dispute(record, dispute, _weights(run, facts, number, dispute, rules), rules, judge)
+    return PromptTrace(number, record, rules, answers, edges, disputed, outcomes is not None, actor, judge)
 
 
 def _side(index: int, outcome: Outcome | None) -> Side | None:
@@ -270,20 +247,14 @@ def _dispute(
     ratings = fit_elo(battles_MM, rules.elo_prior)
     disputed = next(candidate for candidate in record.candidates_K if candidate.index == dispute.candidate)
     by_index = {judgment.index: judgment for judgment in disputed.judgments_N}
-    rated = (
-        RatedJudgment(
-            judgment=by_index[index],
-            rating=float(ratings.values_M[m]),
-            low=float(ratings.low_M[m]),
-            high=float(ratings.high_M[m]),
-            side=_side(index, judge),
-        )
-        for m, index in enumerate(dispute.judgments_M)
+    estimates = zip(dispute.judgments_M, ratings.values_M, ratings.low_M, ratings.high_M, strict=True)
+    rated = tuple(
+        RatedJudgment(by_index[index], float(rating), float(low), float(high), _side(index, judge))
+        for index, rating, low, high in estimates
     )
-    return DisputeTrace(dispute.candidate, weights, battles_MM, tuple(rated), tuple(_battles(dispute)))
-
-
-def _battles(dispute: Dispute) -> Iterator[Battle]:
     by_order = {(meta.first, meta.second): meta for meta in dispute.meta}
-    for one, other in combinations(dispute.judgments_M, 2):
-        yield Battle(one, other, by_order.get((one, other)), by_order.get((other, one)))
+    battles = tuple(
+        Battle(one, other, by_order.get((one, other)), by_order.get((other, one)))
+        for one, other in combinations(dispute.judgments_M, 2)
+    )
+    return DisputeTrace(dispute.candidate, weights, battles_MM, rated, battles)

@@ -11,29 +11,19 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
 
 INK, SOFT, GRID, CARD = "#010101", "#020202", "#030303", "#040404"
-BLUE, AMBER, GREEN, RED = "#050505", "#060606", "#070707", "#080808"
-_VARIABLES = {
-    INK: "--ink",
-    SOFT: "--soft",
-    GRID: "--rule",
-    CARD: "--card",
-    BLUE: "--blue",
-    AMBER: "--amber",
-    GREEN: "--green",
-    RED: "--red",
-}
-
+BLUE, AMBER = "#050505", "#060606"
+_VARIABLES = {INK: "ink", SOFT: "soft", GRID: "rule", CARD: "card", BLUE: "blue", AMBER: "amber"}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "metareward",
     "svg.fonttype": "none",
@@ -62,13 +52,12 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+@dataclass(slots=True)
 class Drawing:
     """A chart: draw on ``axes`` inside the context, read ``svg`` after it."""
 
-    def __init__(self, figure: Figure, axes: Axes) -> None:
-        self.figure = figure
-        self.axes = axes
-        self.svg = Markup()
+    axes: Axes
+    svg: Markup = field(default_factory=Markup)
 
 
 def ticks(most: int, **options: Any) -> MaxNLocator:
@@ -101,12 +90,11 @@ def drawing(
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         FigureCanvasSVG(figure)  # becomes the figure's canvas
         box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
-        chart = Drawing(figure, figure.add_axes(box))
+        chart = Drawing(figure.add_axes(box))
         yield chart
         buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
         chart.svg = _inline(buffer.getvalue(), name, caption, width)
 
 
@@ -119,9 +107,8 @@ def _inline(text: str, name: str, caption: str, width: float) -> Markup:
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
     for placeholder, variable in _VARIABLES.items():
-        body = body.replace(placeholder, f"var({variable})")
+        body = body.replace(placeholder, f"var(--{variable})")
     opening = f'<svg role="img" aria-label="{html.escape(caption)}" style="max-width:{width:g}px"'
-    body = re.sub(
-        r'<svg\b((?:\s+(?!viewBox)[\w:]+="[^"]*")*)\s+(viewBox="[^"]*")[^>]*>', rf"{opening} \2>", body, count=1
-    )
+    attributes = r'<svg\b((?:\s+(?!viewBox)[\w:]+="[^"]*")*)\s+(viewBox="[^"]*")[^>]*>'
+    body = re.sub(attributes, rf"{opening} \2>", body, count=1)
     return Markup(re.sub(r"\s*\n\s*", "\n", body).strip())  # matplotlib escapes every label

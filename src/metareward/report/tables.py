@@ -1,17 +1,181 @@
-"""Win rates between the run's models, and what became of each iteration's prompts: pairs built and drop reasons."""
+"""The report's tables: metrics by model, win rates between models, and what became of each iteration's prompts."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
-from metareward.evaluation.held_out import WinRate
-from metareward.report.facts import Evaluation, PairSummary
+from metareward.report.facts import Evaluation, Measure, PairSummary
 from metareward.report.labels import drop_label
+
+Form = Literal["score", "share", "chars", "correlation"]
+Better = Literal["higher", "lower", "neither"]
+NO_INTERVAL = "all values equal"
+PERCENT = "\u202f%"  # a narrow space that doesn't break
+
+
+def show(form: Form, value: float | None) -> str:
+    """Print a value: shares as percentages, long lengths without decimals, the rest with two; None as a dash."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not a number"
+    if form == "share":
+        return f"{100 * value:.1f}{PERCENT}".replace("-", "−")
+    digits = 2 if form != "chars" else 1 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table. ``better`` is ``neither`` where a change alone is no improvement, such as a length."""
+
+    group: str
+    key: str
+    label: str
+    form: Form
+    better: Better
+    meaning: str
+
+    def show(self, value: float) -> str:
+        """``value`` formatted; only shares have a unit."""
+        return show(self.form, value)
+
+    def show_interval(self, low: float, high: float) -> str:
+        """``2.28 to 2.54``. Values that are all equal have no interval: resampling them gives the mean again."""
+        if low == high:
+            return NO_INTERVAL
+        return f"{show(self.form, low).removesuffix(PERCENT)} to {show(self.form, high)}"
+
+    def show_change(self, change: float) -> str:
+        """A difference with its sign; differences of shares are in percentage points."""
+        sign = "−" if change < 0 else "+"
+        size = show(self.form, abs(change))
+        return f"{sign}{size.removesuffix(PERCENT)} points" if self.form == "share" else f"{sign}{size}"
+
+
+_CORRELATION = "Spearman correlation with the oracle's scores, on M0's answers."
+_DRIFT = "The answers are the same for every model, so a change is drift of the judge."
+_NEARER = "Share of comparisons won by the judgment nearer to the oracle's score."
+_FIRST = "Share of verdicts for the judgment shown first; 50 % is unbiased."
+_METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
+    "Answers": (
+        ("answer_quality", "Answer quality (oracle, 0–5)", "score", "higher", "Mean oracle score."),
+        ("answer_perfect", "Perfect answers", "share", "higher", "Share with the oracle's full score."),
+        ("answer_self_score", "Self-assigned score", "score", "neither", "Mean score by the model."),
+        ("answer_chars", "Answer length (characters)", "chars", "neither", "Mean length."),
+        ("answer_truncated", "Truncated answers", "share", "lower", "Share that hit the token limit."),
+    ),
+    "Judge": (
+        ("judgment_exact", "Judgments equal to oracle", "share", "higher", "Score equal to the oracle's."),
+        ("judgment_rank_correlation", "Rank correlation, single judgments", "correlation", "higher", _CORRELATION),
+        (
+            "judgment_mean_rank_correlation",
+            "Rank correlation, mean of N judgments",
+            "correlation",
+            "higher",
+            _CORRELATION,
+        ),
+        ("judgment_valid", "Parsable judgments", "share", "higher", "Share with a score inside the scale."),
+        ("judgment_chars", "Judgment length (characters)", "chars", "neither", "Mean length."),
+        ("anchor_score", "Mean score given to M0's answers", "score", "neither", _DRIFT),
+    ),
+    "Meta-judge": (
+        ("meta_accuracy", "Meta-judge accuracy", "share", "higher", _NEARER),
+        ("meta_valid", "Parsable verdicts", "share", "higher", "Share naming a winner or a tie."),
+        ("meta_first_position", "First-position win rate", "share", "neither", _FIRST),
+    ),
+}
+METRICS = {fields[0]: Metric(group, *fields) for group, members in _METRICS.items() for fields in members}
+_DETAILS = {"answer_truncated", "judgment_valid", "judgment_chars", "meta_valid", "meta_first_position"}
+_MAIN = METRICS.keys() - _DETAILS  # the metrics of the terminal table
+
+
+def metric_for(key: str) -> Metric:
+    """The entry of METRICS, or a default one for an unknown metric."""
+    return METRICS.get(key) or Metric("Other", key, key.replace("_", " "), "correlation", "neither", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric of one model. ``change`` is the difference to the first model; None for that model itself."""
+
+    measure: Measure
+    change: float | None
+    clear: bool
+
+    def verdict(self, metric: Metric) -> str:
+        """``better``, ``worse``, or ``clear`` if neither is meant, when the intervals do not overlap. Else empty."""
+        if self.change is None or not self.clear:
+            return ""
+        if metric.better == "neither":
+            return "clear"
+        return "better" if (self.change > 0) == (metric.better == "higher") else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric over all models; None for a model without it."""
+
+    metric: Metric
+    cells: tuple[Cell | None, ...]
+
+    @property
+    def n(self) -> int | None:
+        """The number of values behind every cell, when it is the same for all of them."""
+        counts = {cell.measure.n for cell in self.cells if cell is not None}
+        return counts.pop() if len(counts) == 1 else None
+
+
+def rows(evaluations: Sequence[Evaluation]) -> tuple[Row, ...]:
+    """A row for every metric that any model has, known ones first, in the order of METRICS."""
+    present = {key for evaluation in evaluations for key in evaluation.metrics}
+    keys = [*(key for key in METRICS if key in present), *sorted(present - METRICS.keys())]
+    found = []
+    for key in keys:
+        base = evaluations[0].metrics.get(key) if evaluations[0].model == "M0" else None
+        cells: list[Cell | None] = []
+        for place, evaluation in enumerate(evaluations):
+            measure = evaluation.metrics.get(key)
+            if measure is None:
+                cells.append(None)
+            elif base is None or place == 0:
+                cells.append(Cell(measure, None, False))
+            else:
+                cells.append(Cell(measure, measure.mean - base.mean, measure.apart_from(base)))
+        found.append(Row(metric_for(key), tuple(cells)))
+    return tuple(found)
+
+
+def metrics_text(evaluations: Sequence[Evaluation]) -> Table:
+    """The main metrics M0..MT for the terminal, at most 80 columns: means above their 95 % intervals."""
+    caption = "Below each mean its 95 % interval. Bold: the interval does not overlap with M0's."
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=caption, caption_justify="left")
+    table.add_column("held-out prompts")
+    for evaluation in evaluations:
+        table.add_column(evaluation.model, justify="right", no_wrap=True)
+    for row in rows(evaluations):
+        if row.metric.key not in _MAIN:
+            continue
+        texts = []
+        for cell in row.cells:
+            if cell is None:
+                texts.append(Text("–"))
+                continue
+            mean = (row.metric.show(cell.measure.mean), "bold" if cell.clear else "")
+            interval = row.metric.show_interval(cell.measure.low, cell.measure.high).removesuffix(PERCENT)
+            interval = "–" if interval == NO_INTERVAL else interval.replace(" to ", "–")
+            texts.append(Text.assemble(mean, "\n", (interval, "dim")))
+        table.add_row(row.metric.label, *texts)
+    return table
+
 
 WIN_RATE_COLUMNS = ("models", "judge", "win rate", "length-adjusted", "wins", "ties", "losses", "excluded", "sign test")
 _TERMINAL_COLUMNS = 7
@@ -19,7 +183,18 @@ _TERMINAL_COLUMNS = 7
 
 def win_rate_rows(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, ...], ...]:
     """The cells under `WIN_RATE_COLUMNS`, a row for each comparison of two models, in the order of the models."""
-    return tuple(_win_rate_row(each.model, rate) for each in evaluations for rate in each.win_rates)
+    found = []
+    for model, rate in ((each.model, rate) for each in evaluations for rate in each.win_rates):
+        # Outcomes that are all equal have no interval: resampling them gives the mean again.
+        interval = "all equal" if rate.low == rate.high else f"{rate.low:.1f}–{rate.high:.1f}"
+        adjusted = "–" if rate.length_adjusted is None else f"{rate.length_adjusted:.1f}"
+        if rate.length_adjusted is not None and rate.length_adjusted_error is not None:
+            adjusted += f" ± {rate.length_adjusted_error:.1f}"
+        p_value = "–" if rate.p_value is None else "p < 0.001" if rate.p_value < 0.001 else f"p = {rate.p_value:.3f}"
+        names = (f"{model} vs. {rate.against}", "oracle" if rate.judge == "oracle" else model)
+        counts = (f"{count:,}" for count in (rate.wins, rate.draws, rate.losses, rate.left_out))
+        found.append((*names, f"{rate.win_rate:.1f} ({interval})", adjusted, *counts, p_value))
+    return tuple(found)
 
 
 def win_rates_text(evaluations: Sequence[Evaluation]) -> Table | None:
@@ -34,29 +209,6 @@ def win_rates_text(evaluations: Sequence[Evaluation]) -> Table | None:
     for row in rows:
         table.add_row(*row[:_TERMINAL_COLUMNS])
     return table
-
-
-def _win_rate_row(model: str, rate: WinRate) -> tuple[str, ...]:
-    # Outcomes that are all equal have no interval: resampling them gives the mean again.
-    interval = "all equal" if rate.low == rate.high else f"{rate.low:.1f}–{rate.high:.1f}"
-    adjusted = "–"
-    if rate.length_adjusted is not None:
-        error = "" if rate.length_adjusted_error is None else f" ± {rate.length_adjusted_error:.1f}"
-        adjusted = f"{rate.length_adjusted:.1f}{error}"
-    return (
-        f"{model} vs. {rate.against}",
-        "oracle" if rate.judge == "oracle" else model,
-        f"{rate.win_rate:.1f} ({interval})",
-        adjusted,
-        *(f"{count:,}" for count in (rate.wins, rate.draws, rate.losses, rate.left_out)),
-        _p_value(rate.p_value),
-    )
-
-
-def _p_value(p_value: float | None) -> str:
-    if p_value is None:
-        return "–"
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 _LAST_SHADE = 6
@@ -85,34 +237,25 @@ class Bar:
 
 def pair_bars(summaries: Sequence[PairSummary]) -> tuple[Bar, ...]:
     """A bar of actor pairs and one of judge pairs for each iteration; none where an iteration builds no judge pairs."""
-    shades = _shades(summaries)
-    return tuple(bar for summary in summaries for bar in _bars(summary, shades))
-
-
-def _bars(summary: PairSummary, shades: Mapping[str, int]) -> Iterator[Bar]:
-    for kind, built in (("actor", summary.actor_pairs), ("judge", summary.judge_pairs)):
-        dropped = summary.dropped.get(kind, {})
-        if built or dropped:
-            segments = tuple(_segments(built, dropped, summary.prompts, shades))
-            yield Bar(summary.iteration, f"{kind} pairs", built, summary.prompts, segments)
-
-
-def _segments(built: int, dropped: Mapping[str, int], prompts: int, shades: Mapping[str, int]) -> Iterator[Segment]:
-    accounted = built + sum(dropped.values())
-    total = max(prompts, accounted, 1)
-    yield Segment("pair", built, 100 * built / total, 0)
-    for reason in sorted(dropped, key=lambda reason: shades[reason]):
-        yield Segment(drop_label(reason), dropped[reason], 100 * dropped[reason] / total, shades[reason])
-    if total > accounted:
-        failed = total - accounted
-        yield Segment("generation failed", failed, 100 * failed / total, _LAST_SHADE)
-
-
-def _shades(summaries: Sequence[PairSummary]) -> dict[str, int]:
-    """The most frequent reasons have a shade of their own, the rest share the last."""
     totals: Counter[str] = Counter()
     for summary in summaries:
-        for reasons in summary.dropped.values():
-            totals.update(reasons)
+        for dropped in summary.dropped.values():
+            totals.update(dropped)
+    # The most frequent reasons have a shade of their own, the rest share the last.
     ordered = sorted(totals, key=lambda reason: (-totals[reason], reason))
-    return {reason: min(place, _LAST_SHADE) for place, reason in enumerate(ordered, start=1)}
+    shades = {reason: min(place, _LAST_SHADE) for place, reason in enumerate(ordered, start=1)}
+    bars = []
+    for summary in summaries:
+        for kind, built in (("actor", summary.actor_pairs), ("judge", summary.judge_pairs)):
+            dropped = summary.dropped.get(kind, {})
+            if not built and not dropped:
+                continue
+            reasons = sorted(dropped, key=lambda reason: shades[reason])
+            counts = [("pair", built, 0), *((drop_label(each), dropped[each], shades[each]) for each in reasons)]
+            accounted = built + sum(dropped.values())
+            total = max(summary.prompts, accounted, 1)
+            if total > accounted:
+                counts.append(("generation failed", total - accounted, _LAST_SHADE))
+            segments = tuple(Segment(label, count, 100 * count / total, shade) for label, count, shade in counts)
+            bars.append(Bar(summary.iteration, f"{kind} pairs", built, summary.prompts, segments))
+    return tuple(bars)

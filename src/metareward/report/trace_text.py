@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metareward.report.labels import escape_control, format_rating, reading_label, verdict_label
-from metareward.report.prompt_trace import AnswerTrace, DisputeTrace, PromptTrace
+from metareward.report.prompt_trace import DisputeTrace, PromptTrace
 
 
 def trace_text(trace: PromptTrace, width: int = 100) -> str:
@@ -37,7 +37,18 @@ def _parts(trace: PromptTrace) -> Iterator[RenderableType]:
         yield _plain(f"No meta-judgments: {trace.no_dispute_text}.")
     else:
         yield from _dispute(trace.dispute)
-    yield from _texts(trace)
+    yield Rule("All texts", align="left")
+    for answer in trace.answers:
+        index = answer.candidate.index
+        yield from _quoted(f"answer {index}", answer.candidate.text)
+        for judgment in answer.candidate.judgments_N:
+            score = reading_label(judgment.reading)
+            yield from _quoted(f"judgment {judgment.index} of answer {index}: {score}", judgment.text)
+    for battle in trace.dispute.battles if trace.dispute else ():
+        for meta in (battle.as_first, battle.as_second):
+            if meta is not None:
+                order = f"judgment {meta.first} shown first, {meta.second} second"
+                yield from _quoted(f"{order}: {verdict_label(meta.verdict)}", meta.text)
 
 
 def _answers(trace: PromptTrace) -> Iterator[RenderableType]:
@@ -47,28 +58,22 @@ def _answers(trace: PromptTrace) -> Iterator[RenderableType]:
         yield _plain(f"Length control, rho {trace.rules.rho:g}: {edges}")
     table = _table("answer", "mean", "variance", "characters", "judgment scores", "")
     for answer in trace.ranked:
+        index, text = answer.candidate.index, answer.candidate.text
         scores = ", ".join(reading_label(judgment.reading) for judgment in answer.candidate.judgments_N)
-        numbers = ("–", "–")
+        mean = variance = "–"
         if answer.score is not None:
-            variance = answer.score.variance
-            numbers = (f"{answer.score.mean:.2f}", "–" if variance is None else f"{variance:.2f}")
-        chars = str(len(answer.candidate.text))
-        table.add_row(str(answer.candidate.index), *numbers, chars, scores, ", ".join(_marks(trace, answer)))
+            mean = f"{answer.score.mean:.2f}"
+            variance = variance if answer.score.variance is None else f"{answer.score.variance:.2f}"
+        marks = (
+            (answer.side is not None, str(answer.side).upper()),
+            (trace.tiers is not None and index in trace.tiers.upper, "upper tier"),
+            (trace.tiers is not None and index in trace.tiers.lower, "lower tier"),
+            (answer.disputed, "disputed"),
+            (answer.candidate.finish == "length", "truncated"),
+            *((True, f"same text as sample {repeat}") for repeat in answer.repeats),
+        )
+        table.add_row(str(index), mean, variance, str(len(text)), scores, ", ".join(text for on, text in marks if on))
     yield table
-
-
-def _marks(trace: PromptTrace, answer: AnswerTrace) -> Iterator[str]:
-    index = answer.candidate.index
-    if answer.side is not None:
-        yield answer.side.upper()
-    if trace.tiers is not None:
-        both = (("upper tier", trace.tiers.upper), ("lower tier", trace.tiers.lower))
-        yield from (name for name, tier in both if index in tier)
-    if answer.disputed:
-        yield "disputed"
-    if answer.candidate.finish == "length":
-        yield "truncated"
-    yield from (f"same text as sample {repeat}" for repeat in answer.repeats)
 
 
 def _dispute(dispute: DisputeTrace) -> Iterator[RenderableType]:
@@ -88,21 +93,6 @@ def _dispute(dispute: DisputeTrace) -> Iterator[RenderableType]:
         matrix.add_row(index, *("·" if n == m else f"{value:.2f}" for n, value in enumerate(dispute.battles_MM[m])))
     yield matrix
     yield from (_plain(f"  {battle.one} and {battle.other}: {battle.outcome}") for battle in dispute.battles)
-
-
-def _texts(trace: PromptTrace) -> Iterator[RenderableType]:
-    yield Rule("All texts", align="left")
-    for answer in trace.answers:
-        index = answer.candidate.index
-        yield from _quoted(f"answer {index}", answer.candidate.text)
-        for judgment in answer.candidate.judgments_N:
-            score = reading_label(judgment.reading)
-            yield from _quoted(f"judgment {judgment.index} of answer {index}: {score}", judgment.text)
-    for battle in trace.dispute.battles if trace.dispute else ():
-        for meta in (battle.as_first, battle.as_second):
-            if meta is not None:
-                order = f"judgment {meta.first} shown first, {meta.second} second"
-                yield from _quoted(f"{order}: {verdict_label(meta.verdict)}", meta.text)
 
 
 def _quoted(name: str, text: str) -> Iterator[RenderableType]:

@@ -1,28 +1,29 @@
-"""Writes the report: one HTML file without scripts or external files, the same bytes for the same run folder."""
+"""The report: one HTML file without scripts or external files, the same bytes for the same run folder.
+
+Its headline is computed from the run's metrics. A change is only called a rise or a fall when the two 95 % intervals do
+not overlap. Without an oracle, a sentence says that a model's score of its own answers is no evidence of quality.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from metareward.report.benchmark_tables import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.examples import examples
-from metareward.report.facts import Run
-from metareward.report.gather import gather, setting_rows
-from metareward.report.headline import sentences, unfinished
+from metareward.report.facts import Evaluation, Run, gather, setting_rows
 from metareward.report.labels import escape_control, format_rating, reading_code_label, reading_label, verdict_label
-from metareward.report.metrics_table import Row, rows, show
-from metareward.report.tables import WIN_RATE_COLUMNS, pair_bars, win_rate_rows
+from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
-
-_TEMPLATES = ("page.html.j2", "parts.html.j2", "example.html.j2")
 
 # Meta-Rewarding (arXiv 2407.19594) Table 5, in per cent: higher and lower score wins; bias at same, different, all.
 _CITED = (("63.0 %", "37.0 %", "47.8 %", "41.1 %", "43.9 %"), ("97.7 %", "2.3 %", "87.8 %", "56.2 %", "68.1 %"))
@@ -39,33 +40,32 @@ def write_report(run: RunDir) -> Path:
 
 def page(run: RunDir) -> str:
     """The report's HTML."""
-    facts = gather(run)
-    return _environment().get_template("page.html.j2").render(_context(run, facts))
 
+    def escape(value: object) -> object:
+        """Escape control characters in every text of the page, except in our own markup."""
+        return escape_control(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-def _environment() -> Environment:
-    folder = files("metareward.report")
-    sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in _TEMPLATES}
     environment = Environment(
-        loader=DictLoader(sources),
+        loader=PackageLoader("metareward.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_finalize,
+        finalize=escape,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals.update(reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating)
-    return environment
-
-
-def _finalize(value: object) -> object:
-    """Escape control characters in every text of the page, except in our own markup."""
-    return escape_control(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return environment.get_template("page.html.j2").render(_context(run, gather(run)))
 
 
 def _context(run: RunDir, facts: Run) -> dict[str, object]:
     evaluated = facts.evaluations
-    table = rows(evaluated) if evaluated else ()
+    table = rows(evaluated)
+    failures = []
+    for number, failed in ((each.number, each.failed) for each in facts.iterations if each.failed):
+        prompts = "1 prompt" if len(failed) == 1 else f"{len(failed)} prompts"
+        failures.append(
+            f"Iteration {number}: {prompts} failed; the error of the first ({failed[0][0]}): {failed[0][1]}"
+        )
     context: dict[str, object] = {
         "run": facts,
         "css": Markup(files("metareward.report").joinpath("page.css").read_text(encoding="utf-8")),
@@ -73,14 +73,14 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "missing": unfinished(facts),
         "facts": tuple(_facts(facts)),
         "trends": trend_charts(evaluated),
-        "groups": [(group, tuple(members)) for group, members in groupby(table, key=_group)],
+        "groups": [(group, tuple(members)) for group, members in groupby(table, key=lambda row: row.metric.group)],
         "win_rates": win_rate_rows(evaluated),
         "win_rate_columns": WIN_RATE_COLUMNS,
         "benchmarks": benchmark_tables(facts),
         "any_direction": any(row.metric.better != "neither" for row in table),
         "bars": pair_bars(facts.summaries),
         "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),
-        "failures": tuple(_failures(facts)),
+        "failures": failures,
         "reading_code_label": reading_code_label,
         "histograms": histogram_charts(evaluated),
         "positions": position_charts(facts.summaries),
@@ -89,14 +89,11 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "trainings": training_charts(facts.iterations),
         "examples": examples(run, facts),
         "recipe": setting_rows(facts.recipe.resolved()),
-        "chars": _chars,
-        "share": _share,
+        "chars": partial(show, "chars"),
+        "share": partial(show, "share"),
     }
-    return context | {"sections": tuple(_sections(context))}
-
-
-def _group(row: Row) -> str:
-    return row.metric.group
+    sections = [(anchor, title) for key, anchor, title in _SECTIONS if context[key]]
+    return context | {"sections": [*sections, ("setup", "Recipe and environment")]}
 
 
 _SECTIONS = (
@@ -113,14 +110,6 @@ _SECTIONS = (
 )
 
 
-def _sections(context: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(anchor, title) of the sections that this run has content for."""
-    for key, anchor, title in _SECTIONS:
-        if context[key]:
-            yield anchor, title
-    yield "setup", "Recipe and environment"
-
-
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     recipe = run.recipe
     done = sum(iteration.done for iteration in run.iterations[1:])
@@ -129,7 +118,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Iterations", f"{done} of {len(recipe.iterations)} done"
     yield "Prompts per iteration", f"{recipe.prompts.per_iteration:,}"
     yield "K answers × N judgments", f"{recipe.answers.k} × {recipe.judgments.n}"
-    yield "Judge pairs built in", _judge_pair_iterations(run)
+    numbers = [str(number) for number, settings in recipe.iterations.items() if settings.judge_pairs]
+    yield "Judge pairs built in", f"iteration {', '.join(numbers)}" if numbers else "no iteration (Self-Rewarding)"
     if run.evaluations:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
     if run.summaries:
@@ -138,16 +128,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     known = dict(run.environment)
     if "started" in known:
         yield "Started (UTC)", known["started"][:16].replace("T", " ")
-    for name, key in _FROM_ENVIRONMENT:
-        if key in known:
-            yield name, known[key]
-
-
-_FROM_ENVIRONMENT = (
-    ("metareward", "packages metareward"),
-    ("torch", "packages torch"),
-    ("Processor", "processor"),
-)
+    names = {"metareward": "packages metareward", "torch": "packages torch", "Processor": "processor"}
+    yield from ((name, known[key]) for name, key in names.items() if key in known)
 
 
 def duration(seconds: float) -> str:
@@ -160,24 +142,76 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _failures(run: Run) -> Iterator[str]:
-    """One line for each iteration with prompts that failed."""
-    for iteration in run.iterations:
-        if iteration.failed:
-            key, error = iteration.failed[0]
-            count = len(iteration.failed)
-            prompts = "1 prompt" if count == 1 else f"{count} prompts"
-            yield f"Iteration {iteration.number}: {prompts} failed; the error of the first ({key}): {error}"
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A metric as the subject of a sentence; ``unit`` follows the last number."""
+
+    key: str
+    words: str
+    unit: str = ""
 
 
-def _judge_pair_iterations(run: Run) -> str:
-    numbers = [str(number) for number, settings in run.recipe.iterations.items() if settings.judge_pairs]
-    return f"iteration {', '.join(numbers)}" if numbers else "no iteration (Self-Rewarding)"
+_SELF_SCORE = _Subject("answer_self_score", "The mean score the model gives its own answers", " of 5")
+_SUBJECTS = (
+    _Subject("answer_quality", "Mean answer quality", " of 5"),
+    _Subject("judgment_rank_correlation", "The rank correlation of single judgments with the oracle's scores"),
+    _Subject("meta_accuracy", "Meta-judge accuracy"),
+    _Subject("answer_chars", "Mean answer length", " characters"),
+)
 
 
-def _chars(value: float | None) -> str:
-    return "–" if value is None else show("chars", value)
+def sentences(run: Run) -> tuple[str, ...]:
+    """The headline first, then one sentence for each further metric that the first and the last model have."""
+    evaluated = run.evaluations
+    if not evaluated:
+        return ("No model of this run has been evaluated yet.",)
+    if len(evaluated) == 1:
+        return (f"Only {evaluated[0].model} has been evaluated so far, so there is nothing to compare yet.",)
+    subjects = _SUBJECTS if "answer_quality" in evaluated[-1].metrics else (_SELF_SCORE, *_SUBJECTS[1:])
+    found = [sentence for subject in subjects if (sentence := _sentence(subject, evaluated)) is not None]
+    if subjects[0] is _SELF_SCORE and _SELF_SCORE.key in evaluated[-1].metrics:
+        found.append("No oracle scored this run: the score a model gives its own answers is no evidence of quality.")
+    return tuple(found) or ("The first and the last model share no metric to compare.",)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else show("share", value)
+def _sentence(subject: _Subject, evaluated: Sequence[Evaluation]) -> str | None:
+    first, last = evaluated[0], evaluated[-1]
+    before, after = first.metrics.get(subject.key), last.metrics.get(subject.key)
+    if before is None or after is None:
+        return None
+    metric = METRICS[subject.key]
+    start, end = metric.show(before.mean), metric.show(after.mean)
+    if start == end:
+        return f"{subject.words} is {end}{subject.unit} at {first.model} and at {last.model}."
+    if not after.apart_from(before):
+        values = f"{start} ({first.model}) and {end}{subject.unit} ({last.model})"
+        return f"{subject.words}: {values}; the 95\u202f% intervals overlap, so there is no evidence of a change."
+    verb = "rose" if after.mean > before.mean else "fell"
+    text = f"{subject.words} {verb} from {start} ({first.model}) to {end}{subject.unit} ({last.model})"
+    text += "; the 95\u202f% intervals do not overlap."
+    candidates = [(e.metrics[subject.key], e.model) for e in evaluated if subject.key in e.metrics]
+    best, model = max(candidates, key=lambda candidate: candidate[0].mean)
+    if metric.better == "higher" and best.apart_from(after):
+        text += f" It was highest at {model}, {metric.show(best.mean)}, and fell again."
+    return text
+
+
+def unfinished(run: Run) -> tuple[str, ...]:
+    """One line for each iteration that is not finished; empty for a finished run."""
+    lines = []
+    if run.iterations[0].evaluation is None:
+        lines.append("M0 is not evaluated yet, so there is nothing to compare to.")
+    for each in run.iterations[1:]:
+        stages = (
+            (each.summary, "answers and judgments are being generated; its pairs are not built yet."),
+            (each.training, f"its pairs are built, but {each.model} is not trained yet."),
+            (each.evaluation, f"{each.model} has a training log, but is not evaluated yet."),
+        )
+        missing = next((text for done, text in stages if not done), None) if each.generated else None
+        if missing is not None:
+            lines.append(f"Iteration {each.number}: {missing}")
+    pending = [str(each.number) for each in run.iterations[1:] if not each.generated]
+    if pending:
+        numbers = f"Iteration {pending[0]}" if len(pending) == 1 else f"Iterations {pending[0]} to {pending[-1]}"
+        lines.append(f"{numbers}: not started.")
+    return tuple(lines)

@@ -5,8 +5,7 @@ import pytest
 from fake_run import start
 
 from metareward.errors import UserError
-from metareward.report.facts import Measure
-from metareward.report.gather import gather
+from metareward.report.facts import Measure, gather
 from metareward.storage.run_dir import RunDir
 
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from metareward.config.schema import Recipe
-
 
 seed_app = typer.Typer(
     no_args_is_help=True, help="Seed sets: training data for the first model, from human-ranked answers."
@@ -62,9 +58,10 @@ def seed_build_command(
     network: _Network = False,
 ) -> None:
     """Build IFT and EFT sets from human-ranked answers. Run again to resume."""
+    from metareward.config.schema import load_recipe
     from metareward.data.ranked import read_ranked
 
-    loaded = _recipe(recipe, changes)
+    loaded = load_recipe(recipe, changes or ())
     prompts = read_ranked(ranked, language or None, not all_turns, network)
 
     from metareward.generation.progress import terminal_progress
@@ -73,7 +70,7 @@ def seed_build_command(
     options = SeedOptions(judgment_sets, ift_share, held_out_share, allow_ties, max_score_share, judging)
     sets = build_seed_sets(loaded, prompts, out, options, terminal_progress())
     _print_counts("seed sets", sets.summary)
-    _print(f"written to {out}")
+    print_rich(f"written to {out}")
 
 
 def sft_command(
@@ -101,7 +98,7 @@ def sft_command(
     lineage = result.lineage
     numbers = {"examples": lineage.examples, "too long": lineage.too_long, "steps": lineage.steps}
     _print_counts("supervised training", numbers)
-    _print(f"{'already trained' if result.seconds == 0 else 'written'}: {result.output}")
+    print_rich(f"{'already trained' if result.seconds == 0 else 'written'}: {result.output}")
 
 
 @prompts_app.command("propose")
@@ -124,9 +121,10 @@ def prompts_propose_command(
     network: _Network = False,
 ) -> None:
     """Generate new prompts by 8-shot sampling. Run again to resume."""
+    from metareward.config.schema import load_recipe
     from metareward.data.prompts import gather_prompts
 
-    loaded = _recipe(recipe, changes)
+    loaded = load_recipe(recipe, changes or ())
     seed_prompts = gather_prompts(seeds, network).prompts
     excluded = tuple(prompt for source in exclude or () for prompt in gather_prompts(source, network).prompts)
 
@@ -139,14 +137,8 @@ def prompts_propose_command(
     proposals = propose_prompts(loaded, seed_prompts, count, out, sampling, excluded, terminal_progress())
     _print_counts("prompts", summarize_proposals(proposals))
     if proposals.exhausted:
-        _print(f"the model proposes no new prompts after {len(proposals.prompts)} of {count}")
-    _print(f"written to {out / 'prompts.jsonl'}")
-
-
-def _recipe(name: str, changes: list[str] | None) -> Recipe:
-    from metareward.config.schema import load_recipe
-
-    return load_recipe(name, changes or ())
+        print_rich(f"the model proposes no new prompts after {len(proposals.prompts)} of {count}")
+    print_rich(f"written to {out / 'prompts.jsonl'}")
 
 
 def _print_counts(title: str, numbers: Mapping[str, object]) -> None:
@@ -157,11 +149,12 @@ def _print_counts(title: str, numbers: Mapping[str, object]) -> None:
     for name, value in numbers.items():
         parts = [f"{part} {number}" for part, number in value.items()] if isinstance(value, Mapping) else [str(value)]
         table.add_row(name.replace("_", " "), ", ".join(parts).replace("_", " ") or "-")
-    _print(table)
+    print_rich(table)
 
 
-def _print(content: Any) -> None:
+def print_rich(content: Any, width: int = 140) -> None:
+    """Print text as it is, and tables as wide as the terminal, or ``width`` where there is none."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Console() if sys.stdout.isatty() else Console(width=width)
     console.print(content, markup=False, highlight=False, soft_wrap=isinstance(content, str))

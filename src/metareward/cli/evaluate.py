@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.core import TyperGroup
 
+from metareward.cli.data import print_rich
 from metareward.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from metareward.engines.base import Engine
     from metareward.evaluation.base import Benchmark, EvaluateCommand
-    from metareward.evaluation.judges import JudgeSpec, OpenJudge
+    from metareward.evaluation.judges import JudgeSpec
     from metareward.types import Judge
 
 HELP = "Benchmarks of the papers, and the quality of judges."
@@ -47,10 +47,18 @@ class _EvaluateGroup(TyperGroup):
     """The commands of `BENCHMARKS`, which are imported only when one is needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return _benchmark_group().list_commands(ctx)
+        return self._commands().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return _benchmark_group().get_command(ctx, cmd_name)
+        return self._commands().get_command(ctx, cmd_name)
+
+    @staticmethod
+    def _commands() -> TyperGroup:
+        from metareward.evaluation.benchmarks import BENCHMARKS
+
+        group = typer.main.get_command(evaluate_commands(BENCHMARKS))
+        assert isinstance(group, TyperGroup)
+        return group
 
 
 evaluate_app = typer.Typer(cls=_EvaluateGroup, no_args_is_help=True, help=HELP)
@@ -59,14 +67,6 @@ evaluate_app = typer.Typer(cls=_EvaluateGroup, no_args_is_help=True, help=HELP)
 @evaluate_app.callback()
 def _evaluate() -> None:
     """Benchmarks of the papers, and the quality of judges."""
-
-
-def _benchmark_group() -> TyperGroup:
-    from metareward.evaluation.benchmarks import BENCHMARKS
-
-    group = typer.main.get_command(evaluate_commands(BENCHMARKS))
-    assert isinstance(group, TyperGroup)
-    return group
 
 
 def evaluate_commands(benchmarks: Mapping[str, type[Benchmark]]) -> typer.Typer:
@@ -90,6 +90,8 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
         **given: Any,
     ) -> None:
         from metareward.evaluation.base import EvaluateSession
+        from metareward.report.benchmark_tables import evaluated_text
+        from metareward.storage.atomic import write_atomic
 
         def judge_named(name: str) -> JudgeSpec:
             return _judge(context, name, seed, thinking)
@@ -99,7 +101,9 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
         )
         session = EvaluateSession(judge_named(judge_engine) if judge_engine else None, judge_named, seed)
         evaluated = asyncio.run(command.evaluate(session))
-        _print(evaluated.tables, evaluated.numbers, out)
+        print_rich(evaluated_text(evaluated.tables), 200)
+        if out is not None:  # JSON without NaN
+            write_atomic(out, json.dumps(evaluated.numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     parameters = [
         *(_parameter(name, field) for name, field in options.model_fields.items()),
@@ -146,38 +150,20 @@ def _value(field: FieldInfo, given: Any) -> Any:
 
 
 def _judge(context: typer.Context, name: str, seed: int, thinking: int | None) -> JudgeSpec:
+    """The judge ``name``; with ``thinking``, without the text between <think> and </think> of an engine."""
+    from metareward.engines.base import StripReasoning
     from metareward.evaluation.judges import JudgeSpec
     from metareward.generation.progress import terminal_progress
+    from metareward.method.judge import Reasoning
+    from metareward.types import Judge
 
     if context.obj is None:
         raise UserError(f"engine {name}: no engine can be opened here; fix: use stored annotations")
     if thinking is None:
         return JudgeSpec(name, context.obj, seed, terminal_progress())
-    opened = _without_reasoning(context.obj, thinking)
-    return JudgeSpec(name, opened, seed, terminal_progress(), {"thinking": thinking})
 
+    async def open_without_reasoning(name: str) -> Engine | Judge:
+        judge: Engine | Judge = await context.obj(name)
+        return judge if isinstance(judge, Judge) else StripReasoning(judge, Reasoning(), thinking)
 
-def _without_reasoning(open_judge: OpenJudge, room: int) -> OpenJudge:
-    """Engines without what they think between <think> and </think>."""
-    from metareward.engines.base import StripReasoning
-    from metareward.method.judge import Reasoning
-    from metareward.types import Judge
-
-    async def opened(name: str) -> Engine | Judge:
-        judge = await open_judge(name)
-        return judge if isinstance(judge, Judge) else StripReasoning(judge, Reasoning(), room)
-
-    return opened
-
-
-def _print(tables: Any, numbers: Mapping[str, object], out: Path | None) -> None:
-    """Print the tables; write the JSON, which never holds a NaN."""
-    from rich.console import Console
-
-    from metareward.report.benchmark_tables import evaluated_text
-    from metareward.storage.atomic import write_atomic
-
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(evaluated_text(tables), markup=False, highlight=False)
-    if out is not None:
-        write_atomic(out, json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return JudgeSpec(name, open_without_reasoning, seed, terminal_progress(), {"thinking": thinking})

@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metareward.cli.data import prompts_app, seed_app, sft_command
+from metareward.cli.data import print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
@@ -46,41 +46,26 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, su
 
 def main() -> None:
     """The entry point ``metareward``."""
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
+        return
     except (UserError, EngineError) as error:
-        _stop(str(error), 2)
-    except KeyboardInterrupt:
-        _stop(_INTERRUPTED, 130)
-    except SystemExit as end:
-        if end.code == 130:
-            _stop(_INTERRUPTED, 130)
-        raise
-
-
-def _end(*_: object) -> None:
-    """A polite end from outside unwinds like Ctrl-C, so that the processes under this one are ended too."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a shell script's background jobs
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.raise_signal(signal.SIGINT)
-
-
-_INTERRUPTED = "stopped; what is finished is kept, and the same command goes on from there"
-
-
-def _stop(line: str, code: int) -> None:
+        message, code = str(error), 2
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        message, code = "stopped; what is finished is kept, and the same command goes on from there", 130
     # A message can quote model or server text.
-    sys.stderr.write(f"metareward: {escape_control(' '.join(line.split()))}\n")
+    sys.stderr.write(f"metareward: {escape_control(' '.join(message.split()))}\n")
     raise SystemExit(code)
 
 
-def _print(what: Any) -> None:
-    """Text as it is; tables as wide as the terminal, or wide enough where there is none."""
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+def _interrupt(*_: object) -> None:
+    """SIGTERM raises KeyboardInterrupt so that child processes are cleaned up."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a shell script's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _version(asked: bool) -> None:
@@ -89,6 +74,12 @@ def _version(asked: bool) -> None:
 
         typer.echo(f"metareward {version('metareward')}")
         raise typer.Exit
+
+
+async def _open_judge(name: str) -> Engine | Judge:
+    from metareward.pipeline.engines import open_judge
+
+    return await open_judge(name)
 
 
 @app.callback()
@@ -100,12 +91,6 @@ def options(
 ) -> None:
     """What stands before the command."""
     context.obj = context.obj or _open_judge
-
-
-async def _open_judge(name: str) -> Engine | Judge:
-    from metareward.pipeline.engines import open_judge
-
-    return await open_judge(name)
 
 
 @app.command("run")
@@ -131,11 +116,11 @@ def run_command(
     worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
     run = RunDir(folder)
     facts = gather(run)
-    _print(metrics_text(facts.evaluations))
+    print_rich(metrics_text(facts.evaluations))
     for shown in (win_rates_text(facts.evaluations), benchmarks_text(facts)):
         if shown is not None:
-            _print(shown)
-    _print(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
+            print_rich(shown)
+    print_rich(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
 
 
 @app.command("plan")
@@ -166,7 +151,7 @@ def plan_command(
         rates = measure_recipe(chosen, measure)
     else:
         rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
-    _print(plan_table(plan(chosen, rates)))
+    print_rich(plan_table(plan(chosen, rates)))
 
 
 @app.command("status")
@@ -206,8 +191,8 @@ def pairs_command(
 
     folder = RunDir(run)
     rebuilt = rebuild(folder, changes or ())
-    _print(pair_counts_table(rebuilt))
-    _print(f"written to {write_rebuilt(folder, changes or (), rebuilt, out)}")
+    print_rich(pair_counts_table(rebuilt))
+    print_rich(f"written to {write_rebuilt(folder, changes or (), rebuilt, out)}")
 
 
 @app.command("report")
@@ -216,7 +201,7 @@ def report_command(run: RunFolder) -> None:
     from metareward.report.write import write_report
     from metareward.storage.run_dir import RunDir
 
-    _print(f"written to {write_report(RunDir(run))}")
+    print_rich(f"written to {write_report(RunDir(run))}")
 
 
 @app.command("init")
@@ -228,7 +213,7 @@ def init_command(
     from metareward.config.template import write_starter
 
     write_starter(path, preset)
-    _print(f"written to {path}; see what it costs with: metareward plan {path}")
+    print_rich(f"written to {path}; see what it costs with: metareward plan {path}")
 
 
 @pocket_app.command("build")
@@ -253,7 +238,7 @@ def pocket_build_command(
     if not chosen:
         names = ", ".join(each.name for each in plan.phases)
         raise UserError(f"--phase {' '.join(phase or ())}: no such phase; the plan has {names}")
-    _print(f"written to {build(out, replace(plan, phases=chosen), device, start)}")
+    print_rich(f"written to {build(out, replace(plan, phases=chosen), device, start)}")
 
 
 @pocket_app.command("sample")

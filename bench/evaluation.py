@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand
-from metareward.evaluation.arena_hard import run as arena
+from metareward.evaluation.arena_hard import score as arena
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, is_significant, score_for_a
 from metareward.evaluation.judge_quality.data import Item, Response
 from metareward.evaluation.judge_quality.pairs import JudgedPair, biases, pair_quality

@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from metareward.evaluation.base import Benchmark, ResultTable
-from metareward.report.facts import BenchmarkResult, Run
+from metareward.evaluation.base import ResultTable
+from metareward.report.facts import Run
 from metareward.report.labels import escape_control
 
 Cells = tuple[str, ...]
@@ -31,52 +31,51 @@ class BenchmarkTable:
 
 def benchmark_tables(run: Run) -> tuple[BenchmarkTable, ...]:
     """The benchmarks that have a result, in the recipe's order: a row to a model, or several."""
-    found = [result for iteration in run.iterations for result in iteration.benchmarks]
-    each_with_results = (
-        (benchmark, [result for result in found if result.benchmark == benchmark.name])
-        for benchmark in run.recipe.benchmarks
-    )
-    return tuple(_benchmark_table(benchmark, results) for benchmark, results in each_with_results if results)
-
-
-def _benchmark_table(benchmark: Benchmark, results: Sequence[BenchmarkResult]) -> BenchmarkTable:
-    opponents = {result.against for result in results}
-    against = results[0].against if len(opponents) == 1 else None  # 'previous' is another model in each row
-    rows = [
-        (f"{result.model} against {result.against}" if len(opponents) > 1 else result.model, part, figures)
-        for result in results
-        for part, figures in benchmark.rows(result.results)
-    ]
-    figures_R = [figures for _, _, figures in rows]
-    columns = tuple(each for each in benchmark.columns(figures_R) if not each.detail)
-    return BenchmarkTable(
-        title=f"{benchmark.name}: {benchmark.heading(against)}",
-        columns=("", *(column.label for column in columns)),
-        rows=tuple((f"{name}{part}", *(column.cell(each) for column in columns)) for name, part, each in rows),
-        notes=benchmark.notes(figures_R),
-    )
+    tables = []
+    for benchmark in run.recipe.benchmarks:
+        found = [
+            each for iteration in run.iterations for each in iteration.benchmarks if each.benchmark == benchmark.name
+        ]
+        if not found:
+            continue
+        opponents = {result.against for result in found}
+        against = found[0].against if len(opponents) == 1 else None  # 'previous' is another model in each row
+        rows = [
+            (f"{result.model} against {result.against}" if len(opponents) > 1 else result.model, part, figures)
+            for result in found
+            for part, figures in benchmark.rows(result.results)
+        ]
+        figures_R = [figures for _, _, figures in rows]
+        columns = tuple(each for each in benchmark.columns(figures_R) if not each.detail)
+        tables.append(
+            BenchmarkTable(
+                title=f"{benchmark.name}: {benchmark.heading(against)}",
+                columns=("", *(column.label for column in columns)),
+                rows=tuple((f"{name}{part}", *(column.cell(each) for column in columns)) for name, part, each in rows),
+                notes=benchmark.notes(figures_R),
+            )
+        )
+    return tuple(tables)
 
 
 def benchmarks_text(run: Run) -> Group | None:
     """The same for the terminal; None without any."""
-    tables = benchmark_tables(run)
-    return Group(*(_text(each) for each in tables)) if tables else None
-
-
-def _text(table: BenchmarkTable) -> Table:
-    shown = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-        title=escape_control(table.title),
-        title_justify="left",
-        caption=escape_control(" ".join(table.notes)) or None,
-        caption_justify="left",
-    )
-    for place, name in enumerate(table.columns):
-        shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=not place)
-    for row in table.rows:
-        shown.add_row(*map(escape_control, row))
-    return shown
+    tables = []
+    for each in benchmark_tables(run):
+        shown = Table(
+            box=SIMPLE_HEAD,
+            padding=(0, 0, 0, 1),
+            title=escape_control(each.title),
+            title_justify="left",
+            caption=escape_control(" ".join(each.notes)) or None,
+            caption_justify="left",
+        )
+        for place, name in enumerate(each.columns):
+            shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=not place)
+        for row in each.rows:
+            shown.add_row(*map(escape_control, row))
+        tables.append(shown)
+    return Group(*tables) if tables else None
 
 
 def evaluated_text(tables: Sequence[ResultTable]) -> Group:

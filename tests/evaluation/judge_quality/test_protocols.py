@@ -99,7 +99,7 @@ def test_nothing_to_count_is_none_never_nan() -> None:
 
 
 def rows_of(
-    reply: Reply | None = None, reference: Reply | None = None, **options: object
+    reply: Reply | None = None, reference: Reply | None = None, /, **options: object
 ) -> dict[str, Mapping[str, object]]:
     """The table's rows by judge: "mine" gives the replies, and a reference judge the others."""
     if reference is not None:

@@ -254,17 +254,14 @@ class AlpacaEval(ComparisonBenchmark):
     def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
         """Questions, the judge's prompt, a baseline's outputs, the length control's files."""
         against = None if self.opponent else self.against
-        yield from (
-            (name, reader)
-            for name, reader in (
-                (self.questions, load_prompts),
-                (self.prompt, load_label_prompt),
-                (against, read_outputs),
-                (self.difficulty, read_difficulty),
-                (self.gamed, read_gamed),
-            )
-            if name
+        readers: tuple[tuple[str | None, Callable[[Path], object]], ...] = (
+            (self.questions, load_prompts),
+            (self.prompt, load_label_prompt),
+            (against, read_outputs),
+            (self.difficulty, read_difficulty),
+            (self.gamed, read_gamed),
         )
+        yield from ((name, reader) for name, reader in readers if name)
 
     def requests(self) -> Requests:
         """The instructions of a file."""

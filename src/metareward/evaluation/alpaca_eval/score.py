@@ -90,6 +90,11 @@ class AlpacaResult:
         name = "length_controlled_winrate" if self.official else "length_adjusted_winrate"
         error = "lc_standard_error" if self.official else "length_adjusted_standard_error"
         fitted = self.controlled
+        weights = fitted and {
+            "w_len": fitted.weights.length,
+            "w_difficulty": fitted.weights.difficulty,
+            "w_const": fitted.weights.constant,
+        }
         return {
             "model": self.model,
             "baseline": self.baseline,
@@ -98,13 +103,7 @@ class AlpacaResult:
             name: fitted.win_rate if fitted else None,
             error: fitted.standard_error if fitted else None,
             "length_method": self.method,
-            "weights": None
-            if fitted is None
-            else {
-                "w_len": fitted.weights.length,
-                "w_difficulty": fitted.weights.difficulty,
-                "w_const": fitted.weights.constant,
-            },
+            "weights": weights,
             "avg_length": self.avg_length,
             "n_judged": self.raw.n_total,
             "n_missing": self.n_missing,
@@ -129,9 +128,27 @@ def evaluate(
     annotations don't have every one. Raises `UserError` when a row has no difficulty.
     """
     total = instructions or (None if difficulty is None else len(difficulty))
-    fits = _fits(models, difficulty, gamed)
-    known = chars or {}
-    return tuple(_result(each, *fit, total, known.get(each.model)) for each, fit in zip(models, fits, strict=True))
+    results = []
+    for each, (controlled, method) in zip(models, _fits(models, difficulty, gamed), strict=True):
+        raw = win_rate([row.preference for row in each.rows if row.preference is not None])
+        lengths = (chars or {}).get(each.model) or [row.model_chars for row in each.rows]
+        refused = sum(row.refused for row in each.rows)
+        results.append(
+            AlpacaResult(
+                model=each.model,
+                baseline=each.baseline,
+                mode=each.mode,
+                raw=raw,
+                controlled=controlled,
+                method=method,
+                avg_length=mean_chars(lengths, max(0, (total or 0) - len(lengths))),
+                n_missing=max(0, (total or len(lengths)) - len(each.rows)),
+                n_unparsable=len(each.rows) - raw.n_total - refused,
+                n_refused=refused,
+                notes=_notes(each, raw.win_rate, controlled, total or 0),
+            )
+        )
+    return tuple(results)
 
 
 def _fits(
@@ -161,42 +178,15 @@ def _fits(
     ]
 
 
-def _result(
-    each: Annotations,
-    controlled: LengthControlled | None,
-    method: str,
-    total: int | None,
-    chars: Sequence[int] | None,
-) -> AlpacaResult:
-    raw = win_rate([row.preference for row in each.rows if row.preference is not None])
-    lengths = chars or [row.model_chars for row in each.rows]
-    refused = sum(row.refused for row in each.rows)
-    return AlpacaResult(
-        model=each.model,
-        baseline=each.baseline,
-        mode=each.mode,
-        raw=raw,
-        controlled=controlled,
-        method=method,
-        avg_length=mean_chars(lengths, max(0, (total or 0) - len(lengths))),
-        n_missing=max(0, (total or len(lengths)) - len(each.rows)),
-        n_unparsable=len(each.rows) - raw.n_total - refused,
-        n_refused=refused,
-        notes=_notes(each, raw, controlled, each.by_place and len(each.rows) < (total or 0)),
-    )
-
-
-def _notes(each: Annotations, raw: WinRate, controlled: LengthControlled | None, shifted: bool) -> tuple[str, ...]:
+def _notes(each: Annotations, raw: float | None, controlled: LengthControlled | None, total: int) -> tuple[str, ...]:
     notes = []
-    if shifted:
+    if each.by_place and len(each.rows) < total:
         notes.append(
             "rows are missing and were counted by place, as upstream does, which shifts difficulties after a gap; "
             "--by-instruction with --reference counts them right"
         )
     if each.differing_name is not None:
         notes.append(f"the file calls the model {each.differing_name!r}; the folder's name is taken")
-    if controlled is not None and raw.win_rate is not None and is_large_change(raw.win_rate, controlled.win_rate):
-        notes.append(
-            f"controlling length moves the win rate from {raw.win_rate:.1f} to {controlled.win_rate:.1f}: look at it"
-        )
+    if controlled is not None and raw is not None and is_large_change(raw, controlled.win_rate):
+        notes.append(f"controlling length moves the win rate from {raw:.1f} to {controlled.win_rate:.1f}: look at it")
     return tuple(notes)

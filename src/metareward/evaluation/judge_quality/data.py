@@ -130,27 +130,21 @@ def _messages(row: Row) -> Messages:
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """The pairs of a file."""
-    return tuple(_pair(row) for row in require_unique(read_rows(path), "id"))
-
-
-def _pair(row: Row) -> Pair:
-    responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}")) for n in (1, 2))
-    named = row.has("generator_1", "generator_2")
-    return Pair(
-        item=Item(row.text("id"), _messages(row), responses),
-        label=_label(row),
-        subset=str(row.fields.get("subset") or ""),
-        generators=(row.text("generator_1"), row.text("generator_2")) if named else None,
-    )
-
-
-def _label(row: Row) -> Winner | None:
-    """The ``label``, else the reference judge's verdict (``reference``) if it is the same in both orders."""
-    if not row.has("reference"):
-        return _winner(row, "label", row.fields.get("label"))
-    orders = {_winner(row, "reference", each) for each in row.items("reference")}
-    return orders.pop() if len(orders) == 1 else None
+    """The pairs of a file. The label is ``label``, else the verdict of ``reference`` if both orders agree."""
+    pairs = []
+    for row in require_unique(read_rows(path), "id"):
+        responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}")) for n in (1, 2))
+        named = row.has("generator_1", "generator_2")
+        item = Item(row.text("id"), _messages(row), responses)
+        label: Winner | None
+        if row.has("reference"):
+            orders = {_winner(row, "reference", each) for each in row.items("reference")}
+            label = orders.pop() if len(orders) == 1 else None
+        else:
+            label = _winner(row, "label", row.fields.get("label"))
+        generators = (row.text("generator_1"), row.text("generator_2")) if named else None
+        pairs.append(Pair(item, label, str(row.fields.get("subset") or ""), generators))
+    return tuple(pairs)
 
 
 def _winner(row: Row, field: str, value: Any) -> Winner | None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from metareward.data.files import Row, read_rows
+from metareward.data.files import read_rows
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import Pair, PairVerdicts, Winner
 from metareward.method.stats import mean_or_none
@@ -339,23 +339,23 @@ class SectionScores:
 def read_choices(path: Path) -> tuple[Choice, ...]:
     """Rows ``{"subset", "chosen", "rejected"}`` with ``score_chosen`` and ``score_rejected``, or with a ``winner``
     (``chosen``, ``rejected``, ``tie`` or null). A subset that isn't upstream's may name its ``section``."""
-    return tuple(_choice(row) for row in read_rows(path))
-
-
-def _choice(row: Row) -> Choice:
-    if "score_chosen" in row.fields:
-        chosen, rejected = row.optional_number("score_chosen"), row.optional_number("score_rejected")
-        readable = chosen is not None and rejected is not None
-        earned = 0.5 if chosen is None or rejected is None else float(chosen > rejected)
-    elif "winner" in row.fields:
-        winner = row.fields["winner"]
-        if winner not in ("chosen", "rejected", "tie", None):
-            raise row.error("winner", "is none of the known words", "give chosen, rejected, tie or null")
-        readable, earned = winner is not None, {"chosen": 1.0, "rejected": 0.0}.get(winner, 0.5)
-    else:
-        raise row.error("winner", "is missing", "give it, or score_chosen and score_rejected")
-    section = row.text("section") if row.has("section") else None
-    return Choice(row.text("subset"), section, earned, readable, (len(row.text("chosen")), len(row.text("rejected"))))
+    choices = []
+    for row in read_rows(path):
+        if "score_chosen" in row.fields:
+            chosen, rejected = row.optional_number("score_chosen"), row.optional_number("score_rejected")
+            readable = chosen is not None and rejected is not None
+            earned = 0.5 if chosen is None or rejected is None else float(chosen > rejected)
+        elif "winner" in row.fields:
+            winner = row.fields["winner"]
+            if winner not in ("chosen", "rejected", "tie", None):
+                raise row.error("winner", "is none of the known words", "give chosen, rejected, tie or null")
+            readable, earned = winner is not None, {"chosen": 1.0, "rejected": 0.0}.get(winner, 0.5)
+        else:
+            raise row.error("winner", "is missing", "give it, or score_chosen and score_rejected")
+        section = row.text("section") if row.has("section") else None
+        chars = (len(row.text("chosen")), len(row.text("rejected")))
+        choices.append(Choice(row.text("subset"), section, earned, readable, chars))
+    return tuple(choices)
 
 
 def choices_by_length(choices: Sequence[Choice]) -> tuple[Choice, ...]:

@@ -60,7 +60,7 @@ from metareward.evaluation.judge_quality.tables import (
     rankings_table,
     sections_table,
 )
-from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, grade
+from metareward.evaluation.judges import JudgeSpec, Output, grade
 from metareward.generation.progress import JUDGMENTS
 from metareward.method.judge import Rubric, RubricGrader
 from metareward.method.scores import TOLERANCE
@@ -77,28 +77,35 @@ _TAKES: dict[ProtocolName, str] = {
 }
 
 
-async def score_responses(client: JudgeClient, grader: RubricGrader, items: Sequence[Item]) -> tuple[Item, ...]:
-    """``items`` with N scores to every response, None for an unreadable one. Raises `UserError` as `grade` does."""
+async def score_responses(
+    judge: JudgeSpec | None, store: Path, grader: RubricGrader, items: Sequence[Item]
+) -> Sequence[Item]:
+    """The items with N scores to every response, None for an unreadable one; as they are where no judge is asked.
+
+    Raises `UserError` as `grade` does.
+    """
+    if judge is None:
+        return items
     outputs = [
         Output(f"{item.id} answer {i}", Prompt(item.id, item.messages), response.text)
         for item in items
         for i, response in enumerate(item.responses)
     ]
-    documents = (await grade(client, grader, outputs, "judge quality")).documents
+    results = await judge.run(store, lambda client: grade(client, grader, outputs, "judge quality"))
     scored = []
     for item in items:
-        answers = [documents.get(f"{item.id} answer {i}") for i in range(len(item.responses))]
+        answers = [results.documents.get(f"{item.id} answer {i}") for i in range(len(item.responses))]
         responses = tuple(
             replace(response, scores_N=() if answer is None else tuple(answer["scores"]), refused=answer is None)
             for response, answer in zip(item.responses, answers, strict=True)
         )
         scored.append(replace(item, responses=responses))
-    return tuple(scored)
+    return scored
 
 
 async def compare_responses(
-    client: JudgeClient, prompt: LabelPrompt, items: Sequence[Item], chosen: Mapping[str, tuple[int, int]]
-) -> tuple[Item, ...]:
+    judge: JudgeSpec, store: Path, prompt: LabelPrompt, items: Sequence[Item], chosen: Mapping[str, tuple[int, int]]
+) -> Sequence[Item]:
     """``items`` with the judge's comparisons, in both orders, of the two responses that ``chosen`` names by item id.
 
     Raises `UserError` as `ask_labels` does.
@@ -113,10 +120,10 @@ async def compare_responses(
         Prompt(key, prompt.query(conversation(item.messages), item.responses[first].text, item.responses[second].text))
         for key, (item, first, second) in orders.items()
     ]
-    documents = (await ask_labels(client, prompt, queries, "reference", {})).documents
+    results = await judge.run(store, lambda client: ask_labels(client, prompt, queries, "reference", {}))
     found: dict[str, list[Comparison]] = {}
     for key, (item, first, second) in orders.items():
-        share = documents.get(key, {}).get("first_share")
+        share = results.documents.get(key, {}).get("first_share")
         verdict: Won | Tied | None = None
         if isinstance(share, float):
             verdict = Tied() if share == 0.5 else Won(first if share > 0.5 else second)
@@ -127,33 +134,18 @@ async def compare_responses(
         known = [{each.first, each.second} for each in new]
         stored = [each for each in item.comparisons if {each.first, each.second} not in known]
         compared.append(replace(item, comparisons=(*new, *stored)))
-    return tuple(compared)
+    return compared
 
 
 def pair_verdicts(items: Sequence[Item]) -> tuple[PairVerdicts, ...]:
     """The comparisons of each item's two responses, in the order in which they were made."""
-    found = []
-    for item in items:
-        winners: list[Winner | None] = []
-        for each in item.comparisons:
-            match each.verdict:
-                case Won(index):
-                    winners.append(1 if index == 0 else 2)
-                case Tied():
-                    winners.append(0)
-                case None:
-                    winners.append(None)
-        found.append(PairVerdicts(item.id, tuple(winners)))
-    return tuple(found)
 
+    def winner(verdict: Won | Tied | None) -> Winner | None:
+        if isinstance(verdict, Won):
+            return 1 if verdict.winner == 0 else 2
+        return None if verdict is None else 0
 
-async def score_items(
-    judge: JudgeSpec | None, store: Path, grader: RubricGrader, items: Sequence[Item]
-) -> Sequence[Item]:
-    """The items with the judge's scores, or as they are where none is asked."""
-    if judge is None:
-        return items
-    return await judge.run(store, lambda client: score_responses(client, grader, items))
+    return tuple(PairVerdicts(item.id, tuple(winner(each.verdict) for each in item.comparisons)) for item in items)
 
 
 async def judged_by_prompt(
@@ -161,8 +153,7 @@ async def judged_by_prompt(
 ) -> JudgeTable:
     """The judge's own comparisons of each pair, in both orders, against the labels."""
     items = [pair.item for pair in pairs]
-    chosen = {item.id: (0, 1) for item in items}
-    compared = await judge.run(store, lambda client: compare_responses(client, prompt, items, chosen))
+    compared = await compare_responses(judge, store, prompt, items, {item.id: (0, 1) for item in items})
     return pairs_table(pairs, {judge.name: pair_verdicts(compared)}, own)
 
 
@@ -170,7 +161,7 @@ async def judged_by_scores(
     judge: JudgeSpec | None, store: Path, grader: RubricGrader, pairs: Sequence[Pair], name: str, own: str | None
 ) -> JudgeTable:
     """The judge's scores of each pair against the labels: asked for, or as they are stored where no judge is named."""
-    scored_pairs = _with_items(pairs, await score_items(judge, store, grader, [pair.item for pair in pairs]))
+    scored_pairs = _with_items(pairs, await score_responses(judge, store, grader, [pair.item for pair in pairs]))
     scored = all(each.scores_N or each.refused for pair in scored_pairs for each in pair.item.responses)
     return pairs_table(scored_pairs, {name: verdicts_from_scores(scored_pairs)} if scored else {}, own)
 
@@ -217,7 +208,15 @@ class JudgeQualityCommand(EvaluateCommand):
             return sections_table(read_choices(path), name)
         if kind == "pairs":
             return await self._pairs(read_pairs(path), session, grader, name, protocol)
-        return await self._rankings(read_rankings(path), session, grader, name, protocol)
+        items: Sequence[Item] = read_rankings(path)
+        if session.judge is not None:
+            items = await score_responses(session.judge, self._store(), grader, items)
+        if protocol == "human":
+            return protocol_table(protocol, human(items, name))
+        if protocol == "self-chosen":
+            chosen = {item.id: pair for item in items if (pair := chosen_by_judge(item)) is not None}
+            return protocol_table(protocol, self_chosen(await self._compared(session, items, chosen), name))
+        return rankings_table(items, name, grader.rubric.max_score)
 
     def _measured_on(self, protocol: ProtocolName | None) -> tuple[str, Path]:
         named = {"rankings": self.rankings, "pairs": self.pairs, "sections": self.sections, "records": self.records}
@@ -227,23 +226,6 @@ class JudgeQualityCommand(EvaluateCommand):
         if protocol is not None and _TAKES[protocol] != given[0][0]:
             raise UserError(f"--protocol {protocol}: takes --{_TAKES[protocol]}, not --{given[0][0]}")
         return given[0]
-
-    async def _rankings(
-        self,
-        items: Sequence[Item],
-        session: EvaluateSession,
-        grader: RubricGrader,
-        name: str,
-        protocol: ProtocolName | None,
-    ) -> JudgeTable:
-        if session.judge is not None:
-            items = await score_items(session.judge, self._store(), grader, items)
-        if protocol == "human":
-            return protocol_table(protocol, human(items, name))
-        if protocol == "self-chosen":
-            chosen = {item.id: pair for item in items if (pair := chosen_by_judge(item)) is not None}
-            return protocol_table(protocol, self_chosen(await self._compared(session, items, chosen), name))
-        return rankings_table(items, name, grader.rubric.max_score)
 
     async def _pairs(
         self,
@@ -256,8 +238,16 @@ class JudgeQualityCommand(EvaluateCommand):
         judge = session.judge
         store = Path() if judge is None else self._store()
         if protocol == "gpt4-chosen":
-            items = await score_items(judge, store, grader, [pair.item for pair in pairs])
-            return protocol_table(protocol, gpt4_chosen(await self._labelled(session, _with_items(pairs, items)), name))
+            items = await score_responses(judge, store, grader, [pair.item for pair in pairs])
+            pairs = _with_items(pairs, items)
+            if self.reference_engine is not None:  # it labels the pairs where it says the same in both orders
+                items = await self._compared(session, items, {item.id: (0, 1) for item in items})
+                labels = [set(verdicts.winners) for verdicts in pair_verdicts(items)]
+                pairs = [
+                    replace(pair, label=winners.pop() if len(winners) == 1 else None)
+                    for pair, winners in zip(_with_items(pairs, items), labels, strict=True)
+                ]
+            return protocol_table(protocol, gpt4_chosen(pairs, name))
         if self.verdicts is not None:
             return pairs_table(pairs, read_verdicts(self.verdicts), self.own)
         if judge is not None and self.prompt is not None:
@@ -278,19 +268,7 @@ class JudgeQualityCommand(EvaluateCommand):
         if self.prompt is None:
             raise UserError("--reference-engine: needs --prompt, the pairwise question (alpaca_eval_clf.txt)")
         prompt, reference = load_label_prompt(self.prompt), session.judge_named(self.reference_engine)
-        store = self._store("-reference")
-        return await reference.run(store, lambda client: compare_responses(client, prompt, items, chosen))
-
-    async def _labelled(self, session: EvaluateSession, pairs: Sequence[Pair]) -> Sequence[Pair]:
-        """The pairs with labels of the reference judge, where it says the same in both orders."""
-        if self.reference_engine is None:
-            return pairs
-        items = await self._compared(session, [pair.item for pair in pairs], {pair.item.id: (0, 1) for pair in pairs})
-        labels = [set(verdicts.winners) for verdicts in pair_verdicts(items)]
-        return [
-            replace(pair, item=item, label=winners.pop() if len(winners) == 1 else None)
-            for pair, item, winners in zip(pairs, items, labels, strict=True)
-        ]
+        return await compare_responses(reference, self._store("-reference"), prompt, items, chosen)
 
 
 def protocol_named(name: str | None) -> ProtocolName | None:
@@ -356,7 +334,7 @@ class JudgeQuality(JudgedBenchmark):
         assert inputs.judge is not None, "the recipe's check allows no oracle here"
         path, judge, store = Path(self.questions), inputs.judge, inputs.folder / "judge.sqlite"
         if self.form == "rankings":
-            items = await score_items(judge, store, inputs.grader, read_rankings(path))
+            items = await score_responses(judge, store, inputs.grader, read_rankings(path))
             return [rankings_table(items, judge.name, inputs.grader.rubric.max_score).as_dict()]
         pairs, own = list(read_pairs(path)), inputs.model.name
         if self.prompt is not None:

@@ -104,15 +104,15 @@ def read_prompts(path: Path) -> GradingPrompts:
 
 def read_grades(path: Path) -> tuple[Grade, ...]:
     """The judgments of a file, or of a folder's ``.jsonl`` files. A stored score of -1 means unreadable."""
-    return tuple(_grade(row) for row in read_all_rows(path))
-
-
-def _grade(row: Row) -> Grade:
-    turn, score = int(row.number("turn")), row.optional_number("score")
-    if turn not in (1, 2):
-        raise row.error("turn", f"is {turn}", "give 1 or 2")
-    readable = None if score is None or score < 0 else score
-    return Grade(_id(row), row.text("model"), turn, readable, row.fields.get("outcome") == "refused")
+    grades = []
+    for row in read_all_rows(path):
+        turn, score = int(row.number("turn")), row.optional_number("score")
+        if turn not in (1, 2):
+            raise row.error("turn", f"is {turn}", "give 1 or 2")
+        readable = None if score is None or score < 0 else score
+        refused = row.fields.get("outcome") == "refused"
+        grades.append(Grade(_id(row), row.text("model"), turn, readable, refused))
+    return tuple(grades)
 
 
 WITH_REFERENCE = ("math", "reasoning", "coding")

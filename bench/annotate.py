@@ -313,7 +313,7 @@ COUNTED: dict[str, tuple[str, Callable[[Scale], int]]] = {
     "judge": ("prompts/s", lambda scale: scale.prompts),
     "unlike": ("prompts/s", lambda scale: scale.prompts),
     "meta": ("calls/s", lambda scale: scale.judgments * (scale.judgments - 1)),
-    "unit": ("units/s", lambda scale: scale.questions),
+    "unit": ("prompts/s", lambda scale: scale.questions),
 }
 
 
@@ -321,7 +321,7 @@ def figures(kind: str, seen: dict[str, Seen], scale: Scale, size: Size, peak: fl
     """The rows of a table, its header first. Where requests share no text: also the share of ``peak`` matmul speed."""
     per, count = COUNTED[kind]
     heads = ["contestant", "tokens/s", "range", "x generate", "x vLLM", per, "peak memory"]
-    rows = [heads + (["of peak, reading", "of peak, writing"] if kind == "unlike" else [])]
+    rows = [heads + (["prefill, of peak FLOP/s", "decode, of peak FLOP/s"] if kind == "unlike" else [])]
     for name, each in seen.items():
         rates = sorted(each.tokens / seconds for seconds in each.seconds)
         rows.append(

@@ -11,14 +11,14 @@ from annotate_models import SIZES
 
 # Their order in a table, and what they are called there.
 CONTESTANTS = {
-    "ours": "ours, `deterministic: false`",
-    "ours-deterministic": "ours, the default",
+    "ours": "metareward, `deterministic: false`",
+    "ours-deterministic": "metareward, the default",
     "generate": "`generate`",
     "continuous": "transformers' continuous batching",
     "vllm": "vLLM",
     "distilabel": "distilabel's TransformersLLM",
 }
-WEIGHTS = {"t30": "28 M weights", "t5": "4 M weights"}
+WEIGHTS = {"t30": "28 M parameters", "t5": "4 M parameters"}
 
 
 def tables(kind: str) -> str:

@@ -302,7 +302,7 @@ def phases_table(_: str) -> str:
         said = dict(zip(names, map(ast.unparse, _assigned(module, phase.strip()).args), strict=False))
         mix = ast.parse(said["task_mix"], mode="eval").body
         assert isinstance(mix, ast.Call)
-        shown = {"CLEAN": "faultless", "FAULTY": "with faults", "HASTIER": "with faults, 78 % hasty"}[
+        shown = {"CLEAN": "right", "FAULTY": "with faults", "HASTIER": "with faults, 78 % hasty"}[
             ast.unparse(mix.args[0])
         ]
         shares = ", ".join(f"{100 * share:.0f} %" for share in ast.literal_eval(mix.args[1]))

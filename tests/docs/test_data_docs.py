@@ -93,16 +93,14 @@ def test_every_reason_is_explained() -> None:
 
 def test_the_numbers_are_the_code_s() -> None:
     prompts, seeds = section("New prompts"), " ".join(section("Seed sets").split())
-    assert f"(temperature {SAMPLING.temperature}," in prompts and f"nucleus {SAMPLING.top_p}," in prompts
+    assert f"with temperature {SAMPLING.temperature} and top-p {SAMPLING.top_p}," in " ".join(prompts.split())
     assert f"fewer than {LIMITS.min_words} or more than {LIMITS.max_words} words" in prompts
     assert f"ROUGE-L of {LIMITS.max_similarity} or more" in prompts
     settings = SftSettings()
     assert (settings.learning_rate, settings.min_lr, settings.batch_size, settings.dropout) == (5.5e-6, 1.1e-6, 16, 0.1)
     assert settings.num_train_epochs == 3
-    assert (
-        "(5.5e-6 falling to 1.1e-6, batches of 16, dropout 0.1; the number of epochs is left open there and 3" in seeds
-    )
+    assert "(learning rate 5.5e-6 falling to 1.1e-6, batch size 16, dropout 0.1; 3 epochs, which" in seeds
     other = SFT_PRESETS["meta-rewarding"]
     assert (other.learning_rate, other.stop_after_epoch, other.num_train_epochs) == (5e-8, 5, 10)
     assert other.batch_size == 32
-    assert "(5e-8 as printed, epoch 5 of 10, batches of 32)" in seeds
+    assert "(5e-8 as printed, epoch 5 of 10, batch size 32)" in seeds

@@ -246,7 +246,7 @@ def pocket_sample_command(
     count: Annotated[int, typer.Option("--count", min=1, help="How many demonstrations.")] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Other demonstrations.")] = 0,
 ) -> None:
-    """Show faultless demonstrations of the three roles in the pocket world."""
+    """Show right demonstrations of the three roles in the pocket world."""
     from metareward.pocket.build import EVAL_MIX
     from metareward.pocket.demonstrations import demonstrations
 

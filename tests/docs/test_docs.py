@@ -83,6 +83,26 @@ def test_commands_parse(name: str, block: str) -> None:
         parse(list(words))
 
 
+# Options of other programs, and of the benchmarks' peers, that the documents name.
+_OTHER_PROGRAMS = {
+    "--no-enable-chunked-prefill",
+    "--generation-config",
+    "--help",
+    "--local-dir",
+}
+
+
+def _options() -> set[str]:
+    """Every option of every command of metareward."""
+    return {option for text in (read("docs/cli.md"),) for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_options_exist(name: str) -> None:
+    named = {option for code in re.findall(r"`([^`\n]+)`", prose(name)) for option in re.findall(r"--[a-z-]+", code)}
+    assert named - _options() - _OTHER_PROGRAMS == set()
+
+
 CHEAP = ("plan", "init", "status", "show", "pairs", "report", "pocket sample")
 
 
@@ -196,6 +216,18 @@ def test_linked_code_exists(name: str, text: str, target: str) -> None:
     for part in inside:
         body = _defines(body or [], part)
         assert body is not None, f"{target} defines no {part}"
+
+
+_USERS_OWN = ("models/", "runs/")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_named_files_exist(name: str) -> None:
+    """Every `folder/file` in backticks, and every package in the README's list: in the package or the repository."""
+    named = re.findall(r"`([\w.*-]+/[\w./*-]*)`", prose(name)) + re.findall(r"^(\w+/) ", read(name), re.MULTILINE)
+    paths = [each for each in named if not each.startswith(_USERS_OWN)]
+    assert len(paths) >= 11
+    assert [each for each in paths if not any(any(root.glob(each)) for root in (PACKAGE, ROOT))] == []
 
 
 def test_links_in_the_code_s_comments_resolve() -> None:

@@ -11,7 +11,7 @@ import scripted_models
 from chat_server import Answer, Body, FakeChatServer, choice, completion
 
 from metareward.engines.openai.engine import OpenAIEngine, OpenAISettings, open_openai
-from metareward.engines.openai.rate_control import Pauses
+from metareward.engines.openai.pool import Pauses
 from metareward.types import Completion, Message, Messages, Sampling
 
 MODEL = "tiny"

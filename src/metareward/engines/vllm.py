@@ -28,7 +28,7 @@ from pydantic import Field
 
 from metareward.engines.base import Engine, EngineError, require_model_folder, require_room, token_texts
 from metareward.engines.openai.engine import OpenAISettings, open_openai
-from metareward.engines.openai.rate_control import Pauses
+from metareward.engines.openai.pool import Pauses
 from metareward.engines.process_group import ProcessGroup
 from metareward.errors import UserError
 from metareward.settings import Count, Section, Text

@@ -18,8 +18,7 @@ from openai_setup import HOT, ask, engine_for, scripted_answer, texts
 from metareward.engines.base import EngineError
 from metareward.engines.openai.client import Client, TransientError
 from metareward.engines.openai.engine import OpenAIEngine
-from metareward.engines.openai.pool import Server
-from metareward.engines.openai.rate_control import Pauses, RateControl
+from metareward.engines.openai.pool import Pauses, RateControl, Server
 from metareward.generation.annotate import annotation_fingerprint
 from metareward.generation.progress import SILENT
 from metareward.generation.runner import annotate_prompts

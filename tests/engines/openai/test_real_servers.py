@@ -23,7 +23,7 @@ from openai_setup import engine_for, texts
 
 from metareward.engines.base import EngineError
 from metareward.engines.openai.engine import OpenAIEngine
-from metareward.engines.openai.rate_control import Pauses
+from metareward.engines.openai.pool import Pauses
 from metareward.errors import UserError
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.progress import PROMPTS, SilentProgress

@@ -8,7 +8,6 @@ request is returned once, and with a cache never sent again.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from metareward.engines.base import EngineError
 from metareward.engines.openai.client import (
     ChatRequest,
     Client,
-    RefusedError,
     Reply,
+    RequestError,
     TransientError,
     UnreachableError,
     api_key,
@@ -32,8 +31,7 @@ from metareward.engines.openai.client import (
     chat_request,
     one_line,
 )
-from metareward.engines.openai.pool import Pool, Server, ServerUsage
-from metareward.engines.openai.rate_control import Pauses, RateControl
+from metareward.engines.openai.pool import Pauses, Pool, RateControl, Server, ServerUsage
 from metareward.errors import UserError
 from metareward.settings import Count, Section, Text
 from metareward.storage.store import RecordStore
@@ -86,20 +84,16 @@ class ReplyCache:
             raise UserError(f"cache_dir: {folder} is no folder ({error.strerror}); fix: name another one") from error
         self._store = RecordStore.open(folder / CACHE_FILE, {"content": "replies of chat servers"})
         self._choices = TypeAdapter(tuple[Completion, ...])
-        self.hits = 0
+        self.close = self._store.close
 
     def get(self, request: ChatRequest) -> tuple[Completion, ...]:
         """The cached choices, perhaps fewer than asked for; none if the request was never answered."""
         document = self._store.get(request.digest)
-        return () if document is None else self._choices.validate_python(json.loads(document))
+        return () if document is None else self._choices.validate_json(document)
 
-    def put(self, request: ChatRequest, choices: Sequence[Completion]) -> None:
+    def put(self, request: ChatRequest, choices: tuple[Completion, ...]) -> None:
         """Keep ``choices``. Raises `UserError` when the disk is full or can't be written."""
-        self._store.put(request.digest, json.dumps(self._choices.dump_python(tuple(choices))))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._store.close()
+        self._store.put(request.digest, self._choices.dump_json(choices).decode())
 
 
 class OpenAIEngine:
@@ -110,11 +104,12 @@ class OpenAIEngine:
         self._pauses = pauses
         self._pool = pool
         self._cache = cache
+        self._cache_hits = 0
 
     @property
     def usage(self) -> Usage:
         """The counts so far."""
-        return Usage(self._pool.usage(), self._cache.hits if self._cache else 0)
+        return Usage(self._pool.usage(), self._cache_hits)
 
     async def complete(
         self,
@@ -126,14 +121,22 @@ class OpenAIEngine:
         """``n`` completions; see `Engine`. Greedy ones are equal, so one is asked for."""
         if sampling.temperature == 0 and n > 1:
             return tuple(await self.complete(messages, sampling, 1)) * n
+        whole = chat_request(self._settings.model, messages, sampling, n)
         singles = [chat_request(self._settings.model, messages, sampling, 1, i) for i in range(n)]
-        written = await self._complete_at_once(chat_request(self._settings.model, messages, sampling, n), singles)
-        rest = (self._ask(request) for request in singles[len(written) :])
+        choices: tuple[Completion, ...] = ()
+        if self._cached(whole) or not any(self._cached(request) for request in singles):
+            try:
+                choices = await self._ask(whole)
+            except RequestError as refused:
+                if n == 1 or refused.status not in _BAD_REQUEST:
+                    raise
+                choices = await self._ask(singles[0])  # raises if it was not the number that was refused
+                self._pool.server(refused.server).send_singly(f"refuses to give {n} completions at once")
         # One that fails doesn't cancel the others: they are paid for, and the cache keeps them.
-        outcomes = await asyncio.gather(*rest, return_exceptions=True)
-        if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+        rest = await asyncio.gather(*map(self._ask, singles[len(choices) :]), return_exceptions=True)
+        if failures := [outcome for outcome in rest if isinstance(outcome, BaseException)]:
             raise min(failures, key=lambda error: isinstance(error, EngineError))  # a bug before a failed request
-        return (*written, *(choice for outcome in outcomes if isinstance(outcome, tuple) for choice in outcome))
+        return (*choices, *(choice for outcome in rest if isinstance(outcome, tuple) for choice in outcome))
 
     async def aclose(self) -> None:
         """Close all connections and the cache; requests in flight fail with `EngineError`."""
@@ -141,44 +144,15 @@ class OpenAIEngine:
         if self._cache:
             self._cache.close()
 
-    async def _complete_at_once(self, whole: ChatRequest, singles: Sequence[ChatRequest]) -> tuple[Completion, ...]:
-        """The first completions, as many as one request gives; none if they are to be asked for singly."""
-        if not self._cached(whole) and any(self._cached(request) for request in singles):
-            return ()
-        try:
-            return await self._ask(whole)
-        except RefusedError as refused:
-            if whole.n == 1 or refused.status not in _BAD_REQUEST:
-                raise
-            first = await self._ask(singles[0])  # raises if it was not the number that was refused
-            self._pool.server(refused.server).send_singly(f"refuses to give {whole.n} completions at once")
-            return first
-
     def _cached(self, request: ChatRequest) -> tuple[Completion, ...]:
         return self._cache.get(request) if self._cache else ()
 
     async def _ask(self, request: ChatRequest) -> tuple[Completion, ...]:
         """The choices of one request, from the cache or a server; none if the server gives one at a time."""
-        if self._cache and (cached := self._cache.get(request)):
-            self._cache.hits += 1
+        if cached := self._cached(request):
+            self._cache_hits += 1
             return cached
-        reply = await self._send(request)
-        if reply is None:
-            return ()
-        if self._cache:
-            self._cache.put(request, reply.choices)
-        return reply.choices
-
-    async def _send(self, request: ChatRequest) -> Reply | None:
-        errors: list[TransientError] = []
-
-        async def attempt() -> Reply | None:
-            try:
-                return await self._pool.send(request, {error.server for error in errors})
-            except TransientError as error:
-                errors.append(error)
-                raise
-
+        tried: list[str] = []
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_attempt(self._settings.max_attempts),
@@ -186,11 +160,16 @@ class OpenAIEngine:
             reraise=True,
         )
         try:
-            return await retrying(attempt)
+            reply: Reply | None = await retrying(self._pool.send, request, tried)
         except TransientError as last:
-            servers = " and ".join(dict.fromkeys(error.server for error in errors))
-            attempts = f"{len(errors)} {'attempt' if len(errors) == 1 else 'attempts'}"
+            servers = " and ".join(dict.fromkeys(tried))
+            attempts = f"{len(tried)} {'attempt' if len(tried) == 1 else 'attempts'}"
             raise EngineError(f"{last}; {request.name} failed after {attempts} at {servers}") from last
+        if reply is None:
+            return ()
+        if self._cache:
+            self._cache.put(request, reply.choices)
+        return reply.choices
 
 
 async def open_openai(settings: OpenAISettings, pauses: Pauses | None = None) -> OpenAIEngine:
@@ -228,7 +207,7 @@ async def _check(server: Server, settings: OpenAISettings) -> UnreachableError |
     except UnreachableError as error:
         server.fall(error)
         return error
-    except RefusedError as refused:
+    except RequestError as refused:
         variable = settings.api_key_env or "an environment variable and name it in api_key_env"
         fix = "correct base_urls" if refused.status < 400 else f"put a valid key into {variable}"
         raise UserError(f"{refused}; fix: {fix}") from None

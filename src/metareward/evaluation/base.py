@@ -14,7 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from metareward.data.files import HUB, resolve_file
-from metareward.evaluation.compare import OracleJudge, PairwiseJudge, RubricPairwiseJudge, StoredScoresJudge
+from metareward.evaluation.compare import (
+    SAMPLING,
+    OracleJudge,
+    PairwiseJudge,
+    RubricPairwiseJudge,
+    StoredScoresJudge,
+)
 from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judges import JudgeSpec
 from metareward.generation.progress import JUDGMENTS
@@ -107,18 +113,14 @@ class Column:
             left_out = ((figures.get(key) or 0, word) for word, key in self.counts)
             return ", ".join(f"{count} {word}" for count, word in left_out if count) or "0"
         value, digits = figure(figures, self.key), self.digits if self.detail else max(self.digits, least_digits)
+        if value is None:
+            return "-"
         if isinstance(value, Mapping):
             return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
         error = figure(figures, self.error) if self.error else None
-        text = number(100 * value if self.unit == "share" and isinstance(value, float) else value, digits)
-        return text if value is None or error is None else f"{text} ± {error:.{digits}f}"
-
-
-def number(value: object, digits: int = 2) -> str:
-    """A number with so many decimals, a whole one as it is, "-" for None."""
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+        scale = 100 if self.unit == "share" else 1
+        text = f"{scale * value:.{digits}f}" if isinstance(value, float) else str(value)
+        return text if error is None else f"{text} ± {error:.{digits}f}"
 
 
 def figure(figures: Figures, key: str) -> Any:
@@ -333,8 +335,9 @@ class ComparisonBenchmark(JudgedBenchmark):
     questions: Text | None = Field(None, description="File of the questions; empty for the held-out prompts")
     temperature: float = Field(0.0, ge=0.0, description="Sampling temperature of the answers; held-out ones are there")
 
-    judge_sampling: ClassVar[Sampling]
-    prompt_completions: ClassVar[int]
+    # What the judge is asked about a pair by the benchmark's own prompt: how many completions, and their sampling.
+    prompt_completions: ClassVar[int] = 1
+    prompt_sampling: ClassVar[Sampling] = SAMPLING
 
     @property
     def opponent(self) -> Opponent | None:
@@ -367,7 +370,7 @@ class ComparisonBenchmark(JudgedBenchmark):
         pairs, itself = self.requests().completions if self.has_requests else held_out, self.judge == "itself"
         if self.prompt is not None:
             calls = pairs * self.prompt_completions
-            return Completions(JUDGMENTS, calls, self.judge_sampling.max_tokens, itself, like_run=False)
+            return Completions(JUDGMENTS, calls, self.prompt_sampling.max_tokens, itself, like_run=False)
         return Completions(JUDGMENTS, pairs * 2 * n, max_tokens, itself)
 
     async def compare_one_by_one(self, inputs: ScoringInputs, work: Callable[[PairwiseJudge], Awaitable[T]]) -> T:

@@ -38,7 +38,6 @@ from metareward.evaluation.base import (
     ScoringInputs,
 )
 from metareward.evaluation.compare import (
-    SAMPLING,
     FirstShare,
     LabelJudge,
     LabelPrompt,
@@ -51,7 +50,7 @@ from metareward.evaluation.judges import JudgeClient, JudgeSpec
 from metareward.method.template import conversation
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
-from metareward.types import Message, Prompt, Sampling
+from metareward.types import Message, Prompt
 
 AnnotationRows = Sequence[Mapping[str, object]]
 
@@ -242,8 +241,6 @@ class AlpacaEval(ComparisonBenchmark):
     title: ClassVar[str] = "AlpacaEval"
     answers_file: ClassVar[str] = "outputs.json"
     command: ClassVar[type[EvaluateCommand]] = AlpacaEvalCommand
-    judge_sampling: ClassVar[Sampling] = SAMPLING
-    prompt_completions: ClassVar[int] = 1
 
     def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
         """Also that the length control's files come together."""

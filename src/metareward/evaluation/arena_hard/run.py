@@ -255,8 +255,8 @@ class ArenaHard(ComparisonBenchmark):
 
     title: ClassVar[str] = "Arena-Hard"
     command: ClassVar[type[EvaluateCommand]] = ArenaHardCommand
-    judge_sampling: ClassVar[Sampling] = SAMPLING
     prompt_completions: ClassVar[int] = 2
+    prompt_sampling: ClassVar[Sampling] = SAMPLING
 
     def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
         """Also what held-out prompts can't give."""

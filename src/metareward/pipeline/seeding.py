@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -152,11 +153,8 @@ def train_sft(
 
 async def _with_engine(recipe: Recipe, out: Path, task: Callable[[Engine], Awaitable[T]]) -> T:
     """Run ``task`` with the engine of the recipe's model, which is opened at the first request."""
-    engine = LazyEngine(lambda: open_engine(recipe.engine, model_folder(recipe.model), 0, out))
-    try:
+    async with aclosing(LazyEngine(lambda: open_engine(recipe.engine, model_folder(recipe.model), 0, out))) as engine:
         return await task(engine)
-    finally:
-        await engine.aclose()
 
 
 def _model_fingerprint(recipe: Recipe) -> dict[str, object]:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -279,7 +280,7 @@ def resolve_file(source: Path | str, network: bool = False) -> Path:
     name = str(source)
     if not name.startswith(HUB):
         return Path(name)
-    if name.count("/") < 2 or name.endswith("/") or _is_pattern(name):
+    if name.count("/") < 2 or name.endswith("/") or has_magic(name):
         raise UserError(f"{name}: doesn't name one file of a data set; fix: write hub:OWNER/NAME/FILE")
     return _resolve_hub(name, network)[0]
 
@@ -325,7 +326,7 @@ def _resolve_hub(source: str, network: bool) -> tuple[Path, ...]:
 
     repository = f"{owner}/{name}"
     try:
-        if pattern and not _is_pattern(pattern):
+        if pattern and not has_magic(pattern):
             return (Path(hf_hub_download(repository, pattern, repo_type="dataset")),)
         names = HfApi().list_repo_files(repository, repo_type="dataset")
         matching = sorted(name for name in names if not pattern or fnmatchcase(name, pattern))
@@ -335,7 +336,3 @@ def _resolve_hub(source: str, network: bool) -> tuple[Path, ...]:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{source}: can't be fetched ({reason}); fix: check the name and the network") from None
     return tuple(Path(folder) / name for name in wanted)
-
-
-def _is_pattern(name: str) -> bool:
-    return any(mark in name for mark in "*?[")

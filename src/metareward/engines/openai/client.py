@@ -155,7 +155,7 @@ class Client:
         self._key = key
         self._timeout = timeout
         self._http = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx2.Timeout(None, connect=min(timeout, _CONNECT_TIMEOUT)),
             limits=httpx2.Limits(max_connections=None),
             mounts=_NO_PROXY,
@@ -164,8 +164,7 @@ class Client:
 
     async def complete(self, request: ChatRequest) -> Reply:
         """The server's reply. Raises `TransientError` and its kinds, and `RequestError` for what is permanent."""
-        content = {"Content-Type": "application/json"}
-        response = await self._send("POST", "/chat/completions", self._timeout, content, request.body)
+        response = await self._send("POST", "/chat/completions", self._timeout, content=request.body)
         if response.status_code != httpx2.codes.OK:
             raise self._error(response, request.name)
         try:
@@ -182,8 +181,8 @@ class Client:
         """
         try:
             # A connection of its own: some servers close one after an error, just as the next request is sent.
-            close = {"Connection": "close"}
-            response = await self._send("GET", "/models", min(self._timeout, _MODELS_TIMEOUT), close)
+            seconds = min(self._timeout, _MODELS_TIMEOUT)
+            response = await self._send("GET", "/models", seconds, headers={"Connection": "close"})
         except UnreachableError:
             raise
         except TransientError:
@@ -195,12 +194,10 @@ class Client:
         except (ValueError, KeyError, TypeError, RecursionError):
             return ()
 
-    async def _send(
-        self, method: str, route: str, seconds: float, headers: dict[str, str], body: bytes | None = None
-    ) -> httpx2.Response:
+    async def _send(self, method: str, route: str, seconds: float, **options: Any) -> httpx2.Response:
         try:
             async with asyncio.timeout(seconds):
-                return await self._http.request(method, self.url + route, content=body, headers=headers)
+                return await self._http.request(method, self.url + route, **options)
         except TimeoutError:
             raise TransientError(f"{self.url} gave no whole reply within {seconds:g} s", self.url) from None
         except httpx2.RequestError as error:

@@ -35,9 +35,7 @@ JudgeEngine = Annotated[
 ]
 Thinking = Annotated[
     int | None,
-    typer.Option(
-        "--thinking", metavar="TOKENS", min=1, help="The judge thinks first, in so many tokens: leave it out."
-    ),
+    typer.Option("--thinking", metavar="TOKENS", min=1, help="Tokens for the judge's reasoning, which is stripped."),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the judge's sampling and of the intervals.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there, too.")]

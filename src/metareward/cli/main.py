@@ -1,4 +1,4 @@
-"""The command line: every command takes plain words, hands them to one function, and prints what it gives back.
+"""The command line: every command calls one function and prints what it returns.
 
 What the user can mend is one line on standard error and exit code 2; Ctrl-C is one line and 130. Heavy modules are
 imported inside the commands, so that ``--help`` and typing mistakes answer at once.
@@ -39,7 +39,7 @@ app.command("sft")(sft_command)
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as iterations.1.rho=0.2. Again for more."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as iterations.1.rho=0.2. Repeatable."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/pocket.")]
 
@@ -86,10 +86,10 @@ async def _open_judge(name: str) -> Engine | Judge:
 def options(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 (its callback does the work)
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Options before the command."""
     context.obj = context.obj or _open_judge
 
 
@@ -101,7 +101,7 @@ def run_command(
         Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name> if not given.")
     ] = None,
 ) -> None:
-    """Run a recipe. The same command again goes on where it stopped."""
+    """Run a recipe, or resume its stopped run."""
     from metareward.config.schema import load_recipe, recipe_text
 
     loaded = load_recipe(recipe, changes or ())
@@ -128,17 +128,19 @@ def plan_command(
     recipe: RecipeName,
     changes: Changes = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, help="Written tokens a second, to tell time.")
+        float | None, typer.Option("--rate", min=0.001, help="Completion tokens per second, to estimate time.")
     ] = None,
     like: Annotated[
         Path | None, typer.Option("--like", metavar="RUN", help="Take lengths and rate from a run.")
     ] = None,
     measure: Annotated[
         float | None,
-        typer.Option("--measure", metavar="SECONDS", min=0.1, help="Try the engine out, so long for each role."),
+        typer.Option(
+            "--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long for each role."
+        ),
     ] = None,
 ) -> None:
-    """Say what a recipe will cost: calls, tokens, pairs, steps, disk, time."""
+    """Estimate what a recipe costs: completions, tokens, pairs, steps, disk, memory, time."""
     from metareward.config.schema import load_recipe
     from metareward.generation.throughput import Rates
     from metareward.pipeline.plan import measured_rates, plan, plan_table
@@ -156,7 +158,7 @@ def plan_command(
 
 @app.command("status")
 def status_command(run: RunFolder) -> None:
-    """Say what a run has done and what it owes."""
+    """Show what is done and what is pending in a run."""
     from metareward.pipeline.status import status_text
     from metareward.storage.run_dir import RunDir
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metareward.errors import UserError
 from metareward.storage.custody import fingerprint_model
+from metareward.training.checkpoints import latest_resume_state
 from metareward.training.config import SftJob, SftSettings
 from metareward.training.examples import read_examples
 from metareward.training.launch import TrainingResult, run_training
@@ -170,6 +171,26 @@ def test_a_killed_child_leaves_no_model_and_the_next_one_makes_the_same(trained:
     weights = "model.safetensors"
     assert (job.output / weights).read_bytes() == (trained.job.output / weights).read_bytes()
     assert not list(tmp_path.glob(".*"))  # what the killed one had begun
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals, gloo")
+def test_resume_states_and_processes_work_as_in_dpo(trained: Trained, tmp_path: Path) -> None:
+    whole = changed(trained.job, output=tmp_path / "whole", log=tmp_path / "whole.jsonl", num_processes=2, dropout=0.1)
+    run_training(whole, lambda step: None)
+    again = changed(whole, output=tmp_path / "again", log=tmp_path / "again.jsonl", save_steps=2)
+
+    def kill(step: Mapping[str, float]) -> None:
+        if step["step"] == 5:
+            os.kill(events(again)[0]["pid"], signal.SIGKILL)
+
+    with pytest.raises(UserError):
+        run_training(again, kill)
+    assert (state := latest_resume_state(again)) is not None and state.step == 4
+    run_training(again, lambda step: None)
+    assert [event["event"] for event in events(again)][-4:] == ["resume", "step", "step", "end"]
+    weights = "model.safetensors"
+    assert (again.output / weights).read_bytes() == (whole.output / weights).read_bytes()
 
 
 def test_the_users_mistakes_arrive_as_one_line(trained: Trained, tmp_path: Path) -> None:

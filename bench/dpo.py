@@ -40,7 +40,7 @@ from metareward.method.judge import Rubric
 from metareward.method.template import load_template
 from metareward.storage.run_log import environment
 from metareward.training.config import DpoJob, TrainingSettings
-from metareward.training.pairs import TrainingPair
+from metareward.training.data import TrainingPair
 from metareward.types import Message, Prompt
 
 BATCH, MICRO = 8, 4
@@ -176,8 +176,8 @@ def make_job(arm: str, model: Path, folder: Path) -> DpoJob:
 def run_ours(job: DpoJob, pairs: Sequence[TrainingPair], folder: Path) -> float:
     """Seconds from the loaded models to the last step."""
     from metareward.training.checkpoints import SanityFindings
+    from metareward.training.data import fit_pairs
     from metareward.training.models import load_dpo_models, load_tokenizer
-    from metareward.training.pairs import fit_pairs
     from metareward.training.sanity_checks import SanityCheck
     from metareward.training.trainer import make_dpo_trainer
 

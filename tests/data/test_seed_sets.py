@@ -31,8 +31,7 @@ from metareward.engines.base import Engine, EngineError, ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.storage.store import RecordStore
-from metareward.training.examples import read_examples
-from metareward.training.pairs import count_kinds
+from metareward.training.data import count_kinds, read_examples
 from metareward.types import Messages, Sampling
 
 

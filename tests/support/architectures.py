@@ -54,7 +54,7 @@ APART: dict[str, tuple[PretrainedConfig, str]] = {
     ),
     "mixtral": (
         MixtralConfig(**_SIZE, num_local_experts=4, router_aux_loss_coef=0.01),
-        "its experts are balanced over the rows as they were (router_aux_loss_coef)",
+        "its router's auxiliary loss is over the unpacked rows (router_aux_loss_coef)",
     ),
 }
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training_world import changed, prepare_trainer, small_job
 
-from metareward.training.prefix_sharing.attention import ATTENTION
+from metareward.training.prefix_sharing.forward import ATTENTION
 from metareward.training.sanity_checks import SanityCheck
 
 

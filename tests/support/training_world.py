@@ -19,8 +19,8 @@ from transformers import (
 
 from metareward.storage.pair_files import write_pairs
 from metareward.training.config import DpoJob, TrainingJob, TrainingSettings
+from metareward.training.data import fit_pairs, read_training_pairs
 from metareward.training.models import load_dpo_models, load_tokenizer
-from metareward.training.pairs import fit_pairs, read_training_pairs
 from metareward.training.sanity_checks import SanityCheck
 from metareward.training.trainer import PairTrainer, make_dpo_trainer
 from metareward.types import Message, PairKind, PreferencePair

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, 
 from trl import DPOConfig, DPOTrainer
 
 from metareward.training.config import LoraSettings, Loss
-from metareward.training.prefix_sharing.attention import ATTENTION
+from metareward.training.prefix_sharing.forward import ATTENTION
 from metareward.training.trainer import PairTrainer
 
 ONE_EPOCH = {"num_train_epochs": 1, "stop_after_epoch": 1}

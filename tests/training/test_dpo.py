@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from metareward.errors import UserError
 from metareward.storage.custody import fingerprint_model
 from metareward.training.config import DpoJob
-from metareward.training.events import EventLog, exit_reason
-from metareward.training.launch import TrainingResult, run_training
+from metareward.training.launch import TrainingResult, event_log, exit_reason, run_training
 from metareward.training.lineage import read_lineage
 
 # Runs a job, and stops the child in its first step for good.
@@ -231,7 +230,10 @@ def test_why_a_child_failed_in_one_line(tmp_path: Path, status: int, text: str, 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
 def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    with EventLog(tmp_path / "log.jsonl", sys.stdout) as log, pytest.raises(UserError, match="No space left on device"):
+    with (
+        event_log(tmp_path / "log.jsonl", sys.stdout) as log,
+        pytest.raises(UserError, match="No space left on device"),
+    ):
         log({"event": "start"})
 
 

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 
 from metareward.errors import UserError
 from metareward.training.config import SftJob, SftSettings
-from metareward.training.examples import fit_examples, read_examples
+from metareward.training.data import count_kinds, fit_examples, read_examples
 from metareward.training.lineage import identity_settings, source_digests
-from metareward.training.pairs import count_kinds
 
 JOB = SftJob(
     settings=SftSettings(),

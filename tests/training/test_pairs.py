@@ -10,8 +10,8 @@ from training_world import CONTEXT, changed, make_job, prepare_trainer, save_mod
 
 from metareward.errors import UserError
 from metareward.training.config import DpoJob
+from metareward.training.data import FittingData, TrainingPair, count_kinds, fit_pairs, read_training_pairs
 from metareward.training.models import load_tokenizer
-from metareward.training.pairs import FittingData, TrainingPair, count_kinds, fit_pairs, read_training_pairs
 
 
 def turn(role: str, content: str) -> list[dict[str, str]]:

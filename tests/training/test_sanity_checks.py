@@ -12,8 +12,8 @@ from training_world import CONTEXT, changed, make_job, save_model, save_pairs
 from metareward.errors import UserError
 from metareward.training.checkpoints import SanityFindings
 from metareward.training.config import DpoJob
+from metareward.training.data import FittingData, TrainingPair, fit_pairs, read_training_pairs
 from metareward.training.models import load_model, load_tokenizer
-from metareward.training.pairs import FittingData, TrainingPair, fit_pairs, read_training_pairs
 from metareward.training.prefix_sharing.forward import PrefixSharing
 from metareward.training.sanity_checks import NOT_WANTED, SanityCheck, check_packing, first_batch
 from metareward.training.trainer import PairTrainer, make_dpo_trainer

@@ -20,7 +20,7 @@ from metareward.errors import UserError
 from metareward.storage.custody import fingerprint_model
 from metareward.training.checkpoints import latest_resume_state
 from metareward.training.config import SftJob, SftSettings
-from metareward.training.examples import read_examples
+from metareward.training.data import read_examples
 from metareward.training.launch import TrainingResult, run_training
 from metareward.training.lineage import read_lineage
 

@@ -8,7 +8,7 @@ import pytest
 from training_world import changed, make_job, save_model, save_pairs
 
 from metareward.errors import UserError
-from metareward.training.child import set_environment, tracker_environment
+from metareward.training.child import set_environment
 from metareward.training.config import DpoJob, Tracker
 from metareward.training.launch import run_training
 from metareward.training.trainer import tracker_arguments
@@ -29,7 +29,7 @@ def test_none_is_told_unless_asked(job: DpoJob, tmp_path: Path) -> None:
     assert tracker_arguments(job) == {"report_to": "none", "run_name": "mine-M1"}
     surroundings: dict[str, str] = {}
     set_environment(surroundings, job, tmp_path)
-    assert not surroundings.keys() & tracker_environment(job).keys()
+    assert not [name for name in surroundings if name.startswith(("TENSORBOARD_", "WANDB_", "MLFLOW_"))]
 
 
 @pytest.mark.skipif(not MISSING, reason="every tracker is installed")

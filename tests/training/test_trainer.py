@@ -24,7 +24,7 @@ from metareward.training.config import (
     SftSettings,
     TrainingSettings,
 )
-from metareward.training.examples import fit_examples, read_examples
+from metareward.training.data import fit_examples, read_examples
 from metareward.training.launch import command
 from metareward.training.models import load_model, load_tokenizer, save_trained
 from metareward.training.trainer import ExampleTrainer, LengthSortedBatches, make_sft_trainer

@@ -12,14 +12,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metareward.errors import UserError
 from metareward.storage.atomic import atomic_dir
 from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model
-from metareward.training.events import USER_ERROR, error_line
+from metareward.training.launch import USER_ERROR, error_line
 
 RECORD = "average.json"  # in the model folder: what it was averaged from
 
@@ -50,66 +49,42 @@ def _record(earlier: ModelRef, newer: ModelRef, decay: float) -> dict[str, Any]:
 
 def write_average(earlier: ModelRef, newer: ModelRef, decay: float, output: Path) -> None:
     """The same in this process. Raises `UserError`."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    same_kind = "fix: average models of one architecture"
+    files: dict[str, Path] = {}  # where the earlier model has each weight
+    for path in sorted(Path(earlier.path).glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            files |= dict.fromkeys(weights.keys(), path)
     with atomic_dir(output) as new:
         for path in Path(newer.path).iterdir():
             if path.is_file() and path.suffix != ".safetensors" and path.name != LINEAGE:
                 shutil.copyfile(path, new.content / path.name)
-        before = _weights(Path(earlier.path))
         for path in sorted(Path(newer.path).glob("*.safetensors")):
-            _average_file(before, path, decay, new.content / path.name)
+            averaged = {}
+            with safe_open(path, "pt") as weights:
+                for name in weights.keys():  # noqa: SIM118  (a handle, no mapping)
+                    now = weights.get_tensor(name).float()
+                    if name not in files:
+                        raise UserError(f"{path}: has {name}, which the earlier model lacks; {same_kind}")
+                    with safe_open(files[name], "pt") as earlier_weights:
+                        before = earlier_weights.get_tensor(name).float()
+                    if before.shape != now.shape:
+                        raise UserError(f"{path}: {name} has another shape than in the earlier model; {same_kind}")
+                    averaged[name] = now + decay * (before - now)
+            save_file(averaged, new.content / path.name, {"format": "pt"})
         config = new.content / "config.json"
         content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (new.content / RECORD).write_text(json.dumps(_record(earlier, newer, decay)) + "\n", encoding="utf-8")
 
 
-def _average_file(before: Mapping[str, Path], path: Path, decay: float, output: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    averaged = {}
-    with safe_open(path, "pt") as newer:
-        for name in newer.keys():  # noqa: SIM118  (a handle, no mapping)
-            now = newer.get_tensor(name).float()
-            averaged[name] = now + decay * (_tensor(before, name, path, now.shape) - now)
-    save_file(averaged, output, {"format": "pt"})
-
-
-def _tensor(weights: Mapping[str, Path], name: str, newer: Path, shape: Sequence[int]) -> Any:
-    from safetensors import safe_open
-
-    same_kind = "fix: average models of one architecture"
-    if name not in weights:
-        raise UserError(f"{newer}: has {name}, which the earlier model lacks; {same_kind}")
-    with safe_open(weights[name], "pt") as file:
-        tensor = file.get_tensor(name).float()
-    if tensor.shape != shape:
-        raise UserError(f"{newer}: {name} has another shape than in the earlier model; {same_kind}")
-    return tensor
-
-
-def _weights(folder: Path) -> dict[str, Path]:
-    """Each weight's name and the file that holds it."""
-    from safetensors import safe_open
-
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command. Returns the exit status."""
-    earlier, earlier_sha256, newer, newer_sha256, decay, output = arguments
-    models = ModelRef(earlier, earlier_sha256), ModelRef(newer, newer_sha256)
+if __name__ == "__main__":
+    earlier_path, earlier_sha256, newer_path, newer_sha256, *others = sys.argv[1:]
+    models = ModelRef(earlier_path, earlier_sha256), ModelRef(newer_path, newer_sha256)
     try:
-        write_average(*models, float(decay), Path(output))
+        write_average(*models, decay=float(others[0]), output=Path(others[1]))
     except UserError as error:
         print(error, file=sys.stderr)
-        return USER_ERROR
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        sys.exit(USER_ERROR)

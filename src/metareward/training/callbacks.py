@@ -17,7 +17,7 @@ from metareward.errors import UserError
 from metareward.storage.atomic import flush_dir
 from metareward.training.checkpoints import ResumeState, SanityFindings, mark_resume_state
 from metareward.training.config import AnyJob
-from metareward.training.events import Report
+from metareward.training.launch import Report
 
 # TRL's names of what a step reports. DPO: rewards are beta times the log-ratio to the reference; a margin is chosen
 # minus rejected; accuracies are the share of pairs with a margin above 0; logps are summed over the completion, in
@@ -38,22 +38,28 @@ METRICS = {
 }
 
 
-class StepLog(TrainerCallback):  # type: ignore[misc]
-    """Reports each step of a run over ``examples`` examples, and ends the run after the job's last epoch.
+class _TimedCallback(TrainerCallback):  # type: ignore[misc]
+    """A callback that knows how long training has taken; a resumed run counts on from the ``seconds`` of before."""
 
-    A resumed run counts on from the ``seconds`` it had taken.
-    """
-
-    def __init__(self, job: AnyJob, report: Report, examples: int, seconds: float = 0.0) -> None:
-        self._job = job
-        self._report = report
-        self._examples = examples
+    def __init__(self, seconds: float) -> None:
         self._before = seconds
         self._began = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._began = time.perf_counter() - self._before
+
+    def seconds(self) -> float:
+        """Seconds of training up to now."""
+        return time.perf_counter() - self._began
+
+
+class StepLog(_TimedCallback):
+    """Reports each step of a run over ``examples`` examples, and ends the run after the job's last epoch."""
+
+    def __init__(self, job: AnyJob, report: Report, examples: int, seconds: float = 0.0) -> None:
+        super().__init__(seconds)
+        self._job, self._report, self._examples = job, report, examples
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
         """Report one step. Raises `UserError` when its loss or gradient isn't finite."""
@@ -63,7 +69,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs[name]):
                 raise UserError(f"training: {name} became {logs[name]} in step {step}; fix: lower learning_rate")
-        seconds = time.perf_counter() - self._began
+        seconds = self.seconds()
         steps = round(state.max_steps * self._job.settings.last_epoch / self._job.settings.num_train_epochs)
         place = {"event": "step", "step": step, "steps": steps, "epoch": state.epoch}
         speed = {"seconds": seconds, "examples_per_second": state.epoch * self._examples / seconds}
@@ -75,20 +81,13 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-class ResumeStates(TrainerCallback):  # type: ignore[misc]
+class ResumeStates(_TimedCallback):
     """Has transformers save a resume state every ``save_steps`` steps, but for the last step; the latest is kept."""
 
     def __init__(self, job: AnyJob, seconds: float) -> None:
-        """A resumed run counts on from the ``seconds`` it had taken."""
-        self._job = job
-        self._before = seconds
-        self._began = time.perf_counter()
-        self._due = False
+        super().__init__(seconds)
+        self._job, self._due = job, False
         self.findings: SanityFindings | None = None  # of DPO, before the first step
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter() - self._before
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Request a resume state; at the end of an epoch only when all else that happens there is done."""
@@ -113,8 +112,7 @@ class ResumeStates(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         flush_dir(folder)
-        seconds = time.perf_counter() - self._began
-        mark_resume_state(self._job, ResumeState(folder, state.global_step, seconds, self.findings))
+        mark_resume_state(self._job, ResumeState(folder, state.global_step, self.seconds(), self.findings))
         for other in folder.parent.iterdir():
             if other != folder and other.is_dir():
                 shutil.rmtree(other)

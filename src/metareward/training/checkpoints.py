@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,13 @@ def latest_resume_state(job: AnyJob) -> ResumeState | None:
     marks = sorted(AtomicDir.beside(job.product).resume.glob(f"*/{RESUME_MARK}"))
     if not marks:
         return None
-    wanted = json.loads(json.dumps(identity(job)))
-    found = [state for mark in marks if (state := _read_state(mark, wanted)) is not None]
+    wanted, found = json.loads(json.dumps(identity(job))), []
+    for mark in marks:
+        content: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
+        if content["identity"] == wanted:
+            with suppress(ValidationError):  # of another release
+                findings = _FINDINGS.validate_python(content["findings"])
+                found.append(ResumeState(mark.parent, content["step"], content["seconds"], findings))
     return max(found, default=None, key=lambda state: state.step)
 
 
@@ -74,18 +80,6 @@ def mark_resume_state(job: AnyJob, state: ResumeState) -> None:
     findings = None if state.findings is None else asdict(state.findings)
     content = {"step": state.step, "seconds": state.seconds, "identity": identity(job), "findings": findings}
     write_atomic(state.folder / RESUME_MARK, json.dumps(content))
-
-
-def _read_state(mark: Path, wanted: object) -> ResumeState | None:
-    """The resume state, if it is of the job with identity ``wanted``; None also for one of another release."""
-    content: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
-    if content["identity"] != wanted:
-        return None
-    try:
-        findings = _FINDINGS.validate_python(content["findings"])
-    except ValidationError:
-        return None
-    return ResumeState(mark.parent, content["step"], content["seconds"], findings)
 
 
 # --- the checkpoints of a DPO job's epochs ---
@@ -113,42 +107,33 @@ def select_epoch(
     ``max_length_ratio`` times the start model's are skipped, unless all have: then the shortest is taken. Raises
     `UserError` when no epoch has a number for the metric.
     """
-    metric = settings.metric or ""
+    metric, ratio = settings.metric or "", settings.max_length_ratio
     values = {epoch: _finite(metrics, metric) for epoch, metrics in sorted(measured.items())}
     sign = -1 if settings.mode == "min" else 1
     known = {epoch: sign * value for epoch, value in values.items() if value is not None}
     if not known:
         raise UserError(f"checkpoint_selection: no epoch has a number for {metric}; fix: name another metric")
-    short = {epoch: value for epoch, value in known.items() if _short_enough(measured[epoch], settings, start)}
+    short, length_before = dict(known), _finite(start, LENGTH)
+    if ratio is not None and length_before is not None:
+        lengths = {epoch: _finite(measured[epoch], LENGTH) for epoch in known}
+        too_long = {epoch for epoch, length in lengths.items() if length is not None and length > ratio * length_before}
+        short = {epoch: value for epoch, value in known.items() if epoch not in too_long}
     if not short:
         epoch = min(known, key=lambda epoch: measured[epoch][LENGTH])
-        limit = f"{settings.max_length_ratio:g} times the start model's"
+        limit = f"{ratio:g} times the start model's"
         return SelectedEpoch(epoch, f"epoch {epoch}: the lowest {LENGTH}; all epochs are above {limit}")
     best = max(short.values())
     epoch = next(epoch for epoch, value in short.items() if value >= best - settings.tolerance)
-    return SelectedEpoch(epoch, _reason(epoch, values, set(known) - set(short), settings))
+    listed = ", ".join(f"{each}: {'-' if value is None else f'{value:.4g}'}" for each, value in values.items())
+    goal = f"{'lowest' if settings.mode == 'min' else 'highest'} {settings.metric}"
+    within = f", or the earliest within {settings.tolerance:g} of it" if settings.tolerance else ""
+    skipped = f"; too long: {', '.join(map(str, sorted(known.keys() - short)))}" if len(short) < len(known) else ""
+    return SelectedEpoch(epoch, f"epoch {epoch} by {goal}{within} ({listed}{skipped})")
 
 
 def _finite(metrics: Metrics, name: str) -> float | None:
     value = metrics.get(name)
     return value if value is not None and math.isfinite(value) else None
-
-
-def _short_enough(metrics: Metrics, settings: CheckpointSelectionSettings, start: Metrics) -> bool:
-    if settings.max_length_ratio is None:
-        return True
-    now, before = _finite(metrics, LENGTH), _finite(start, LENGTH)
-    return now is None or before is None or now <= settings.max_length_ratio * before
-
-
-def _reason(
-    epoch: int, values: Mapping[int, float | None], too_long: set[int], settings: CheckpointSelectionSettings
-) -> str:
-    listed = ", ".join(f"{each}: {'-' if value is None else f'{value:.4g}'}" for each, value in values.items())
-    goal = f"{'lowest' if settings.mode == 'min' else 'highest'} {settings.metric}"
-    within = f", or the earliest within {settings.tolerance:g} of it" if settings.tolerance else ""
-    skipped = f"; too long: {', '.join(map(str, sorted(too_long)))}" if too_long else ""
-    return f"epoch {epoch} by {goal}{within} ({listed}{skipped})"
 
 
 def promote_epoch(job: DpoJob, epoch: int, keep_all: bool = False) -> None:

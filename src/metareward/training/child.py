@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from metareward.engines.process_group import die_with_parent
 from metareward.errors import UserError
@@ -22,10 +22,9 @@ from metareward.storage.atomic import AtomicDir, atomic_dir
 from metareward.storage.custody import remember
 from metareward.training.checkpoints import ResumeState, latest_resume_state
 from metareward.training.config import AnyJob, DpoJob, TrainingJob, read_job
-from metareward.training.events import USER_ERROR, EventLog, Report, is_main_process
-from metareward.training.examples import read_examples
+from metareward.training.data import read_examples, read_training_pairs
+from metareward.training.launch import USER_ERROR, Report, event_log, is_main_process
 from metareward.training.lineage import Lineage, existing_lineage
-from metareward.training.pairs import read_training_pairs
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -36,80 +35,61 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it matrix products on a GPU may differ from run to run
 }
-# Threads of libgomp that spin while they wait slow everything down once another process wants the same cores: two
-# threads on two busy cores were over 50 times slower than one. This bounds the spinning.
-_GOMP_SPINCOUNT = "1000"
+_TRACKERS = {"WANDB_PROJECT": "metareward", "WANDB_LOG_MODEL": "false", "MLFLOW_EXPERIMENT_NAME": "metareward"}
 _CACHES = ("HF_HOME", "HF_DATASETS_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")
 
 
 def train(job: AnyJob, out: TextIO) -> Lineage:
     """Train ``job``, or return the lineage of the model it has made before. Events go to ``job.log`` and ``out``.
 
-    A job that was killed is resumed from its latest resume state. Made for a process of its own: it changes the
-    environment and torch's settings. Raises `UserError`.
+    A job that was killed is resumed from its latest resume state. Of several processes only the main one writes, but
+    for the others' parts of resume states. Made for a process of its own: it changes the environment and torch's
+    settings. Raises `UserError`.
     """
     made = existing_lineage(job)
     if made is not None:
         return made
-    data, state = _read_data(job), latest_resume_state(job)
-    with EventLog(job.log, out, state.step if state else 0) as report:
+    # Before torch is imported: errors in the data show at once.
+    data: Any = read_training_pairs(job.data) if isinstance(job, DpoJob) else read_examples(job.data)
+    state = latest_resume_state(job)
+    if not is_main_process():
+        with tempfile.TemporaryDirectory() as scratch:
+            folders = replace(AtomicDir.beside(job.product), scratch=Path(scratch))
+            return _fit(job, data, folders, lambda _: None, state)
+    with event_log(job.log, out, state.step if state else 0) as report:
         with atomic_dir(job.product, resume=state is not None) as folders:
             lineage = _fit(job, data, folders, report, state)
         report({"event": "end", "steps": lineage.steps})
     return lineage
 
 
-def assist(job: AnyJob) -> None:
-    """Take part in a training that the main process leads: compute, and write nothing but a part of resume states."""
-    if existing_lineage(job) is not None:
-        return
-    data, state = _read_data(job), latest_resume_state(job)
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = replace(AtomicDir.beside(job.product), scratch=Path(scratch))
-        _fit(job, data, folders, lambda _: None, state)
-
-
-def _read_data(job: AnyJob) -> Any:
-    """The pairs of a DPO job, or the examples of an SFT job. Before torch is imported: errors show at once."""
-    return read_training_pairs(job.data) if isinstance(job, DpoJob) else read_examples(job.data)
-
-
 def _fit(job: AnyJob, data: Any, folders: AtomicDir, report: Report, state: ResumeState | None) -> Lineage:
     set_environment(os.environ, job, folders.scratch)
     # Not before the environment is set: Hugging Face's libraries read it when they are imported.
-    from metareward.training import fit
+    from metareward.training.fit import fit
 
-    if isinstance(job, DpoJob):
-        return fit.fit_dpo(job, data, folders, report, state)
-    return fit.fit_sft(job, data, folders, report, state)
+    return fit(job, data, folders, report, state)
 
 
 def set_environment(environment: MutableMapping[str, str], job: TrainingJob, scratch: Path) -> None:
     """Set the process's ``environment`` before heavy libraries are imported, with all caches in ``scratch``.
 
-    No network, no progress bars, no trackers but the job's, nothing in the user's home.
+    No network, no progress bars, nothing in the user's home. Experiment trackers are only the job's, and write beside
+    its log unless the user's environment says otherwise.
     """
     environment.update(_ENVIRONMENT)
-    environment.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)
-    for name, value in tracker_environment(job).items() if job.settings.report_to else ():
-        environment.setdefault(name, value)
+    # Threads of libgomp that spin while they wait slow everything down once another process wants the same cores: two
+    # threads on two busy cores were over 50 times slower than one. This bounds the spinning.
+    environment.setdefault("GOMP_SPINCOUNT", "1000")
+    if job.settings.report_to:
+        folder = job.log.resolve().parent
+        trackers = {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"), "WANDB_DIR": str(folder)}
+        for name, value in (trackers | _TRACKERS).items():
+            environment.setdefault(name, value)
     environment["OMP_NUM_THREADS"] = str(job.threads_each)
-    for name in _CACHES:
-        environment[name] = str(scratch.resolve())
+    environment.update(dict.fromkeys(_CACHES, str(scratch.resolve())))
     if "LOCAL_RANK" not in environment:  # without a launcher: one process, so one GPU
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-
-
-def tracker_environment(job: TrainingJob) -> dict[str, str]:
-    """Variables that have experiment trackers write beside the job's log, unless the user has set them."""
-    folder = job.log.resolve().parent
-    return {
-        "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
-        "WANDB_DIR": str(folder),
-        "WANDB_PROJECT": "metareward",
-        "WANDB_LOG_MODEL": "false",
-        "MLFLOW_EXPERIMENT_NAME": "metareward",
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,14 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.with_parent:
         die_with_parent(watch_stdin=True)
-    with _events_only_stdout() as out:
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")  # for events alone
+    os.dup2(2, 1)  # what libraries print goes to standard error from now on
+    with out:
         try:
             job = read_job(options.job)
             remember(job.file_digests)
-            if is_main_process():
-                train(job, out)
-            else:
-                assist(job)
+            train(job, out)
         except UserError as error:
             print(error, file=sys.stderr)
             if options.with_parent and is_main_process():
@@ -136,18 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _events_only_stdout() -> TextIO:
-    """Standard output for events alone: what libraries print goes to standard error from now on."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return out
-
-
-def _exit(status: int) -> NoReturn:
-    """Exit at once: all files are written and closed, and torch's own shutdown takes a second."""
-    sys.stderr.flush()
-    os._exit(status)
-
-
 if __name__ == "__main__":
-    _exit(main())
+    exit_status = main()
+    sys.stderr.flush()
+    os._exit(exit_status)  # at once: all files are written and closed, and torch's own shutdown takes a second

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -29,7 +29,6 @@ Loss = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 JUDGE_METRICS = ("judge_win_rate", "judge_agreement")  # metrics that need checkpoint_selection.judge
-S = TypeVar("S", bound="OptimizationSettings")
 
 
 def _require(good: bool, field: str, value: object, expected: str) -> None:
@@ -48,8 +47,7 @@ class LoraSettings(Section):
         default=("all-linear",), description="Linear layers with an adapter, by name; all-linear: all but the LM head"
     )
     carry_over: Literal["merged", "stacked"] = Field(
-        default="merged",
-        description="Next iteration: a new adapter on the merged model, or the same one trained on",
+        default="merged", description="Next iteration: a new adapter on the merged model, or the same one trained on"
     )
 
 
@@ -67,16 +65,14 @@ class CheckpointSelectionSettings(Section):
         default=None, gt=0.0, description="Skip epochs whose answers are longer than this many times the start model's"
     )
     judge: Text | None = Field(
-        default=None,
-        description="Judge of judge_win_rate and judge_agreement: a model folder, a recipe, URL#MODEL",
+        default=None, description="Judge of judge_win_rate and judge_agreement: a model folder, a recipe, URL#MODEL"
     )
     keep_all: bool = Field(default=False, description="Keep the checkpoints of the other epochs")
 
     @model_validator(mode="after")
-    def _check(self) -> CheckpointSelectionSettings:
-        _require(
-            self.metric not in JUDGE_METRICS or self.judge is not None, "judge", None, f"a judge for {self.metric}"
-        )
+    def _check(self) -> Self:
+        judged = self.metric not in JUDGE_METRICS or self.judge is not None
+        _require(judged, "judge", None, f"a judge for {self.metric}")
         return self
 
 
@@ -131,7 +127,7 @@ class OptimizationSettings(Section):
         return self.batch_size // (self.per_device_train_batch_size * self.num_processes)
 
     @model_validator(mode="after")
-    def _check_batches_and_schedule(self: S) -> S:
+    def _check_batches_and_schedule(self) -> Self:
         micro, together = self.per_device_train_batch_size, self.per_device_train_batch_size * self.num_processes
         divisor = f"a divisor of batch_size, which is {self.batch_size}"
         _require(self.batch_size % micro == 0, "per_device_train_batch_size", micro, divisor)
@@ -185,7 +181,7 @@ class TrainingSettings(OptimizationSettings):
         return None if self.method == "full" else self.lora
 
     @model_validator(mode="after")
-    def _check_losses(self) -> TrainingSettings:
+    def _check_losses(self) -> Self:
         matches = len(self.loss_weights) in (0, len(self.loss_type))
         _require(matches, "loss_weights", list(self.loss_weights), "one for each of loss_type, or none")
         smooth = "exo_pair" not in self.loss_type or self.label_smoothing > 0
@@ -221,22 +217,20 @@ def sft_settings(paper: str, changes: Sequence[str]) -> SftSettings:
     """A paper's settings for supervised fine-tuning, with each ``key=value`` of ``changes``. Raises `UserError`."""
     if paper not in SFT_PRESETS:
         raise UserError(f"--paper {paper}: not known; fix: make it one of {', '.join(SFT_PRESETS)}")
-    values = {**SFT_PRESETS[paper].model_dump(), **dict(map(_parse_change, changes))}
+    values = SFT_PRESETS[paper].model_dump()
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or key not in SftSettings.model_fields:
+            known = ", ".join(SftSettings.model_fields)
+            raise UserError(f"--set {change}: not key=value with a known key; fix: use one of {known}")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
     try:
         return SftSettings.model_validate(values)
     except ValidationError as error:
         raise UserError(f"training settings: {explain_invalid(error)}") from None
-
-
-def _parse_change(change: str) -> tuple[str, Any]:
-    key, equals, value = change.partition("=")
-    if not equals or key not in SftSettings.model_fields:
-        known = ", ".join(SftSettings.model_fields)
-        raise UserError(f"--set {change}: not key=value with a known key; fix: use one of {known}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 class TrainingJob(BaseModel):
@@ -292,7 +286,7 @@ class DpoJob(TrainingJob):
 
 
 class SftJob(TrainingJob):
-    """Supervised fine-tuning of ``start`` on ``data``: files of examples (`metareward.training.examples`)."""
+    """Supervised fine-tuning of ``start`` on ``data``: files of examples (`metareward.training.data`)."""
 
     kind: Literal["sft"] = "sft"
     settings: SftSettings

@@ -21,50 +21,42 @@ from metareward.storage.custody import LINEAGE, model_ref
 from metareward.training.callbacks import EpochCheckpoints, ResumeStates, StepLog
 from metareward.training.checkpoints import ResumeState, SanityFindings
 from metareward.training.config import AnyJob, DpoJob, SftJob
-from metareward.training.events import Report, is_main_process
-from metareward.training.examples import Example, fit_examples
+from metareward.training.data import FittingData, count_kinds, fit_examples, fit_pairs
+from metareward.training.launch import Report, is_main_process
 from metareward.training.lineage import Lineage, adapter_base, identity_settings, source_digests, start_and_reference
 from metareward.training.models import load_dpo_models, load_model, load_tokenizer, save_trained
-from metareward.training.pairs import FittingData, TrainingPair, count_kinds, fit_pairs
 from metareward.training.sanity_checks import SanityCheck
 from metareward.training.trainer import ExampleTrainer, PairTrainer, make_dpo_trainer, make_sft_trainer
 
 _PACKAGES = ("metareward", "torch", "transformers", "trl")
 
 
-def fit_dpo(
-    job: DpoJob, pairs: Sequence[TrainingPair], folders: AtomicDir, report: Report, resume: ResumeState | None
+def fit(
+    job: AnyJob, examples: Sequence[Any], folders: AtomicDir, report: Report, resume: ResumeState | None
 ) -> Lineage:
-    """Train ``job`` on ``pairs``, from ``resume`` on; the model and its lineage go to ``folders.content``.
+    """Train ``job`` on its pairs or examples, from ``resume`` on; model and lineage go to ``folders.content``.
 
     Raises `UserError`; nothing of the model is written before the last step is done.
     """
     run = Run(job, folders, report, resume)
-    tokenizer, models = load_tokenizer(job.start), load_dpo_models(job)
-    data = fit_pairs(pairs, tokenizer, job, _context(models.policy))
-    run.facts = _data_facts(data)
+    tokenizer = load_tokenizer(job.start)
+    if isinstance(job, SftJob):
+        model = load_model(job.start, job.settings.dropout)
+        data = fit_examples(examples, tokenizer, job, _context(model))
+        callbacks = [run.on_data(data), run.resume_states]
+        trainer = make_sft_trainer(job, data, model, tokenizer, run.checkpoint_folder, callbacks)
+        run.report_start()
+        return run.train(trainer)
+    models = load_dpo_models(job)
+    pairs = fit_pairs(examples, tokenizer, job, _context(models.policy))
     check = SanityCheck(job, None if resume is None else resume.findings, run.on_findings)
     epochs = [EpochCheckpoints(run.save_epoch)] if job.keep_epochs else []
-    callbacks = [check, run.step_log(data), run.resume_states, *epochs]
-    trainer = make_dpo_trainer(
-        job, data, models.policy, models.reference, tokenizer, run.checkpoint_folder, callbacks, models.adapter
+    callbacks = [check, run.on_data(pairs), run.resume_states, *epochs]
+    pair_trainer = make_dpo_trainer(
+        job, pairs, models.policy, models.reference, tokenizer, run.checkpoint_folder, callbacks, models.adapter
     )
-    check.prepare(trainer, data.lengths)
-    return run.train(trainer)
-
-
-def fit_sft(
-    job: SftJob, examples: Sequence[Example], folders: AtomicDir, report: Report, resume: ResumeState | None
-) -> Lineage:
-    """The same for supervised fine-tuning on ``examples``."""
-    run = Run(job, folders, report, resume)
-    tokenizer, model = load_tokenizer(job.start), load_model(job.start, job.settings.dropout)
-    data = fit_examples(examples, tokenizer, job, _context(model))
-    run.facts = _data_facts(data)
-    callbacks = [run.step_log(data), run.resume_states]
-    trainer = make_sft_trainer(job, data, model, tokenizer, run.checkpoint_folder, callbacks)
-    run.report_start()
-    return run.train(trainer)
+    check.prepare(pair_trainer, pairs.lengths)
+    return run.train(pair_trainer)
 
 
 def _context(model: Any) -> int | None:
@@ -73,52 +65,41 @@ def _context(model: Any) -> int | None:
     return context
 
 
-def _data_facts(data: FittingData[Any]) -> dict[str, Any]:
-    """What is known of the data before the first step: part of the first event and of the lineage."""
-    return {
-        "examples": count_kinds(data.examples),
-        "too_long": count_kinds(data.too_long),
-        "longest": data.longest,
-        "limit": data.limit,
-    }
-
-
 class Run:
     """What the run of a job of either kind consists of: events, resume states, lineage, saved models."""
 
     def __init__(self, job: AnyJob, folders: AtomicDir, report: Report, resume: ResumeState | None) -> None:
-        _configure_torch(job)
+        # Equal jobs give equal bits: on a CPU always, on a GPU as far as its kernels can.
+        torch.set_num_threads(job.threads_each)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
         self._job, self._folders, self._report, self._resume = job, folders, report, resume
         self._start, self._reference = start_and_reference(job)
         self._sources = source_digests(job)
         self._seconds = resume.seconds if resume else 0.0
         self._trainer: PairTrainer | ExampleTrainer | None = None
         self.resume_states = ResumeStates(job, self._seconds)
-        self.facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}  # part of the first event and of the lineage
+        # Resume states outlive a kill.
+        self.checkpoint_folder = folders.resume if job.settings.save_steps else folders.scratch
 
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Where the trainer writes: resume states outlive a kill."""
-        return self._folders.resume if self._job.settings.save_steps else self._folders.scratch
-
-    def step_log(self, data: FittingData[Any]) -> StepLog:
-        """The callback that reports steps."""
+    def on_data(self, data: FittingData[Any]) -> StepLog:
+        """Take what is known of the data before the first step. Returns the callback that reports steps."""
+        self._facts |= {"examples": count_kinds(data.examples), "too_long": count_kinds(data.too_long)}
+        self._facts |= {"longest": data.longest, "limit": data.limit}
         return StepLog(self._job, self._report, len(data.examples), self._seconds)
 
     def on_findings(self, findings: SanityFindings) -> None:
         """Take what DPO's sanity check has found."""
         self.resume_states.findings = findings
-        self.facts |= {
-            "log_ratio": findings.log_ratio,
-            "prefix_sharing": not findings.not_packed,
-            "not_packed": findings.not_packed,
-        }
+        self._facts |= {"log_ratio": findings.log_ratio, "prefix_sharing": not findings.not_packed}
+        self._facts["not_packed"] = findings.not_packed
         self.report_start()
 
     def report_start(self) -> None:
         """Report that training starts, or where it is resumed."""
         if self._resume is None:
-            self._report({"event": "start", "pid": os.getpid(), "seed": self._job.seed} | self.facts)
+            self._report({"event": "start", "pid": os.getpid(), "seed": self._job.seed} | self._facts)
         else:
             self._report({"event": "resume", "pid": os.getpid(), "step": self._resume.step})
 
@@ -157,15 +138,8 @@ class Run:
             versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
             base=base,
             epoch=epoch,
-            **self.facts,
+            **self._facts,
         )
         if is_main_process():
             (folder / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
         return lineage
-
-
-def _configure_torch(job: AnyJob) -> None:
-    """Equal jobs give equal bits: on a CPU always, on a GPU as far as its kernels can."""
-    torch.set_num_threads(job.threads_each)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time

@@ -1,7 +1,11 @@
-"""Training in child processes, seen from the parent; and the launcher for several processes.
+"""Training in child processes: started and followed by the parent, reported by the child, and the launcher of several.
 
 `run_training` starts the child, passes its steps on, and raises one line when it fails. The parent never imports torch,
 and no child outlives it. When the child ends, its memory is free.
+
+Events are JSON objects, one a line, in the log file and on the child's standard output: ``start`` (what is trained on),
+a ``step`` for each optimizer step, and ``end``. A resumed run repeats the steps before its resume state, then reports
+``resume``.
 
 ``python -m metareward.training.launch JOB.json`` starts the processes of a job with several: on GPUs by `accelerate
 launch` with the configuration file of the job's sharding in ``accelerate/``; on a CPU by torchrun, because `accelerate
@@ -10,26 +14,36 @@ launch` then silently starts a single one. All of them end when the launcher doe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 from metareward.engines.process_group import die_with_parent
 from metareward.errors import UserError
+from metareward.storage.atomic import write_errors
 from metareward.storage.custody import known_digests
 from metareward.training.config import AnyJob, DpoJob, read_job
-from metareward.training.events import USER_ERROR, exit_reason
 from metareward.training.lineage import Lineage, existing_lineage, read_lineage
 
 Step = Mapping[str, float]
+Event = Mapping[str, object]
+Report = Callable[[Event], None]
+
 ACCELERATE_CONFIGS = Path(__file__).parent / "accelerate"
+USER_ERROR = 2  # the child's exit status for an error of the user's, whose message is one line
 _CHILD = "metareward.training.child"
+_ERROR_LINE = re.compile(r"^(?:\[rank\d+\]: )?(?!\S*ChildFailedError)[\w.]*(Error|Exception|Interrupt)\b")
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|Cannot allocate memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +69,11 @@ def run_training(job: AnyJob, on_step: Callable[[Step], None]) -> TrainingResult
     models = (job.start, job.reference) if isinstance(job, DpoJob) else (job.start,)
     job_path, stderr_path = job.log.with_suffix(".job.json"), job.log.with_suffix(".stderr.txt")
     job.model_copy(update={"file_digests": known_digests(models)}).write(job_path)
-    with stderr_path.open("wb") as stderr:
-        status, message = _follow(_start(job, job_path, stderr), on_step)
-    if status:
-        raise UserError(message or exit_reason(status, stderr_path, job.output))
-    return TrainingResult(job.product, read_lineage(job.product), time.monotonic() - started)
-
-
-def command(job: AnyJob, job_path: Path) -> list[str]:
-    """The command that trains ``job``, which is written at ``job_path``: the child, or the launcher of several."""
-    settings = job.settings
-    module = _CHILD if settings.num_processes == 1 and settings.sharding == "ddp" else __name__
-    return [sys.executable, "-m", module, str(job_path), "--with-parent"]
-
-
-def _start(job: AnyJob, job_path: Path, stderr: IO[bytes]) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command(job, job_path), stdin=pipe, stdout=pipe, stderr=stderr, encoding="utf-8", bufsize=1)
-
-
-def _follow(child: subprocess.Popen[str], on_step: Callable[[Step], None]) -> tuple[int, str]:
-    """Pass the child's steps on until it ends; returns its exit status and the user error that it reported, if any.
-
-    The child is killed when this fails.
-    """
-    message = ""
-    with child:
+    arguments, pipe, message = command(job, job_path), subprocess.PIPE, ""
+    with (
+        stderr_path.open("wb") as stderr,
+        subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=stderr, encoding="utf-8", bufsize=1) as child,
+    ):
         try:
             for line in child.stdout or ():
                 event = json.loads(line)
@@ -93,52 +86,108 @@ def _follow(child: subprocess.Popen[str], on_step: Callable[[Step], None]) -> tu
         except BaseException:
             child.kill()
             raise
-    return child.returncode, message
+    if child.returncode:
+        raise UserError(message or exit_reason(child.returncode, stderr_path, job.output))
+    return TrainingResult(job.product, read_lineage(job.product), time.monotonic() - started)
+
+
+def command(job: AnyJob, job_path: Path) -> list[str]:
+    """The command that trains ``job``, which is written at ``job_path``: the child, or the launcher of several."""
+    settings = job.settings
+    module = _CHILD if settings.num_processes == 1 and settings.sharding == "ddp" else __name__
+    return [sys.executable, "-m", module, str(job_path), "--with-parent"]
+
+
+def exit_reason(status: int, stderr: Path, output: Path) -> str:
+    """One line on why a training process ended with ``status`` (negative: by that signal), from its ``stderr`` file."""
+    text = stderr.read_text(encoding="utf-8", errors="replace").strip()
+    if status == USER_ERROR and text:
+        return text.splitlines()[-1]
+    error = error_line(text)
+    if _DISK_FULL.search(error):
+        return f"{output.parent}: the disk is full; fix: free space, then run again"
+    if status == -signal.SIGKILL or _OUT_OF_MEMORY.search(error):
+        why = "was killed, most likely for want of memory" if status < 0 else "ran out of memory"
+        lower = "per_device_train_batch_size or max_length, or set gradient_checkpointing"
+        return f"training {why}; fix: lower {lower} ({stderr})"
+    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    return f"training ended {how}: {error}; the whole message is in {stderr}"
+
+
+def error_line(stderr: str) -> str:
+    """The line of a child's standard error that names the error."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if _ERROR_LINE.match(line)), lines[-1] if lines else "no message")
+
+
+# --- in the child ---
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and reports: it is alone, or the first of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def event_log(path: Path, out: TextIO, resumed_step: int = 0) -> Iterator[Report]:
+    """Yield a function that writes one event to a file at ``path`` and to ``out``, unbuffered.
+
+    A resumed run keeps and repeats the file's events up to optimizer step ``resumed_step``; a new run begins it anew.
+    Raises `UserError` on a full disk.
+    """
+    kept = []
+    if resumed_step and path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # a kill may have cut off the last line
+                event = json.loads(line)
+                if event["event"] == "start" or (event["event"] == "step" and event["step"] <= resumed_step):
+                    kept.append(event)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb", buffering=0)
+
+    def report(event: Event) -> None:
+        line = json.dumps(event) + "\n"
+        with write_errors(path):
+            file.write(line.encode())
+        out.write(line)
+        out.flush()
+
+    with file:
+        for event in kept:
+            report(event)
+        yield report
 
 
 # --- the launcher ---
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Start the processes of a job and wait for them."""
+def main(job_path: Path) -> None:
+    """Start the processes of a job and wait for them. Raises `UserError` for a sharding without GPUs."""
     die_with_parent(watch_stdin=True)
-    job_path = Path(arguments[0])
-    job = read_job(job_path)
-    worker = ["-m", _CHILD, str(job_path), "--with-parent"]
-    if _on_gpus(job):
-        _accelerate(job, worker)
-    else:
-        _torchrun(job, worker)
-
-
-def _on_gpus(job: AnyJob) -> bool:
+    settings = read_job(job_path).settings
+    worker, processes = ["-m", _CHILD, str(job_path), "--with-parent"], settings.num_processes
     import torch
 
-    return job.settings.device in ("auto", "cuda") and torch.cuda.is_available()
+    if settings.device in ("auto", "cuda") and torch.cuda.is_available():
+        from accelerate.commands import launch
 
-
-def _accelerate(job: AnyJob, worker: Sequence[str]) -> None:
-    from accelerate.commands import launch
-
-    config, processes = ACCELERATE_CONFIGS / f"{job.settings.sharding}.yaml", str(job.settings.num_processes)
-    options = ["--config_file", str(config), "--num_processes", processes, "--main_process_port", "0"]
-    launch.launch_command(launch.launch_command_parser().parse_args([*options, *worker]))
-
-
-def _torchrun(job: AnyJob, worker: Sequence[str]) -> None:
-    """Raises `UserError` for shardings that need GPUs."""
+        config = ACCELERATE_CONFIGS / f"{settings.sharding}.yaml"
+        options = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0"]
+        launch.launch_command(launch.launch_command_parser().parse_args([*options, *worker]))
+        return
+    if settings.sharding != "ddp":
+        only_on_gpus = f"sharding {settings.sharding} needs GPUs, and torch finds none"
+        raise UserError(f"training job: {only_on_gpus}; fix: make it ddp")
     from torch.distributed import run
 
-    sharding = job.settings.sharding
-    if sharding != "ddp":
-        raise UserError(f"training job: sharding {sharding} needs GPUs, and torch finds none; fix: make it ddp")
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    run.main(["--standalone", f"--nproc_per_node={job.settings.num_processes}", *worker])
+    run.main(["--standalone", f"--nproc_per_node={processes}", *worker])
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main(Path(sys.argv[1]))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(USER_ERROR)

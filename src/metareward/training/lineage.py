@@ -111,14 +111,10 @@ def identity(job: AnyJob) -> dict[str, object]:
 
 
 def _identity(
-    method: str,
-    start: ModelRef,
-    reference: ModelRef | None,
-    sources: tuple[str, ...],
-    settings: Mapping[str, object],
+    method: str, start: ModelRef, reference: ModelRef | None, data: tuple[str, ...], settings: Mapping[str, object]
 ) -> dict[str, object]:
-    held_to = None if reference is None else reference.sha256
-    return {**settings, "method": method, "start": start.sha256, "reference": held_to, "data": sources}
+    digests = {"start": start.sha256, "reference": None if reference is None else reference.sha256}
+    return {**settings, "method": method, **digests, "data": data}
 
 
 def identity_settings(job: AnyJob) -> dict[str, Setting]:
@@ -144,11 +140,8 @@ def source_digests(job: AnyJob) -> tuple[str, ...]:
     if isinstance(job, DpoJob):
         return tuple(map(digest, job.data))
     found = (path for source in job.data for path in resolve_files(source))
-    return tuple(digest(file) for path in found for file in _files(path))
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = (sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path] for path in found)
+    return tuple(digest(file) for each in files for file in each)
 
 
 def adapter_base(job: DpoJob) -> Path:

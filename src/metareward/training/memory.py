@@ -64,44 +64,33 @@ def model_size(folder: Path) -> ModelSize | None:
         layers, hidden, vocabulary = (config[name] for name in ("num_hidden_layers", "hidden_size", "vocab_size"))
     except KeyError:
         return None
-    return ModelSize(sum(map(_count_weights, files)), layers, hidden, vocabulary)
-
-
-def _count_weights(path: Path) -> int:
-    """The weights in a safetensors file, from its header: 8 bytes of length, then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    weights = 0
+    for path in files:
+        with path.open("rb") as file:  # the header: 8 bytes of length, then JSON
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        weights += sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    return ModelSize(weights, layers, hidden, vocabulary)
 
 
 def training_bytes(size: ModelSize, spec: MemorySpec) -> int:
-    """What one device needs, in bytes."""
-    return round(_states(size, spec) + _activations(size, spec))
-
-
-def _states(size: ModelSize, spec: MemorySpec) -> float:
-    """Bytes of weights, gradients and Adam's averages."""
-    weight_parts = spec.num_processes if spec.sharding in ("fsdp2", "zero3") else 1
-    state_parts = spec.num_processes if spec.sharding != "ddp" else 1
-    frozen = 2 if spec.bfloat16 else 4
+    """What one device needs, in bytes: weights, gradients and Adam's averages, and activations."""
+    frozen = 2 if spec.bfloat16 and spec.lora_r else 4
+    trained, base = size.weights, 0.0
     if spec.lora_r:
         trained = adapter_weights(size, spec.lora_r)
         base = size.weights * (_FOUR_BIT_WEIGHT if spec.four_bit else frozen)
-    else:
-        trained, base = size.weights, 0.0
-        frozen = 4
     reference = size.weights * frozen if spec.separate_reference else 0
-    return (base + reference + trained * _TRAINED_WEIGHT) / weight_parts + trained * _ADAM_AND_GRADIENT / state_parts
+    weight_parts = spec.num_processes if spec.sharding in ("fsdp2", "zero3") else 1
+    state_parts = spec.num_processes if spec.sharding != "ddp" else 1
+    states = (base + reference + trained * _TRAINED_WEIGHT) / weight_parts + trained * _ADAM_AND_GRADIENT / state_parts
+    # The 34 are bytes where a value has two; a few of them are masks of one byte, which is close enough.
+    factor = 1 if spec.bfloat16 else 2
+    stored = 2 * size.layers + _LAYER if spec.gradient_checkpointing else size.layers * _LAYER
+    activations = spec.tokens * size.hidden * stored * factor + spec.completion_tokens * size.vocabulary * 3 * 4
+    return round(states + activations)
 
 
 def adapter_weights(size: ModelSize, lora_r: int) -> int:
     """Weights of an adapter on all linear layers: r (m + n) for each m x n matrix, all matrices taken as square."""
     matrices = size.weights / size.hidden**2
     return round(matrices * 2 * size.hidden * lora_r)
-
-
-def _activations(size: ModelSize, spec: MemorySpec) -> float:
-    # The 34 are bytes where a value has two; a few of them are masks of one byte, which is close enough.
-    factor = 1 if spec.bfloat16 else 2
-    stored = 2 * size.layers + _LAYER if spec.gradient_checkpointing else size.layers * _LAYER
-    return spec.tokens * size.hidden * stored * factor + spec.completion_tokens * size.vocabulary * 3 * 4

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from metareward.errors import UserError
-from metareward.training.config import AnyJob, DpoJob, LoraSettings
+from metareward.training.config import AnyJob, DpoJob
 from metareward.training.lineage import ADAPTER, adapter_base
 from metareward.training.trainer import ExampleTrainer, PairTrainer, computes_in_bfloat16
 
@@ -89,11 +88,27 @@ def load_dpo_models(job: DpoJob) -> DpoModels:
     if find_spec("peft") is None:
         raise UserError("training job: lora needs peft; fix: pip install 'metareward[lora]'")
     dtype = torch.bfloat16 if computes_in_bfloat16(settings) else torch.float32
+    from peft import LoraConfig, PeftModel
+
     base = _load_base(job, dtype)
     reference = None if job.reference == job.start else load_model(job.reference, 0.0, dtype)
-    if lora.carry_over == "stacked" and (job.start / ADAPTER).is_dir():
-        return DpoModels(_load_adapter(base, job.start / ADAPTER, lora), reference)
-    return DpoModels(base, reference, _new_adapter(lora))
+    before = job.start / ADAPTER
+    if lora.carry_over == "stacked" and before.is_dir():
+        saved = json.loads((before / "adapter_config.json").read_text(encoding="utf-8"))
+        if (saved["r"], saved["lora_alpha"]) != (lora.r, lora.lora_alpha):
+            raise UserError(
+                f"{before}: an adapter with r {saved['r']} and lora_alpha {saved['lora_alpha']}, the recipe has "
+                f"{lora.r} and {lora.lora_alpha}; fix: set both to the adapter's, or lora.carry_over to merged"
+            )
+        return DpoModels(PeftModel.from_pretrained(base, before, is_trainable=True), reference)
+    adapter = LoraConfig(  # changes nothing until it is trained
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return DpoModels(base, reference, adapter)
 
 
 def _load_base(job: DpoJob, dtype: torch.dtype) -> Any:
@@ -115,32 +130,6 @@ def _load_base(job: DpoJob, dtype: torch.dtype) -> Any:
     return load_model(base, dropout, dtype, quantization_config=four_bit, device_map=device)
 
 
-def _new_adapter(lora: LoraSettings) -> Any:
-    """The configuration of a new adapter, which changes nothing until it is trained."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules="all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _load_adapter(base: Any, folder: Path, lora: LoraSettings) -> Any:
-    """``base`` with the adapter in ``folder``, to be trained on. Raises `UserError` when its settings differ."""
-    from peft import PeftModel
-
-    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if (saved["r"], saved["lora_alpha"]) != (lora.r, lora.lora_alpha):
-        raise UserError(
-            f"{folder}: an adapter with r {saved['r']} and lora_alpha {saved['lora_alpha']}, the recipe has {lora.r} "
-            f"and {lora.lora_alpha}; fix: set both to the adapter's, or lora.carry_over to merged"
-        )
-    return PeftModel.from_pretrained(base, folder, is_trainable=True)
-
-
 # --- saving ---
 
 
@@ -153,8 +142,15 @@ def save_trained(trainer: PairTrainer | ExampleTrainer, job: AnyJob, folder: Pat
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(job, DpoJob) and job.settings.adapter is not None:
-        _save_adapter(model, folder / ADAPTER, weights)
-        model, weights = _merge_adapter(adapter_base(job), folder / ADAPTER), None
+        from peft import PeftModel
+
+        adapter = folder / ADAPTER
+        model.save_pretrained(adapter, selected_adapters=["default"], state_dict=weights)
+        (adapter / "README.md").unlink()
+        # Without the path of its base: the lineage names it, relative to the model.
+        _update_json(adapter / "adapter_config.json", {"base_model_name_or_path": None})
+        base = load_model(adapter_base(job), 0.0)  # in float32
+        model, weights = PeftModel.from_pretrained(base, adapter).merge_and_unload(), None
     save_model(model, job, folder, weights)
 
 
@@ -167,8 +163,19 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
     start = AutoConfig.from_pretrained(job.start)
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "start": start.dtype}
     dtype = formats[job.settings.save_dtype] or torch.float32
-    with _config_as_saved(model.config, start):
-        model.save_pretrained(folder, state_dict=_cast(weights or model.state_dict(), dtype))
+    converted: dict[tuple[int, torch.Size], Tensor] = {}  # each storage once: tied weights stay tied
+    state = {
+        name: converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+        for name, tensor in (weights or model.state_dict()).items()
+    }
+    own = {name: getattr(model.config, name) for name in ("use_cache", "pad_token_id", *dropout_names(start))}
+    try:
+        for name in own:
+            setattr(model.config, name, getattr(start, name))
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        for name, value in own.items():
+            setattr(model.config, name, value)
     # transformers has written the format of the model in memory.
     _update_json(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
     written = AutoTokenizer.from_pretrained(job.start).save_pretrained(folder)
@@ -177,39 +184,6 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
             shutil.copyfile(job.start / name, folder / name)
 
 
-@contextmanager
-def _config_as_saved(config: Any, start: Any) -> Iterator[None]:
-    """In this context ``config`` has the start model's values of what training changes for its own use."""
-    changed = {name: getattr(config, name) for name in ("use_cache", "pad_token_id", *dropout_names(start))}
-    for name in changed:
-        setattr(config, name, getattr(start, name))
-    try:
-        yield
-    finally:
-        for name, value in changed.items():
-            setattr(config, name, value)
-
-
-def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """``weights`` in ``dtype``; tied weights stay tied."""
-    done: dict[tuple[int, torch.Size], Tensor] = {}
-    return {name: done.setdefault((one.data_ptr(), one.shape), one.to(dtype)) for name, one in weights.items()}
-
-
 def _update_json(path: Path, changes: Mapping[str, object]) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _save_adapter(model: Any, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
-    """Write the adapter of ``model``, without the path of its base: the lineage names it, relative to the model."""
-    model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
-    (folder / "README.md").unlink()
-    _update_json(folder / "adapter_config.json", {"base_model_name_or_path": None})
-
-
-def _merge_adapter(base: Path, adapter: Path) -> Any:
-    """The whole model, in float32."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_model(base, 0.0), adapter).merge_and_unload()

@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
-from metareward.storage.custody import ModelRef, model_ref
+from metareward.storage.custody import model_ref
 from metareward.training.checkpoints import LogProbs, SanityFindings
 from metareward.training.config import DpoJob
 from metareward.training.lineage import check_log_ratio
-from metareward.training.prefix_sharing.forward import PrefixSharing
+from metareward.training.prefix_sharing.forward import PrefixSharing, why_not_packed
 from metareward.training.trainer import PairTrainer, precompute_reference, use_precomputed
 
 # Nats a token. Packed rows give the same log-probabilities up to rounding; an architecture whose attention can't be
@@ -54,51 +54,45 @@ class SanityCheck(TrainerCallback):  # type: ignore[misc]
         model = trainer.ref_model
         sharing = self._sharing if model is None else PrefixSharing(trainer.accelerator.unwrap_model(model))
         if self._findings is not None:
-            self._apply(self._findings, sharing)
+            on_gpu = trainer.accelerator.device.type == "cuda"  # FlexAttention has no backward pass on a CPU
+            for each in (self._sharing, sharing):
+                each.packed, each.flex = not self._findings.not_packed, self._findings.flex and on_gpu
+            if self._findings.reference is not None:
+                use_precomputed(trainer, self._findings.reference)
             return
+        settings = self._job.settings
         self._batch = first_batch(trainer)
         self._reference: Checked | None = None
         self._precomputed: LogProbs | None = None
-        # A policy of which each process holds a part can't be run before training begins.
-        if model is not None or not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            self._prepare_reference(trainer.model if model is None else model, sharing, lengths)
-
-    def _prepare_reference(self, model: Any, sharing: PrefixSharing, lengths: Sequence[int]) -> None:
-        trainer, settings = self._trainer, self._job.settings
+        if model is None:
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                return  # a policy of which each process holds a part can't be run before training begins
+            model = trainer.model
         with _as_reference(trainer):
             self._reference = check_packing(trainer, model, sharing, self._batch, settings.prefix_sharing)
         if settings.last_epoch > 1 or (settings.adapter is not None and settings.dropout > 0):
             self._precomputed = precompute_reference(trainer, model, lengths)
             use_precomputed(trainer, self._precomputed)
 
-    def _apply(self, findings: SanityFindings, reference: PrefixSharing) -> None:
-        on_gpu = self._trainer.accelerator.device.type == "cuda"  # FlexAttention has no backward pass on a CPU
-        for sharing in (self._sharing, reference):
-            sharing.packed, sharing.flex = not findings.not_packed, findings.flex and on_gpu
-        if findings.reference is not None:
-            use_precomputed(self._trainer, findings.reference)
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the policy. Raises `UserError` when it differs from its reference and shouldn't."""
         if self._findings is None:
-            self._findings = self._check_policy()
+            trainer, job = self._trainer, self._job
+            model, wanted = trainer.model_wrapped, job.settings.prefix_sharing
+            policy = check_packing(trainer, model, self._sharing, self._batch, wanted)
+            if self._reference is None:
+                with _as_reference(trainer):
+                    self._reference = check_packing(trainer, model, self._sharing, self._batch, wanted)
+            ratios = trainer.accelerator.gather(policy.log_probs - self._reference.log_probs).tolist()
+            start, reference = (model_ref(folder, job.output) for folder in (job.start, job.reference))
+            self._findings = SanityFindings(
+                log_ratio=check_log_ratio(ratios, start, reference),
+                not_packed=policy.not_packed or self._reference.not_packed,
+                flex=self._sharing.flex,
+                reference=self._precomputed,
+            )
             gc.collect()  # the reference, where it is no longer needed
         self._on_found(self._findings)
-
-    def _check_policy(self) -> SanityFindings:
-        trainer, wanted = self._trainer, self._job.settings.prefix_sharing
-        policy = check_packing(trainer, trainer.model_wrapped, self._sharing, self._batch, wanted)
-        if self._reference is None:
-            with _as_reference(trainer):
-                self._reference = check_packing(trainer, trainer.model_wrapped, self._sharing, self._batch, wanted)
-        ratios = trainer.accelerator.gather(policy.log_probs - self._reference.log_probs).tolist()
-        worst = check_log_ratio(ratios, *self._models())
-        not_packed = policy.not_packed or self._reference.not_packed
-        return SanityFindings(worst, not_packed, self._sharing.flex, self._precomputed)
-
-    def _models(self) -> tuple[ModelRef, ModelRef]:
-        job = self._job
-        return model_ref(job.start, job.output), model_ref(job.reference, job.output)
 
 
 def _as_reference(trainer: PairTrainer) -> AbstractContextManager[None]:
@@ -137,22 +131,14 @@ def check_packing(
     """Run ``model`` on ``batch``, and pack its rows from now on if that is ``wanted`` and gives the same figures."""
     sharing.packed = False
     plain = _log_probs(trainer, model, batch)
-    not_packed = _try_packing(trainer, model, sharing, batch, plain) if wanted else NOT_WANTED
+    not_packed = why_not_packed(sharing.model) if wanted else NOT_WANTED
+    if not not_packed:
+        sharing.packed, sharing.flex = True, batch["input_ids"].is_cuda
+        if sharing.flex:
+            sharing.flex = not _difference(trainer, model, batch, plain)
+        not_packed = "" if sharing.flex else _difference(trainer, model, batch, plain)
     sharing.packed = not not_packed
-    return Checked(plain, not_packed)
-
-
-def _try_packing(
-    trainer: PairTrainer, model: Any, sharing: PrefixSharing, batch: dict[str, Tensor], plain: Tensor
-) -> str:
-    """Why rows can't be packed; empty when they can."""
-    reason = sharing.why_not()
-    if reason is not None:
-        return reason
-    sharing.packed, sharing.flex = True, batch["input_ids"].is_cuda
-    if sharing.flex:
-        sharing.flex = not _difference(trainer, model, batch, plain)
-    return "" if sharing.flex else _difference(trainer, model, batch, plain)
+    return Checked(plain, not_packed or "")
 
 
 def _difference(trainer: PairTrainer, model: Any, batch: dict[str, Tensor], plain: Tensor) -> str:

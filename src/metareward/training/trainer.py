@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -31,8 +31,7 @@ from metareward.errors import UserError
 from metareward.seeds import derive
 from metareward.training.checkpoints import LogProbs
 from metareward.training.config import DpoJob, OptimizationSettings, SftJob, TrainingJob
-from metareward.training.examples import Example
-from metareward.training.pairs import FittingData, TrainingPair
+from metareward.training.data import Example, FittingData, TrainingPair
 
 _SEEDS = 2**31  # transformers hands the seed to NumPy, which takes 32 bits
 _REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's, read by its collator and its loss
@@ -76,26 +75,24 @@ class LengthSortedBatches(Sampler[int]):
             yield from sorted(order[first : first + self._batch_size], key=lambda row: -self._lengths[row])
 
 
-class PairTrainer(DPOTrainer):  # type: ignore[misc]
-    """`DPOTrainer` with our order of pairs; nothing else of it is overridden."""
+class _OwnOrder:
+    """A trainer with our order of examples; nothing else of it is overridden."""
 
-    def __init__(self, order: LengthSortedBatches, **kwargs: Any) -> None:
-        self._order = order
-        super().__init__(**kwargs)
+    order: LengthSortedBatches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSortedBatches:  # noqa: ARG002
-        return self._order
+        return self.order
 
 
-class ExampleTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` with our order of examples; nothing else of it is overridden."""
+class PairTrainer(_OwnOrder, DPOTrainer):  # type: ignore[misc]
+    """`DPOTrainer` with our order of pairs."""
 
-    def __init__(self, order: LengthSortedBatches, **kwargs: Any) -> None:
-        self._order = order
-        super().__init__(**kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSortedBatches:  # noqa: ARG002
-        return self._order
+class ExampleTrainer(_OwnOrder, SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` with our order of examples."""
+
+
+T = TypeVar("T", PairTrainer, ExampleTrainer)
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]
@@ -124,19 +121,9 @@ def make_dpo_trainer(
     without its adapter, or with the adapter as it was.
     """
     rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in data.examples]
-    order = LengthSortedBatches(data.lengths, job.settings.batch_size, job.seed)
-    trainer = PairTrainer(
-        order=order,
-        model=policy,
-        ref_model=reference,
-        args=DPOConfig(**dpo_arguments(job, len(rows), folder)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[*callbacks, _SetEpoch(order)],
-        peft_config=adapter,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    config = DPOConfig(**dpo_arguments(job, len(rows), folder))
+    models = {"model": policy, "ref_model": reference, "peft_config": adapter}
+    return _make_trainer(PairTrainer, job, data, rows, tokenizer, callbacks, args=config, **models)
 
 
 def make_sft_trainer(
@@ -149,15 +136,29 @@ def make_sft_trainer(
 ) -> ExampleTrainer:
     """A trainer ready to `train`; ``folder`` gets its checkpoints. The model is in memory, so TRL loads nothing."""
     rows = [{"prompt": example.prompt, "completion": example.completion} for example in data.examples]
+    arguments = _arguments(job, len(rows), folder)
+    config = SFTConfig(**arguments, completion_only_loss=True, packing=False, loss_type="nll")
+    return _make_trainer(ExampleTrainer, job, data, rows, tokenizer, callbacks, args=config, model=model)
+
+
+def _make_trainer(
+    kind: type[T],
+    job: TrainingJob,
+    data: FittingData[Any],
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    callbacks: Sequence[TrainerCallback],
+    **options: Any,
+) -> T:
+    """A trainer of this kind on ``rows``, those of ``data``; ``options`` are what DPO and SFT differ in."""
     order = LengthSortedBatches(data.lengths, job.settings.batch_size, job.seed)
-    trainer = ExampleTrainer(
-        order=order,
-        model=model,
-        args=SFTConfig(**sft_arguments(job, len(rows), folder)),
+    trainer = kind(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[*callbacks, _SetEpoch(order)],
+        **options,
     )
+    trainer.order = order
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -173,11 +174,6 @@ def dpo_arguments(job: DpoJob, pairs: int, folder: Path) -> dict[str, Any]:
         "label_smoothing": settings.label_smoothing,
         "ld_alpha": settings.ld_alpha,
     }
-
-
-def sft_arguments(job: SftJob, examples: int, folder: Path) -> dict[str, Any]:
-    """The arguments of `SFTConfig` for a job with so many examples."""
-    return _arguments(job, examples, folder) | {"completion_only_loss": True, "packing": False, "loss_type": "nll"}
 
 
 def _arguments(job: TrainingJob, examples: int, folder: Path) -> dict[str, Any]:
@@ -242,15 +238,13 @@ def precompute_reference(trainer: PairTrainer, model: Any, lengths: Sequence[int
     order = sorted(range(len(lengths)), key=lambda pair: -lengths[pair])
     rows = trainer.train_dataset.select(order)
     loader = DataLoader(rows, batch_size=trainer.args.per_device_train_batch_size, collate_fn=trainer.data_collator)
-    found = [_both_sides(trainer, model, batch) for batch in trainer.accelerator.prepare(loader)]
+    found: list[list[Tensor]] = []
+    for batch in trainer.accelerator.prepare(loader):
+        sides = trainer.accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
+        found.append([side.float().cpu() for side in sides])
     chosen, rejected = (torch.cat(side).tolist() for side in zip(*found, strict=True))
     places = sorted(range(len(order)), key=order.__getitem__)
     return tuple(chosen[place] for place in places), tuple(rejected[place] for place in places)
-
-
-def _both_sides(trainer: PairTrainer, model: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    chosen, rejected = trainer.accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
-    return chosen.float().cpu(), rejected.float().cpu()
 
 
 def use_precomputed(trainer: PairTrainer, log_probs: LogProbs) -> None:

@@ -7,26 +7,96 @@ is predicted. The outputs are then laid out again as 2B rows, so TRL's losses an
 numbers come out (up to rounding).
 
 Three hooks do it, and no method of the trainer or the model is replaced: one changes the model's inputs, one selects
-hidden states behind its backbone, one lays out the outputs.
+hidden states behind its backbone, one lays out the outputs. In a packed row each chunk attends to its own path and to
+nothing else: transformers reaches that through its attention interface, as `ATTENTION`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from metareward.training.prefix_sharing.attention import ATTENTION, BlockMasks
 from metareward.training.prefix_sharing.packing import PackedRow, pack
 
+ATTENTION = "metareward_packed_rows"
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _IGNORE_INDEX = -100  # a label that isn't to be predicted
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_row: PackedRow | None = None,
+    block_masks: BlockMasks | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention output (1, T, heads, D) for query, key, value (1, heads, T, D) of a packed row.
+
+    With ``block_masks``, and without dropout, FlexAttention does all chunks at once; it has no backward pass on a CPU.
+    PyTorch's attention takes the chunks one by one, so that no time goes into what a mask would hide: the first of a
+    group of rows is plain causal attention, every further one queries with its few new tokens only. Without a packed
+    row it is PyTorch's own attention.
+    """
+    if packed_row is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return plain
+    if block_masks is not None and not options.get("dropout"):
+        flexible, _ = flex_attention_forward(module, query, key, value, block_masks[sliding_window], **options)
+        return flexible, None
+    keys, values = (torch.split(each, list(packed_row.segments), dim=2) for each in (key, value))
+    queries = torch.split(query, [chunk.new for chunk in packed_row.chunks], dim=2)
+    outputs = []
+    for chunk, part in zip(packed_row.chunks, queries, strict=True):
+        mask = packed_row.mask(chunk, sliding_window)
+        key, value = (torch.cat([each[index] for index in chunk.path], dim=2) for each in (keys, values))
+        outputs.append(sdpa_attention_forward(module, part, key, value, mask, **options)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class BlockMasks(dict[int | None, BlockMask]):
+    """FlexAttention's block masks of one packed row, by the layer's sliding window; each made once."""
+
+    def __init__(self, row: PackedRow) -> None:
+        super().__init__()
+        self._row = row
+
+    def __missing__(self, window: int | None) -> BlockMask:
+        """Each column of the row attends to its own path up to itself, no further back than the ``window``."""
+        row, (_, width), device = self._row, self._row.input_ids.shape, self._row.input_ids.device
+        starts = [0, *accumulate(row.segments)]
+        paths = torch.zeros(len(row.chunks), width, dtype=torch.bool)  # which columns are on each chunk's path
+        for number, chunk in enumerate(row.chunks):
+            for segment in chunk.path:
+                paths[number, starts[segment] : starts[segment + 1]] = True
+        sizes = torch.tensor([chunk.new for chunk in row.chunks])
+        chunks = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)  # the chunk of each column
+        on_path, position = paths.to(device), row.position_ids[0]
+        back = width if window is None else window
+
+        def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            distance = position[query] - position[key]
+            return on_path[chunks[query], key] & (distance >= 0) & (distance < back)
+
+        self[window] = create_block_mask(visible, None, None, width, width, device=device)
+        return self[window]
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
@@ -51,14 +121,6 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     return None
 
 
-@dataclass(slots=True)
-class _Call:
-    """A running call of the model: which labels count, and from which hidden states they are predicted."""
-
-    counted: Tensor  # (2B, L - 1)
-    columns: Tensor  # as many as are counted, in the backbone's rows laid end to end
-
-
 class PrefixSharing:
     """The hooks of one model. ``packed`` says whether rows are packed; the head runs on completion tokens either way.
 
@@ -69,12 +131,14 @@ class PrefixSharing:
 
     def __init__(self, model: Any, packed: bool = False) -> None:
         """Hook ``model``, a causal language model with TRL's fused head, or what PEFT made of one."""
-        self._model: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
-        self._call: _Call | None = None
+        self.model: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+        # Of a running call: which labels count (2B, L - 1), and the hidden states from which they are predicted, as
+        # indices into the backbone's rows laid end to end.
+        self._call: tuple[Tensor, Tensor] | None = None
         self._packed = False
         self._handles: tuple[RemovableHandle, ...] = (
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._model.base_model.register_forward_hook(self._after_backbone),
+            self.model.base_model.register_forward_hook(self._after_backbone),
             model.register_forward_hook(self._after),
         )
         self.packed = packed
@@ -88,13 +152,9 @@ class PrefixSharing:
     def packed(self, wanted: bool) -> None:
         self._packed = wanted
         if wanted:
-            self._model.set_attn_implementation(ATTENTION)
-        elif self._model.config._attn_implementation == ATTENTION:
-            self._model.set_attn_implementation("sdpa")
-
-    def why_not(self) -> str | None:
-        """Why rows of this model can't be packed, as far as its configuration says."""
-        return why_not_packed(self._model)
+            self.model.set_attn_implementation(ATTENTION)
+        elif self.model.config._attn_implementation == ATTENTION:
+            self.model.set_attn_implementation("sdpa")
 
     def remove(self) -> None:
         """Restore the model."""
@@ -108,45 +168,34 @@ class PrefixSharing:
             return None
         labels = given["labels"][:, 1:]
         counted = labels != _IGNORE_INDEX
-        row = pack(given["input_ids"], given["attention_mask"].sum(dim=1)) if self._packed else None
-        columns = _end_to_end(labels.shape, labels.device) if row is None else row.columns[:, :-1]
-        self._call = _Call(counted, columns[counted])
         changed = {"labels": None, "shift_labels": labels[counted][None]}
-        return args, {**given, **changed, **({} if row is None else _inputs(row, self.flex))}
+        if self._packed:
+            row = pack(given["input_ids"], given["attention_mask"].sum(dim=1))
+            columns = row.columns
+            changed |= {
+                "input_ids": row.input_ids,
+                "position_ids": row.position_ids,
+                # Of four dimensions, so that transformers makes no mask; the row has it all.
+                "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=labels.device),
+                "packed_row": row,
+                "block_masks": BlockMasks(row) if self.flex else None,
+            }
+        else:
+            columns = torch.arange(given["labels"].numel(), device=labels.device).view(given["labels"].shape)
+        self._call = counted, columns[:, :-1][counted]
+        return args, {**given, **changed}
 
     def _after_backbone(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         if self._call is not None:
             hidden = output.last_hidden_state
-            output.last_hidden_state = hidden.flatten(0, 1).index_select(0, self._call.columns)[None]
+            output.last_hidden_state = hidden.flatten(0, 1).index_select(0, self._call[1])[None]
         return output
 
     def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if self._call is None:
-            return output
-        call, self._call = self._call, None
-        outputs = {name: value for name, value in output.items() if isinstance(value, Tensor) and value.dim() == 2}
-        for name, value in _lay_out(outputs, call.counted).items():
-            output[name] = value
+        """Lay out each (1, n) output as (2B, L - 1), 0 where nothing is counted; for n = 0 it depends on the model."""
+        if self._call is not None:
+            counted, self._call = self._call[0], None
+            for name, value in list(output.items()):
+                if isinstance(value, Tensor) and value.dim() == 2:
+                    output[name] = value.new_zeros(counted.shape).masked_scatter(counted, value)
         return output
-
-
-def _inputs(row: PackedRow, flex: bool) -> dict[str, Any]:
-    """The backbone's inputs. The mask has four dimensions, so that transformers makes none; the row has it all."""
-    return {
-        "input_ids": row.input_ids,
-        "position_ids": row.position_ids,
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row.input_ids.device),
-        "packed_row": row,
-        "block_masks": BlockMasks(row) if flex else None,
-    }
-
-
-def _end_to_end(shape: torch.Size, device: torch.device) -> Tensor:
-    """(N, L - 1): the indices of the tokens of N rows of L laid end to end, without each row's last."""
-    rows, width = shape
-    return torch.arange(rows * (width + 1), device=device).view(rows, width + 1)[:, :-1]
-
-
-def _lay_out(outputs: Mapping[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
-    """Each (1, n) output as (2B, L - 1), 0 where nothing is counted; also for n = 0 it depends on the model."""
-    return {name: value.new_zeros(counted.shape).masked_scatter(counted, value) for name, value in outputs.items()}

@@ -14,15 +14,14 @@ path. So every row is computed as if it were alone: a tree of rows, without padd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
+from operator import eq
 
 import torch
 from torch import Tensor
 
 Span = tuple[int, int]  # columns of the packed row, the end excluded
-Spans = tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,89 +62,48 @@ class PackedRow:
             return None
         shape = (chunk.new, chunk.length, window)
         if shape not in self._masks:
-            self._masks[shape] = _causal_mask(chunk, window, self.input_ids.device)
+            # Causal, aligned at the end of the path, and no further back than the window.
+            visible = torch.ones(chunk.new, chunk.length, dtype=torch.bool, device=self.input_ids.device)
+            last = chunk.length - chunk.new
+            self._masks[shape] = (visible.tril(last) & visible.triu(last - window + 1))[None, None]
         return self._masks[shape]
 
 
 def pack(input_ids: Tensor, lengths: Tensor) -> PackedRow:
     """Pack (N, L) right-padded rows of ``lengths`` (N)."""
     rows = [row[:length] for row, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    packed, paths = _lay_out(rows, order)
-    columns = [list(chain.from_iterable(range(*span) for span in paths[number])) for number in range(len(rows))]
-    padded = [each + [0] * (input_ids.shape[1] - len(each)) for each in columns]
-    edges = sorted({edge for path in paths.values() for span in path for edge in span})
-    tokens, positions = zip(*packed, strict=True)
+    tokens: list[int] = []
+    positions: list[int] = []
+    columns: list[list[int]] = [[] for _ in rows]
+    added: list[tuple[int, list[Span]]] = []  # of each row that adds columns: how many, and its path
+    before: list[int] = []
+    path: list[int] = []
+    for number in sorted(range(len(rows)), key=rows.__getitem__):
+        row = rows[number]
+        shared = [*map(eq, before, row), False].index(False)  # tokens that both begin with
+        path = [*path[:shared], *range(len(tokens), len(tokens) + len(row) - shared)]
+        columns[number] = path + [0] * (input_ids.shape[1] - len(row))
+        tokens += row[shared:]
+        positions += range(shared, len(row))
+        if shared < len(row):
+            gaps = [place for place, (left, right) in enumerate(pairwise(path), 1) if right != left + 1]
+            runs = pairwise([0, *gaps, len(path)])
+            added.append((len(row) - shared, [(path[first], path[last - 1] + 1) for first, last in runs]))
+        before = row
+    edges = sorted({edge for _, spans in added for span in spans for edge in span})
+    segment = {edge: index for index, edge in enumerate(edges)}
+    chunks = (
+        Chunk(
+            new=new,
+            length=sum(end - start for start, end in spans),
+            path=tuple(index for start, end in spans for index in range(segment[start], segment[end])),
+        )
+        for new, spans in added
+    )
     return PackedRow(
         input_ids=torch.tensor([tokens], device=input_ids.device),
         position_ids=torch.tensor([positions], device=input_ids.device),
-        columns=torch.tensor(padded, device=input_ids.device),
-        chunks=_chunks([paths[number] for number in order], edges),
+        columns=torch.tensor(columns, device=input_ids.device),
+        chunks=tuple(chunks),
         segments=tuple(end - start for start, end in pairwise(edges)),
     )
-
-
-def _lay_out(rows: Sequence[list[int]], order: Sequence[int]) -> tuple[list[tuple[int, int]], dict[int, Spans]]:
-    """The packed row as (token, position), and the path of each row."""
-    packed: list[tuple[int, int]] = []
-    paths: dict[int, Spans] = {}
-    before: int | None = None
-    for number in order:
-        row = rows[number]
-        shared = 0 if before is None else _common_prefix(rows[before], row)
-        prefix = () if before is None else _first_columns(paths[before], shared)
-        added = (len(packed), len(packed) + len(row) - shared)
-        paths[number] = _join((*prefix, added))
-        packed += zip(row[shared:], range(shared, len(row)), strict=True)
-        before = number
-    return packed, paths
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows have in common at their beginning."""
-    unequal = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(unequal, min(len(one), len(other)))
-
-
-def _first_columns(spans: Spans, count: int) -> Spans:
-    """The first ``count`` columns of ``spans``."""
-    first = []
-    for start, end in spans:
-        if count > 0:
-            first.append((start, min(end, start + count)))
-        count -= end - start
-    return tuple(first)
-
-
-def _join(spans: Spans) -> Spans:
-    """``spans`` without empty ones, adjacent ones made one."""
-    joined: list[Span] = []
-    for start, end in spans:
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end)
-        elif start < end:
-            joined.append((start, end))
-    return tuple(joined)
-
-
-def _chunks(paths: Sequence[Spans], edges: Sequence[int]) -> tuple[Chunk, ...]:
-    """One chunk for each path that adds columns, in the order of the packed row."""
-    segment = {start: index for index, start in enumerate(edges)}
-    ends = [max((end for _, end in spans), default=0) for spans in paths]
-    laid_out = [0, *accumulate(ends, max)]
-    return tuple(
-        Chunk(
-            new=end - before,
-            length=sum(stop - start for start, stop in spans),
-            path=tuple(index for start, stop in spans for index in range(segment[start], segment[stop])),
-        )
-        for spans, end, before in zip(paths, ends, laid_out[:-1], strict=True)
-        if end > before
-    )
-
-
-def _causal_mask(chunk: Chunk, window: int, device: torch.device) -> Tensor:
-    """Causal, aligned at the end of the path, and no further back than the window."""
-    visible = torch.ones(chunk.new, chunk.length, dtype=torch.bool, device=device)
-    last = chunk.length - chunk.new
-    return (visible.tril(last) & visible.triu(last - window + 1))[None, None]

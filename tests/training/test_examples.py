@@ -52,7 +52,7 @@ def test_examples_of_every_form_and_kind(tmp_path: Path) -> None:
 
 def test_examples_that_will_not_do(tmp_path: Path) -> None:
     path = put(tmp_path / "bad.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": "a"})
-    with pytest.raises(UserError, match=r"bad\.jsonl:2: field \"prompt\": ends without the assistant's turn; fix:"):
+    with pytest.raises(UserError, match=r"bad\.jsonl:2: field \"prompt\": doesn't end with an assistant turn; fix:"):
         read_examples((path,))
     path.write_text("\n")
     with pytest.raises(UserError, match=r"bad\.jsonl: no examples at all to learn from"):

@@ -136,7 +136,7 @@ def plan_command(
     measure: Annotated[
         float | None,
         typer.Option(
-            "--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long for each role."
+            "--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long per role."
         ),
     ] = None,
 ) -> None:

@@ -53,12 +53,10 @@ def remove_stale_temporaries(folder: Path) -> None:
     """Delete the temporary files that killed processes left of `write_atomic` under ``folder``."""
     for path in folder.rglob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
-        if found is not None and not _is_other_process(int(found[1])) and path.is_file():
+        if found is None or not path.is_file():
+            continue
+        if int(found[1]) == os.getpid() or not Path(f"/proc/{found[1]}").exists():
             path.unlink(missing_ok=True)
-
-
-def _is_other_process(pid: int) -> bool:
-    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 @dataclass(frozen=True, slots=True)

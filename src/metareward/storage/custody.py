@@ -56,7 +56,9 @@ def digest(path: Path) -> str:
             return _known[before]
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if _identity(path) == before and _settled(before, now):
+        last = max(before[3:])
+        tick = _COARSE_TICK_NS if last % _SECOND_NS == 0 else _TICK_NS
+        if _identity(path) == before and now - last > tick:  # a change after ``now`` would show in the file's times
             _known[before] = sha256
         return sha256
     except OSError as error:
@@ -66,13 +68,6 @@ def digest(path: Path) -> str:
 def _identity(path: Path) -> _Identity:
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _settled(identity: _Identity, now: int) -> bool:
-    """Whether a change of the file after ``now`` would show in its times."""
-    last = max(identity[3:])
-    tick = _COARSE_TICK_NS if last % _SECOND_NS == 0 else _TICK_NS
-    return now - last > tick
 
 
 def known_digests(folders: Iterable[Path]) -> tuple[FileDigest, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,23 +47,41 @@ _DROPPED = TypeAdapter(Dropped)
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
     """Write ``pairs`` in order, atomically. ``margin`` is the chosen score minus the rejected score."""
-    table = pa.Table.from_pylist([_row(pair) for pair in pairs], schema=_SCHEMA)
+    rows = []
+    for pair in pairs:
+        row = asdict(pair)
+        chosen = {"role": "assistant", "content": pair.chosen}
+        rejected = {"role": "assistant", "content": pair.rejected}
+        row |= {"prompt": list(row["prompt"]), "chosen": [chosen], "rejected": [rejected]}
+        row |= {"chosen_message": chosen, "rejected_message": rejected}
+        rows.append(row | {"margin": pair.chosen_score - pair.rejected_score})
     buffer = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     pq.write_table(table, buffer, version="2.6", compression="zstd", compression_level=3, row_group_size=4096)
     write_atomic(path, buffer.getvalue().to_pybytes())
 
 
 def read_pairs(path: Path) -> tuple[PreferencePair, ...]:
     """The pairs in a file of `write_pairs`. Raises `UserError` naming the file and the problem."""
-    table = _table(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there are no pairs here; fix: build them first") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({_one_line(error)}); fix: rebuild the pairs") from None
     missing = [name for name in _REQUIRED if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: columns missing: {', '.join(missing)}; fix: rebuild the pairs")
+    pairs = []
     try:
-        return tuple(_pair(row) for row in table.to_pylist())
+        for row in table.to_pylist():
+            texts = {side: row[side][0]["content"] for side in ("chosen", "rejected")}
+            pairs.append(_PAIR.validate_python({name: row[name] for name in _REQUIRED} | texts))
     except (LookupError, TypeError, ValidationError) as error:
         reason = _one_line(error)
         raise UserError(f"{path}: not a file of preference pairs ({reason}); fix: rebuild the pairs") from None
+    return tuple(pairs)
 
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
@@ -78,40 +95,14 @@ def read_dropped(path: Path) -> tuple[Dropped, ...]:
         lines = path.read_bytes().decode().split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read ({_one_line(error)}); fix: rebuild the pairs") from None
-    return tuple(_dropped(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line)
-
-
-def _table(path: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: there are no pairs here; fix: build them first") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({_one_line(error)}); fix: rebuild the pairs") from None
-
-
-def _dropped(line: str, where: str) -> Dropped:
-    try:
-        return _DROPPED.validate_json(line, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{where}: not a dropped prompt ({_one_line(error)}); fix: rebuild the pairs") from None
-
-
-def _row(pair: PreferencePair) -> dict[str, Any]:
-    row = asdict(pair)
-    chosen = {"role": "assistant", "content": pair.chosen}
-    rejected = {"role": "assistant", "content": pair.rejected}
-    row |= {"prompt": list(row["prompt"]), "chosen": [chosen], "rejected": [rejected]}
-    margin = pair.chosen_score - pair.rejected_score
-    return row | {"margin": margin, "chosen_message": chosen, "rejected_message": rejected}
-
-
-def _pair(row: dict[str, Any]) -> PreferencePair:
-    values = {name: row[name] for name in _REQUIRED}
-    values["chosen"] = row["chosen"][0]["content"]
-    values["rejected"] = row["rejected"][0]["content"]
-    return _PAIR.validate_python(values)
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found += [_DROPPED.validate_json(line, strict=True)] if line else []
+        except ValidationError as error:
+            reason = _one_line(error)
+            raise UserError(f"{path}:{number}: not a dropped prompt ({reason}); fix: rebuild the pairs") from None
+    return tuple(found)
 
 
 def _one_line(error: Exception) -> str:

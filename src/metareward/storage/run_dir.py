@@ -24,49 +24,32 @@ from metareward.types import PairKind
 
 
 @dataclass(frozen=True, slots=True)
+class _Inside:
+    """A class attribute that is the path ``name`` inside the folder of an `IterationDir` or a `RunDir`."""
+
+    name: str
+
+    def __get__(self, folder: IterationDir | RunDir, _: object = None) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True, slots=True)
 class IterationDir:
     """The files of one iteration."""
 
     path: Path
-
-    @property
-    def prompts(self) -> Path:
-        """The prompts chosen for this iteration."""
-        return self.path / "prompts.jsonl"
-
-    @property
-    def records(self) -> Path:
-        """The store of finished prompts."""
-        return self.path / "records.sqlite"
+    prompts = _Inside("prompts.jsonl")  # the prompts chosen for this iteration
+    records = _Inside("records.sqlite")  # the store of finished prompts
+    summary = _Inside("pairs/summary.json")  # counts, position weights and findings of the pairs
+    dropped = _Inside("dropped.jsonl")  # the prompts that gave no pair, with reasons
+    model = _Inside("model")  # the trained model, a Hugging Face folder
+    evaluation = _Inside("eval")  # the folder of evaluation results
+    seconds = _Inside("seconds.json")  # seconds by stage
+    done = _Inside("done.json")  # the done mark, written last
 
     def pairs(self, kind: PairKind) -> Path:
         """The preference pairs of one kind."""
         return self.path / "pairs" / f"{kind}.parquet"
-
-    @property
-    def summary(self) -> Path:
-        """Counts, position weights and findings of the pairs."""
-        return self.path / "pairs" / "summary.json"
-
-    @property
-    def dropped(self) -> Path:
-        """The prompts that gave no pair, with reasons."""
-        return self.path / "dropped.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """The trained model, a Hugging Face folder."""
-        return self.path / "model"
-
-    @property
-    def evaluation(self) -> Path:
-        """The folder of evaluation results."""
-        return self.path / "eval"
-
-    @property
-    def done(self) -> Path:
-        """The done mark, written last."""
-        return self.path / "done.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,36 +57,13 @@ class RunDir:
     """The files of a run folder; nothing on disk is touched."""
 
     path: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe as the user gave it."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def inputs(self) -> Path:
-        """The digests of what the recipe only names: models, rubrics, imported objects."""
-        return self.path / "inputs.json"
-
-    @property
-    def resolved(self) -> Path:
-        """The recipe with every default filled in."""
-        return self.path / "resolved.json"
-
-    @property
-    def environment(self) -> Path:
-        """Versions and machine."""
-        return self.path / "environment.json"
-
-    @property
-    def log(self) -> Path:
-        """The run's events, one JSON object a line."""
-        return self.path / "log.jsonl"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
+    recipe = _Inside("recipe.yaml")  # the recipe as the user gave it
+    inputs = _Inside("inputs.json")  # the digests of what the recipe only names: models, rubrics, imported objects
+    resolved = _Inside("resolved.json")  # the recipe with every default filled in
+    environment = _Inside("environment.json")  # versions and machine
+    log = _Inside("log.jsonl")  # the run's events, one JSON object a line
+    report = _Inside("report.html")
+    _holder = _Inside("lock.json")  # the process that holds the lock
 
     def iteration(self, t: int) -> IterationDir:
         """The files of iteration ``t``."""
@@ -146,10 +106,6 @@ class RunDir:
             return _read_holder(self._holder)
         except OSError:  # no run is possible in a folder that can't be written
             return None
-
-    @property
-    def _holder(self) -> Path:
-        return self.path / "lock.json"
 
 
 _TIMEOUT_SECONDS = 0.2  # `RunDir.holder` takes the lock for a moment, which must not make `RunDir.lock` fail

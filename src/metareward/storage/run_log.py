@@ -45,7 +45,7 @@ def timed(run: RunDir, t: int, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path = _seconds_path(run, t)
+        path = run.iteration(t).seconds
         try:
             seconds = _read_seconds(path)
         except ValueError:
@@ -58,7 +58,7 @@ def timed(run: RunDir, t: int, stage: str) -> Iterator[None]:
 def stage_seconds(run: RunDir, t: int) -> dict[str, float]:
     """Seconds by stage of iteration ``t`` so far; a damaged file counts as none, with a warning on standard error."""
     try:
-        return _read_seconds(_seconds_path(run, t))
+        return _read_seconds(run.iteration(t).seconds)
     except ValueError as error:
         sys.stderr.write(f"warning: {_printable(error)}; the times of iteration {t} count from zero\n")
         return {}
@@ -77,10 +77,6 @@ def _read_seconds(path: Path) -> dict[str, float]:
     ):
         raise ValueError(f"{path}: not a number of seconds for each stage")
     return dict(content)
-
-
-def _seconds_path(run: RunDir, t: int) -> Path:
-    return run.iteration(t).path / "seconds.json"
 
 
 def environment() -> dict[str, object]:
@@ -104,8 +100,6 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n") if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

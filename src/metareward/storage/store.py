@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -57,16 +56,7 @@ class RecordStore:
         Raises `UserError` when the store has another fingerprint (naming every field that differs, old -> new),
         or can't be read or written.
         """
-        if not create:
-            _must_exist(path)
-        connection = _connect(path, "rwc")
-        try:
-            with _user_errors(path):
-                _prepare(connection, path, fingerprint)
-        except BaseException:
-            connection.close()
-            raise
-        return cls(path, connection)
+        return cls(path, _connect(path, "rwc" if create else "rw", fingerprint))
 
     @classmethod
     def read(cls, path: Path) -> RecordStore:
@@ -74,29 +64,21 @@ class RecordStore:
 
         Raises `UserError` when there is none or it can't be read.
         """
-        _must_exist(path)
-        connection = _connect(path, "ro")
-        try:
-            with _user_errors(path):
-                _check_layout(connection, path)
-        except BaseException:
-            connection.close()
-            raise
-        return cls(path, connection)
+        return cls(path, _connect(path, "ro"))
 
     def put(self, key: str, document: str) -> None:
         """Store ``document``, which is on disk when this returns. An existing key keeps its first document.
 
         Raises `UserError` when the disk is full or can't be written; earlier documents are kept.
         """
-        with self._transaction() as connection:
-            connection.execute("INSERT INTO record VALUES (?, ?) ON CONFLICT DO NOTHING", (key, document))
-            connection.execute("DELETE FROM failure WHERE key = ?", (key,))
+        with _transaction(self._connection, self.path):
+            self._connection.execute("INSERT INTO record VALUES (?, ?) ON CONFLICT DO NOTHING", (key, document))
+            self._connection.execute("DELETE FROM failure WHERE key = ?", (key,))
 
     def put_failure(self, key: str, error: str) -> None:
         """Store why ``key`` has no document yet. A later `put` of the key removes the failure."""
-        with self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO failure VALUES (?, ?)", (key, error))
+        with _transaction(self._connection, self.path):
+            self._connection.execute("INSERT OR REPLACE INTO failure VALUES (?, ?)", (key, error))
 
     def keys(self) -> set[str]:
         """The keys of all documents."""
@@ -104,8 +86,7 @@ class RecordStore:
 
     def get(self, key: str) -> str | None:
         """The document of ``key``, or None."""
-        found = dict(self._pairs("SELECT key, document FROM record WHERE key = ?", key))
-        return found.get(key)
+        return dict(self._pairs("SELECT key, document FROM record WHERE key = ?", key)).get(key)
 
     def documents(self) -> Iterator[tuple[str, str]]:
         """Every (key, document) in the order of the keys, one in memory at a time."""
@@ -122,19 +103,12 @@ class RecordStore:
     def __enter__(self) -> RecordStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _pairs(self, query: str, *values: str) -> Iterator[tuple[str, str]]:
         with _user_errors(self.path):
             yield from self._connection.execute(query, values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _user_errors(self.path), _transaction_on(self._connection) as connection:
-            yield connection
 
 
 @contextmanager
@@ -152,48 +126,60 @@ def _user_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _transaction_on(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # a full disk has ended it already
-            connection.execute("ROLLBACK")
-        raise
+def _transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    with _user_errors(path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # a full disk has ended it already
+                connection.execute("ROLLBACK")
+            raise
 
 
-def _must_exist(path: Path) -> None:
-    if not path.is_file():
+def _connect(path: Path, mode: str, settings: Mapping[str, object] | None = None) -> sqlite3.Connection:
+    """Open a database and check its layout; ``settings``: create its tables, or compare them with its fingerprint."""
+    if mode != "rwc" and not path.is_file():
         raise UserError(f"{path}: there are no records here; fix: make them first, or name another run folder")
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
     # To read, SQLite writes a shared index beside the file. Where it can't, a store that was closed properly (without
     # a write-ahead log) can be read as an immutable file.
     if mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
         mode = "ro&immutable=1"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
     with _user_errors(path):
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+        try:
+            if settings is None:
+                _check_layout(connection, path)
+            else:
+                _prepare(connection, path, settings)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, settings: Mapping[str, object]) -> None:
     """Create the tables in a new file; compare the fingerprint of an existing one."""
-    fields = {field: canonical_json(value) for field, value in flatten(settings).items()}
+    new = {field: canonical_json(value) for field, value in flatten(settings).items()}
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    with _transaction_on(connection):
-        if _is_new(connection):
+    with _transaction(connection, path):
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
             for statement in _TABLES:
                 connection.execute(statement)
-            connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", sorted(fields.items()))
-        else:
-            _check_layout(connection, path)
-            _check_fingerprint(dict(connection.execute("SELECT field, value FROM fingerprint")), fields, path)
-
-
-def _is_new(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+            connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", sorted(new.items()))
+            return
+        _check_layout(connection, path)
+        old = dict(connection.execute("SELECT field, value FROM fingerprint"))
+        changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
+        if changed:
+            changes = ", ".join(f"{field} {_shown(old.get(field))} -> {_shown(new.get(field))}" for field in changed)
+            raise UserError(
+                f"{path}: the records here were made with other settings: {changes}; "
+                "fix: put the old settings back, or start a run with another name"
+            )
 
 
 def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
@@ -205,25 +191,12 @@ def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
         raise UserError(f"{path}: made by another version (layout {layout}, here {_LAYOUT}); fix: use that version")
 
 
-def _check_fingerprint(old: Mapping[str, str], new: Mapping[str, str], path: Path) -> None:
-    changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
-    if changed:
-        changes = ", ".join(f"{field} {_shown(old.get(field))} -> {_shown(new.get(field))}" for field in changed)
-        raise UserError(
-            f"{path}: the records here were made with other settings: {changes}; "
-            "fix: put the old settings back, or start a run with another name"
-        )
-
-
 def _shown(value: str | None) -> str:
     """A value for an error line; a long one is cut and gets its digest, so that different ones look different."""
     if value is None:
         return "(absent)"
     text = json.dumps(json.loads(value), ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:40]}… (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
-
-
-# --- records as JSON ---
 
 
 _RECORD = TypeAdapter(PromptRecord)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from metareward.config.schema import Recipe, load_recipe
-from metareward.config.yaml_file import PRESETS, fields, nearest_preset, preset_path, sections_of
+from metareward.config.yaml_file import PRESETS, fields, nearest_preset, recipe_path, sections_of
 from metareward.method.template import load_template
 
 GIVEN = ["model=m", "prompts.source=p"]
@@ -82,7 +82,7 @@ def test_the_defaults_are_meta_rewarding() -> None:
 
 @pytest.mark.parametrize("key", [key for _, key, _ in META_REWARDING])
 def test_the_preset_says_what_the_paper_says_instead_of_leaning_on_defaults(key: str) -> None:
-    written = yaml.safe_load(preset_path("meta-rewarding").read_text(encoding="utf-8"))
+    written = yaml.safe_load(recipe_path("meta-rewarding").read_text(encoding="utf-8"))
     section, *_, name = key.split(".")
     places = list(written["iterations"].values()) if section == "iterations" else [written[section]]
     assert any(name in place for place in places)
@@ -102,11 +102,11 @@ def test_every_preset_loads_by_name_and_names_texts_that_are_there(name: str) ->
 
 
 def test_the_folder_holds_the_presets_and_nothing_else() -> None:
-    assert sorted(path.stem for path in preset_path("pocket").parent.iterdir()) == sorted(PRESETS)
+    assert sorted(path.stem for path in recipe_path("pocket").parent.iterdir()) == sorted(PRESETS)
 
 
 def test_every_setting_says_what_it_means() -> None:
-    assert [key for key, field in fields(Recipe) if not (field.description or sections_of(field))] == []
+    assert [key for key, field in fields(Recipe) if not (field.description or sections_of(field.annotation))] == []
 
 
 def test_the_nearest_preset() -> None:

@@ -139,18 +139,20 @@ iterations:
 
 def recipes_page() -> str:
     """docs/recipes.md: a table for each section, then what the presets change."""
-    plain = [(name, field) for name, field in Recipe.model_fields.items() if not sections_of(field)]
+    plain = [(name, field) for name, field in Recipe.model_fields.items() if not sections_of(field.annotation)]
     schema = Recipe.model_json_schema()
     parts = [_RECIPES_HEAD, "\n## Top-level keys\n\n", _table(plain, schema["properties"])]
     for key, field in fields(Recipe):
-        for section in sections_of(field):
+        for section in sections_of(field.annotation):
             inside = schema["$defs"][section.__name__]["properties"]
-            about = (len(sections_of(field)) == 1 and field.description) or (section.__doc__ or "").splitlines()[0]
+            about = (len(sections_of(field.annotation)) == 1 and field.description) or (
+                section.__doc__ or ""
+            ).splitlines()[0]
             name = dotted(key)
             title = {"iterations": "iterations.1, iterations.2, …"}.get(name, name)
-            if len(sections_of(field)) > 1:
+            if len(sections_of(field.annotation)) > 1:
                 title += f", kind {section.model_fields['kind'].default}"
-            plain = [(name, each) for name, each in section.model_fields.items() if not sections_of(each)]
+            plain = [(name, each) for name, each in section.model_fields.items() if not sections_of(each.annotation)]
             parts.append(f"\n## {title}\n\n{about}\n\n{_table(plain, inside)}")
     return "".join([*parts, _paper_iterations(), _changes()])
 

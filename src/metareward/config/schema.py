@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
-from metareward.config.yaml_file import Key, Tree, explain, label, read_layers, recipe_path
+from metareward.config.yaml_file import Key, explain, label, read_layers, recipe_path
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
@@ -218,7 +218,9 @@ class Recipe(Section):
         """One that says 'drop' is none, an empty one means the defaults; an empty list of benchmarks is none."""
         if not isinstance(values, Mapping):
             return values
-        iterations = _without_dropped(values.get("iterations", PAPER_ITERATIONS))
+        iterations = values.get("iterations", PAPER_ITERATIONS)
+        if isinstance(iterations, Mapping):
+            iterations = {t: each or {} for t, each in iterations.items() if each != "drop"}
         return {**values, "iterations": iterations, "benchmarks": values.get("benchmarks") or ()}
 
     @model_validator(mode="after")
@@ -238,17 +240,8 @@ class Recipe(Section):
     def training_of(self, t: int) -> TrainingSettings:
         """The training settings of iteration ``t``."""
         iteration = self.iterations[t]
-        own = {
-            "num_train_epochs": iteration.num_train_epochs or self.training.num_train_epochs,
-            "stop_after_epoch": iteration.stop_after_epoch or self.training.stop_after_epoch,
-        }
-        return self.training.model_copy(update=own)
-
-
-def _without_dropped(sections: object) -> object:
-    if not isinstance(sections, Mapping):
-        return sections
-    return {name: each or {} for name, each in sections.items() if each != "drop"}
+        own = {key: getattr(iteration, key) for key in ("num_train_epochs", "stop_after_epoch")}
+        return self.training.model_copy(update={key: value for key, value in own.items() if value})
 
 
 Mismatch = tuple[Key, object, str]
@@ -256,15 +249,40 @@ Mismatch = tuple[Key, object, str]
 
 def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     """Settings that are each allowed but not together: the key, its value, what it should be."""
-    yield from _numbering(recipe.iterations)
-    yield from _judging(recipe)
-    yield from _benchmarks(recipe)
+    iterations, judgments = recipe.iterations, recipe.judgments
+    if not iterations:
+        yield ("iterations",), None, "at least one iteration, such as 1"
+    for due, t in enumerate(sorted(iterations), 1):
+        if t != due:
+            yield ("iterations", t), None, f"iterations numbered 1, 2, 3 and so on; {due} is not there"
+    if recipe.answers.temperature == 0:
+        yield ("answers", "temperature"), 0.0, "a number above 0: greedy answers to one prompt are all the same"
+    if judgments.temperature == 0 and judgments.n > 1:
+        why = "a number above 0: greedy judgments of one answer are all the same"
+        yield ("judgments", "temperature"), 0.0, why
+    if judgments.min_valid > judgments.n:
+        yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
+    if recipe.judge is not None and recipe.reward is not None:
+        yield ("reward",), recipe.reward, "nothing, as judge is given: answers are scored by one of them"
+    with_judge_pairs = [t for t, iteration in iterations.items() if iteration.judge_pairs]
+    scorer = "reward" if recipe.reward is not None else "judge" if isinstance(recipe.judge, str) else None
+    if scorer is not None and with_judge_pairs:
+        why = f"false, as {scorer} is an object of yours: judge pairs are made of a model's own judgments"
+        yield ("iterations", with_judge_pairs[0], "judge_pairs"), True, why
+    if judgments.min_score >= judgments.max_score:
+        why = f"a number below judgments.max_score, which is {judgments.max_score}"
+        yield ("judgments", "min_score"), judgments.min_score, why
+    battles = judgments.n * (judgments.n - 1)
+    if with_judge_pairs and 1 < battles < recipe.pairs.min_battles:
+        why = f"at most {battles}, the battles that {judgments.n} judgments can have (judgments.n)"
+        yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
+    yield from _benchmark_mismatches(recipe)
     metric = recipe.training.checkpoint_selection.metric
     if metric is not None and recipe.engine.kind == "openai":
         why = "empty, as engine.kind is openai: your servers don't have the epochs' models"
         yield ("training", "checkpoint_selection", "metric"), metric, why
-    for t, iteration in recipe.iterations.items():
-        if iteration.judge_pairs and recipe.judgments.n < 2:
+    for t, iteration in iterations.items():
+        if iteration.judge_pairs and judgments.n < 2:
             why = "false while judgments.n is 1: a judge pair needs two judgments to compare"
             yield ("iterations", t, "judge_pairs"), True, why
         training = recipe.training_of(t)
@@ -273,42 +291,7 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
             yield ("iterations", t, "stop_after_epoch"), training.stop_after_epoch, why
 
 
-def _numbering(iterations: Mapping[int, IterationSettings]) -> Iterator[Mismatch]:
-    if not iterations:
-        yield ("iterations",), None, "at least one iteration, such as 1"
-    for due, t in enumerate(sorted(iterations), 1):
-        if t != due:
-            yield ("iterations", t), None, f"iterations numbered 1, 2, 3 and so on; {due} is not there"
-
-
-def _judging(recipe: Recipe) -> Iterator[Mismatch]:
-    judgments, most = recipe.judgments, recipe.judgments.n * (recipe.judgments.n - 1)
-    if recipe.answers.temperature == 0:
-        yield ("answers", "temperature"), 0.0, "a number above 0: greedy answers to one prompt are all the same"
-    if judgments.temperature == 0 and judgments.n > 1:
-        yield (
-            ("judgments", "temperature"),
-            0.0,
-            "a number above 0: greedy judgments of one answer are all the same",
-        )
-    if judgments.min_valid > judgments.n:
-        yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
-    if recipe.judge is not None and recipe.reward is not None:
-        yield ("reward",), recipe.reward, "nothing, as judge is given: answers are scored by one of them"
-    scorer = "reward" if recipe.reward is not None else "judge" if isinstance(recipe.judge, str) else None
-    for t, iteration in recipe.iterations.items():
-        if scorer is not None and iteration.judge_pairs:
-            why = f"false, as {scorer} is an object of yours: judge pairs are made of a model's own judgments"
-            yield ("iterations", t, "judge_pairs"), True, why
-    if judgments.min_score >= judgments.max_score:
-        why = f"a number below judgments.max_score, which is {judgments.max_score}"
-        yield ("judgments", "min_score"), judgments.min_score, why
-    if any(each.judge_pairs for each in recipe.iterations.values()) and 1 < most < recipe.pairs.min_battles:
-        why = f"at most {most}, the battles that {judgments.n} judgments can have (judgments.n)"
-        yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
-
-
-def _benchmarks(recipe: Recipe) -> Iterator[Mismatch]:
+def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     names: set[str] = set()
     for place, benchmark in enumerate(recipe.benchmarks):
         if benchmark.name in names:
@@ -333,14 +316,10 @@ def load_recipe(
     """
     path = recipe_path(name_or_path)
     tree = read_layers(path, overrides, {"name": path.stem, "iterations": PAPER_ITERATIONS})
-    return _checked(tree, label(path), benchmarks)
-
-
-def _checked(tree: Tree, source: str, benchmarks: Mapping[str, type[Benchmark]]) -> Recipe:
     try:
         return Recipe.model_validate(tree.values, context={"benchmarks": benchmarks})
     except ValidationError as error:
-        raise explain(error, tree, source, Recipe) from None
+        raise explain(error, tree, label(path), Recipe) from None
 
 
 def recipe_text(name_or_path: str, overrides: Sequence[str] = ()) -> str:
@@ -352,16 +331,8 @@ def recipe_text(name_or_path: str, overrides: Sequence[str] = ()) -> str:
 def pairs_rules(recipe: Recipe, t: int) -> PairRules:
     """How iteration ``t``'s records become pairs."""
     iteration = recipe.iterations[t]
-    return PairRules(
-        rho=iteration.rho,
-        max_answer_chars=iteration.max_answer_chars,
-        judge_pairs=iteration.judge_pairs,
-        max_judgment_chars=iteration.max_judgment_chars,
-        min_valid=recipe.judgments.min_valid,
-        position_weights_scope=recipe.pairs.position_weights_scope,
-        elo_prior=recipe.pairs.elo_prior,
-        min_battles=recipe.pairs.min_battles,
-    )
+    own = iteration.model_dump(include={"rho", "max_answer_chars", "judge_pairs", "max_judgment_chars"})
+    return PairRules(**own, **recipe.pairs.model_dump(), min_valid=recipe.judgments.min_valid)
 
 
 def generation_fingerprint(

@@ -15,8 +15,8 @@ from metareward.config.yaml_file import (
     Key,
     dotted,
     nearest_preset,
-    preset_path,
     read_layers,
+    recipe_path,
     sections_of,
     shown,
 )
@@ -36,7 +36,8 @@ def starter_text(preset: str) -> str:
 
     Keys that the preset leaves to the user stand there uncommented and empty.
     """
-    unset = _unset(preset)
+    given = read_layers(recipe_path(preset), (), {"name": preset}).origins
+    unset = [key for key in _required(Recipe) if key not in given and key != ("name",)]
     recipe = load_recipe(preset, [f"{dotted(key)}=to-be-given" for key in unset])
     return _HEAD.format(preset=preset) + "\n".join(_lines(recipe, (), unset)) + "\n"
 
@@ -55,16 +56,10 @@ def write_starter(path: Path, preset: str) -> None:
         raise UserError(f"{path}: can't be written: {error.strerror}; name a file in a folder that is there") from None
 
 
-def _unset(preset: str) -> list[Key]:
-    """The keys without a default that the preset doesn't give either."""
-    tree = read_layers(preset_path(preset), (), {"name": preset})
-    return [key for key in _required(Recipe) if key not in tree.origins and key != ("name",)]
-
-
 def _required(section: type[BaseModel], above: Key = ()) -> Iterator[Key]:
     """The keys without a default, except in sections that are optional or one of several kinds."""
     for name, field in section.model_fields.items():
-        kinds = sections_of(field)
+        kinds = sections_of(field.annotation)
         if field.is_required() and not kinds:
             yield (*above, name)
         elif len(kinds) == 1 and field.annotation is kinds[0]:
@@ -76,36 +71,24 @@ def _lines(section: Section, above: Key, unset: list[Key]) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), (*above, name)
         yield from () if above else ("",)
-        yield f"{indent}# {_meaning(value, field.description)}"
+        yield f"{indent}# {field.description or (value.__doc__ or '').splitlines()[0]}"
         if isinstance(value, Section):
             yield f"{indent}{name}:"
             yield from _lines(value, key, unset)
         elif isinstance(value, Mapping):
             yield f"{indent}{name}:"
-            yield from _repeated(name, value)
+            # The first iteration explains its keys, the others repeat them bare.
+            for place, (number, iteration) in enumerate(value.items()):
+                yield f"  {number}:"
+                lines = _lines(iteration, (name, number), [])
+                yield from (line for line in lines if not place or not line.lstrip().startswith("# "))
         elif isinstance(value, tuple) and any(isinstance(each, Section) for each in value):
             yield f"{indent}#{name}:"
             given = (each.model_dump(mode="json", exclude_unset=True) for each in value)
             yield from (f"{indent}  #- {json.dumps(each, ensure_ascii=False)}" for each in given)
+        elif key in unset:
+            yield f"{indent}{name}:"
         else:
-            yield f"{indent}{name}:" if key in unset else f"{indent}#{name}: {_written(value)}".rstrip()
-
-
-def _repeated(name: str, sections: Mapping[int | str, Section]) -> Iterator[str]:
-    """The first of iterations or benchmarks explains its keys, the others repeat them bare."""
-    for place, (key, section) in enumerate(sections.items()):
-        yield f"  {key}:"
-        for line in _lines(section, (name, key), []):
-            if not place or not line.lstrip().startswith("# "):
-                yield line
-
-
-def _meaning(value: object, description: str | None) -> str:
-    return description or (value.__doc__ or "").splitlines()[0]
-
-
-def _written(value: object) -> str:
-    """``value`` on one line of YAML; an empty value stands for none."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else shown(value)
+            plain = isinstance(value, str) and _PLAIN.fullmatch(value)
+            written = "" if value is None else value if plain else shown(value)
+            yield f"{indent}#{name}: {written}".rstrip()

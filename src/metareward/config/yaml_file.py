@@ -52,11 +52,6 @@ def dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def preset_path(name: str) -> Path:
-    """The packaged file of preset ``name``, one of `PRESETS`."""
-    return PRESET_FOLDER / f"{name}.yaml"
-
-
 def nearest_preset(word: str) -> str:
     """Half a sentence that points from a mistyped name to the presets."""
     near = difflib.get_close_matches(word, PRESETS, n=1)
@@ -66,7 +61,7 @@ def nearest_preset(word: str) -> str:
 def recipe_path(name_or_path: str) -> Path:
     """The file of a preset's name or a path; UserError naming the nearest preset when there's no such file."""
     if name_or_path in PRESETS:
-        return preset_path(name_or_path)
+        return PRESET_FOLDER / f"{name_or_path}.yaml"
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -82,14 +77,33 @@ def read_layers(path: Path, overrides: Sequence[str], otherwise: Mapping[str | i
     files = _read_extended(path, ())
     tree = Tree({**otherwise, **files.values}, files.origins)
     for override in overrides:
-        tree = lay_over(tree, read_override(override))
+        place, equals, value = override.partition("=")
+        parts = place.strip().split(".")
+        if not equals or not all(parts):
+            raise UserError(f"--set {override}: expected key=value with a dotted key, such as answers.k=7")
+        key = tuple(map(_key, parts))
+        found = _parse(value, f"--set {override}", numbered=False).values["value"]
+        for part in reversed(key):
+            found = {part: found}
+        assert isinstance(found, dict)
+        tree = lay_over(tree, Tree(found, {key: f"--set {override}"}))
     return tree
 
 
 def _read_extended(path: Path, seen: tuple[Path, ...]) -> Tree:
-    tree = read_tree(path)
-    base = tree.values.get("extends")
-    own = Tree({key: value for key, value in tree.values.items() if key != "extends"}, tree.origins)
+    """One recipe file over those that it extends. UserError with the line for what isn't a recipe."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a UTF-8 text (byte {error.start}); a recipe is a YAML text file") from None
+    tree = _parse(text, label(path), numbered=True)
+    values = {} if tree.values["value"] is None else tree.values["value"]
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys with values, such as 'seed: 0', at the top; found {shown(values)}")
+    base = values.get("extends")
+    own = Tree({key: value for key, value in values.items() if key != "extends"}, tree.origins)
     if base is None:
         return own
     where = tree.origin(("extends",))
@@ -127,39 +141,9 @@ def _merge(base: Mapping[str | int, object], top: Mapping[str | int, object]) ->
     return merged
 
 
-def read_override(text: str) -> Tree:
-    """``iterations.1.rho=0.2`` as a tree of one value; the part after ``=`` is YAML."""
-    place, equals, value = text.partition("=")
-    parts = place.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(f"--set {text}: expected key=value with a dotted key, such as answers.k=7")
-    key: Key = tuple(_key(part) for part in parts)
-    found = _parse(value, f"--set {text}", numbered=False)
-    nested: object = found.values["value"]
-    for part in reversed(key):
-        nested = {part: nested}
-    assert isinstance(nested, dict)
-    return Tree(nested, {key: f"--set {text}"})
-
-
 def label(path: Path) -> str:
     """How a recipe file is called in messages: its path, or ``preset pocket``."""
     return f"preset {path.stem}" if path.parent == PRESET_FOLDER else str(path)
-
-
-def read_tree(path: Path) -> Tree:
-    """One recipe file. UserError with the line for broken YAML, a key given twice, or a list at the top."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a UTF-8 text (byte {error.start}); a recipe is a YAML text file") from None
-    tree = _parse(text, label(path), numbered=True)
-    root = tree.values["value"]
-    if root is not None and not isinstance(root, dict):
-        raise UserError(f"{path}: expected keys with values, such as 'seed: 0', at the top; found {shown(root)}")
-    return Tree(root or {}, tree.origins)
 
 
 def shown(value: object) -> str:
@@ -169,18 +153,42 @@ def shown(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2 and without anchors and tags."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, without anchors and tags, noting where each key was given.
+
+    ``origins`` holds these places: the ``source``, with the line if ``numbered``.
+    """
+
+    def __init__(self, text: str, source: str, numbered: bool) -> None:
+        super().__init__(text)
+        self.source, self.numbered = source, numbered
+        self.origins: dict[Key, str] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.NodeEvent) and (event.anchor is not None or _tagged(event)):
+        tagged = isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None
+        if isinstance(event, yaml.NodeEvent) and (event.anchor is not None or tagged):
             problem = "anchors (&name, *name) and tags (!name) are not used in recipes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
         return super().compose_node(parent, index)
 
-
-def _tagged(event: yaml.NodeEvent) -> bool:
-    return isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None
+    def build(self, node: yaml.Node, key: Key) -> object:
+        """The value of ``node``, which was given for ``key``."""
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*key, index)) for index, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return self.construct_object(node, deep=True)
+        values: dict[str | int, object] = {}
+        lines: dict[str | int, int] = {}
+        for key_node, value_node in node.value:
+            name = _key(str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?")
+            line = key_node.start_mark.line + 1
+            place = f"{self.source}:{line}" if self.numbered else self.source
+            if name in lines:
+                first = f" (first in line {lines[name]})" if self.numbered else ""
+                raise UserError(f"{place}: {dotted((*key, name))}: this key is given twice{first}; keep one")
+            lines[name], self.origins[*key, name] = line, place
+            values[name] = self.build(value_node, (*key, name))
+        return values
 
 
 _SCALARS = (
@@ -198,11 +206,10 @@ for _tag, _pattern, _first in _SCALARS:
 
 def _parse(text: str, source: str, numbered: bool) -> Tree:
     """The document under the key ``value``, with the origin of every key inside it."""
-    origins: dict[Key, str] = {}
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, source, numbered)
         node = loader.get_single_node()
-        value = None if node is None else _build(loader, node, (), _Labels(source, numbered, origins))
+        return Tree({"value": None if node is None else loader.build(node, ())}, loader.origins)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark and numbered else ""
@@ -211,40 +218,6 @@ def _parse(text: str, source: str, numbered: bool) -> Tree:
         raise UserError(f"{source}: not a recipe: brackets are nested too deeply") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    return Tree({"value": value}, origins)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Turns a node's mark into the place shown to the user, and collects the places."""
-
-    source: str
-    numbered: bool
-    origins: dict[Key, str]
-
-    def of(self, node: yaml.Node) -> str:
-        return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source
-
-
-def _build(loader: _Loader, node: yaml.Node, key: Key, labels: _Labels) -> object:
-    if isinstance(node, yaml.MappingNode):
-        return dict(_entries(loader, node, key, labels))
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(loader, item, (*key, index), labels) for index, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
-
-
-def _entries(loader: _Loader, node: yaml.MappingNode, key: Key, labels: _Labels) -> Iterator[tuple[str | int, object]]:
-    given: dict[str | int, int] = {}
-    for key_node, value_node in node.value:
-        name = _key(str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?")
-        inside = (*key, name)
-        if name in given:
-            first = f" (first in line {given[name]})" if labels.numbered else ""
-            raise UserError(f"{labels.of(key_node)}: {dotted(inside)}: this key is given twice{first}; keep one")
-        given[name] = key_node.start_mark.line + 1
-        labels.origins[inside] = labels.of(key_node)
-        yield name, _build(loader, value_node, inside, labels)
 
 
 def _key(text: str) -> str | int:
@@ -281,22 +254,35 @@ def explain(error: ValidationError, tree: Tree, source: str, schema: type[BaseMo
 
     ``source`` names the recipe where ``tree`` doesn't know the place.
     """
-    details = sorted(error.errors(include_url=False), key=_urgency)
-    first = details[0]
+    urgency = {"extra_forbidden": 0, "missing": 2, "mismatch": 3}
+    details = sorted(error.errors(include_url=False), key=lambda detail: urgency.get(detail["type"], 1))
+    first, known = details[0], list(fields(schema))
     key = _place(first, tree)
     where = tree.origin(key) or source
     if first["type"] == "extra_forbidden":
-        return UserError(f"{where}: {dotted(key)}: unknown key; {_nearest(key, schema)}")
-    if _is_missing(first, key, schema):
-        return UserError(f"{source}: {dotted(key)}: must be given: {_described(key, schema)}")
-    expected = " or ".join(dict.fromkeys(_expected(each) for each in details if _place(each, tree) == key))
+        return UserError(f"{where}: {dotted(key)}: unknown key; {_nearest(key, [place for place, _ in known])}")
+    same = [field for place, field in known if place == _general(key)]
+    # Of a key that several kinds have, the field of a kind which must be given it.
+    field = next((each for each in same if each.is_required()), next(iter(same), None))
+    # An empty value of a required key is what ``init`` leaves behind: it's a missing one, not a wrong one.
+    empty = first["input"] is None and bool(same) and same[-1].is_required()
+    if first["type"] == "missing" or empty:
+        return UserError(f"{source}: {dotted(key)}: must be given: {(field and field.description) or 'a value'}")
+    about = [each for each in details if _place(each, tree) == key]
+    kinds = (
+        "iterations numbered 1, 2, 3 and so on"  # only iterations have keys of their own
+        if each["loc"][-1:] == ("[key]",)
+        else _EXPECTED.get(each["type"], each["msg"]).format(**each.get("ctx", {}))
+        for each in about
+    )
+    expected = " or ".join(dict.fromkeys(kinds))
+    value = f"{shown(first['input'])}: "
+    if first["type"] == "mismatch":
+        value = "" if first["ctx"]["value"] is None else f"{shown(first['ctx']['value'])}: "
+    elif first["loc"][-1:] == ("[key]",):
+        value = ""
     said = where.startswith(f"--set {dotted(key)}=")
-    given = "" if said else f"{dotted(key)}: {_value(first)}"
-    return UserError(f"{where}: {given}expected {expected}")
-
-
-def _urgency(detail: ErrorDetails) -> int:
-    return {"extra_forbidden": 0, "missing": 2, "mismatch": 3}.get(detail["type"], 1)
+    return UserError(f"{where}: {'' if said else f'{dotted(key)}: {value}'}expected {expected}")
 
 
 def _place(detail: ErrorDetails, tree: Tree) -> Key:
@@ -309,53 +295,16 @@ def _place(detail: ErrorDetails, tree: Tree) -> Key:
         children = dict(enumerate(node)) if isinstance(node, list) else node
         if isinstance(children, Mapping) and part in children:
             node = children[part]
-        elif isinstance(node, Mapping) and _is_kind(part, node, inside):
-            continue
+        elif isinstance(node, Mapping) and part == node.get("kind", _DEFAULT_KINDS.get(inside[-1] if inside else "")):
+            continue  # the kind that pydantic tried, which is no key
         else:
             return (*inside, *detail["loc"][place:]) if detail["type"] == "missing" or not inside else tuple(inside)
         inside.append(part)
     return tuple(inside)
 
 
-def _is_kind(part: str | int, section: Mapping[str | int, object], inside: Key | list[str | int]) -> bool:
-    """Whether ``part`` of a location is the kind that pydantic tried, which is no key."""
-    return part == section.get("kind", _DEFAULT_KINDS.get(inside[-1]) if inside else None)
-
-
-def _value(detail: ErrorDetails) -> str:
-    """The value at fault with a colon behind it; empty where the key itself is at fault."""
-    if detail["loc"][-1:] == ("[key]",):
-        return ""
-    if detail["type"] == "mismatch":
-        value = detail["ctx"]["value"]
-        return "" if value is None else f"{shown(value)}: "
-    return f"{shown(detail['input'])}: "
-
-
-def _expected(detail: ErrorDetails) -> str:
-    if detail["loc"][-1:] == ("[key]",):
-        if detail["loc"][:1] == ("benchmarks",):
-            return "a name of letters, digits, '_' and '-' that begins with a letter"
-        return "iterations numbered 1, 2, 3 and so on"
-    return _EXPECTED.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
-
-
-def _is_missing(detail: ErrorDetails, key: Key, schema: type[BaseModel]) -> bool:
-    """An empty value of a required key is what ``init`` leaves behind: it's a missing one, not a wrong one."""
-    field = dict(fields(schema)).get(_general(key))
-    return detail["type"] == "missing" or (detail["input"] is None and field is not None and field.is_required())
-
-
-def _described(key: Key, schema: type[BaseModel]) -> str:
-    """The description of a missing key; of a key that several kinds have, that of a kind which must be given it."""
-    same = [field for place, field in fields(schema) if place == _general(key)]
-    field = next((each for each in same if each.is_required()), next(iter(same), None))
-    return (field.description if field else None) or "a value"
-
-
-def _nearest(key: Key, schema: type[BaseModel]) -> str:
+def _nearest(key: Key, known: Sequence[Key]) -> str:
     """The key that was probably meant: a sibling if one is close, else a key of that name in another section."""
-    known = [place for place, _ in fields(schema)]
     general = _general(key)
     if general in known:
         return "not a setting of this kind"
@@ -372,26 +321,20 @@ def _nearest(key: Key, schema: type[BaseModel]) -> str:
 
 def _general(key: Key) -> Key:
     """A key of any iteration or benchmark as a key of all: ``iterations.*.rho``."""
-    named = key[:1] == ("benchmarks",)
-    return tuple("*" if isinstance(part, int) or (named and at == 1) else part for at, part in enumerate(key))
+    return tuple("*" if isinstance(part, int) else part for part in key)
 
 
 def fields(schema: type[BaseModel], above: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
     """Every key of a recipe, sections before what is in them, iterations and benchmarks once under ``iterations.*``."""
     for name, field in schema.model_fields.items():
         yield (*above, name), field
-        for section in sections_of(field):
+        for section in sections_of(field.annotation):
             repeated = get_origin(field.annotation) not in (None, Union, UnionType)
             yield from fields(section, (*above, name, *(("*",) if repeated else ())))
 
 
-def sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+def sections_of(annotation: object) -> tuple[type[BaseModel], ...]:
     """The models that a field may hold, itself or in a mapping or list: one a kind for a union; none if it is plain."""
-    return tuple(_models(field.annotation))
-
-
-def _models(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
+        return (annotation,)
+    return tuple(model for inner in get_args(annotation) for model in sections_of(inner))

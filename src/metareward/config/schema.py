@@ -239,9 +239,8 @@ class Recipe(Section):
 
     def training_of(self, t: int) -> TrainingSettings:
         """The training settings of iteration ``t``."""
-        iteration = self.iterations[t]
-        own = {key: getattr(iteration, key) for key in ("num_train_epochs", "stop_after_epoch")}
-        return self.training.model_copy(update={key: value for key, value in own.items() if value})
+        own = self.iterations[t].model_dump(include={"num_train_epochs", "stop_after_epoch"}, exclude_none=True)
+        return self.training.model_copy(update=own)
 
 
 Mismatch = tuple[Key, object, str]
@@ -292,15 +291,13 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
 
 
 def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
-    names: set[str] = set()
     for place, benchmark in enumerate(recipe.benchmarks):
-        if benchmark.name in names:
+        if benchmark.name in [each.name for each in recipe.benchmarks[:place]]:
             why = f"a name of its own: {benchmark.name} is an earlier benchmark's"
             yield ("benchmarks", place, "name"), benchmark.name, why
-        names.add(benchmark.name)
         if any(t > len(recipe.iterations) for t in benchmark.models):
-            why = f"at most {len(recipe.iterations)}, the last iteration"
-            yield ("benchmarks", place, "models"), list(benchmark.models), why
+            last = f"at most {len(recipe.iterations)}, the last iteration"
+            yield ("benchmarks", place, "models"), list(benchmark.models), last
         for field, value, expected in benchmark.mismatches(recipe.prompts.source == "pocket"):
             yield ("benchmarks", place, field), value, expected
 

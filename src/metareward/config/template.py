@@ -32,7 +32,7 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 
 
 def starter_text(preset: str) -> str:
-    """A recipe that extends ``preset`` (one of `presets.PRESETS`) and, as it stands, means the same.
+    """A recipe that extends ``preset`` (one of `yaml_file.PRESETS`) and, as it stands, means the same.
 
     Keys that the preset leaves to the user stand there uncommented and empty.
     """

@@ -276,11 +276,9 @@ def explain(error: ValidationError, tree: Tree, source: str, schema: type[BaseMo
         for each in about
     )
     expected = " or ".join(dict.fromkeys(kinds))
-    value = f"{shown(first['input'])}: "
-    if first["type"] == "mismatch":
-        value = "" if first["ctx"]["value"] is None else f"{shown(first['ctx']['value'])}: "
-    elif first["loc"][-1:] == ("[key]",):
-        value = ""
+    given = first["ctx"]["value"] if first["type"] == "mismatch" else first["input"]
+    no_value = first["loc"][-1:] == ("[key]",) or (first["type"] == "mismatch" and given is None)
+    value = "" if no_value else f"{shown(given)}: "
     said = where.startswith(f"--set {dotted(key)}=")
     return UserError(f"{where}: {'' if said else f'{dotted(key)}: {value}'}expected {expected}")
 

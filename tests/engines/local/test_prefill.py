@@ -12,7 +12,7 @@ from torch import Tensor
 from metareward.engines.local.checkpoint import Checkpoint, load
 from metareward.engines.local.kv_cache import BucketShape
 from metareward.engines.local.model_runner import ModelRunner
-from metareward.engines.local.prefill import Prefiller
+from metareward.engines.local.scheduler import Prefiller
 
 CHUNK_SIZE, BATCH = 8, 6
 SHAPE = BucketShape(slots=5, samples=2, prompt=64, suffix=4)

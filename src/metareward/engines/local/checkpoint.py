@@ -63,16 +63,8 @@ def load(folder: Path, device: str, dtype: str) -> Checkpoint:
     model = _model(folder, config, attention, torch_dtype).to(torch_device).eval().requires_grad_(False)
     if torch_device.type == "cpu":
         use_onednn_linear(model)
-    return Checkpoint(
-        folder,
-        model,
-        tokenizer,
-        attention,
-        torch_device,
-        torch_dtype,
-        _stop_ids(folder, tokenizer, config),
-        _context(folder, config),
-    )
+    stop_ids, context = _stop_ids(folder, tokenizer, config), _context(folder, config)
+    return Checkpoint(folder, model, tokenizer, attention, torch_device, torch_dtype, stop_ids, context)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -248,10 +248,18 @@ class LocalEngine:
         future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
 
         def settle(outcome: tuple[Completion, ...] | EngineError) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_settle, future, outcome)
+            if future.done():
+                return
+            if isinstance(outcome, EngineError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
-        self._inbox.put(lambda core: core.submit(messages, sampling, n, settle, settle))
+        def deliver(outcome: tuple[Completion, ...] | EngineError) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, outcome)
+
+        self._inbox.put(lambda core: core.submit(messages, sampling, n, deliver, deliver))
         return await future
 
     async def aclose(self) -> None:
@@ -265,12 +273,3 @@ class LocalEngine:
         finally:
             self._closed.set()
             core.fail_all(EngineError("the local engine was closed before this request was finished"))
-
-
-def _settle(future: asyncio.Future[tuple[Completion, ...]], outcome: tuple[Completion, ...] | EngineError) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, EngineError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -140,10 +140,9 @@ class TopLogprobsBuffer:
 
     def steps(self, row: int, ids: Sequence[int], count: int, decode: Callable[[list[int]], str]) -> tuple[Step, ...]:
         """The steps of a row that generated ``ids``, with the ``count`` most probable tokens of each."""
-        return tuple(
-            Step(text, tuple(self._top(row, step, count, decode))) for step, text in enumerate(token_texts(decode, ids))
-        )
-
-    def _top(self, row: int, step: int, count: int, decode: Callable[[list[int]], str]) -> list[TopLogprob]:
-        stored = zip(self._ids_RTA[row, step, :count], self._logprobs_RTA[row, step, :count], strict=True)
-        return [TopLogprob(decode([int(token)]), float(logprob)) for token, logprob in stored if logprob > -np.inf]
+        steps = []
+        for step, text in enumerate(token_texts(decode, ids)):
+            stored = zip(self._ids_RTA[row, step, :count], self._logprobs_RTA[row, step, :count], strict=True)
+            top = [TopLogprob(decode([int(token)]), float(logprob)) for token, logprob in stored if logprob > -np.inf]
+            steps.append(Step(text, tuple(top)))
+        return tuple(steps)

@@ -83,17 +83,11 @@ def check_batch_invariance(checkpoint: Checkpoint, shape: BucketShape, chunk_siz
 
 
 def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, last: bool) -> Tensor:
-    """Logits of a fixed request in the first or last slot, with random requests in the other slots."""
-    slot = runner.shape.slots - 1 if last else 0
-    prefill_logits = _prefill_logits(runner, batch, checkpoint, slot)
-    # Random keys and values serve as well as those of a real prompt and its completions.
-    runner.cache.fill_random(slot, seed=0)
-    return torch.stack([*prefill_logits, *_decode_logits(runner, checkpoint, slot)])
+    """Logits of a fixed request in the first or last slot, with random requests in the other slots.
 
-
-def _prefill_logits(runner: ModelRunner, batch: int, checkpoint: Checkpoint, slot: int) -> list[Tensor]:
-    """Logits after each chunk of a short prompt that is prefilled into ``slot``."""
-    shape, size = runner.shape, runner.chunk_size
+    Those after each chunk of its short prompt, then those of `_decode_logits`.
+    """
+    shape, size, slot = runner.shape, runner.chunk_size, runner.shape.slots - 1 if last else 0
     longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * size)
     prompt, logits = _random_ids(checkpoint, max(1, longest - 3), seed=0), []
     for start in range(0, len(prompt), size):
@@ -101,7 +95,9 @@ def _prefill_logits(runner: ModelRunner, batch: int, checkpoint: Checkpoint, slo
         others = _other_chunks(checkpoint, shape, size, batch - 1, slot, seed=1 + slot + start)
         chunks = [*others, probe] if slot else [probe, *others]
         logits.append(runner.prefill(chunks, batch)[chunks.index(probe)])
-    return logits
+    # Random keys and values serve as well as those of a real prompt and its completions.
+    runner.cache.fill_random(slot, seed=0)
+    return torch.stack([*logits, *_decode_logits(runner, checkpoint, slot)])
 
 
 def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> list[Tensor]:

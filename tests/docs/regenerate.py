@@ -145,9 +145,8 @@ def recipes_page() -> str:
     for key, field in fields(Recipe):
         for section in sections_of(field.annotation):
             inside = schema["$defs"][section.__name__]["properties"]
-            about = (len(sections_of(field.annotation)) == 1 and field.description) or (
-                section.__doc__ or ""
-            ).splitlines()[0]
+            alone = len(sections_of(field.annotation)) == 1
+            about = (alone and field.description) or (section.__doc__ or "").splitlines()[0]
             name = dotted(key)
             title = {"iterations": "iterations.1, iterations.2, …"}.get(name, name)
             if len(sections_of(field.annotation)) > 1:

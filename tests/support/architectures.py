@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -47,6 +48,20 @@ SHARING: dict[str, PretrainedConfig] = {
     "mixtral": MixtralConfig(**_SIZE, num_local_experts=4, router_aux_loss_coef=0.0, sliding_window=None),
 }
 APART: dict[str, tuple[PretrainedConfig, str]] = {
+    "falcon": (
+        FalconConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            alibi=True,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+            initializer_range=0.2,
+        ),
+        "its positions are ALiBi's",
+    ),
     "gemma2": (Gemma2Config(**_SIZE, head_dim=8), "its attention is eager, not sdpa"),
     "gpt2": (
         GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=1),

@@ -135,9 +135,7 @@ def plan_command(
     ] = None,
     measure: Annotated[
         float | None,
-        typer.Option(
-            "--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long per role."
-        ),
+        typer.Option("--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long per role."),
     ] = None,
 ) -> None:
     """Estimate what a recipe costs: completions, tokens, pairs, steps, disk, memory, time."""

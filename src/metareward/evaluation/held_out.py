@@ -74,6 +74,7 @@ class HeldOut:
 
 
 _CODEC = TypeAdapter(HeldOut)
+MAX_CONCURRENT_PROMPTS = 256  # held-out prompts have few requests each
 
 
 async def evaluate(
@@ -84,7 +85,7 @@ async def evaluate(
     store: RecordStore,
     anchors: Mapping[str, HeldOut] | None,
     progress: Progress,
-    in_flight: int = 64,
+    max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
 ) -> RunnerResult:
     """Generate what the metrics need for every prompt that isn't in ``store``; ``anchors`` is None for M0 itself."""
 
@@ -109,7 +110,7 @@ async def evaluate(
 
     judged = settings.k * settings.n * (1 if anchors is None else 2)
     most = {ANSWERS: settings.k, JUDGMENTS: judged, META: 2 * meta_pairs}
-    return await run_tasks(work, prompts, store, progress, "evaluating", most, in_flight)
+    return await run_tasks(work, prompts, store, progress, "evaluating", most, max_concurrent_prompts)
 
 
 def _every_sample(record: PromptRecord) -> tuple[Candidate, ...]:

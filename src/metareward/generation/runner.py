@@ -18,7 +18,7 @@ from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Pr
 from metareward.storage.store import RecordStore, record_to_json
 from metareward.types import Prompt
 
-MAX_CONCURRENT_PROMPTS = 64
+MAX_CONCURRENT_PROMPTS = 64  # enough to fill an engine's batches, few enough that a kill loses little
 # So many consecutive prompts that fail at the first try mean that the engine is broken. Consecutive in the order of
 # starting: failing is quick, so in the order of finishing a few bad prompts come first.
 _MAX_CONSECUTIVE_FAILURES = 20

@@ -37,8 +37,6 @@ from metareward.storage.store import RecordStore
 from metareward.training.checkpoints import epoch_checkpoint, promote_epoch, select_epoch
 from metareward.training.config import DpoJob
 
-_MAX_CONCURRENT_PROMPTS = 256
-
 
 async def select_checkpoint(experiment: Experiment, t: int, progress: Progress) -> None:
     """Make the selected epoch M_t; does nothing if M_t exists or the recipe selects nothing. Raises `UserError`."""
@@ -74,9 +72,7 @@ async def _epoch_metrics(
     engine = await open_engine(experiment.recipe.engine, checkpoint, t, experiment.run.iteration(t).path)
     try:
         with RecordStore.open(folder / f"epoch-{epoch}.sqlite", fingerprint) as store:
-            outcome = await evaluate(
-                engine, prompts, settings, meta_pairs, store, anchors, progress, _MAX_CONCURRENT_PROMPTS
-            )
+            outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress)
             stages.check_failed_prompts(experiment, f"choosing an epoch of M{t}", outcome)
             records = held_out_records(store)
     finally:

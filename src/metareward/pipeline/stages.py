@@ -39,16 +39,12 @@ from metareward.types import PairKind
 
 # Prompts that keep failing (too long for the model, for example) are skipped up to this share.
 _MAX_FAILED_SHARE = 0.05
-# Prompts in flight: enough to fill the engine's batches, few enough that a kill loses little.
-_GENERATION_CONCURRENCY, _EVALUATION_CONCURRENCY = 64, 256
 
 
 async def generate(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Make the records of iteration ``t`` with M_{t-1}."""
     with timed(experiment.run, t, "generating"), _records(experiment, t) as store:
-        outcome = await annotate_prompts(
-            engine, experiment.prompts(t), experiment.settings(t), store, progress, _GENERATION_CONCURRENCY
-        )
+        outcome = await annotate_prompts(engine, experiment.prompts(t), experiment.settings(t), store, progress)
     check_failed_prompts(experiment, f"iteration {t}", outcome)
 
 
@@ -136,9 +132,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
     meta_pairs, settings = experiment.recipe.evaluation.meta_pairs, experiment.evaluation_settings()
     with timed(experiment.run, t, "evaluating"):
         with RecordStore.open(_evaluation_records(experiment, t), experiment.evaluation_fingerprint(t)) as store:
-            outcome = await evaluate(
-                engine, prompts, settings, meta_pairs, store, anchors, progress, _EVALUATION_CONCURRENCY
-            )
+            outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress)
             check_failed_prompts(experiment, f"evaluating M{t}", outcome)
             records = held_out_records(store)
         anchors = anchors or {record.prompt.id: record for record in records}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 from collections import deque
@@ -22,7 +21,7 @@ from jinja2 import TemplateError
 
 from metareward.engines.base import EngineError, require_room
 from metareward.engines.local.checkpoint import Checkpoint, load
-from metareward.engines.local.kv_cache import BucketShape
+from metareward.engines.local.kv_cache import BucketShape, kv_cache_memory
 from metareward.engines.local.scheduler import Request, ShapeBucket
 from metareward.engines.local.selfcheck import bytes_per_position, check_batch_invariance, check_model
 from metareward.types import Completion, Messages, ModelRole, Sampling
@@ -183,21 +182,12 @@ def _padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def _kv_cache_memory(device: torch.device) -> int:
-    """Bytes for KV caches: a share of the device's total memory, free or not, because bucket shapes follow from it."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return max(total // 8, int(total * 0.8) - torch.cuda.memory_allocated(device))
-    cores = os.cpu_count() or 1
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * cores)
-
-
 @torch.inference_mode()
 def open_core(folder: Path, *, device: str, dtype: str, max_num_seqs: int, deterministic: bool) -> EngineCore:
     """Load and check a model folder. Raises `UserError` naming the folder and the fix."""
     checkpoint = load(folder, device, dtype)
     check_model(checkpoint)
-    memory = _kv_cache_memory(checkpoint.device)
+    memory = kv_cache_memory(checkpoint.device)
     return EngineCore(checkpoint, max_num_seqs=max_num_seqs, deterministic=deterministic, memory=memory)
 
 

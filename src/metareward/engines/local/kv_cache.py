@@ -7,6 +7,7 @@ slot has the same shape whatever the others hold; masks say which columns are fi
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -106,3 +107,12 @@ def map_key_value(pair: Sequence[Tensor], change: Callable[[Tensor], Tensor]) ->
     """``change`` applied to the keys and to the values."""
     keys, values = pair
     return change(keys), change(values)
+
+
+def kv_cache_memory(device: torch.device) -> int:
+    """Bytes for KV caches: a share of the device's total memory, free or not, because bucket shapes follow from it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return max(total // 8, int(total * 0.8) - torch.cuda.memory_allocated(device))
+    cores = os.cpu_count() or 1
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * cores)

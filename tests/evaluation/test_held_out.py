@@ -158,7 +158,11 @@ def test_finished_prompts_are_not_evaluated_again(store: RecordStore) -> None:
 
 def test_the_records_are_deterministic(store: RecordStore, later: RecordStore) -> None:
     run(ScriptedEngine(reply), store)
-    asyncio.run(evaluate(ScriptedEngine(reply), PROMPTS[::-1], SETTINGS, META_PAIRS, later, None, SILENT, max_concurrent_prompts=1))
+    asyncio.run(
+        evaluate(
+            ScriptedEngine(reply), PROMPTS[::-1], SETTINGS, META_PAIRS, later, None, SILENT, max_concurrent_prompts=1
+        )
+    )
     assert dict(store.documents()) == dict(later.documents())
 
 

@@ -210,7 +210,7 @@ def test_a_changed_recipe_on_old_records_is_refused_by_its_fields(
 ) -> None:
     changes = ("--set", "answers.k=3", "--set", "judgments.temperature=0.5")
     line = refused(monkeypatch, capsys, workspace.folder, "recipe.yaml", "--out", finished.path.name, *changes)
-    assert "undisturbed: the recipe has changed since this run began: " in line
+    assert "reference: the recipe has changed since this run began: " in line
     assert "answers.k (2 -> 3), judgments.temperature (0.8 -> 0.5); fix: " in line
 
 

@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-data test-servers lint bench docs clean
+.PHONY: demo test test-slow test-data test-servers lint bench docs dist clean
 
 demo: .venv/ready
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -38,6 +38,12 @@ bench: .venv/ready
 	$(BIN)/python bench/equality.py
 	$(BIN)/python bench/evaluation.py
 	$(BIN)/python bench/expected_score.py
+
+# The wheel and the source archive, checked as the package index would.
+dist: .venv/ready
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check dist/*
 
 docs: .venv/ready
 	PYTHONPATH=bench $(BIN)/python tests/docs/regenerate.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
 import logging
 import time
 from collections.abc import Callable
@@ -220,6 +221,13 @@ def test_a_server_that_hangs_is_given_up(hang: Answer) -> None:
     assert line.endswith(f'("What is two and two?") failed after 2 attempts at {server.url}/v1')
     written, server = asked_of(spoiled(1, hang), timeout=0.3)
     assert len(written) == 1 and len(server.bodies) == 2
+
+
+def test_a_reply_without_end_is_cut_off() -> None:
+    bomb = Answer(gzip.compress(bytes((64 << 20) + 1), 1), headers={"Content-Encoding": "gzip"})
+    failure, _ = asked_of(lambda *_: bomb, max_attempts=1)
+    assert "more than 64 MiB" in str(failure)
+    assert "failed after 1 attempt at" in str(failure)
 
 
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 413, 422])

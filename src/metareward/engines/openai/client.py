@@ -30,6 +30,8 @@ from metareward.errors import UserError
 from metareward.seeds import derive
 from metareward.types import Completion, Messages, Sampling, Step, TopLogprob
 
+_MAX_REPLY_BYTES = 64 << 20  # a reply without end must not fill the memory
+_READ_HEADERS = ("retry-after", "location")
 _CONNECT_TIMEOUT = 10.0
 _MODELS_TIMEOUT = 30.0
 _MAX_RETRY_AFTER = 7 * 86400.0  # a longer one is a mistake of the server
@@ -196,8 +198,15 @@ class Client:
 
     async def _send(self, method: str, route: str, seconds: float, **options: Any) -> httpx2.Response:
         try:
-            async with asyncio.timeout(seconds):
-                return await self._http.request(method, self.url + route, **options)
+            async with asyncio.timeout(seconds), self._http.stream(method, self.url + route, **options) as response:
+                body = bytearray()
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > _MAX_REPLY_BYTES:
+                        limit = f"{_MAX_REPLY_BYTES >> 20} MiB"
+                        raise TransientError(f"{self.url} sends a reply of more than {limit}", self.url)
+                headers = {name: response.headers[name] for name in _READ_HEADERS if name in response.headers}
+                return httpx2.Response(response.status_code, headers=headers, content=bytes(body))
         except TimeoutError:
             raise TransientError(f"{self.url} gave no whole reply within {seconds:g} s", self.url) from None
         except httpx2.RequestError as error:

@@ -28,6 +28,7 @@ PACKAGE = ROOT / "src" / "metareward"
 # The packages and modules of metareward, lowest layer first: each imports only from itself and from those before it.
 LAYERS = (
     "errors",
+    "text",
     "types",
     "seeds",
     "settings",

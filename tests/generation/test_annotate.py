@@ -18,7 +18,7 @@ from metareward.generation.annotate import (
     run_concurrently,
 )
 from metareward.seeds import derive
-from metareward.storage.store import record_from_json, record_to_json
+from metareward.storage.records import record_from_json, record_to_json
 from metareward.types import (
     Completion,
     Duplicate,

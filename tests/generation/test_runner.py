@@ -16,7 +16,8 @@ from metareward.errors import UserError
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
 from metareward.generation.progress import SILENT, Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts, run_tasks
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.records import read_records
+from metareward.storage.store import RecordStore
 from metareward.types import Messages, Prompt, Sampling
 
 

@@ -20,8 +20,8 @@ from whole_runs import HELD_OUT, ITERATIONS, PROMPTS, Workspace, documents, file
 from metareward.cli.main import main
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.pair_files import read_pairs
+from metareward.storage.records import record_from_json
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import record_from_json
 from metareward.training.lineage import read_lineage
 from metareward.types import PairKind
 

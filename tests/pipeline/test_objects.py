@@ -11,8 +11,8 @@ from tiny_models import tiny_llama
 from whole_runs import Workspace, documents, kill_tree, write_inputs
 
 from metareward.errors import UserError
+from metareward.storage.records import record_from_json
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import record_from_json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walks through /proc")
 

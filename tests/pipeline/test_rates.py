@@ -8,8 +8,9 @@ from run_folders import SMALL_SECONDS, small_run
 from metareward.errors import UserError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.pipeline.plan import measured_rates
+from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.store import RecordStore
 
 
 def test_lengths_come_from_records_and_the_rate_from_finished_iterations(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from metareward.generation.progress import SILENT
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.pair_files import read_pairs
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.records import read_records
+from metareward.storage.store import RecordStore
 from metareward.types import Completion, Messages, ModelRole, PromptRecord, Sampling
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.storage.store import RecordStore, find_record, read_records, record_from_json, record_to_json
+from metareward.storage.records import find_record, read_records, record_from_json, record_to_json
+from metareward.storage.store import RecordStore
 from metareward.types import (
     Candidate,
     Dispute,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.storage.serialization import fingerprint_of, flatten, json_lines, replace_surrogates
+from metareward.storage.serialization import fingerprint_of, flatten, json_lines
+from metareward.text import replace_surrogates
 
 
 def test_a_fingerprint_depends_on_values_and_not_on_order() -> None:

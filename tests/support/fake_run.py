@@ -16,8 +16,9 @@ from metareward.method.judge import Rubric
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
+from metareward.storage.records import record_to_json
 from metareward.storage.run_dir import IterationDir, RunDir, mark_done
-from metareward.storage.store import RecordStore, record_to_json
+from metareward.storage.store import RecordStore
 from metareward.types import (
     Candidate,
     Dispute,

@@ -18,8 +18,9 @@ from metareward.method.template import load_template
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
+from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, mark_done
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.store import RecordStore
 
 PROMPTS = 8
 HELD_OUT = 5

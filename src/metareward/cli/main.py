@@ -17,7 +17,7 @@ from metareward.cli.data import print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
-from metareward.report.labels import escape_control
+from metareward.text import escape_control
 
 if TYPE_CHECKING:
     from metareward.types import Judge

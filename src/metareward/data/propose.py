@@ -36,8 +36,9 @@ from metareward.method.judge import Reasoning
 from metareward.method.template import Template, render
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
-from metareward.storage.serialization import json_lines, replace_surrogates
+from metareward.storage.serialization import json_lines
 from metareward.storage.store import RecordStore
+from metareward.text import replace_surrogates
 from metareward.types import Completion, Message, Prompt, Sampling
 
 DropReason = Literal["failed", "unreadable", "cut_off", "too_short", "too_long", "keyword", "repeated", "too_similar"]

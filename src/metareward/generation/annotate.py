@@ -23,7 +23,7 @@ from metareward.method.judge import Reasoning, Rubric, RubricGrader
 from metareward.method.meta_judge import MetaRubric, parse_verdict
 from metareward.method.scores import disputed
 from metareward.seeds import derive
-from metareward.storage.serialization import replace_surrogates
+from metareward.text import replace_surrogates
 from metareward.types import (
     Candidate,
     Completion,

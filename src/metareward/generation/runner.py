@@ -15,7 +15,8 @@ from metareward.engines.base import Engine, EngineError
 from metareward.errors import UserError
 from metareward.generation.annotate import AnnotationSettings, annotate_prompt, run_concurrently
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Progress
-from metareward.storage.store import RecordStore, record_to_json
+from metareward.storage.records import record_to_json
+from metareward.storage.store import RecordStore
 from metareward.types import Prompt
 
 MAX_CONCURRENT_PROMPTS = 64  # enough to fill an engine's batches, few enough that a kill loses little

@@ -11,8 +11,9 @@ from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.pipeline.engines import open_judge_engine
 from metareward.pipeline.loop import run_recipe
+from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.store import RecordStore
 from metareward.types import PromptRecord
 
 

@@ -28,7 +28,7 @@ from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_log import log_event, timed
-from metareward.storage.serialization import replace_surrogates
+from metareward.text import replace_surrogates
 from metareward.types import Completion, Judge, Message, Messages, ModelRole, Prompt, Sampling
 
 _STAGE = "benchmarks"

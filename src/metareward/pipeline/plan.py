@@ -26,8 +26,9 @@ from metareward.generation.throughput import UNKNOWN, Rates, measure_rates
 from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment
+from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.store import RecordStore
 from metareward.training.memory import MemorySpec, model_size, training_bytes
 from metareward.types import PromptRecord
 

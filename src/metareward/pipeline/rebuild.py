@@ -18,9 +18,10 @@ from metareward.method.pairs import build_pairs, of_kind
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
+from metareward.storage.records import read_records
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.serialization import fingerprint_of, flatten
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.store import RecordStore
 from metareward.types import Dropped, PairKind, PreferencePair
 
 # Settings that decide pairs and not records.

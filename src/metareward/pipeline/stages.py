@@ -31,8 +31,9 @@ from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
+from metareward.storage.records import read_records
 from metareward.storage.run_log import log_event, stage_seconds, timed
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.store import RecordStore
 from metareward.training.config import DpoJob
 from metareward.training.launch import Step, run_training
 from metareward.types import PairKind

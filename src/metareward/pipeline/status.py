@@ -11,9 +11,9 @@ from pathlib import Path
 from metareward.config.schema import Recipe
 from metareward.generation.usage import ServerUsageTotal
 from metareward.report.facts import Iteration, gather
-from metareward.report.labels import escape_control
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
+from metareward.text import escape_control
 
 _HEAD = ("", "prompts", "actor pairs", "judge pairs", "trained", "evaluated")
 _LOG_LINES = 5

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metareward.evaluation.base import ResultTable
 from metareward.report.facts import Run
-from metareward.report.labels import escape_control
+from metareward.text import escape_control
 
 Cells = tuple[str, ...]
 

@@ -14,8 +14,9 @@ from metareward.report.facts import Run
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
 from metareward.seeds import derive
+from metareward.storage.records import find_record
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore, find_record
+from metareward.storage.store import RecordStore
 from metareward.types import PreferencePair
 
 _COUNT = 3

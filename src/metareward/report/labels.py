@@ -1,8 +1,6 @@
-"""Readable labels of codes (drop reasons, parse results, verdicts), and the escaping of control characters."""
+"""Readable labels of codes: drop reasons, parse results, verdicts."""
 
 from __future__ import annotations
-
-import unicodedata
 
 from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict, Won
 
@@ -68,18 +66,3 @@ def verdict_label(verdict: Verdict) -> str:
 
 # Control characters can control a terminal, bidirectional overrides reorder a line, tag characters hide instructions.
 # Escaping for HTML is separate and happens in the templates.
-_KEPT = frozenset("\n\t\u200c\u200d")  # line ends, tabs, and the two joiners that scripts and emoji need
-_ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def escape_control(text: str) -> str:
-    """``text`` with every invisible character escaped: ``\\x00`` as ``␀``, a bidirectional override as ``⟨U+202E⟩``."""
-    escaped = []
-    for char in text.replace("\r\n", "\n"):
-        code = ord(char)
-        # The supplementary variation selectors are marks, but they draw nothing and can carry hidden bytes.
-        invisible = unicodedata.category(char) in _ESCAPED_CATEGORIES or 0xE0100 <= code <= 0xE01EF
-        if invisible and char not in _KEPT:
-            char = chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
-        escaped.append(char)
-    return "".join(escaped)

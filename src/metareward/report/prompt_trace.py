@@ -21,10 +21,12 @@ from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, posit
 from metareward.method.pairs import PairRules, iteration_weights, tiers
 from metareward.method.scores import AnswerScore, answer_scores
 from metareward.report.facts import Run, gather
-from metareward.report.labels import drop_label, escape_control, format_rating
+from metareward.report.labels import drop_label, format_rating
 from metareward.storage.pair_files import read_dropped, read_pairs
+from metareward.storage.records import find_record, read_records
 from metareward.storage.run_dir import IterationDir, RunDir
-from metareward.storage.store import RecordStore, find_record, read_records
+from metareward.storage.store import RecordStore
+from metareward.text import escape_control
 from metareward.types import (
     Candidate,
     Dispute,

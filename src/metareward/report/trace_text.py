@@ -15,8 +15,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from metareward.report.labels import escape_control, format_rating, reading_label, verdict_label
+from metareward.report.labels import format_rating, reading_label, verdict_label
 from metareward.report.prompt_trace import DisputeTrace, PromptTrace
+from metareward.text import escape_control
 
 
 def trace_text(trace: PromptTrace, width: int = 100) -> str:

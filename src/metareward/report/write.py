@@ -20,10 +20,11 @@ from metareward.report.benchmark_tables import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.examples import examples
 from metareward.report.facts import Evaluation, Run, gather, setting_rows
-from metareward.report.labels import escape_control, format_rating, reading_code_label, reading_label, verdict_label
+from metareward.report.labels import format_rating, reading_code_label, reading_label, verdict_label
 from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
+from metareward.text import escape_control
 
 # Meta-Rewarding (arXiv 2407.19594) Table 5, in per cent: higher and lower score wins; bias at same, different, all.
 _CITED = (("63.0 %", "37.0 %", "47.8 %", "41.1 %", "43.9 %"), ("97.7 %", "2.3 %", "87.8 %", "56.2 %", "68.1 %"))

@@ -1,4 +1,4 @@
-"""JSON on disk: canonical_json text and its SHA-256, JSON Lines, flattened settings, text that UTF-8 can encode."""
+"""JSON on disk: canonical_json text and its SHA-256, JSON Lines, flattened settings."""
 
 from __future__ import annotations
 
@@ -34,8 +34,3 @@ def flatten(value: Mapping[str, object] | Mapping[int, object], separator: str =
         else:
             flat[str(key)] = inner
     return flat
-
-
-def replace_surrogates(text: str) -> str:
-    """``text`` with every lone surrogate as "?": UTF-8 can't hold them, but some servers send them."""
-    return text.encode("utf-8", "replace").decode()

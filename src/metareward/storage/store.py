@@ -15,11 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from metareward.errors import UserError
 from metareward.storage.serialization import canonical_json, flatten
-from metareward.types import PromptRecord
 
 _LAYOUT = 1
 _TABLES = (
@@ -197,43 +194,3 @@ def _shown(value: str | None) -> str:
         return "(absent)"
     text = json.dumps(json.loads(value), ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:40]}… (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
-
-
-_RECORD = TypeAdapter(PromptRecord)
-
-
-def record_to_json(record: PromptRecord) -> str:
-    """``record`` as JSON text, without the rewards that are None; texts must not have lone surrogates."""
-    unrewarded = {at: {"reward"} for at, each in enumerate(record.candidates_K) if each.reward is None}
-    return _RECORD.dump_json(record, exclude={"candidates_K": unrewarded}).decode()
-
-
-def record_from_json(text: str) -> PromptRecord:
-    """The record of `record_to_json`, exactly. Raises `UserError` naming the first field that doesn't fit.
-
-    Validation is strict: an edited document is refused, not coerced.
-    """
-    try:
-        return _RECORD.validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the document"
-        raise UserError(f"record: field {field}: {first['msg']}; fix: delete the record to make it again") from None
-
-
-def find_record(store: RecordStore, prompt_id: str) -> PromptRecord | None:
-    """The record of a prompt, None if there is none. Raises `UserError` naming the file, the prompt and the field."""
-    document = store.get(prompt_id)
-    return None if document is None else _read(store, prompt_id, document)
-
-
-def read_records(store: RecordStore) -> Iterator[PromptRecord]:
-    """All records in the order of their prompt ids. Raises `UserError` naming the file, the prompt and the field."""
-    return (_read(store, prompt_id, document) for prompt_id, document in store.documents())
-
-
-def _read(store: RecordStore, prompt_id: str, document: str) -> PromptRecord:
-    try:
-        return record_from_json(document)
-    except UserError as error:
-        raise UserError(f"{store.path}: {json.dumps(prompt_id)}: {error}") from None

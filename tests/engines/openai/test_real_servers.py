@@ -31,7 +31,8 @@ from metareward.generation.runner import annotate_prompts
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.pocket.world import MODEL, prompts
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.records import read_records
+from metareward.storage.store import RecordStore
 from metareward.types import Message, PromptRecord, Sampling
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(900)]

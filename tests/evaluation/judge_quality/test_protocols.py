@@ -22,7 +22,8 @@ from metareward.evaluation.judge_quality.rankings import (
 )
 from metareward.evaluation.judge_quality.run import JudgeQualityCommand, protocol_named
 from metareward.generation.annotate import annotate_prompt, annotation_fingerprint
-from metareward.storage.store import RecordStore, record_to_json
+from metareward.storage.records import record_to_json
+from metareward.storage.store import RecordStore
 from metareward.types import Completion, Message, Messages, Sampling, Tied, Won
 
 Reply = Callable[[Messages, Sampling, int], str | Completion]

@@ -28,6 +28,7 @@ from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationErro
 from metareward.engines.base import EngineError
 from metareward.errors import UserError
 from metareward.seeds import derive
+from metareward.text import one_line
 from metareward.types import Completion, Messages, Sampling, Step, TopLogprob
 
 _MAX_REPLY_BYTES = 64 << 20  # a reply without end must not fill the memory
@@ -61,12 +62,6 @@ class UnreachableError(TransientError):
 
 class ThrottledError(TransientError):
     """The server wants fewer requests, and none for ``retry_after`` seconds (0: it names no time)."""
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    """``text`` as one printable line: white space as one space, unprintable characters as "?", at most ``limit``."""
-    flat = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text[: 20 * limit].split()))
-    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
 
 
 def base_url(url: str) -> str:

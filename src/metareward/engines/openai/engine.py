@@ -29,12 +29,12 @@ from metareward.engines.openai.client import (
     api_key,
     base_url,
     chat_request,
-    one_line,
 )
 from metareward.engines.openai.pool import Pauses, Pool, RateControl, Server, ServerUsage
 from metareward.errors import UserError
 from metareward.settings import Count, Section, Text
 from metareward.storage.store import RecordStore
+from metareward.text import one_line
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _LOG = logging.getLogger(__name__)

@@ -50,7 +50,8 @@ from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
-from metareward.storage.serialization import json_lines, replace_surrogates
+from metareward.storage.serialization import json_lines
+from metareward.text import replace_surrogates
 from metareward.types import Message, Messages, Prompt, Sampling
 
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=4096)

@@ -66,7 +66,8 @@ from metareward.method.judge import Rubric, RubricGrader
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
 from metareward.settings import Text
-from metareward.storage.store import RecordStore, read_records
+from metareward.storage.records import read_records
+from metareward.storage.store import RecordStore
 from metareward.types import Prompt, Sampling, Tied, Won
 
 _TAKES: dict[ProtocolName, str] = {

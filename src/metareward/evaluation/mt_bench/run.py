@@ -46,7 +46,8 @@ from metareward.method.judge import RubricGrader
 from metareward.seeds import derive
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
-from metareward.storage.serialization import json_lines, replace_surrogates
+from metareward.storage.serialization import json_lines
+from metareward.text import replace_surrogates
 from metareward.types import Message, Prompt, Sampling
 
 # Upstream's sampling. A judgment that the token limit cut off may hold no score; then it has none.

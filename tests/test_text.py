@@ -1,6 +1,6 @@
 import pytest
 
-from metareward.report.labels import escape_control
+from metareward.text import escape_control
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,11 @@ def test_there_are_five_short_programs() -> None:
     assert max(len(program.splitlines()) for program in PROGRAMS.values()) <= 20
 
 
-@pytest.mark.parametrize("title", PROGRAMS)
+# Each of these trains a model; test_objects.py and test_loop.py run the like by default.
+SLOW = ("Plug a reward", "Run a recipe")
+
+
+@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in PROGRAMS])
 def test_programs_run(folder: Path, title: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAMS[title]], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -73,6 +73,7 @@ def _annotated(run: RunDir) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_judge_takes_the_place_of_the_rubric(place: Workspace) -> None:
     (place.folder / "rule_judge.py").write_text(JUDGE)
     code, _, errors = place.run("ruled", "--set", "judge=rule_judge:EvenOdd", *NO_JUDGE_PAIRS)

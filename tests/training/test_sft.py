@@ -157,6 +157,7 @@ def test_another_job_does_not_write_over_a_model(trained: Trained) -> None:
         run_training(changed(trained.job, output=trained.job.start), no_step)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_killed_child_leaves_no_model_and_the_next_one_makes_the_same(trained: Trained, tmp_path: Path) -> None:
     job = changed(trained.job, output=tmp_path / "model", log=tmp_path / "training.jsonl")

@@ -102,6 +102,7 @@ def test_503_with_retry_after_is_a_throttle_too(tmp_path: Path) -> None:
     assert bucket.rejections
 
 
+@pytest.mark.slow
 def test_a_server_that_limits_requests_in_flight_gets_as_many(tmp_path: Path) -> None:
     server = FakeChatServer()
     rejected = 0
@@ -118,6 +119,7 @@ def test_a_server_that_limits_requests_in_flight_gets_as_many(tmp_path: Path) ->
     assert rejected <= 80
 
 
+@pytest.mark.slow
 def test_a_rate_that_changes_is_found_again(tmp_path: Path) -> None:
     bucket = TokenBucket(30, 10)
 

@@ -81,6 +81,7 @@ def test_training_stops_with_the_last_epoch_unless_told() -> None:
         (DPO, {"loss_weights": (1.0, 2.0)}, "loss_weights is .*; fix: make it one for each of loss_type, or none"),
         (DPO, {"loss_weights": (float("inf"),)}, "loss_weights.0: Input should be a finite number"),
         (DPO, {"label_smoothing": 0.5}, "label_smoothing"),
+        (DPO, {"label_smoothing": 0.1}, "label_smoothing is 0.1; fix: make it 0: only the losses aot, aot_unpaired"),
         (DPO, {"loss_type": ("exo_pair",)}, "label_smoothing is 0.0; fix: make it a number above 0"),
         (DPO, {"ld_alpha": 1.1}, "ld_alpha"),
         (DPO, {"lora": {"r": 0}}, "lora.r"),

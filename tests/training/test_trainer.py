@@ -194,7 +194,8 @@ def base_settings(kind: type[Any]) -> Any:
 def dpo_job(tmp_path_factory: pytest.TempPathFactory) -> DpoJob:
     folder = tmp_path_factory.mktemp("dpo")
     job = make_job(folder, save_model(folder / "M0"), (save_pairs(folder / "actor.parquet", "actor", 16, 40),))
-    return changed(job, settings=base_settings(TrainingSettings))
+    # A loss that uses label_smoothing, so that every setting can be given.
+    return changed(job, settings=base_settings(TrainingSettings).model_copy(update={"loss_type": ("robust",)}))
 
 
 @pytest.fixture(scope="module")

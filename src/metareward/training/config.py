@@ -28,6 +28,8 @@ Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
+# TRL 1.16 ignores label_smoothing with the other losses, sigmoid among them.
+_SMOOTHED_LOSSES = frozenset({"aot", "aot_unpaired", "exo_pair", "robust"})
 JUDGE_METRICS = ("judge_win_rate", "judge_agreement")  # metrics that need checkpoint_selection.judge
 
 
@@ -186,6 +188,9 @@ class TrainingSettings(OptimizationSettings):
         _require(matches, "loss_weights", list(self.loss_weights), "one for each of loss_type, or none")
         smooth = "exo_pair" not in self.loss_type or self.label_smoothing > 0
         _require(smooth, "label_smoothing", 0.0, "a number above 0 with the loss exo_pair, such as 0.001")
+        used = self.label_smoothing == 0 or bool(_SMOOTHED_LOSSES & set(self.loss_type))
+        losses = ", ".join(sorted(_SMOOTHED_LOSSES))
+        _require(used, "label_smoothing", self.label_smoothing, f"0: only the losses {losses} use it")
         return self
 
 

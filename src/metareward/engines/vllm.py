@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
-from jinja2 import TemplateError
 from pydantic import Field
 
 from metareward.engines.base import Engine, EngineError, require_model_folder, require_room, token_texts
+from metareward.engines.chat import ChatEncoder, ChatTemplateError
 from metareward.engines.openai.engine import OpenAISettings, open_openai
 from metareward.engines.openai.pool import Pauses
 from metareward.engines.process_group import ProcessGroup
@@ -150,6 +150,7 @@ class VllmEngine:
         self._folder = folder
         self._engine = engine
         self._tokenizer = tokenizer
+        self._encoder = ChatEncoder(tokenizer)
         self._group = group
         self._numbers = itertools.count()
 
@@ -165,14 +166,12 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        from metareward.engines.local.checkpoint import encode
-
         if self._engine is None:
             raise EngineError("the vLLM engine is closed")
         try:
-            ids = encode(self._tokenizer, messages)
+            ids = self._encoder.encode(messages)
             require_room(ids, sampling, n, self._engine.model_config.max_model_len)
-        except (EngineError, TemplateError, UnicodeEncodeError) as error:
+        except (EngineError, ChatTemplateError, UnicodeEncodeError) as error:
             raise EngineError(f"{self._folder}: a request was refused: {error}") from error
         try:
             parameters = SamplingParams(

@@ -1,10 +1,11 @@
 """Prompt templates: text files with ``{slots}``, rendered so that judged text can't break out of its slot.
 
 The actor is trained on the judge's scores, so an answer that could close its slot and continue as the prompt would be
-found and rewarded. `render` therefore replaces slots in one pass and escapes slot text: ``<`` of the template's own
-tags (``</answer>``) and of chat control tokens (``<|end|>``) becomes the look-alike ``‹``, and ``:`` after the
-template's own labels (``Answer:``) becomes ``∶``. Text without delimiters is unchanged. `fill` does not escape:
-published benchmark scores were made with plain substitution.
+found and rewarded. `render` therefore replaces slots in one pass and escapes slot text: the first bracket of the
+template's own tags (``</answer>``) and of chat control strings (``<|end|>``, ``[INST]``) becomes a look-alike (``‹``,
+``〔``), and ``:`` after the template's own labels (``Answer:``) becomes ``∶``. Full-width letters and invisible
+characters don't hide a tag. Text without delimiters is unchanged. `fill` does not escape: published benchmark scores
+were made with plain substitution.
 """
 
 from __future__ import annotations
@@ -12,26 +13,48 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 from metareward.errors import UserError
 from metareward.types import Messages
 
 LOOKALIKE_BRACKET = "‹"
+LOOKALIKE_SQUARE = "〔"
 LOOKALIKE_COLON = "∶"
 
 _PROMPTS = resources.files("metareward").joinpath("method", "prompts")
 _SLOT = re.compile(r"\{(\w+)\}")
-# White space and invisible characters, which a model ignores inside a tag.
-_BLANK = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
 _LINE_START = r"(?<![^\n\r\x0b\x0c\x85\u2028\u2029])"
 _TAG_NAME = re.compile(r"</?\s*([A-Za-z][\w.-]*)[^<>\n]*>")
 _LABEL = re.compile(r"^[ \t]*([^\W_][\w ]{0,39}?)[ \t]*:[ \t]*(?=\n?\{\w+\}|$)", re.MULTILINE)
-_CONTROL_TOKEN = r"[<＜](?=\|\w[\w-]*\|[>＞])"
+
+# Control strings of chat templates: ``<|im_end|>``, ``<｜User｜>``, ``[|endofturn|]``, and those below by name.
+_ANGLE_NAMES = (
+    r"s|bos|eos|pad|unk|eot|eod|sop|eop|unused\d{1,5}|extra_id_\d{1,5}|fim_\w{1,20}|(?:start|end)_of_(?:turn|image)|"
+    r"think|thinking|thought|reasoning|tools?|tool_(?:call|response|result)s?"
+)
+_SQUARE_NAMES = (
+    r"INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG|[gs]MASK|"
+    r"BOS|EOS|PAD|UNK|CLS|SEP|MASK|PREFIX|SUFFIX|MIDDLE"
+)
+_AFTER_ANGLE = rf"\|/?[^\s<>|]{{1,64}}\|>|/?(?:{_ANGLE_NAMES})>|<\s{{0,9}}/?\s{{0,9}}sys\s{{0,9}}>>"
+_AFTER_SQUARE = rf"\|/?[^\s\[\]|]{{1,64}}\|\]|(?-i:/?(?:{_SQUARE_NAMES})\])"
+_CONTROL_START = rf"<(?={_AFTER_ANGLE})|\[(?={_AFTER_SQUARE})"
+_CONTROL_STARTS = re.compile(_CONTROL_START, re.IGNORECASE)
+_LOOKALIKES = {"<": LOOKALIKE_BRACKET, "[": LOOKALIKE_SQUARE}
+CONTROL_STRING = re.compile(rf"<(?:{_AFTER_ANGLE})|\[(?:{_AFTER_SQUARE})", re.IGNORECASE)
+
+# What `_fold` leaves out: control, format, unassigned and private characters, surrogates, and combining marks.
+_IGNORED_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Me"})
+_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+_FOLDED_SIGNS = {"⁄": "/", "∕": "/", "⧸": "/", "│": "|", "∣": "|", "ǀ": "|", "\v": "\v", "\f": "\f"}
+_UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +133,55 @@ def require(text: str, where: str, *slots: str) -> None:
 
 
 def escape(text: str, template: Template) -> str:
-    """``text`` with the delimiters of ``template`` and chat control tokens replaced by look-alikes."""
+    """``text`` with the delimiters of ``template`` and chat control strings replaced by look-alikes."""
     brackets, labels = _delimiters(template.text)
-    text = brackets.sub(LOOKALIKE_BRACKET, text)
+    text = escape_brackets(text, brackets)
     return text if labels is None else _escape_colons(text, labels)
+
+
+def escape_brackets(text: str, starts: re.Pattern[str]) -> str:
+    """``text`` with a look-alike in place of every bracket at which ``starts`` matches the folded text.
+
+    The folded text has full-width and other compatibility characters in their plain form, and no invisible characters:
+    what a model reads.
+    """
+    folded, places = _fold(text)
+    found = [places[match.start()] for match in starts.finditer(folded)]
+    if not found:
+        return text
+    parts = [text[: found[0]]]
+    for at, end in pairwise([*found, len(text)]):
+        parts += (_LOOKALIKES.get(_fold_character(text[at])[:1], LOOKALIKE_BRACKET), text[at + 1 : end])
+    return "".join(parts)
+
+
+def escape_control_strings(text: str) -> str:
+    """``text`` with a look-alike bracket in every control string of a chat template, whichever model's it is."""
+    return escape_brackets(text, _CONTROL_STARTS)
+
+
+def _fold(text: str) -> tuple[str, Sequence[int]]:
+    """``text`` as a model reads it, and the place in ``text`` of each character."""
+    folded: list[str] = []
+    places: list[int] = []
+    at = 0
+    for unusual in _UNUSUAL.finditer(text):
+        plain = text[at : unusual.start()]
+        folded += (plain, seen := _fold_character(unusual[0]))
+        places += (*range(at, unusual.start()), *(unusual.start() for _ in seen))
+        at = unusual.end()
+    if not at:
+        return text, range(len(text))
+    return "".join([*folded, text[at:]]), [*places, *range(at, len(text))]
+
+
+@lru_cache(maxsize=4096)
+def _fold_character(letter: str) -> str:
+    """The plain form of a character; empty if it is invisible or a mark on the one before."""
+    if letter in _FOLDED_SIGNS or letter in "\t\n\r":
+        return _FOLDED_SIGNS.get(letter, letter)
+    plain = "".join(each for each in unicodedata.normalize("NFKD", letter) if each not in _BLANK_LETTERS)
+    return "".join(each for each in plain if unicodedata.category(each) not in _IGNORED_CATEGORIES)
 
 
 def escape_label(text: str, label: str) -> str:
@@ -136,8 +204,8 @@ def conversation(messages: Messages) -> str:
 def _delimiters(text: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
     """Patterns for the opening bracket of the tags in ``text`` and for its labels up to their colon."""
     tags = sorted({re.escape(name) for name in _TAG_NAME.findall(text)})
-    tag = rf"[<＜](?={_BLANK}(?:/{_BLANK})?(?:{'|'.join(tags)})(?![\w-]))" if tags else None
-    brackets = re.compile("|".join(filter(None, [tag, _CONTROL_TOKEN])), re.IGNORECASE)
+    tag = rf"<(?=\s*(?:/\s*)?(?:{'|'.join(tags)})(?![\w-]))" if tags else None
+    brackets = re.compile("|".join(filter(None, [tag, _CONTROL_START])), re.IGNORECASE)
     labels = tuple(sorted(set(_LABEL.findall(text))))
     return brackets, _label_pattern(labels) if labels else None
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from metareward.engines.base import require_model_folder
+from metareward.engines.chat import ChatEncoder
 from metareward.engines.device import default_dtype
 from metareward.engines.local.attention import AttentionBackend
 from metareward.errors import UserError
@@ -33,15 +34,16 @@ class Checkpoint:
     folder: Path
     model: Any
     tokenizer: Any
+    encoder: ChatEncoder
     attention: AttentionBackend
     device: torch.device
     dtype: torch.dtype
     stop_ids: frozenset[int]
     context: int
 
-    def encode(self, messages: Messages) -> list[int]:
-        """Token ids of the conversation; see the function `encode`."""
-        return encode(self.tokenizer, messages)
+    def encode(self, messages: Messages, *, continue_last: bool = False) -> list[int]:
+        """Token ids of the conversation; see `ChatEncoder.encode`."""
+        return self.encoder.encode(messages, continue_last=continue_last)
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, without special tokens and otherwise unchanged."""
@@ -64,7 +66,9 @@ def load(folder: Path, device: str, dtype: str) -> Checkpoint:
     if torch_device.type == "cpu":
         use_onednn_linear(model)
     stop_ids, context = _stop_ids(folder, tokenizer, config), _context(folder, config)
-    return Checkpoint(folder, model, tokenizer, attention, torch_device, torch_dtype, stop_ids, context)
+    return Checkpoint(
+        folder, model, tokenizer, ChatEncoder(tokenizer), attention, torch_device, torch_dtype, stop_ids, context
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -73,18 +77,6 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.chat_template is None:
         raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder")
     return tokenizer
-
-
-def encode(tokenizer: Any, messages: Messages) -> list[int]:
-    """Token ids of the conversation, up to and including the header of the assistant's turn.
-
-    Raises `jinja2.TemplateError` if the template rejects it, `UnicodeEncodeError` if it holds lone surrogates.
-    """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    text.encode()
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return ids
 
 
 def choose_device(device: str) -> torch.device:

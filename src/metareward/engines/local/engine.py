@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 
 from metareward.engines.base import EngineError, require_room
+from metareward.engines.chat import ChatTemplateError
 from metareward.engines.local.checkpoint import Checkpoint, load
 from metareward.engines.local.kv_cache import BucketShape, kv_cache_memory
 from metareward.engines.local.scheduler import Request, ShapeBucket
@@ -68,7 +68,7 @@ class EngineCore:
         try:
             ids = tuple(self._checkpoint.encode(messages))
             require_room(ids, sampling, n, self._checkpoint.context)
-        except (EngineError, TemplateError, UnicodeEncodeError) as error:
+        except (EngineError, ChatTemplateError, UnicodeEncodeError) as error:
             fail(EngineError(f"{self._checkpoint.folder}: a request was refused: {error}"))
         else:
             self._waiting.append(Request(ids, sampling, n, deliver, fail))

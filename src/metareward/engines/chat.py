@@ -1,0 +1,235 @@
+"""Chat messages as token ids: the chat template's own text with special tokens, the text of every message without.
+
+A prompt or an answer that contains ``<|im_end|>`` must not end its turn. The local engine, vLLM in process and training
+tokenize with `ChatEncoder`, so a model is trained on the tokens that it was given and wrote. Text without control
+strings gets the ids of ``apply_chat_template``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from jinja2 import TemplateError
+
+from metareward.method.template import CONTROL_STRING, LOOKALIKE_BRACKET, LOOKALIKE_COLON, LOOKALIKE_SQUARE
+from metareward.types import Message, Messages
+
+_MARKS = range(0xE000, 0xF8FF)  # private use
+_SENTINEL = "Qz7x{}Zq"
+_SENTINELS = re.compile(r"Qz7x\d+Zq")
+_REASONING_TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>")
+_BRACKETED = re.compile(r"<{1,2}[^\s<>]{1,40}>{1,2}|\[[^\s\[\]]{1,40}\]")
+_LABEL = re.compile(r"\b[A-Z][A-Za-z]{2,20}:")
+_ANCHORS = ("\n", ".")
+# What a chat template can raise on the messages of a user.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+class ChatTemplateError(ValueError):
+    """The chat template can't write these messages; the text is the reason in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the chat template writes around the assistant's turn that follows messages of certain roles.
+
+    ``before``: between the last message and what the model writes, as before generation; ``gap``: white space that the
+    template puts before an answer; ``after``: the end of the turn. ``otherwise``: what the template writes before an
+    answer instead of ``before``; empty if it writes the same.
+    """
+
+    before: str
+    gap: str
+    after: str
+    otherwise: str = ""
+
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether the model's turn begins inside its reasoning: ``<think>`` is the template's."""
+        tags = list(_REASONING_TAG.finditer(self.before))
+        return bool(tags) and not tags[-1][1]
+
+
+class ChatEncoder:
+    """Token ids of conversations for one tokenizer with a chat template. Not thread-safe, as tokenizers aren't."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        source: str = tokenizer.get_chat_template()
+        added = tokenizer.added_tokens_decoder
+        specials = frozenset(tokenizer.all_special_tokens)
+        controls = {
+            id: token.content
+            for id, token in added.items()
+            if _is_control(token.content, token.special or token.content in specials, source)
+        }
+        self._control_ids = frozenset(controls) - {tokenizer.unk_token_id}
+        self._control = _any_of(controls.values())
+        self._control_start = re.compile(f"(?={self._control.pattern})")
+        self._live_tags = frozenset(token.content for token in added.values() if not token.special)
+        self._turns: dict[tuple[str, ...], Turn] = {}
+        self._delimiters = self._plain_delimiters()
+
+    def encode(self, messages: Messages, *, continue_last: bool = False) -> list[int]:
+        """The ids of a prompt: the messages and the header of the assistant's turn.
+
+        With ``continue_last`` the last message is the assistant's and the ids end with it, so that the model goes on
+        with its turn. Raises `ChatTemplateError` if the template rejects the messages, `UnicodeEncodeError` if they
+        hold lone surrogates.
+        """
+        if continue_last:
+            if messages[-1].role != "assistant":
+                raise ValueError("continue_last needs a last message of the assistant")
+            return self.encode(messages[:-1]) + self.encode_completion(messages[:-1], messages[-1].content, False)
+        contents = [self._delimiters.sub(_lookalike, message.content) for message in messages]
+        mark = _unused_character(contents)
+        cut = [self._control_start.sub(mark, content) for content in contents]
+        for marked in (cut, [_spread(content, mark) for content in contents]):
+            turns = [Message(message.role, content) for message, content in zip(messages, marked, strict=True)]
+            segments = _segments(self._render(turns, True), mark)
+            ids = self._encode_segments("", segments)
+            if self._control_count(ids) <= self._expected(segments):
+                return ids
+        raise ChatTemplateError("the tokenizer makes special tokens of ordinary text")
+
+    def encode_completion(self, prompt: Messages, text: str, end_turn: bool = True) -> list[int]:
+        """The ids of the assistant's ``text`` after the ids of ``prompt``: what the model would have written.
+
+        With ``end_turn`` followed by the end of the turn. The tags of reasoning around the beginning of ``text`` are
+        tokens where the tokenizer has them, as the model wrote them; all other control strings are text.
+        """
+        turn = self.turn(prompt)
+        text.encode()
+        gap, after = turn.gap, turn.after if end_turn else ""
+        if gap and text[:1].isspace() and self._tokenizer.decode(self._after(turn.before, text)) == text:
+            gap = ""
+        mark = _unused_character([text])
+        live = self._live_positions(text, turn)
+        marked = self._control_start.sub(lambda tag: "" if tag.start() in live else mark, text)
+        for written in (marked, _spread(text, mark)):
+            segments = _segments(gap + written + after, mark)
+            ids = self._encode_segments(turn.before, segments)
+            if self._control_count(ids) <= self._expected(segments):
+                return ids
+        raise ChatTemplateError("the tokenizer makes special tokens of ordinary text")
+
+    def turn(self, prompt: Messages) -> Turn:
+        """What the template writes around the assistant's turn after ``prompt``; it depends on the roles alone."""
+        roles = tuple(message.role for message in prompt)
+        if roles not in self._turns:
+            self._turns[roles] = self._find_turn(prompt)
+        return self._turns[roles]
+
+    def _find_turn(self, prompt: Messages) -> Turn:
+        stubs = [Message(message.role, _SENTINEL.format(place)) for place, message in enumerate(prompt)]
+        answer = _SENTINEL.format(len(stubs))
+        generation = self._render(stubs, True)
+        head, found, after = self._render([*stubs, Message("assistant", answer)], False).partition(answer)
+        if not found:
+            raise ChatTemplateError("it leaves out the assistant's text")
+        before = _SENTINELS.split(generation)[-1]
+        if head.startswith(generation) and not head[len(generation) :].strip():
+            return Turn(before, head[len(generation) :], after)
+        return Turn(before, "", after, _SENTINELS.split(head)[-1])
+
+    def _render(self, messages: Sequence[Message], generation: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        except _TEMPLATE_ERRORS as error:
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            raise ChatTemplateError(f"{kind}{' '.join(str(error).split())[:300]}") from error
+        text.encode()
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _after(self, before: str, text: str) -> list[int]:
+        """The ids of ``text`` where it follows ``before``, or the end of a token if a token would span both."""
+        # SentencePiece puts a space before a text, which must not come into the middle of one.
+        for context in (before, *_ANCHORS):
+            ids = self._ids(context)
+            both = self._ids(context + text)
+            if both[: len(ids)] == ids:
+                return both[len(ids) :]
+        return self._ids(text)
+
+    def _encode_segments(self, before: str, segments: Sequence[str]) -> list[int]:
+        first = self._after(before, segments[0]) if before else self._ids(segments[0])
+        return list(chain(first, *(self._after("\n", segment) for segment in segments[1:] if segment)))
+
+    def _control_count(self, ids: Iterable[int]) -> int:
+        return sum(id in self._control_ids for id in ids)
+
+    def _expected(self, segments: Iterable[str]) -> int:
+        """How many control tokens the template, and the tags of reasoning, have in ``segments``."""
+        return sum(len(self._control.findall(segment)) for segment in segments)
+
+    def _live_positions(self, text: str, turn: Turn) -> set[int]:
+        """Where the tags around the reasoning at the beginning of ``text`` are, if they are tokens of the tokenizer."""
+        tags = [tag for tag in _REASONING_TAG.finditer(text) if tag[0] in self._live_tags]
+        begun = [tag.start() for tag in tags if not tag[1] and not text[: tag.start()].strip()][:1]
+        ends = [tag.start() for tag in tags if tag[1]][-1:] if begun or turn.opens_reasoning else []
+        return {*begun, *ends}
+
+    def _plain_delimiters(self) -> re.Pattern[str]:
+        """Delimiters of the template that are ordinary text for the tokenizer, such as Llama 2's ``[INST]``."""
+        found: set[str] = set()
+        for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user")):
+            stubs = [Message(role, _SENTINEL.format(place)) for place, role in enumerate(roles)]  # type: ignore[arg-type]
+            try:
+                parts = _SENTINELS.split(self._render(stubs, True))
+            except ChatTemplateError:
+                continue  # such as a template without system prompts
+            for part in parts:
+                plain = self._control.sub("", part)
+                found.update(_BRACKETED.findall(plain) or ([] if plain != part else _LABEL.findall(plain)))
+        return _any_of(found)
+
+
+def _is_control(content: str, special: bool, source: str) -> bool:
+    """Whether an added token is the template's to write: a special token, a token of its source, a known form."""
+    if not content.strip() or len(content) < 2:
+        return False
+    named = content in source and not content.isalnum()
+    return special or named or CONTROL_STRING.fullmatch(content) is not None
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for all of ``strings``, longest first; numbers in them match every number, which keeps it short."""
+    escaped = {re.sub(r"\d+", r"\\d+", re.escape(each)) for each in strings}
+    return re.compile("|".join(sorted(escaped, key=lambda each: (-len(each), each))) or r"(?!)")
+
+
+def _unused_character(contents: Iterable[str]) -> str:
+    """A private-use character that none of ``contents`` has."""
+    used = set(chain.from_iterable(contents))
+    return next(chr(code) for code in _MARKS if chr(code) not in used)
+
+
+def _spread(content: str, mark: str) -> str:
+    """``content`` with every character marked, so that no two of them are tokenized together."""
+    return "".join(mark + letter for letter in content)
+
+
+def _segments(text: str, mark: str) -> list[str]:
+    """``text`` cut after the character behind each mark, so that a marked control string is in two segments."""
+    first, *others = text.split(mark)
+    segments = [first]
+    for piece in others:
+        segments[-1] += piece[:1]
+        segments.append(piece[1:])
+    return segments
+
+
+def _lookalike(delimiter: re.Match[str]) -> str:
+    text = delimiter[0]
+    if text.endswith(":"):
+        return text[:-1] + LOOKALIKE_COLON
+    return {"<": LOOKALIKE_BRACKET, "[": LOOKALIKE_SQUARE}.get(text[0], LOOKALIKE_BRACKET) + text[1:]

@@ -30,6 +30,7 @@ from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.method.pairs import PairRules
+from metareward.method.verdict_format import Kind
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
 from metareward.training.config import TrainingSettings
@@ -64,11 +65,21 @@ class AnswerSettings(Section):
     system_prompt: Text | None = Field(None, description="System prompt for prompts that have none")
 
 
+class VerdictFormatSettings(Section):
+    """How the rubric's text asks for the verdict; it is masked in the texts that the judge sees."""
+
+    kind: Kind = Field("label", description="Its form: label as in 'Score: 4', tag, JSON key, \\boxed{4}, or [[4]]")
+    words: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        (), description="Labels, tags or keys of the verdict, the written one first; empty: many, in many languages"
+    )
+
+
 class JudgmentSettings(Section):
     """The judge's rubric and sampling (Meta-Rewarding section 2)."""
 
     n: Count = Field(11, description="Judgments of each answer, N (paper: 11)")
     rubric: Text = Field("judge", description="Packaged rubric, or a .txt file of your own")
+    verdict_format: VerdictFormatSettings
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
@@ -85,6 +96,7 @@ class MetaJudgmentSettings(Section):
     """The meta-judge's rubric and sampling (Meta-Rewarding section 2). It works where judge pairs are made."""
 
     rubric: Text = Field("metajudge", description="Packaged meta-judge rubric, or a .txt file of your own")
+    verdict_format: VerdictFormatSettings
     temperature: Temperature = Field(0.8, description="Sampling temperature; 0 is greedy")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass")
     max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")

@@ -20,7 +20,7 @@ from typing import TypeVar
 from metareward.engines.base import Engine, EngineError
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
 from metareward.method.judge import Reasoning, Rubric, RubricGrader
-from metareward.method.meta_judge import MetaRubric, parse_verdict
+from metareward.method.meta_judge import MetaRubric
 from metareward.method.scores import disputed
 from metareward.seeds import derive
 from metareward.text import replace_surrogates
@@ -75,11 +75,17 @@ def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
     rubric, metarubric = settings.rubric, settings.metarubric
     meta: dict[str, object] = {
         "rubric": metarubric.template.sha256,
+        "verdict_format": metarubric.verdict.settings,
         "hide_scores": metarubric.hide_scores,
         "system": metarubric.system_prompt,
         **_sampling(settings.meta),
     }
-    judgments = {"n": settings.n, "rubric": rubric.template.sha256, "system": rubric.system_prompt}
+    judgments: dict[str, object] = {
+        "n": settings.n,
+        "rubric": rubric.template.sha256,
+        "verdict_format": rubric.verdict.settings,
+        "system": rubric.system_prompt,
+    }
     return {
         "seed": settings.seed,
         "answers": {"k": settings.k, **_sampling(settings.answers)},
@@ -216,7 +222,7 @@ class _Annotator:
         messages = self.settings.metarubric.render(self.prompt, answer, first.text, second.text)
         (completion,) = await self.complete(META, messages, self.settings.meta, 1, first.index, second.index)
         _, output = self.split_reasoning(completion)
-        verdict = parse_verdict(output.text, output.finish, first.index, second.index)
+        verdict = self.settings.metarubric.read(output.text, output.finish, first.index, second.index)
         return MetaJudgment(first.index, second.index, output.text, output.tokens, verdict)
 
     async def complete(

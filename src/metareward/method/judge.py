@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from metareward.errors import UserError
-from metareward.method.template import Template, conversation, escape_label, load_template, render
+from metareward.method.template import Template, conversation, load_template, render
+from metareward.method.verdict_format import Kind, VerdictFormat, score_format
 from metareward.types import Completion, Message, Messages, Prompt, Reading, Sampling, Scored, Step, Truncated, Unparsed
 
 Finish = Literal["stop", "length"]
@@ -27,12 +29,17 @@ TOP_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """How answers are scored: the judge's prompt text, the range of scores (inclusive), and a system prompt."""
+    """How answers are scored: the judge's prompt text, the range of scores (inclusive), and a system prompt.
+
+    ``kind`` and ``words`` say how the prompt asks for the score; no words: `SCORE_WORDS`.
+    """
 
     template: Template
     min_score: float = 0.0
     max_score: float = 5.0
     system_prompt: str | None = None
+    kind: Kind = "label"
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UserError` when the text lacks a slot or the range is empty."""
@@ -43,13 +50,25 @@ class Rubric:
 
     @classmethod
     def load(
-        cls, name_or_path: str, *, min_score: float = 0.0, max_score: float = 5.0, system_prompt: str | None = None
+        cls,
+        name_or_path: str,
+        *,
+        min_score: float = 0.0,
+        max_score: float = 5.0,
+        system_prompt: str | None = None,
+        kind: Kind = "label",
+        words: Sequence[str] = (),
     ) -> Rubric:
         """The rubric with the packaged text of that name (``judge``), or with the ``.txt`` file at that path.
 
         Raises `UserError` when there is no such text, when it lacks a slot, or when the range is empty.
         """
-        return cls(load_template(name_or_path), min_score, max_score, system_prompt)
+        return cls(load_template(name_or_path), min_score, max_score, system_prompt, kind, tuple(words))
+
+    @property
+    def verdict(self) -> VerdictFormat:
+        """How the score is written, read and masked."""
+        return score_format(self.kind, self.words, self.min_score, self.max_score)
 
     def messages(self, prompt: str, answer: str) -> ChatMessages:
         """The judge's prompt about ``answer`` as chat messages, dicts of ``role`` and ``content``."""
@@ -58,9 +77,11 @@ class Rubric:
     def render(self, prompt: Prompt, answer: str) -> Messages:
         """The judge's prompt about ``answer``: one user turn, even if ``prompt`` has several.
 
-        Lines of the answer that look like a verdict are escaped, so that a judge that quotes one does not score by it.
+        Whatever could be read as a score is masked in the question and in the answer, so that a judge that quotes it
+        does not score by it.
         """
-        slots = {"question": conversation(prompt.messages), "answer": escape_label(answer, "Score")}
+        mask = self.verdict.mask
+        slots = {"question": mask(conversation(prompt.messages)), "answer": mask(answer)}
         return with_system(self.system_prompt, (Message("user", render(self.template, slots)),))
 
     def read(self, text: str, finish: Finish = "stop") -> Reading:
@@ -243,6 +264,7 @@ class RubricGrader:
         rubric, sampling = self.rubric, self.sampling
         return {
             "rubric": rubric.template.sha256,
+            "verdict_format": rubric.verdict.settings,
             "scale": [rubric.min_score, rubric.max_score],
             "system": rubric.system_prompt,
             "n": self.n,

@@ -7,6 +7,7 @@ position, so that no later step has to match verdicts to judgments by order.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metareward.method.judge import (
@@ -22,7 +23,8 @@ from metareward.method.judge import (
     strip_tags,
     with_system,
 )
-from metareward.method.template import LOOKALIKE_COLON, Template, conversation, escape_label, load_template, render
+from metareward.method.template import Template, conversation, load_template, render
+from metareward.method.verdict_format import Kind, VerdictFormat, winner_format
 from metareward.types import Message, Messages, Prompt, Tied, Truncated, Unparsed, Verdict, Won
 
 WINNER = anchor("winner")
@@ -33,24 +35,40 @@ class MetaRubric:
     """How judgments are compared: the meta-judge's prompt text, whether scores are hidden, and a system prompt.
 
     When the meta-judge sees the scores, the higher one wins nearly always (Meta-Rewarding table 5: 97.68 % in the
-    second iteration); ``hide_scores`` removes them from the judgments.
+    second iteration); ``hide_scores`` removes them from the judgments. ``kind`` and ``words`` say how the prompt asks
+    for the winner; no words: `WINNER_WORDS`.
     """
 
     template: Template
     hide_scores: bool = False
     system_prompt: str | None = None
+    kind: Kind = "label"
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UserError` when the text lacks a slot."""
         self.template.require("question", "answer", "judgment_a", "judgment_b")
 
     @classmethod
-    def load(cls, name_or_path: str, *, hide_scores: bool = False, system_prompt: str | None = None) -> MetaRubric:
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        hide_scores: bool = False,
+        system_prompt: str | None = None,
+        kind: Kind = "label",
+        words: Sequence[str] = (),
+    ) -> MetaRubric:
         """The rubric with the packaged text of that name (``metajudge``), or with the ``.txt`` file at that path.
 
         Raises `UserError` when there is no such text or when it lacks a slot.
         """
-        return cls(load_template(name_or_path), hide_scores, system_prompt)
+        return cls(load_template(name_or_path), hide_scores, system_prompt, kind, tuple(words))
+
+    @property
+    def verdict(self) -> VerdictFormat:
+        """How the winner is written, read and masked."""
+        return winner_format(self.kind, self.words)
 
     def messages(self, prompt: str, answer: str, first: str, second: str) -> ChatMessages:
         """The meta-judge's prompt about two judgments of ``answer``, as dicts of ``role`` and ``content``."""
@@ -59,14 +77,10 @@ class MetaRubric:
     def render(self, prompt: Prompt, answer: str, first: str, second: str) -> Messages:
         """The meta-judge's prompt about the judgments ``first`` (shown as A) and ``second`` (shown as B)."""
         judgments = [remove_scores(text) if self.hide_scores else text for text in (first, second)]
-        # A look-alike colon after "Winner", so that a meta-judge that quotes it gives no verdict by it.
-        shown = [WINNER.sub(lambda found: found[0][:-1] + LOOKALIKE_COLON, text) for text in judgments]
-        slots = {
-            "question": conversation(prompt.messages),
-            "answer": escape_label(answer, "Winner"),
-            "judgment_a": shown[0],
-            "judgment_b": shown[1],
-        }
+        texts = (conversation(prompt.messages), answer, *judgments)
+        # Masked, so that a meta-judge that quotes one of these texts gives no verdict by it.
+        shown = map(self.verdict.mask, texts)
+        slots = dict(zip(("question", "answer", "judgment_a", "judgment_b"), shown, strict=True))
         return with_system(self.system_prompt, (Message("user", render(self.template, slots)),))
 
     def read(self, text: str, finish: Finish = "stop", first: int = 0, second: int = 1) -> Verdict:

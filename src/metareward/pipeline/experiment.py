@@ -198,6 +198,8 @@ class Experiment:
             min_score=section.min_score,
             max_score=section.max_score,
             system_prompt=section.system_prompt,
+            kind=section.verdict_format.kind,
+            words=section.verdict_format.words,
         )
 
     def first_rubric(self) -> Rubric:
@@ -220,7 +222,13 @@ class Experiment:
             judgments=_sampling(recipe.judgments),
             meta=_sampling(meta),
             rubric=self.rubric,
-            metarubric=MetaRubric.load(meta.rubric, hide_scores=meta.hide_scores, system_prompt=meta.system_prompt),
+            metarubric=MetaRubric.load(
+                meta.rubric,
+                hide_scores=meta.hide_scores,
+                system_prompt=meta.system_prompt,
+                kind=meta.verdict_format.kind,
+                words=meta.verdict_format.words,
+            ),
             min_valid=recipe.judgments.min_valid,
             meta_judge=recipe.runs_meta_judge(t),
             seed=derive(recipe.seed, "iteration", t),

@@ -1,0 +1,303 @@
+"""The format of a verdict as data: how a judge writes its score, or a meta-judge the winner.
+
+One pattern finds every place from which a reader may take a verdict (`VerdictFormat.anchors`): a label (``Score: 4``,
+``**评分**：4``, ``the score is 4``, ``### Score`` above ``4``), a tag (``<score>4</score>``), a JSON key
+(``{"score": 4}``), and with their kinds ``\\boxed{4}`` and ``[[4]]``. `VerdictFormat.mask` breaks the same places in
+the texts that a judge sees, so that quoting them gives no verdict. Both look at the folded text (`fold`), without
+invisible characters and in plain characters of full-width and circled ones.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from metareward.method.template import LOOKALIKE_BRACKET, LOOKALIKE_COLON
+
+Kind = Literal["label", "tag", "json", "boxed", "brackets"]
+
+_SCORE_WORDS = (
+    "Score|Rating|Grade|Total|Points|Overall|Sum|评分|分数|得分|总分|打分|評分|分數|總分|スコア|点数|評点|점수|평점|"
+    "Punktzahl|Gesamtpunktzahl|Punkte|Bewertung|Note globale|Note finale|Note totale|Puntuación|Puntaje|Calificación|"
+    "Pontuação|Punteggio|Оценка|Балл"
+)
+SCORE_WORDS = tuple(_SCORE_WORDS.split("|"))
+_WINNER_WORDS = (
+    "Winner|Verdict|Preference|Better judgment|Best judgment|Preferred judgment|More accurate judgment|"
+    "Better judgement|Best judgement|Preferred judgement|More accurate judgement|胜者|获胜者|胜出者|勝者|승자|"
+    "Gewinner|Sieger|Ganador|Gagnant|Vincitore|Vencedor|Победитель"
+)
+WINNER_WORDS = tuple(_WINNER_WORDS.split("|"))
+LETTERS = ("A", "B")
+JUDGMENTS = ("Judgment A", "Judgment B")
+
+# What a value begins with, after `LEAD`; the weak separators (``is``, a line end, a table's bar) need one behind them.
+SCORE_VALUE = r"[+\-−–]?\.?\d"
+WINNER_VALUE = (
+    r"(?:the[ \t]+)?judge?ments?(?![^\W_])|[ab](?=[\s*_`\"'”’)\]}.,!;|]*(?:[\n.,!;|]|\Z))"
+    r"|(?:(?:a|it['’]?s|it is)[ \t]+)*(?:tied?|draw|neither|none|both|equal(?:ly)?|no[ \t]+winner)(?![^\W_])"
+)
+
+
+# Folding: the text without what an eye or a model overlooks.
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The folded ``text`` of ``source``, in lower case."""
+
+    text: str
+    source: str
+
+    def positions(self) -> Sequence[int]:
+        """For each character of ``text`` its index in ``source``."""
+        if len(self.text) == len(self.source) and _PLAIN.fullmatch(self.source):
+            return range(len(self.text))
+        return [index for index, char in enumerate(self.source) for _ in _FOLDING[ord(char)]]
+
+
+_LINE_ENDS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+# Ignored when shown, but by category letters or unassigned (Unicode: Default_Ignorable_Code_Point).
+_IGNORED = frozenset([0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, *range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE1000)])
+_PLAIN = re.compile(r"[\n\t -~]*")
+_EXPANDED = ("<wide>", "<narrow>", "<circle>", "<font>", "<small>", "<square>", "<compat>", "<vertical>")
+
+
+class _Folding(dict[int, str]):
+    """What each code point becomes; filled on demand."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = folded = _fold_character(chr(code))
+        return folded
+
+
+def _fold_character(char: str) -> str:
+    """One character folded: "" if it is ignored when shown."""
+    if char in _LINE_ENDS:
+        return "\n"
+    if char.isspace():
+        return " "
+    category = unicodedata.category(char)
+    if category in ("Cf", "Cc", "Mn", "Me") or ord(char) in _IGNORED:
+        return ""
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    decomposed = unicodedata.decomposition(char)
+    if not decomposed or (decomposed.startswith("<") and not decomposed.startswith(_EXPANDED)):
+        lower = char.lower()  # ½ and ² stay what they are
+        return lower if len(lower) == 1 else "".join(map(_fold_character, lower))
+    letters = unicodedata.normalize("NFKD", char)
+    return "".join(map(_fold_character, letters)) if letters != char else char.lower()
+
+
+_FOLDING = _Folding()
+
+
+def fold(text: str) -> Folded:
+    """``text`` in lower case, without invisible characters and accents, full-width and circled characters plain.
+
+    Digits of all scripts are 0 to 9, every kind of line end is a line feed, every other white space a space.
+    """
+    return Folded(text.lower() if _PLAIN.fullmatch(text) else text.translate(_FOLDING), text)
+
+
+# The pattern of an anchor. Runs of marks are possessive, so that the time is linear in the text's length.
+
+_HTML = r"</?[a-z][^<>\n]{0,60}>"
+# Markdown, quotes and closing brackets between a label and its separator.
+_GAP = rf"(?:[ \t*_~`\"'“”‘’«»)\]}}】」』]|{_HTML})*+"
+# The same and opening brackets, TeX and table bars, between a separator and the value; line ends, too.
+LEAD = (
+    rf"(?:[\s*_~`\"'“”‘’«»()\[\]{{}}【】「」『』$|:=>⭐🌟✅]|{_HTML}|\\(?:boxed|text(?:bf)?|math(?:bf|rm))[ \t]*\{{"
+    rf"|\\[()\[\]]|<(?=[ \t]*[\d.]+[ \t]*>))*+"
+)
+_LINE_LEAD = LEAD.replace(r"\s", r" \t", 1)
+_PAREN = rf"(?:[(\[](?P<scale>[^()\[\]\n:]{{0,40}})[)\]]{_GAP})?"
+_POST = (
+    "is|as|was|for|of|to|the|this|that|given|awarded|assigned|earned|obtained|received|total|final|overall|points?|"
+    "score|answer|response|reply|assistant|rubric|my|your|its|range|scale|based|on|out|finale?|totale?|general|global|"
+    "globale|complessivo|insgesamt|gesamt|therefore|thus|would|be|should|will|equals?|calculated|follows"
+)
+_POSTS = rf"(?P<post>(?:(?:{_POST})(?![^\W_]){_GAP}){{0,8}})"
+_COPULA = (
+    r"(?:is|was|of|equals?|would[ ]+be|will[ ]+be|should[ ]+be|comes?[ ]+to|adds?[ ]+up[ ]+to|amounts?[ ]+to|"
+    r"stands?[ ]+at|goes[ ]+to|ist|est|es|lautet)(?![^\W_])"
+    r"(?:[ \t]+(?:therefore|thus|then|hence|exactly|only|just|equal[ ]+to|clearly|an?(?=[ \t]+\S))(?![^\W_]))*+|为|是"
+)
+
+
+_GLUED = ("final", "total", "overall")  # finalScore
+
+
+@lru_cache(maxsize=64)
+def _patterns(words: tuple[str, ...], value: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A pattern of what label words begin with, and one of a label word with the separator behind it.
+
+    Groups of the second: ``word``; ``scale``, the text in brackets behind it; ``colon``, ``copula``, ``loose`` or
+    ``tag``, of which one matched and ends where the value begins.
+    """
+    folded = sorted({fold(word).text for word in words}, key=len, reverse=True)
+    heads = "|".join(sorted({re.escape(word.split()[0]) for word in folded} | set(_GLUED), key=len, reverse=True))
+    labels = "|".join(_label(word) for word in folded)
+    weak = rf"(?={_LINE_LEAD}(?:{value}))"
+    below = rf"[ \t|]*\n(?={LEAD}[-|: \n]*+{LEAD}(?:{value}))"
+    separator = (
+        rf"{_GAP}{_PAREN}{_POSTS}{_PAREN.replace('scale', 'late')}(?P<colon>:|=(?!=))"
+        rf"|{_GAP}{_POSTS.replace('post', 'before')}(?P<copula>{_COPULA}){weak}"
+        rf"|{_GAP}{_PAREN.replace('scale', 'aside')}"
+        rf"(?P<loose>[|]{weak}|(?:[-–—]{{1,2}}|[-=]+>|→)[ \t]{weak}|{below}|(?<=[ \t*_`\"'”’)\]}}>]){weak})"
+        r"|(?P<tag>(?:[ \t][^<>\n]{0,60})?/?>)"
+    )
+    return re.compile(heads), re.compile(rf"(?P<word>{labels})(?:{separator})")
+
+
+def _label(word: str) -> str:
+    """A label word as a pattern; words of scripts that have no spaces need no boundaries."""
+    text = r"[ \t_]+".join(re.escape(part) for part in word.split())
+    if ord(word[0]) >= 0x1100:
+        return text
+    return rf"(?<![^\W_])(?<!\w-)(?:{'|'.join(_GLUED)})?{text}(?![^\W_])"
+
+
+_TAG_OPEN = re.compile(r"<[ \t]*(?:[\w-]{0,30}[ \t_-])?\Z")
+_BOXED = re.compile(r"\\boxed[ \t]*\{")
+_BRACKETS = re.compile(r"\[[ \t]*\[")
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A place in the folded text from which a verdict may be read.
+
+    ``start``: the label's first character, of a tag its bracket; ``word_end``: behind the label word; ``separator``:
+    where the separator is; ``end``: where the value begins. ``form``: ``colon`` (also ``=``), ``copula`` (``is``),
+    ``loose`` (a line end, a table's bar, a dash or nothing), ``tag``, ``enclosed`` (``\\boxed{``, ``[[``).
+    ``scale``: the text in brackets between label and separator; ``post``: the words there.
+    """
+
+    start: int
+    word_end: int
+    separator: int
+    end: int
+    form: Literal["colon", "copula", "loose", "tag", "enclosed"]
+    scale: str = ""
+    post: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictFormat:
+    """How a verdict is written and read.
+
+    ``kind``: what the rubric asks for. ``words``: the labels, the first of which is written; labels, tags and JSON keys
+    of all of them are read whatever the kind, ``\\boxed{}`` and ``[[]]`` alone only with their kinds. ``values``: the
+    texts of the values that can be written, such as ``0`` to ``5``. ``value``: the pattern with which values begin.
+    """
+
+    kind: Kind = "label"
+    words: tuple[str, ...] = SCORE_WORDS
+    values: tuple[str, ...] = ("0", "1", "2", "3", "4", "5")
+    value: str = SCORE_VALUE
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the value at the end of a judgment: ``Score:``, ``<score>``, ``{"score":``, ..."""
+        word, key = self.words[0], "_".join(self.words[0].lower().split())
+        return {"label": f"{word}:", "tag": f"<{key}>", "json": f'{{"{key}":', "boxed": r"\boxed{", "brackets": "[["}[
+            self.kind
+        ]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What may follow ``prefix``, one text a value: `` 4``, ``4</score>``, `` 4}``, ``4}``, ``4]]``."""
+        key = "_".join(self.words[0].lower().split())
+        before, after = {
+            "label": (" ", ""),
+            "tag": ("", f"</{key}>"),
+            "json": (" ", "}"),
+            "boxed": ("", "}"),
+            "brackets": ("", "]]"),
+        }[self.kind]
+        quote = '"' if self.kind == "json" and not all(value.isdecimal() for value in self.values) else ""
+        return tuple(f"{before}{quote}{value}{quote}{after}" for value in self.values)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides how verdicts are read and masked, for fingerprints."""
+        return {"kind": self.kind, "words": list(self.words)}
+
+    def anchors(self, folded: str) -> list[Anchor]:
+        """The places of a folded text from which a verdict may be read, in order."""
+        heads, pattern = _patterns(self.words, self.value)
+        found, head = [], heads.search(folded)
+        while head is not None:
+            match = pattern.match(folded, head.start())
+            anchor = _anchor(match) if match else None
+            if anchor is not None:
+                found.append(anchor)
+            head = heads.search(folded, head.start() + 1)
+        enclosing = {"boxed": _BOXED, "brackets": _BRACKETS}.get(self.kind)
+        if enclosing is not None:
+            spans = (match.span() for match in enclosing.finditer(folded))
+            found += [Anchor(start, end, start, end, "enclosed") for start, end in spans]
+            found.sort(key=lambda anchor: anchor.start)
+        return found
+
+    def mask(self, text: str) -> str:
+        """``text`` so that no verdict can be read from any part of it: look-alikes break every anchor.
+
+        ``Score: 5`` becomes ``Score∶ 5``, ``the score is 5`` becomes ``the score∶ is 5``, ``<score>`` becomes
+        ``‹score>``. A text without anchors is unchanged.
+        """
+        folded = fold(text)
+        anchors = self.anchors(folded.text)
+        positions = folded.positions() if anchors else ()
+        edits: dict[int, tuple[int, str]] = {}  # by position: how many characters are replaced, and by what
+        for anchor in anchors:
+            if anchor.form in ("tag", "enclosed"):
+                lookalike = {"<": LOOKALIKE_BRACKET, "\\": "⧵", "[": "⁅"}[folded.text[anchor.start]]
+                edits[positions[anchor.start]] = (1, lookalike)
+            elif anchor.form == "colon" and folded.text[anchor.separator] == ":":
+                edits[positions[anchor.separator]] = (1, LOOKALIKE_COLON)
+            else:
+                edits.setdefault(positions[anchor.word_end - 1] + 1, (0, LOOKALIKE_COLON))
+        parts, end = [], 0
+        for position, (replaced, lookalike) in sorted(edits.items()):
+            parts += [text[end:position], lookalike]
+            end = position + replaced
+        return "".join([*parts, text[end:]])
+
+
+def _anchor(match: re.Match[str]) -> Anchor | None:
+    """The anchor of a match of `_anchor_pattern`; None when the word is not a tag's name although ``>`` follows."""
+    word_start, word_end = match.span("word")
+    if match["tag"] is not None:
+        opening = _TAG_OPEN.search(match.string, max(0, word_start - 40), word_start)
+        if opening is None:
+            return None
+        return Anchor(opening.start(), word_end, opening.start(), match.end("tag"), "tag")
+    forms: tuple[Literal["colon", "copula", "loose"], ...] = ("colon", "copula", "loose")
+    form = next(form for form in forms if match[form] is not None)
+    scale = match["scale"] or match["late"] or match["aside"] or ""
+    post = match["post"] or match["before"] or ""
+    return Anchor(word_start, word_end, match.start(form), match.end(form), form, scale, post)
+
+
+SCORES = VerdictFormat()
+WINNERS = VerdictFormat(words=WINNER_WORDS, values=JUDGMENTS, value=WINNER_VALUE)
+
+
+@lru_cache(maxsize=64)
+def score_format(kind: Kind, words: tuple[str, ...], min_score: float, max_score: float) -> VerdictFormat:
+    """The format of a score in [min_score, max_score]; the whole scores in that range can be written."""
+    values = range(-int(-min_score // 1), int(max_score // 1) + 1)
+    return VerdictFormat(kind, words or SCORE_WORDS, tuple(map(str, values)))
+
+
+@lru_cache(maxsize=64)
+def winner_format(kind: Kind, words: tuple[str, ...]) -> VerdictFormat:
+    """The format of a meta-judge's winner, one of two judgments."""
+    values = LETTERS if kind in ("boxed", "brackets") else JUDGMENTS
+    return VerdictFormat(kind, words or WINNER_WORDS, values, WINNER_VALUE)

@@ -46,6 +46,7 @@ from transformers import (
 )
 
 from metareward.engines.base import Engine
+from metareward.engines.local.engine import LocalEngine
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.storage.run_log import environment
 from metareward.types import Completion, Message, Sampling
@@ -157,11 +158,24 @@ def _words(rng: random.Random, count: int) -> tuple[int, ...]:
     return tuple(rng.choices(range(WORDS), k=count))
 
 
-def ask_engine(folder: Path, dtype: str, device: str, asks: Sequence[Ask], most: int) -> list[Sequence[Completion]]:
-    """All completions, all asked for at once, of the engine that a recipe gives by default."""
+def ask_engine(
+    folder: Path, dtype: str, device: str, asks: Sequence[Ask], most: int, in_process: bool
+) -> list[Sequence[Completion]]:
+    """All completions, all asked for at once, of the engine that a recipe gives by default, or without workers."""
 
     async def asked() -> list[Sequence[Completion]]:
-        engine: Engine = await open_local(folder, LocalSettings.model_validate({"dtype": dtype, "device": device}))
+        settings = LocalSettings.model_validate({"dtype": dtype, "device": device})
+        engine: Engine
+        if in_process:
+            engine = LocalEngine.open(
+                folder,
+                device=device,
+                dtype=dtype,
+                max_num_seqs=settings.max_num_seqs,
+                deterministic=settings.deterministic,
+            )
+        else:
+            engine = await open_local(folder, settings)
         sampling = Sampling(0.0, 1.0, most)
         told = (engine.complete((Message("user", _text(ask.ids)),), sampling, ask.n) for ask in asks)
         written = await asyncio.gather(*told)
@@ -248,9 +262,11 @@ def _below(logits_V: Tensor, ids: Sequence[int], place: int) -> float:
     return float(logits_V.max() - chosen)
 
 
-def check(folder: Path, dtype: str, asks: Sequence[Ask], most: int, device: str = "cpu") -> Outcome:
+def check(
+    folder: Path, dtype: str, asks: Sequence[Ask], most: int, device: str = "cpu", in_process: bool = False
+) -> Outcome:
     """Both sides' texts of all prompts, and what they come to."""
-    told, plain = ask_engine(folder, dtype, device, asks, most), Plain.load(folder, dtype, device)
+    told, plain = ask_engine(folder, dtype, device, asks, most, in_process), Plain.load(folder, dtype, device)
     compared = [plain.compare(ask, many, most) for ask, many in zip(asks, told, strict=True)]
     rounding = max(error for each in compared for error in each.errors_T)
     differ = [each.apart for each in compared if each.apart is not None]
@@ -273,14 +289,16 @@ def check(folder: Path, dtype: str, asks: Sequence[Ask], most: int, device: str 
     )
 
 
-def run(kinds: Sequence[str], prompts: int, most: int, device: str = "cpu") -> dict[str, Outcome]:
+def run(
+    kinds: Sequence[str], prompts: int, most: int, device: str = "cpu", in_process: bool = False
+) -> dict[str, Outcome]:
     """The outcome of each of these kinds of model in both number formats, by name."""
     asks, outcomes = draw_asks(prompts), {}
     for kind in kinds:
         with tempfile.TemporaryDirectory() as made:
             folder = save_model(Path(made), kind)
             for dtype in DTYPES:
-                outcomes[f"{kind}, {dtype}"] = check(folder, dtype, asks, most, device)
+                outcomes[f"{kind}, {dtype}"] = check(folder, dtype, asks, most, device, in_process)
     return outcomes
 
 

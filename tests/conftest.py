@@ -12,6 +12,10 @@ from whole_runs import Workspace, kill_tree, write_inputs
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Names of modules whose fixtures start processes or train models; and `workspace`.
+_EXPENSIVE = ("workspace", "test_dpo", "test_sft", "test_workers", "test_launch", "test_data")
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A model that writes verdicts now and then, prompts, a recipe, and a running reference run."""
@@ -24,3 +28,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     reference = built.start_reference()
     yield built
     kill_tree(reference)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that share an expensive fixture in one process (`--dist loadgroup`), so that it is made once."""
+    for item in items:
+        shared = "workspace" if "workspace" in getattr(item, "fixturenames", ()) else item.path.stem
+        if shared in _EXPENSIVE:
+            item.add_marker(pytest.mark.xdist_group(shared))

@@ -110,6 +110,7 @@ def test_seed_sets_from_ranked_answers_and_a_model_trained_on_them(here: Path) -
         raise call(train).exception or AssertionError
 
 
+@pytest.mark.slow
 def test_a_model_that_proposes_nothing_is_reported(here: Path) -> None:
     shown = told("prompts propose recipe.yaml --seeds seeds.jsonl --count 3 --out new --max-tokens 4")
     assert "requests │ 192" in shown

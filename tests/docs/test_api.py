@@ -43,8 +43,8 @@ def test_there_are_five_short_programs() -> None:
     assert max(len(program.splitlines()) for program in PROGRAMS.values()) <= 20
 
 
-# Each of these trains a model; test_objects.py and test_loop.py run the like by default.
-SLOW = ("Plug a reward", "Run a recipe")
+# Each of these trains a model; test_objects.py, test_own_benchmark.py and test_loop.py run the like by default.
+SLOW = ("Plug a reward", "Plug a benchmark", "Run a recipe")
 
 
 @pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in PROGRAMS])

@@ -50,6 +50,7 @@ def check(each: Sequence[dict[str, Any]]) -> None:
     assert each[-1]["code"] == 0, each[-1]
 
 
+@pytest.mark.slow
 def test_full_while_measuring_then_not(workspace: Workspace, disk: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(workspace.reference().path, run)

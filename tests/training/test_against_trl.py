@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from metareward.training.trainer import PairTrainer
 
 ONE_EPOCH = {"num_train_epochs": 1, "stop_after_epoch": 1}
 KINDS = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
+QUICK = (("llama", "full"), ("gemma3", "lora"))
 
 
 def trained(trainer: PairTrainer) -> dict[str, torch.Tensor]:
@@ -30,8 +32,13 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        pytest.param(kind, method, marks=() if (kind, method) in QUICK else pytest.mark.slow)
+        for kind, method in product(KINDS, ("full", "lora"))
+    ],
+)
 def test_a_run_ends_in_the_same_weights(kind: str, method: str, tmp_path: Path) -> None:
     job = changed(
         small_job(tmp_path, KINDS[kind]), method=method, lora=LoraSettings(r=4), per_device_train_batch_size=2
@@ -101,7 +108,14 @@ SCHEDULES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "by_hand"), SCHEDULES, ids=["cosine", "linear", "constant"])
+@pytest.mark.parametrize(
+    ("ours", "by_hand"),
+    [
+        pytest.param(*SCHEDULES[0], id="cosine"),
+        pytest.param(*SCHEDULES[1], id="linear", marks=pytest.mark.slow),
+        pytest.param(*SCHEDULES[2], id="constant", marks=pytest.mark.slow),
+    ],
+)
 def test_dpo_against_trl_by_hand(tmp_path: Path, ours: dict[str, Any], by_hand: dict[str, Any]) -> None:
     job = small_job(tmp_path)
     ours |= {"batch_size": 24, "per_device_train_batch_size": 6, "num_train_epochs": 8, "stop_after_epoch": 8}

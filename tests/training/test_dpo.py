@@ -176,6 +176,7 @@ def _gone(pid: int, patience: float = 10.0) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_child_killed_in_mid_training_leaves_no_model(trained: Trained, tmp_path: Path) -> None:
     job = moved(trained.job, tmp_path)

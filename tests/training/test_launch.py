@@ -65,7 +65,7 @@ def pids(job: DpoJob) -> list[int]:
     return [event["pid"] for event in events(job) if "pid" in event]
 
 
-def test_two_processes_make_what_one_makes_also_after_a_kill(job: DpoJob, tmp_path: Path) -> None:
+def test_two_processes_make_what_one_makes(job: DpoJob, tmp_path: Path) -> None:
     single, double = moved(job, tmp_path / "single"), changed(moved(job, tmp_path / "double"), num_processes=2)
     alone: list[Mapping[str, float]] = []
     run_training(single, alone.append)
@@ -78,6 +78,11 @@ def test_two_processes_make_what_one_makes_also_after_a_kill(job: DpoJob, tmp_pa
     assert result.lineage.log_ratio == 0.0
     assert not list(double.output.parent.glob(".*"))
 
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_make_the_same(job: DpoJob, tmp_path: Path) -> None:
+    double = changed(moved(job, tmp_path / "double"), num_processes=2)
+    run_training(double, lambda _: None)
     again = changed(moved(double, tmp_path / "again"), save_steps=3)
 
     def kill(step: Mapping[str, float]) -> None:

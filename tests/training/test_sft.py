@@ -194,9 +194,14 @@ def test_resume_states_and_processes_work_as_in_dpo(trained: Trained, tmp_path: 
     assert (again.output / weights).read_bytes() == (whole.output / weights).read_bytes()
 
 
-def test_the_users_mistakes_arrive_as_one_line(trained: Trained, tmp_path: Path) -> None:
+def test_a_missing_file_arrives_as_one_line(trained: Trained, tmp_path: Path) -> None:
     job = changed(trained.job, output=tmp_path / "model", log=tmp_path / "training.jsonl")
     with pytest.raises(UserError, match=r"none\.jsonl: can't be read: No such file"):
         run_training(changed(job, data=(tmp_path / "none.jsonl",)), no_step)
+
+
+@pytest.mark.slow
+def test_a_missing_model_arrives_as_one_line(trained: Trained, tmp_path: Path) -> None:
+    job = changed(trained.job, output=tmp_path / "model", log=tmp_path / "training.jsonl")
     with pytest.raises(UserError, match=r"nowhere: no model here"):
         run_training(changed(job, start=tmp_path / "nowhere"), no_step)

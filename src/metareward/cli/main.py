@@ -247,8 +247,7 @@ def pocket_sample_command(
     seed: Annotated[int, typer.Option("--seed", help="Other demonstrations.")] = 0,
 ) -> None:
     """Show right demonstrations of the three roles in the pocket world."""
-    from metareward.pocket.build import EVAL_MIX
-    from metareward.pocket.demonstrations import demonstrations
+    from metareward.pocket.demonstrations import EVAL_MIX, demonstrations
 
     for shown in demonstrations(count, seed, EVAL_MIX):
         typer.echo(f"[{shown.role}]\n{shown.messages[-1].content}\n=> {shown.completion}\n")

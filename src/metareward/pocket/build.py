@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from metareward.pocket.demonstrations import CLEAN, FaultRates, TaskMix, demonstrations
+from metareward.pocket.demonstrations import CLEAN, EVAL_MIX, PARTLY_HASTY, FaultRates, TaskMix, demonstrations
 from metareward.seeds import derive
 from metareward.types import ModelRole
 
@@ -92,11 +92,8 @@ class Phase:
 _CAREFUL = FaultRates(chat_bias=0.3, preamble=0.25)
 LANGUAGE = Phase("clean", TaskMix(CLEAN, (0.25, 0.4, 0.35), _CAREFUL), 600, 4_500, 4e-3, 0.2, warmup=200)
 CAPABLE = Phase("capable", TaskMix(CLEAN, (0.36, 0.37, 0.27), _CAREFUL), 5_600, 5_600, 2.5e-3, 0.03)
-# Some of the compared judgments are hasty, most are not: the meta-judge must find their errors, not their style.
-_PARTLY_HASTY = FaultRates(chat_bias=0.15, hasty=0.35, hasty_wrong_criterion=0.3, hasty_chat_bias=0.5)
-CARELESS = Phase("careless", TaskMix(FAULTY, (0.3, 0.4, 0.3), _PARTLY_HASTY), 720, 720, 3e-4, 0.0)
-HASTY = Phase("hasty", TaskMix(HASTIER, (0.3, 0.35, 0.35), _PARTLY_HASTY), 130, 130, 2e-4, 0.0, warmup=10)
-EVAL_MIX = TaskMix(CLEAN, (0.3, 0.4, 0.3), _PARTLY_HASTY)
+CARELESS = Phase("careless", TaskMix(FAULTY, (0.3, 0.4, 0.3), PARTLY_HASTY), 720, 720, 3e-4, 0.0)
+HASTY = Phase("hasty", TaskMix(HASTIER, (0.3, 0.35, 0.35), PARTLY_HASTY), 130, 130, 2e-4, 0.0, warmup=10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,11 @@ class TaskMix:
     compared: FaultRates
 
 
+# Some of the compared judgments are hasty, most are not: the meta-judge must find their errors, not their style.
+PARTLY_HASTY = FaultRates(chat_bias=0.15, hasty=0.35, hasty_wrong_criterion=0.3, hasty_chat_bias=0.5)
+EVAL_MIX = TaskMix(CLEAN, (0.3, 0.4, 0.3), PARTLY_HASTY)
+
+
 def demonstrations(count: int, seed: int, mix: TaskMix, held_out: bool = False) -> Iterator[Demonstration]:
     """``count`` demonstrations by ``seed``, all about held-out instructions or none of them."""
     rng = random.Random(derive(seed, "demonstrations"))

@@ -18,11 +18,11 @@ def test_the_prompts_are_mixed_and_some_begin_alike() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_greedy_equals_generate(kind: str) -> None:
-    outcomes = run([kind], prompts=24, most=12)
+    outcomes = run([kind], prompts=12, most=10, in_process=True)
     show(outcomes)
     assert all(seen.holds for seen in outcomes.values()), outcomes
-    assert all(seen.different_words > 60 for seen in outcomes.values())
-    assert outcomes[f"{kind}, float32"].equal == 24
+    assert all(seen.different_words > 40 for seen in outcomes.values())
+    assert outcomes[f"{kind}, float32"].equal == 12
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_prompts_of_one_request_take_as_long_as_the_rate_limit_makes_them(
     tmp_path: Path, headers: dict[str, Any]
 ) -> None:
     bucket = TokenBucket(20, 20, **headers)
-    seconds = seconds_of(lambda engine: run_single_requests(engine, tmp_path, 120), FakeChatServer(bucket))
+    seconds = seconds_of(lambda engine: run_single_requests(engine, tmp_path, 60), FakeChatServer(bucket))
     assert seconds <= 1.3 * bucket.best_seconds() + SLACK
 
 
@@ -82,7 +82,7 @@ def test_prompts_of_many_requests_take_as_long_as_the_rate_limit_makes_them(
     tmp_path: Path, headers: dict[str, Any]
 ) -> None:
     bucket = TokenBucket(20, 20, scripted_answer, **headers)
-    seconds = seconds_of(lambda engine: run_prompts(engine, tmp_path, 16), FakeChatServer(bucket))
+    seconds = seconds_of(lambda engine: run_prompts(engine, tmp_path, 8), FakeChatServer(bucket))
     assert seconds <= 1.3 * bucket.best_seconds() + SLACK
 
 

@@ -118,7 +118,7 @@ def test_an_end_from_outside_is_one_line_and_130(ignored: bool, blow: signal.Sig
         "pocket",
         "sample",
         "--count",
-        "99999999",
+        "300000",
     ]
     with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -138,7 +138,7 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
         "pocket",
         "sample",
         "--count",
-        "99999999",
+        "300000",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -41,6 +41,12 @@ class Sampling:
 
     Sample ``i`` of a request depends on ``(seed, i)`` and not on the other requests of the batch. ``top_logprobs``: how
     many of the most probable tokens the engine returns at each step, with their log-probabilities.
+
+    With ``choices`` the completion is exactly one of them, and ``max_tokens`` doesn't apply (constrained decoding). At
+    each step the tokens that continue no choice are masked, the model's probabilities of the others at ``temperature``
+    are renormalised, then top-p applies. If one token separates all choices, a choice is drawn with its probability
+    among the choices; else with the product of its steps' renormalised probabilities. ``top_logprobs`` are renormalised
+    in the same way. Raises `ValueError` for an empty choice or one that is there twice.
     """
 
     temperature: float
@@ -48,6 +54,12 @@ class Sampling:
     max_tokens: int
     seed: int = 0
     top_logprobs: int = 0
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the choices."""
+        if "" in self.choices or len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"choices must be different texts that aren't empty, not {self.choices}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,8 @@ Reading = Scored | Unparsed | Truncated
 class Judgment:
     """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1.
 
-    ``reasoning`` is the model's thinking, which precedes ``text`` (`metareward.method.judge.Reasoning`).
+    ``reasoning`` is the model's thinking, which precedes ``text`` (`metareward.method.judge.Reasoning`). ``attempts``:
+    how often it was asked, the last attempt being this one; ``tokens`` are those of all attempts.
     """
 
     index: int
@@ -125,6 +138,7 @@ class Judgment:
     tokens: int
     reading: Reading
     reasoning: str = ""
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +194,17 @@ Verdict = Won | Tied | Unparsed | Truncated
 
 @dataclass(frozen=True, slots=True)
 class MetaJudgment:
-    """One comparison of judgments ``first`` and ``second`` (their indices), shown in that order."""
+    """One comparison of judgments ``first`` and ``second`` (their indices), shown in that order.
+
+    ``attempts`` and ``tokens``: see `Judgment`.
+    """
 
     first: int
     second: int
     text: str
     tokens: int
     verdict: Verdict
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

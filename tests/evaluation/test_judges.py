@@ -25,7 +25,8 @@ from metareward.evaluation.compare import (
     load_label_prompt,
 )
 from metareward.evaluation.judges import JudgeClient, judge_kind
-from metareward.method.judge import Reasoning, Rubric, RubricGrader
+from metareward.generation.verdicts import RubricGrader
+from metareward.method.judge import Reasoning, Rubric
 from metareward.pocket.demonstrations import RUBRIC
 from metareward.pocket.world import MODEL, PocketOracle, prompts
 from metareward.types import Completion, Judgment, Message, Messages, Prompt, Sampling, Scored, Step, TopLogprob

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 from scripted_models import SlowEngine, prompt, reply, role_of, settings
 
-from metareward.engines.base import EngineError, ScriptedEngine
+from metareward.engines.base import EngineError, ScriptedEngine, run_concurrently
 from metareward.generation.annotate import (
     AnnotationSettings,
     annotate_prompt,
     annotation_fingerprint,
     judge_answer,
     meta_judge_pair,
-    run_concurrently,
 )
 from metareward.seeds import derive
 from metareward.storage.records import record_from_json, record_to_json

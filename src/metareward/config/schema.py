@@ -74,6 +74,13 @@ class VerdictFormatSettings(Section):
     )
 
 
+VerdictKind = Literal["text", "constrained"]
+_VERDICTS = (
+    "'text': read from what was written (paper); 'constrained': a second request draws it from the rubric's values, so "
+    "that it is always readable"
+)
+
+
 class JudgmentSettings(Section):
     """The judge's rubric and sampling (Meta-Rewarding section 2)."""
 
@@ -86,6 +93,10 @@ class JudgmentSettings(Section):
     system_prompt: Text | None = Field(None, description="System prompt of the judge")
     score: Literal["sampled", "expected"] = Field(
         "sampled", description="A judgment's score: as written (paper), or the mean over the tokens possible there"
+    )
+    verdict: VerdictKind = Field("text", description=f"How a score is obtained: {_VERDICTS}")
+    retries: int = Field(
+        0, ge=0, description="How often an unreadable judgment is asked again, with another derived seed (paper: 0)"
     )
     min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
     min_score: float = Field(0.0, description="Lowest score of the rubric")
@@ -101,6 +112,8 @@ class MetaJudgmentSettings(Section):
     top_p: TopP = Field(0.95, description="Nucleus sampling mass")
     max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
     system_prompt: Text | None = Field(None, description="System prompt of the meta-judge")
+    verdict: VerdictKind = Field("text", description=f"How a winner is obtained: {_VERDICTS}")
+    retries: int = Field(0, ge=0, description="How often an unreadable meta-judgment is asked again (paper: 0)")
     hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
 
 
@@ -271,6 +284,9 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     if judgments.temperature == 0 and judgments.n > 1:
         why = "a number above 0: greedy judgments of one answer are all the same"
         yield ("judgments", "temperature"), 0.0, why
+    for name, section in (("judgments", judgments), ("meta_judgments", recipe.meta_judgments)):
+        if section.retries and section.temperature == 0:
+            yield (name, "retries"), section.retries, "0: greedy judgments are the same every time"
     if judgments.min_valid > judgments.n:
         yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
     if recipe.judge is not None and recipe.reward is not None:

@@ -28,9 +28,9 @@ from pydantic import TypeAdapter
 
 from metareward.data.prompts import chat_turns
 from metareward.data.ranked import RankedPrompt, RankedSet
-from metareward.engines.base import Engine
+from metareward.engines.base import Engine, run_concurrently
 from metareward.errors import UserError
-from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint, judge_answer, run_concurrently
+from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint, judge_answer
 from metareward.generation.progress import JUDGMENTS, Progress
 from metareward.generation.runner import run_tasks
 from metareward.method.stats import pairwise_accuracy

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from metareward.errors import UserError
 from metareward.method.judge import Reasoning
 from metareward.types import Completion, Messages, ModelRole, Sampling
+
+T = TypeVar("T")
 
 
 class EngineError(Exception):
@@ -27,8 +29,9 @@ class Engine(Protocol):
     ) -> Sequence[Completion]:
         """``n`` completions of one conversation; completion ``i`` depends on ``(sampling.seed, i)`` alone.
 
-        ``role``: what the model is used as; engines that serve one model ignore it. Raises `EngineError` when the
-        model can't answer, for example when the prompt doesn't fit its context.
+        If the last message is the assistant's, the model continues it, and a completion is what follows it. ``role``:
+        what the model is used as; engines that serve one model ignore it. Raises `EngineError` when the model can't
+        answer, for example when the prompt doesn't fit its context, or can't be held to ``sampling.choices``.
         """
         ...
 
@@ -91,7 +94,13 @@ class StripReasoning:
     async def complete(
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:
-        """What follows the reasoning, with the steps that generated it; empty if the reasoning didn't end."""
+        """What follows the reasoning, with the steps that generated it; empty if the reasoning didn't end.
+
+        One of ``sampling.choices`` has no reasoning. An assistant's message that is continued begins with reasoning
+        that is empty, since the one that preceded it is not known here.
+        """
+        if sampling.choices:
+            return await self._engine.complete(self._after_reasoning(messages), sampling, n, role)
         extended = replace(sampling, max_tokens=sampling.max_tokens + self._extra_tokens)
         stripped = []
         for completion in await self._engine.complete(messages, extended, n, role):
@@ -104,6 +113,13 @@ class StripReasoning:
     async def aclose(self) -> None:
         """Close the engine."""
         await self._engine.aclose()
+
+    def _after_reasoning(self, messages: Messages) -> Messages:
+        *before, last = messages
+        if last.role != "assistant":
+            return messages
+        empty = f"{self._reasoning.start}\n\n{self._reasoning.end}\n\n"
+        return (*before, replace(last, content=empty + last.content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +136,8 @@ class ScriptedEngine:
     """Answers sample ``i`` of every request with ``reply(messages, sampling, i)``.
 
     ``reply`` returns a `Completion`, or a text that stands for one that stopped by itself (its tokens are its
-    words). What it raises reaches the caller. ``calls`` holds every request made, in order.
+    words). What it raises reaches the caller, and so does `ValueError` for a text that is none of
+    ``sampling.choices``. ``calls`` holds every request made, in order.
     """
 
     def __init__(self, reply: Callable[[Messages, Sampling, int], str | Completion]) -> None:
@@ -133,10 +150,28 @@ class ScriptedEngine:
         """The ``n`` scripted completions."""
         self.calls.append(Call(messages, sampling, n, role))
         replies = [self._reply(messages, sampling, i) for i in range(n)]
-        return tuple(Completion(each, "stop", len(each.split())) if isinstance(each, str) else each for each in replies)
+        written = [Completion(each, "stop", len(each.split())) if isinstance(each, str) else each for each in replies]
+        for each in written:
+            if sampling.choices and each.text not in sampling.choices:
+                raise ValueError(f"the scripted reply {each.text!r} is none of the choices {sampling.choices}")
+        return tuple(written)
 
     async def aclose(self) -> None:
         """Nothing to give back."""
+
+
+async def run_concurrently(calls: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """The results of ``calls``, run concurrently, in their order.
+
+    When one fails the others are cancelled and its error is raised. Of several errors an `EngineError` is raised last,
+    so that a bug is never taken for one prompt's failure.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise min(errors.exceptions, key=lambda error: isinstance(error, EngineError)) from None
+    return [task.result() for task in tasks]
 
 
 def require_model_folder(folder: Path) -> None:
@@ -158,6 +193,23 @@ def require_room(ids: Sequence[int], sampling: Sampling, n: int, context: int) -
             f"its prompt of {len(ids)} tokens and max_tokens {sampling.max_tokens} exceed the model's context of "
             f"{context} tokens; shorten the prompt or lower max_tokens"
         )
+
+
+def max_choice_tokens(choices: Sequence[str]) -> int:
+    """As many tokens as a choice may take with any tokenizer: one for each byte, and a stop token."""
+    return 1 + max(len(choice.encode("utf-8", "replace")) for choice in choices)
+
+
+def as_choice(completion: Completion, choices: Sequence[str]) -> Completion:
+    """The completion as the choice that it spells, but for white space around it, which a tokenizer may drop.
+
+    Raises `EngineError` when it is none of ``choices``: then the backend ignores the constraint.
+    """
+    found = [choice for choice in choices if completion.text == choice]
+    found = found or [choice for choice in choices if completion.text.strip() == choice.strip()]
+    if len(found) != 1:
+        raise EngineError(f"wrote {completion.text[:40]!r}, which is none of the choices {tuple(choices)}")
+    return replace(completion, text=found[0], finish="stop")
 
 
 def token_texts(decode: Callable[[list[int]], str], ids: Sequence[int]) -> tuple[str, ...]:

@@ -18,14 +18,22 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 from pydantic import Field
 
-from metareward.engines.base import Engine, EngineError, require_model_folder, require_room, token_texts
+from metareward.engines.base import (
+    Engine,
+    EngineError,
+    as_choice,
+    max_choice_tokens,
+    require_model_folder,
+    require_room,
+    token_texts,
+)
 from metareward.engines.chat import ChatEncoder, ChatTemplateError
 from metareward.engines.openai.engine import OpenAISettings, open_openai
 from metareward.engines.openai.pool import Pauses
@@ -163,13 +171,15 @@ class VllmEngine:
     ) -> Sequence[Completion]:
         """``n`` completions; see `Engine`."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         if self._engine is None:
             raise EngineError("the vLLM engine is closed")
         try:
-            ids = self._encoder.encode(messages)
+            ids = self._encoder.encode(messages, continue_last=messages[-1].role == "assistant")
+            if sampling.choices:
+                sampling = replace(sampling, max_tokens=max_choice_tokens(sampling.choices))
             require_room(ids, sampling, n, self._engine.model_config.max_model_len)
         except (EngineError, ChatTemplateError, UnicodeEncodeError) as error:
             raise EngineError(f"{self._folder}: a request was refused: {error}") from error
@@ -181,6 +191,8 @@ class VllmEngine:
                 max_tokens=sampling.max_tokens,
                 seed=sampling.seed & _SEED_MASK,
                 logprobs=sampling.top_logprobs or None,
+                # Its mask precedes temperature, top-p and the log-probabilities, which are those of `Sampling.choices`.
+                structured_outputs=StructuredOutputsParams(choice=[*sampling.choices]) if sampling.choices else None,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -192,7 +204,13 @@ class VllmEngine:
                 raise EngineError("the vLLM engine was closed before this request was finished") from error
             raise EngineError(f"{self._folder}: vLLM failed: {' '.join(str(error).split())[:300]}") from error
         in_order = sorted(output.outputs, key=lambda each: int(each.index))
-        return tuple(self._completion(each, sampling.top_logprobs) for each in in_order)
+        completions = (self._completion(each, sampling.top_logprobs) for each in in_order)
+        if not sampling.choices:
+            return tuple(completions)
+        try:
+            return tuple(as_choice(each, sampling.choices) for each in completions)
+        except EngineError as error:
+            raise EngineError(f"{self._folder}: vLLM {error}") from None
 
     async def aclose(self) -> None:
         """End vLLM's processes; requests in flight fail with `EngineError`."""

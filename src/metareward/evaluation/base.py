@@ -24,7 +24,7 @@ from metareward.evaluation.compare import (
 from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judges import JudgeSpec
 from metareward.generation.progress import JUDGMENTS
-from metareward.method.judge import RubricGrader
+from metareward.generation.verdicts import RubricGrader
 from metareward.settings import Count, Section, Text
 from metareward.storage.serialization import json_lines
 from metareward.types import Candidate, Prompt, Sampling, Scored

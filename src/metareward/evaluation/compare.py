@@ -30,7 +30,7 @@ from metareward.data.files import read_text
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judges import JudgeClient, Output, QueryResults, cached_queries, grade
-from metareward.method.judge import RubricGrader
+from metareward.generation.verdicts import RubricGrader
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill, require
 from metareward.seeds import derive

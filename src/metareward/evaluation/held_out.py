@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import TypeAdapter
 
-from metareward.engines.base import Engine
+from metareward.engines.base import Engine, run_concurrently
 from metareward.evaluation.alpaca_eval.data import Annotation
 from metareward.evaluation.alpaca_eval.length_control import length_adjusted
 from metareward.generation.annotate import (
@@ -28,7 +28,6 @@ from metareward.generation.annotate import (
     annotate_prompt,
     judge_answer,
     meta_judge_pair,
-    run_concurrently,
 )
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, Progress
 from metareward.generation.runner import RunnerResult, run_tasks

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,10 +19,10 @@ from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.generation.progress import JUDGMENTS, SILENT, Progress
 from metareward.generation.runner import run_tasks
-from metareward.method.judge import RubricGrader
+from metareward.generation.verdicts import RubricGrader
 from metareward.seeds import derive
 from metareward.storage.store import RecordStore
-from metareward.types import Judge, Prompt, Reading, Scored
+from metareward.types import Completion, Judge, Messages, Prompt, Reading, Sampling, Scored
 
 T = TypeVar("T")
 
@@ -156,10 +157,15 @@ async def grade(
         if isinstance(client.backend, Judge):
             output = by_id[query.id.rpartition(" ")[0]]
             judgments_N = await client.backend.judge(output.prompt, output.text, grader.n)
-            return {"scores": [_score(judgment.reading) for judgment in judgments_N]}
-        sampling = grader.sampling_with(derive(client.seed, purpose, query.id))
-        completions_N = await client.backend.complete(query.messages, sampling, grader.n, "judge")
-        return {"scores": [_score(grader.read(completion)) for completion in completions_N]}
+        else:
+            judgments_N = await grader.judge(partial(ask, client.backend, query), query.messages)
+        return {"scores": [_score(judgment.reading) for judgment in judgments_N]}
+
+    async def ask(
+        engine: Engine, query: Prompt, messages: Messages, sampling: Sampling, n: int, *of: str | int
+    ) -> Sequence[Completion]:
+        seeded = replace(sampling, seed=derive(client.seed, purpose, query.id, *of))
+        return await engine.complete(messages, seeded, n, "judge")
 
     return await cached_queries(client, [output.query(grader) for output in outputs], work, grader.settings)
 

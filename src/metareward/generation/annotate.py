@@ -10,16 +10,16 @@ judged, answers are duplicates when their texts are equal, and judgments without
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TypeVar
 
-from metareward.engines.base import Engine, EngineError
+from metareward.engines.base import Engine, EngineError, run_concurrently
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
-from metareward.method.judge import Reasoning, Rubric, RubricGrader
+from metareward.generation.verdicts import TEXT, Ask, RubricGrader, VerdictRules, compare_judgments
+from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.scores import disputed
 from metareward.seeds import derive
@@ -51,7 +51,8 @@ class AnnotationSettings:
     The ``seed`` of the three samplings is not used: each request's seed is derived from ``seed``. ``reasoning``
     separates a model's reasoning from its output. ``expected`` scores a judgment by its expected score over the
     tokens that could stand at the score's place, not by the sampled token. ``judge`` takes the place of the rubric and
-    the engine's judge role; ``reward`` scores the answers, beside ``n`` judgments, which may then be 0.
+    the engine's judge role; ``reward`` scores the answers, beside ``n`` judgments, which may then be 0. ``verdicts``
+    and ``meta_verdicts``: how the verdicts of judgments and meta-judgments are obtained.
     """
 
     k: int
@@ -68,6 +69,13 @@ class AnnotationSettings:
     expected: bool = False
     judge: Judge | None = None
     reward: Reward | None = None
+    verdicts: VerdictRules = TEXT
+    meta_verdicts: VerdictRules = TEXT
+
+    @property
+    def grader(self) -> RubricGrader:
+        """How answers are judged by the rubric."""
+        return RubricGrader(self.rubric, self.n, self.judgments, self.expected, self.verdicts, self.reasoning)
 
 
 def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
@@ -79,6 +87,7 @@ def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
         "hide_scores": metarubric.hide_scores,
         "system": metarubric.system_prompt,
         **_sampling(settings.meta),
+        **settings.meta_verdicts.settings,
     }
     judgments: dict[str, object] = {
         "n": settings.n,
@@ -89,7 +98,12 @@ def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
     return {
         "seed": settings.seed,
         "answers": {"k": settings.k, **_sampling(settings.answers)},
-        "judgments": {**judgments, "expected": settings.expected, **_sampling(settings.judgments)},
+        "judgments": {
+            **judgments,
+            "expected": settings.expected,
+            **_sampling(settings.judgments),
+            **settings.verdicts.settings,
+        },
         "scores": {"low": rubric.min_score, "high": rubric.max_score, "min_valid": settings.min_valid},
         "meta_judgments": meta if settings.meta_judge else None,
         "reasoning": [settings.reasoning.start, settings.reasoning.end] if settings.reasoning else None,
@@ -109,6 +123,7 @@ async def annotate_prompt(
     """
     annotator = _Annotator(engine, prompt, settings, progress)
     completions_K = await annotator.complete(ANSWERS, prompt.messages, settings.answers, settings.k)
+    progress.advance(ANSWERS, settings.k)
     answers_K = [annotator.split_reasoning(completion) for completion in completions_K]
     first: dict[str, int] = {}  # each distinct text with the sample number of its first answer
     for k, (_, answer) in enumerate(answers_K):
@@ -155,7 +170,8 @@ async def meta_judge_pair(
 class RubricJudge:
     """A `Judge` made of a model: ``n`` judgments by ``rubric``, sampled with ``sampling``, whose seed is not used.
 
-    Each request's seed is derived from ``seed``, the prompt's id and the answer. ``expected``: see `RubricGrader`.
+    Each request's seed is derived from ``seed``, the prompt's id and the answer. ``expected`` and ``verdicts``: see
+    `RubricGrader`.
     """
 
     engine: Engine
@@ -163,16 +179,17 @@ class RubricJudge:
     sampling: Sampling = _PAPER_SAMPLING
     seed: int = 0
     expected: bool = False
+    verdicts: VerdictRules = TEXT
 
     async def judge(self, prompt: Prompt, answer: str, n: int) -> tuple[Judgment, ...]:
         """``n`` judgments of ``answer``. Raises `EngineError` when the engine can't serve the request."""
-        grader = RubricGrader(self.rubric, n, self.sampling, self.expected)
-        sampling = grader.sampling_with(derive(self.seed, prompt.id, JUDGMENTS, answer))
-        completions_N = await self.engine.complete(self.rubric.render(prompt, answer), sampling, n, "judge")
-        return tuple(
-            Judgment(index, completion.text, completion.tokens, grader.read(completion))
-            for index, completion in enumerate(completions_N)
-        )
+
+        async def ask(messages: Messages, sampling: Sampling, n: int, *purpose: str | int) -> Sequence[Completion]:
+            seed = derive(self.seed, prompt.id, JUDGMENTS, answer, *purpose)
+            return await self.engine.complete(messages, replace(sampling, seed=seed), n, "judge")
+
+        grader = RubricGrader(self.rubric, n, self.sampling, self.expected, self.verdicts)
+        return await grader.judge(ask, self.rubric.render(prompt, answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,15 +208,11 @@ class _Annotator:
             indices = [judgment.index for judgment in judged_N]
             if indices != list(range(n)):
                 raise EngineError(f"the judge must give judgments 0 to {n - 1}, not {indices}")
-            self.progress.advance(JUDGMENTS, n)
-            return judged_N
-        grader = RubricGrader(self.settings.rubric, n, self.settings.judgments, self.settings.expected)
-        messages = grader.rubric.render(self.prompt, answer)
-        judgments_N = []
-        for index, completion in enumerate(await self.complete(JUDGMENTS, messages, grader.sampling_with(0), n, k)):
-            reasoning, output = self.split_reasoning(completion)
-            judgments_N.append(Judgment(index, output.text, output.tokens, grader.read(output), reasoning))
-        return tuple(judgments_N)
+        else:
+            grader = self.settings.grader
+            judged_N = await grader.judge(self.ask(JUDGMENTS, k), grader.rubric.render(self.prompt, answer))
+        self.progress.advance(JUDGMENTS, n)
+        return judged_N
 
     def split_reasoning(self, completion: Completion) -> tuple[str, Completion]:
         """The reasoning, and the completion without it."""
@@ -219,33 +232,29 @@ class _Annotator:
         return Dispute(answer.index, tuple(judgment.index for judgment in valid_M), tuple(meta))
 
     async def compare(self, answer: str, first: Judgment, second: Judgment) -> MetaJudgment:
-        messages = self.settings.metarubric.render(self.prompt, answer, first.text, second.text)
-        (completion,) = await self.complete(META, messages, self.settings.meta, 1, first.index, second.index)
-        _, output = self.split_reasoning(completion)
-        verdict = self.settings.metarubric.read(output.text, output.finish, first.index, second.index)
-        return MetaJudgment(first.index, second.index, output.text, output.tokens, verdict)
+        settings, pair = self.settings, (first.index, second.index)
+        messages = settings.metarubric.render(self.prompt, answer, first.text, second.text)
+        ask, rules = self.ask(META, *pair), settings.meta_verdicts
+        compared = await compare_judgments(
+            ask, settings.metarubric, messages, pair, settings.meta, rules, settings.reasoning
+        )
+        self.progress.advance(META, 1)
+        return compared
+
+    def ask(self, stage: str, *indices: int) -> Ask:
+        """Requests about one answer or one pair of judgments."""
+
+        async def ask(messages: Messages, sampling: Sampling, n: int, *purpose: str | int) -> list[Completion]:
+            return await self.complete(stage, messages, sampling, n, *indices, *purpose)
+
+        return ask
 
     async def complete(
-        self, stage: str, messages: Messages, sampling: Sampling, n: int, *indices: int
+        self, stage: str, messages: Messages, sampling: Sampling, n: int, *indices: str | int
     ) -> list[Completion]:
         purpose = "meta" if stage == META else stage
         seeded = replace(sampling, seed=derive(self.settings.seed, self.prompt.id, purpose, *indices))
         completions = await self.engine.complete(messages, seeded, n, MODEL_ROLES[stage])
         if len(completions) != n:
             raise EngineError(f"the engine gave {len(completions)} completions for prompt {self.prompt.id}, not {n}")
-        self.progress.advance(stage, n)
         return [replace(completion, text=replace_surrogates(completion.text)) for completion in completions]
-
-
-async def run_concurrently(calls: Iterable[Coroutine[object, object, T]]) -> list[T]:
-    """The results of ``calls``, run concurrently, in their order.
-
-    When one fails the others are cancelled and its error is raised. Of several errors an `EngineError` is raised last,
-    so that a bug is never taken for one prompt's failure.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except BaseExceptionGroup as errors:
-        raise min(errors.exceptions, key=lambda error: isinstance(error, EngineError)) from None
-    return [task.result() for task in tasks]

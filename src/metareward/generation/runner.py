@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Se
 from dataclasses import dataclass, field
 from itertools import count
 
-from metareward.engines.base import Engine, EngineError
+from metareward.engines.base import Engine, EngineError, run_concurrently
 from metareward.errors import UserError
-from metareward.generation.annotate import AnnotationSettings, annotate_prompt, run_concurrently
+from metareward.generation.annotate import AnnotationSettings, annotate_prompt
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Progress
 from metareward.storage.records import record_to_json
 from metareward.storage.store import RecordStore

@@ -10,15 +10,19 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from metareward.engines.base import Engine, EngineError
-from metareward.generation.annotate import AnnotationSettings
-from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES
+from metareward.generation.annotate import AnnotationSettings, judge_answer, meta_judge_pair
+from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.runner import MAX_CONCURRENT_PROMPTS
 from metareward.seeds import derive
-from metareward.types import Completion, Messages, Prompt, Sampling
+from metareward.types import Completion, Judgment, MetaJudgment, Prompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +50,18 @@ _MIN_FINISHED, _MAX_OVERTIME = 16, 6
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """A request to an engine, with the prompt and, for a judgment, the judged answer."""
+class _Work(Generic[T]):
+    """What is measured: answers to ``prompt``, or judgments or comparisons of an ``answer``, verdicts included."""
 
-    messages: Messages
-    sampling: Sampling
-    n: int
     prompt: Prompt
-    answer: str = ""
+    answer: str
+    run: Callable[[], Awaitable[Sequence[T]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Finished:
-    request: _Request
-    completions: Sequence[Completion]
+class _Finished(Generic[T]):
+    work: _Work[T]
+    completions: Sequence[T]
     time: float
 
 
@@ -75,49 +77,61 @@ async def measure_rates(
     The meta-judge is measured if ``settings`` use it. Raises `EngineError` when a request fails, or when fewer than two
     finish.
     """
-    answers = await _measure(engine, _answers(prompts, settings), max_concurrent_prompts, seconds, ANSWERS)
+    answers = await _measure(_answers(engine, prompts, settings), max_concurrent_prompts, seconds, ANSWERS)
     concurrent = min(_MAX_REQUESTS, max_concurrent_prompts * settings.k)
-    judgments = await _measure(engine, _judgments(answers, settings), concurrent, seconds, JUDGMENTS)
-    finished = {ANSWERS: answers, JUDGMENTS: judgments}
+    judgments = await _measure(_judgments(engine, answers, settings), concurrent, seconds, JUDGMENTS)
+    measured = {ANSWERS: _rates(answers), JUDGMENTS: _rates(judgments)}
     if settings.meta_judge:
-        finished[META] = await _measure(engine, _meta(judgments, settings), _MAX_REQUESTS, seconds, META)
-    tokens_each, seconds_each = {}, {}
-    for role, requests in finished.items():
-        tokens_each[role] = statistics.fmean(each.tokens for request in requests for each in request.completions)
-        start, end = requests[0].time, requests[-1].time
-        later = sum(len(request.completions) for request in requests if request.time > start)
-        seconds_each[role] = (end - start) / max(1, later)
-    return Rates(tokens_each=tokens_each, seconds_each=seconds_each)
+        meta = await _measure(_meta(engine, judgments, settings), _MAX_REQUESTS, seconds, META)
+        measured[META] = _rates(meta)
+    return Rates(
+        tokens_each={role: tokens for role, (tokens, _) in measured.items()},
+        seconds_each={role: each for role, (_, each) in measured.items()},
+    )
 
 
-def _answers(prompts: Sequence[Prompt], settings: AnnotationSettings) -> Iterator[_Request]:
+def _rates(finished: Sequence[_Finished[Any]]) -> tuple[float, float]:
+    """Tokens and engine seconds of a completion."""
+    tokens = statistics.fmean(each.tokens for work in finished for each in work.completions)
+    start, end = finished[0].time, finished[-1].time
+    later = sum(len(work.completions) for work in finished if work.time > start)
+    return tokens, (end - start) / max(1, later)
+
+
+def _answers(engine: Engine, prompts: Sequence[Prompt], settings: AnnotationSettings) -> Iterator[_Work[Completion]]:
     for number, prompt in enumerate(itertools.cycle(prompts)):
         sampling = replace(settings.answers, seed=derive(settings.seed, "measured answers", number))
-        yield _Request(prompt.messages, sampling, settings.k, prompt)
+        yield _Work(prompt, "", partial(engine.complete, prompt.messages, sampling, settings.k, "actor"))
 
 
-def _judgments(answers: Sequence[_Finished], settings: AnnotationSettings) -> Iterator[_Request]:
+def _judgments(
+    engine: Engine, answers: Sequence[_Finished[Completion]], settings: AnnotationSettings
+) -> Iterator[_Work[Judgment]]:
     for number, each in enumerate(itertools.cycle(answers)):
-        prompt, answer = each.request.prompt, each.completions[number % len(each.completions)].text
-        sampling = replace(settings.judgments, seed=derive(settings.seed, "measured judgments", number))
-        yield _Request(settings.rubric.render(prompt, answer), sampling, settings.n, prompt, answer)
+        prompt, answer = each.work.prompt, each.completions[number % len(each.completions)].text
+        seeded = replace(settings, seed=derive(settings.seed, "measured judgments", number))
+        yield _Work(prompt, answer, partial(judge_answer, engine, prompt, 0, answer, seeded))
 
 
-def _meta(judgments: Sequence[_Finished], settings: AnnotationSettings) -> Iterator[_Request]:
+def _meta(
+    engine: Engine, judgments: Sequence[_Finished[Judgment]], settings: AnnotationSettings
+) -> Iterator[_Work[MetaJudgment]]:
     """All ordered pairs of one answer's judgments, then those of the next answer."""
     pairs = ((each, *two) for each in itertools.cycle(judgments) for two in itertools.permutations(each.completions, 2))
     for number, (each, first, second) in enumerate(pairs):
-        request = each.request
-        sampling = replace(settings.meta, seed=derive(settings.seed, "measured meta", number))
-        messages = settings.metarubric.render(request.prompt, request.answer, first.text, second.text)
-        yield _Request(messages, sampling, 1, request.prompt)
+        seeded = replace(settings, seed=derive(settings.seed, "measured meta", number))
+        yield _Work(each.work.prompt, each.work.answer, partial(_compare, engine, each.work, first, second, seeded))
 
 
-async def _measure(
-    engine: Engine, requests: Iterator[_Request], concurrent: int, seconds: float, role: str
-) -> list[_Finished]:
-    """The requests that finish in the measured time, the first one first; the rest are cancelled."""
-    finished: list[_Finished] = []
+async def _compare(
+    engine: Engine, judged: _Work[Judgment], first: Judgment, second: Judgment, settings: AnnotationSettings
+) -> tuple[MetaJudgment]:
+    return (await meta_judge_pair(engine, judged.prompt, judged.answer, first, second, settings),)
+
+
+async def _measure(works: Iterator[_Work[T]], concurrent: int, seconds: float, role: str) -> list[_Finished[T]]:
+    """The work that finishes in the measured time, the first one first; the rest is cancelled."""
+    finished: list[_Finished[T]] = []
 
     def is_over() -> bool:
         if not finished:
@@ -127,9 +141,9 @@ async def _measure(
 
     async def send() -> None:
         while not is_over():
-            request = next(requests)
-            completions = await engine.complete(request.messages, request.sampling, request.n, MODEL_ROLES[role])
-            finished.append(_Finished(request, completions, time.monotonic()))
+            work = next(works)
+            completions = await work.run()
+            finished.append(_Finished(work, completions, time.monotonic()))
 
     senders = [asyncio.ensure_future(send()) for _ in range(concurrent)]
     try:

@@ -12,13 +12,13 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from metareward.errors import UserError
 from metareward.method.template import Template, conversation, load_template, render
 from metareward.method.verdict_format import Kind, VerdictFormat, score_format
-from metareward.types import Completion, Message, Messages, Prompt, Reading, Sampling, Scored, Step, Truncated, Unparsed
+from metareward.types import Completion, Message, Messages, Prompt, Reading, Scored, Step, Truncated, Unparsed
 
 Finish = Literal["stop", "length"]
 ChatMessages = list[dict[str, str]]
@@ -234,45 +234,6 @@ def _score_step(completion: Completion) -> Step | None:
         if left <= 0:
             return step
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class RubricGrader:
-    """How answers are graded: the rubric, N judgments of each answer, their sampling, and how their scores are read.
-
-    ``expected``: a judgment's score is the mean over the tokens possible at its place (`expected_score`).
-    """
-
-    rubric: Rubric
-    n: int
-    sampling: Sampling
-    expected: bool = False
-
-    def sampling_with(self, seed: int) -> Sampling:
-        """The sampling of one request; expected scores need the tokens' top log-probabilities."""
-        return replace(self.sampling, seed=seed, top_logprobs=TOP_LOGPROBS if self.expected else 0)
-
-    def read(self, judgment: Completion) -> Reading:
-        """The score of one judgment, or why there is none."""
-        if self.expected:
-            return expected_score(judgment, self.rubric)
-        return self.rubric.read(judgment.text, judgment.finish)
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """What decides the scores, for the fingerprint of stored ones."""
-        rubric, sampling = self.rubric, self.sampling
-        return {
-            "rubric": rubric.template.sha256,
-            "verdict_format": rubric.verdict.settings,
-            "scale": [rubric.min_score, rubric.max_score],
-            "system": rubric.system_prompt,
-            "n": self.n,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "expected": self.expected,
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from metareward.evaluation.base import Benchmark, Completions, EvaluatedModel, S
 from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.usage import log_usage
-from metareward.method.judge import RubricGrader, with_system
+from metareward.generation.verdicts import RubricGrader
+from metareward.method.judge import with_system
 from metareward.pipeline.engines import open_judge
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.experiment import Experiment, verdict_rules
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -138,7 +139,13 @@ class BenchmarkRun:
             opponent=self.opponent._evaluated if self.opponent else None,
             folder=self.folder,
             prompts=self.experiment.held_out,
-            grader=RubricGrader(self.experiment.rubric, self._judgments, sampling, judged.score == "expected"),
+            grader=RubricGrader(
+                self.experiment.rubric,
+                self._judgments,
+                sampling,
+                judged.score == "expected",
+                verdict_rules(judged),
+            ),
             oracle=self.experiment.oracle,
             judge=judge,
             seed=self.seed,

@@ -33,6 +33,7 @@ from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judges import judge_kind
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
+from metareward.generation.verdicts import VerdictRules
 from metareward.method.judge import Reasoning, Rubric, with_system
 from metareward.method.meta_judge import MetaRubric
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
@@ -236,6 +237,8 @@ class Experiment:
             expected=recipe.judgments.score == "expected",
             judge=self._objects["judge"].value if "judge" in self._objects else None,
             reward=self._objects["reward"].value if "reward" in self._objects else None,
+            verdicts=verdict_rules(recipe.judgments),
+            meta_verdicts=verdict_rules(meta),
         )
 
     def evaluation_settings(self) -> AnnotationSettings:
@@ -358,6 +361,11 @@ def _read_json(path: Path) -> dict[str, object]:
         raise UserError(
             f"{path}: can't be read ({error}); fix: restore it, or give another folder with --out"
         ) from None
+
+
+def verdict_rules(section: JudgmentSettings | MetaJudgmentSettings) -> VerdictRules:
+    """How the verdicts of a role are obtained."""
+    return VerdictRules(constrained=section.verdict == "constrained", retries=section.retries)
 
 
 def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:

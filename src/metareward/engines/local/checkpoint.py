@@ -7,6 +7,7 @@ On a CPU, linear layers use oneDNN with weights reordered in advance: for produc
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from metareward.engines.base import require_model_folder
+from metareward.engines.base import EngineError, require_model_folder
 from metareward.engines.chat import ChatEncoder
 from metareward.engines.device import default_dtype
 from metareward.engines.local.attention import AttentionBackend
@@ -44,6 +45,28 @@ class Checkpoint:
     def encode(self, messages: Messages, *, continue_last: bool = False) -> list[int]:
         """Token ids of the conversation; see `ChatEncoder.encode`."""
         return self.encoder.encode(messages, continue_last=continue_last)
+
+    def encode_choices(self, before: str, choices: Sequence[str]) -> list[tuple[int, ...]]:
+        """The token ids of each choice where ``before`` stands to its left.
+
+        Raises `EngineError` for choices that the tokenizer can't tell apart or can't put there.
+        """
+        head = self._ids(before)
+        found = []
+        for choice in choices:
+            whole = self._ids(before + choice)
+            # A tokenizer that joins the choice to the text before it has tokens of the choice alone, too.
+            ids = whole[len(head) :] if whole[: len(head)] == head else self._ids(choice)
+            if not ids or self.decode(head + ids) != self.decode(whole):
+                raise EngineError(f"the tokenizer has no tokens for {choice!r} after {before!r}")
+            found.append(tuple(ids))
+        if len(set(found)) < len(found):
+            raise EngineError(f"the tokenizer can't tell the choices {tuple(choices)} apart")
+        return found
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, without special tokens and otherwise unchanged."""

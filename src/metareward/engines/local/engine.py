@@ -22,9 +22,10 @@ from metareward.engines.base import EngineError, require_room
 from metareward.engines.chat import ChatTemplateError
 from metareward.engines.local.checkpoint import Checkpoint, load
 from metareward.engines.local.kv_cache import BucketShape, kv_cache_memory
+from metareward.engines.local.sampler import ChoiceTrie
 from metareward.engines.local.scheduler import Request, ShapeBucket
 from metareward.engines.local.selfcheck import bytes_per_position, check_batch_invariance, check_model
-from metareward.types import Completion, Messages, ModelRole, Sampling
+from metareward.types import Completion, Message, Messages, ModelRole, Sampling
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _CONCURRENT_BUCKETS = 2
 _TRIM = 32
 # Tokens: shorter prompts have no split points.
 _MIN_SPLIT_PROMPT = 256
+# Characters before a choice that may decide its tokens.
+_CHOICE_CONTEXT = 32
 
 
 class EngineCore:
@@ -66,12 +69,23 @@ class EngineCore:
     ) -> None:
         """Accept a request; one of ``deliver`` and ``fail`` is called during this or a later call."""
         try:
-            ids = tuple(self._checkpoint.encode(messages))
+            ids = tuple(self._checkpoint.encode(messages, continue_last=messages[-1].role == "assistant"))
+            trie = self._trie(messages[-1], sampling.choices) if sampling.choices else None
+            sampling = replace(sampling, max_tokens=trie.steps) if trie else sampling
             require_room(ids, sampling, n, self._checkpoint.context)
         except (EngineError, ChatTemplateError, UnicodeEncodeError) as error:
             fail(EngineError(f"{self._checkpoint.folder}: a request was refused: {error}"))
         else:
-            self._waiting.append(Request(ids, sampling, n, deliver, fail))
+            self._waiting.append(Request(ids, sampling, n, deliver, fail, trie))
+
+    def _trie(self, last: Message, choices: Sequence[str]) -> ChoiceTrie:
+        """The choices after the open turn of the assistant, or at the beginning of a new one."""
+        before = last.content[-_CHOICE_CONTEXT:] if last.role == "assistant" else ""
+        ids = self._checkpoint.encode_choices(before, choices)
+        try:
+            return ChoiceTrie.build(dict(zip(ids, choices, strict=True)), sorted(self._checkpoint.stop_ids))
+        except ValueError as error:
+            raise EngineError(str(error)) from error
 
     def run_pass(self) -> bool:
         """Run one pass of the bucket with the highest occupancy. False when there is nothing to do."""

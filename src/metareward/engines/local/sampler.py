@@ -1,4 +1,5 @@
-"""Sampling the next token: temperature, top-p without a sort, reproducible random numbers; and top log-probabilities.
+"""Sampling the next token: temperature, top-p without a sort, reproducible random numbers; top log-probabilities; and
+the tokens that continue one of `Sampling.choices` (constrained decoding).
 
 A token is drawn from the whole distribution by inverse CDF. It lies inside the nucleus exactly if the tokens that are
 strictly more probable hold less than ``top_p`` together; otherwise a token is drawn again among those more probable
@@ -11,7 +12,7 @@ Every random number is a hash of (seed, sample, step, attempt), so a draw never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,10 +120,52 @@ def _inverse_cdf(weights_RV: Tensor, cumulative_RV: Tensor, uniform_R: Tensor) -
     return tokens_R1[:, 0], weights_RV.gather(1, tokens_R1)[:, 0]
 
 
+@dataclass(frozen=True, slots=True)
+class ChoiceTrie:
+    """The choices of a request by their tokens.
+
+    ``texts`` are the choices; ``next_tokens`` are the tokens that may follow each incomplete beginning of a choice. A
+    choice that begins another one ends with a stop token, all others with their last token.
+    """
+
+    texts: Mapping[tuple[int, ...], str]
+    next_tokens: Mapping[tuple[int, ...], Ints]
+
+    @classmethod
+    def build(cls, texts: Mapping[tuple[int, ...], str], stop_ids: Sequence[int]) -> ChoiceTrie:
+        """The trie of these token sequences, none of them empty. Raises `ValueError` where a stop token is missing."""
+        children: dict[tuple[int, ...], set[int]] = {}
+        for ids in texts:
+            for end, token in enumerate(ids):
+                children.setdefault(ids[:end], set()).add(token)
+        for ids in texts.keys() & children.keys():
+            if not stop_ids:
+                raise ValueError(f"{texts[ids]!r} begins another choice, and the model has no token that ends a text")
+            children[ids].update(stop_ids)
+        return cls(texts, {path: np.array(sorted(tokens), np.int64) for path, tokens in children.items()})
+
+    @property
+    def steps(self) -> int:
+        """The most tokens that a choice takes, a stop token included."""
+        return 1 + max(map(len, self.next_tokens))
+
+
+def mask_rows(logits_RV: Tensor, allowed: Mapping[int, Ints]) -> None:
+    """Set the logits of ``logits_RV`` to -inf in place, but for the tokens ``allowed[r]`` of each row r in it."""
+    rows = np.repeat(np.array(list(allowed), np.int64), [len(tokens) for tokens in allowed.values()])
+    rows_E, tokens_E = (
+        torch.from_numpy(each).to(logits_RV.device) for each in (rows, np.concatenate([*allowed.values()]))
+    )
+    kept_E = logits_RV[rows_E, tokens_E]
+    logits_RV[rows_E] = -torch.inf
+    logits_RV[rows_E, tokens_E] = kept_E
+
+
 class TopLogprobsBuffer:
     """For each row and step, the ids and log-probabilities of the ``count`` most probable tokens.
 
-    The log-probabilities are the model's own: temperature and top-p don't change them.
+    The log-probabilities are the model's own, among the tokens that aren't masked: temperature and top-p don't change
+    them.
     """
 
     def __init__(self, rows: int, steps: int, count: int) -> None:

@@ -22,7 +22,14 @@ from metareward.engines.base import EngineError
 from metareward.engines.local.checkpoint import Checkpoint
 from metareward.engines.local.kv_cache import BucketShape, Ints
 from metareward.engines.local.model_runner import Chunk, ModelRunner
-from metareward.engines.local.sampler import MAX_TOP_LOGPROBS, RandomCounters, TopLogprobsBuffer, sample
+from metareward.engines.local.sampler import (
+    MAX_TOP_LOGPROBS,
+    ChoiceTrie,
+    RandomCounters,
+    TopLogprobsBuffer,
+    mask_rows,
+    sample,
+)
 from metareward.engines.local.shared_prefix import PrefixKeys
 from metareward.types import Completion, Sampling
 
@@ -32,13 +39,17 @@ _SMALL_PASS = 8
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``n`` completions of a tokenised prompt; exactly one of ``deliver`` and ``fail`` will be called."""
+    """``n`` completions of a tokenised prompt; exactly one of ``deliver`` and ``fail`` will be called.
+
+    ``trie``: the choices that the completions are among, if ``sampling`` has any.
+    """
 
     ids: tuple[int, ...]
     sampling: Sampling
     n: int
     deliver: Callable[[tuple[Completion, ...]], None]
     fail: Callable[[EngineError], None]
+    trie: ChoiceTrie | None = None
 
 
 class BatchState:
@@ -63,6 +74,7 @@ class BatchState:
         self._stops_R = np.full(shape.rows, -1, np.int64)
         self._top_logprobs_G = np.zeros(shape.slots, np.int64)
         self._top_logprobs_buffer: TopLogprobsBuffer | None = None
+        self._tries: dict[int, ChoiceTrie] = {}
 
     @property
     def free_slots(self) -> list[int]:
@@ -84,12 +96,20 @@ class BatchState:
         self._seeds_R[rows] = np.uint64(sampling.seed & (2**64 - 1))
         self._stops_R[rows] = -1
         self._top_logprobs_G[slot] = sampling.top_logprobs
+        if request.trie is not None:
+            self._tries[slot] = request.trie
         if sampling.top_logprobs and self._top_logprobs_buffer is None:
             self._top_logprobs_buffer = TopLogprobsBuffer(self._shape.rows, self._shape.suffix, MAX_TOP_LOGPROBS)
 
     def sample(self, logits_RV: Tensor, slots_B: Ints) -> Ints:
-        """Sample the next token of every row of these slots, empty ones included, from its logits."""
+        """Sample the next token of every row of these slots, empty ones included, from its logits.
+
+        Where a request has choices, the logits of tokens that continue none of them become -inf.
+        """
         rows = self._rows(slots_B)
+        open_paths = self._open_paths(rows) if self._tries else {}
+        if open_paths:
+            mask_rows(logits_RV, {place: trie.next_tokens[path] for place, (trie, path) in open_paths.items()})
         steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
         if self._top_logprobs_buffer is not None:
             wanted = np.repeat(self._top_logprobs_G[slots_B] > 0, self._shape.samples)
@@ -107,21 +127,35 @@ class BatchState:
         stops = np.isin(tokens_R, self._stop_ids) & (self._stops_R[rows] < 0)
         self._stops_R[rows[stops]] = step_R[stops]
         self.counts_G[slots_B] += 1
+        for place, (trie, path) in (self._open_paths(rows) if self._tries else {}).items():
+            if path not in trie.next_tokens:  # a whole choice
+                self._stops_R[rows[place]] = len(path)
         stopped = (self._stops_R[rows] >= 0).reshape(-1, self._shape.samples).all(axis=1)
         for slot in slots_B[stopped | (self.counts_G[slots_B] >= self._shape.suffix)]:
             self._finish(int(slot))
 
     def _finish(self, slot: int) -> None:
         request = self.requests.pop(slot)
+        self._tries.pop(slot, None)
         self.lengths_G[slot] = self.counts_G[slot] = self._top_logprobs_G[slot] = 0
-        count = request.sampling.top_logprobs
-        request.deliver(tuple(self._completion(int(row), count) for row in self._rows(np.array([slot]))))
+        request.deliver(tuple(self._completion(int(row), request) for row in self._rows(np.array([slot]))))
 
-    def _completion(self, row: int, top_logprobs: int) -> Completion:
+    def _completion(self, row: int, request: Request) -> Completion:
         stop, decode, buffer = int(self._stops_R[row]), self._checkpoint.decode, self._top_logprobs_buffer
-        ids = self._generated_RT[row, : stop if stop >= 0 else None].tolist()
-        steps = buffer.steps(row, ids, top_logprobs, decode) if buffer and top_logprobs else ()
-        return Completion(decode(ids), "stop" if stop >= 0 else "length", len(ids), steps)
+        ids, count = self._generated_RT[row, : stop if stop >= 0 else None].tolist(), request.sampling.top_logprobs
+        steps = buffer.steps(row, ids, count, decode) if buffer and count else ()
+        text = decode(ids) if request.trie is None else request.trie.texts[tuple(ids)]
+        return Completion(text, "stop" if stop >= 0 else "length", len(ids), steps)
+
+    def _open_paths(self, rows: Ints) -> dict[int, tuple[ChoiceTrie, tuple[int, ...]]]:
+        """By place in ``rows``: the trie and the tokens so far of each row with choices that isn't complete."""
+        found = {}
+        for place, row in enumerate(rows.tolist()):
+            slot = row // self._shape.samples
+            trie = self._tries.get(slot)
+            if trie is not None and self._stops_R[row] < 0:
+                found[place] = trie, tuple(self._generated_RT[row, : self.counts_G[slot]].tolist())
+        return found
 
     def _rows(self, slots_B: Ints) -> Ints:
         rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()

@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
@@ -26,6 +26,7 @@ import httpx2
 from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
 
 from metareward.engines.base import EngineError
+from metareward.engines.openai.choices import ChoiceField, choice_fields, continuation_fields, read_choice
 from metareward.errors import UserError
 from metareward.seeds import derive
 from metareward.text import one_line
@@ -94,12 +95,17 @@ def api_key(variable: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """The body of a request for ``n`` choices. The same conversation, sampling and number give the same bytes."""
+    """The body of a request for ``n`` completions. The same conversation, sampling and number give the same bytes.
+
+    ``choices``: the texts that a completion is among, sent in the field ``choice_field``; without any, it is None.
+    """
 
     body: bytes
     n: int
     top_logprobs: int
     prompt_start: str
+    choices: tuple[str, ...] = ()
+    choice_field: ChoiceField | None = None
 
     @property
     def digest(self) -> str:
@@ -112,11 +118,26 @@ class ChatRequest:
         return f'request {self.digest[:8]} ("{self.prompt_start}")'
 
 
-def chat_request(model: str, messages: Messages, sampling: Sampling, n: int, first: int = 0) -> ChatRequest:
-    """The request for choices ``first`` to ``first + n - 1``; its seed is that of the first."""
+def chat_request(
+    model: str,
+    messages: Messages,
+    sampling: Sampling,
+    n: int,
+    first: int = 0,
+    choice_field: ChoiceField | None = None,
+) -> ChatRequest:
+    """The request for completions ``first`` to ``first + n - 1``; its seed is that of the first.
+
+    ``choice_field`` is needed if ``sampling`` has choices, and not used otherwise.
+    """
+    sent, choices = messages, sampling.choices
+    if choices and choice_field is not None:
+        sent, constraint = choice_fields(messages, choices, choice_field)
+    else:
+        constraint = continuation_fields(messages)
     fields: dict[str, object] = {
         "model": model,
-        "messages": [{"role": message.role, "content": message.content} for message in messages],
+        "messages": [{"role": message.role, "content": message.content} for message in sent],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
@@ -127,7 +148,8 @@ def chat_request(model: str, messages: Messages, sampling: Sampling, n: int, fir
         # One more, because vLLM puts the sampled token in the place of the last.
         wanted = max(sampling.top_logprobs, min(sampling.top_logprobs + 1, _MAX_TOP_LOGPROBS))
         fields |= {"logprobs": True, "top_logprobs": wanted}
-    return ChatRequest(json.dumps(fields).encode(), n, sampling.top_logprobs, one_line(messages[-1].content, 40))
+    body, start = json.dumps(fields | constraint).encode(), one_line(messages[-1].content, 40)
+    return ChatRequest(body, n, sampling.top_logprobs, start, choices, choice_field if choices else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +187,11 @@ class Client:
         if response.status_code != httpx2.codes.OK:
             raise self._error(response, request.name)
         try:
-            return read_reply(response.content, request.n, request.top_logprobs)
+            reply = read_reply(response.content, request.n, request.top_logprobs)
+            if request.choice_field is None:
+                return reply
+            chosen = (read_choice(each, request.choices, request.choice_field) for each in reply.choices)
+            return replace(reply, choices=tuple(chosen))
         except ValueError as error:
             raise TransientError(self._line(f"answered with {error}"), self.url) from None
         except EngineError as error:

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from metareward.engines.base import EngineError
+from metareward.engines.openai.choices import CHOICE_FIELDS, PROBE, PROBE_SAMPLING, ChoiceField
 from metareward.engines.openai.client import (
     ChatRequest,
     Client,
@@ -58,6 +59,9 @@ class OpenAISettings(Section):
     timeout: float = Field(600.0, gt=0.0, description="Seconds that one request may take")
     max_attempts: Count = Field(
         6, description="Attempts at a request before its prompt counts as failed; throttled ones don't count"
+    )
+    choices_field: Literal["auto"] | ChoiceField = Field(
+        "auto", description="The request's field that makes constrained verdicts possible; 'auto' tries them in turn"
     )
     cache_dir: Text | None = Field(None, description="Folder that caches replies, so that no request is paid twice")
 
@@ -105,6 +109,9 @@ class OpenAIEngine:
         self._pool = pool
         self._cache = cache
         self._cache_hits = 0
+        self._choice_field = None if settings.choices_field == "auto" else settings.choices_field
+        self._no_choice_field = ""  # the error message, once every field has failed
+        self._probing = asyncio.Lock()
 
     @property
     def usage(self) -> Usage:
@@ -121,8 +128,9 @@ class OpenAIEngine:
         """``n`` completions; see `Engine`. Greedy ones are equal, so one is asked for."""
         if sampling.temperature == 0 and n > 1:
             return tuple(await self.complete(messages, sampling, 1)) * n
-        whole = chat_request(self._settings.model, messages, sampling, n)
-        singles = [chat_request(self._settings.model, messages, sampling, 1, i) for i in range(n)]
+        model, field = self._settings.model, await self._find_choice_field() if sampling.choices else None
+        whole = chat_request(model, messages, sampling, n, choice_field=field)
+        singles = [chat_request(model, messages, sampling, 1, i, field) for i in range(n)]
         choices: tuple[Completion, ...] = ()
         if self._cached(whole) or not any(self._cached(request) for request in singles):
             try:
@@ -143,6 +151,28 @@ class OpenAIEngine:
         await self._pool.aclose()
         if self._cache:
             self._cache.close()
+
+    async def _find_choice_field(self) -> ChoiceField:
+        """The field that holds the servers to choices, tried out once. Raises `EngineError` if there is none."""
+        async with self._probing:
+            if self._no_choice_field:
+                raise EngineError(self._no_choice_field)
+            for field in () if self._choice_field else CHOICE_FIELDS:
+                try:
+                    await self._ask(chat_request(self._settings.model, PROBE, PROBE_SAMPLING, 1, choice_field=field))
+                except RequestError as refused:
+                    if refused.status not in (0, *_BAD_REQUEST):
+                        raise
+                    self._no_choice_field = (
+                        f"{refused}; the server takes none of {', '.join(CHOICE_FIELDS)}, which constrained verdicts "
+                        "need; fix: set judgments.verdict and meta_judgments.verdict to text, or use vLLM or SGLang"
+                    )
+                else:
+                    self._choice_field, self._no_choice_field = field, ""
+                    break
+            if self._choice_field is None:
+                raise EngineError(self._no_choice_field)
+            return self._choice_field
 
     def _cached(self, request: ChatRequest) -> tuple[Completion, ...]:
         return self._cache.get(request) if self._cache else ()

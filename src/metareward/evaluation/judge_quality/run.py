@@ -62,7 +62,8 @@ from metareward.evaluation.judge_quality.tables import (
 )
 from metareward.evaluation.judges import JudgeSpec, Output, grade
 from metareward.generation.progress import JUDGMENTS
-from metareward.method.judge import Rubric, RubricGrader
+from metareward.generation.verdicts import RubricGrader
+from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
 from metareward.settings import Text

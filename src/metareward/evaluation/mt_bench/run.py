@@ -42,7 +42,7 @@ from metareward.evaluation.mt_bench.data import (
     read_score,
 )
 from metareward.generation.progress import JUDGMENTS
-from metareward.method.judge import RubricGrader
+from metareward.generation.verdicts import RubricGrader
 from metareward.seeds import derive
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic

@@ -1,0 +1,264 @@
+"""Judgments and meta-judgments with their verdicts: as written, asked again, or drawn by constrained decoding.
+
+    text         one request; the verdict is read from what the judge wrote, and may be unreadable
+    constrained  a second request continues the judge's reasoning and ``Score:`` by one of the rubric's values
+    retries      an unreadable judgment is asked again with another derived seed, up to that many times
+
+**Constrained: one mechanism for every judgment.** The verdict that the judge wrote is dropped, readable or not, and
+drawn again. Drawing only the unreadable ones would save requests, but mix two distributions, and the share of each
+would depend on the answer where readability does. Where the judge writes its verdict in the rubric's form both are the
+same distribution: the one after its reasoning, restricted to the rubric's values. Reasoning that the token limit cut
+off gets a verdict, too: to leave long judgments out would select answers by how long they are discussed. Such a verdict
+rests on unfinished reasoning and is noisier. A tie isn't among the values: a constrained meta-judge names a winner.
+
+**Retries select.** A judgment that is asked again is drawn from the judge's readable judgments: that fills gaps, but
+scores that the judge can't write stay rare, however often it is asked. An unreadable judgment costs as many tokens as
+another.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
+
+from metareward.engines.base import run_concurrently
+from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score
+from metareward.method.meta_judge import MetaRubric
+from metareward.method.verdict_format import VerdictFormat, fold
+from metareward.text import replace_surrogates
+from metareward.types import (
+    Completion,
+    Judgment,
+    Message,
+    Messages,
+    MetaJudgment,
+    Reading,
+    Sampling,
+    Scored,
+    Truncated,
+    Unparsed,
+    Verdict,
+)
+
+T = TypeVar("T")
+# Opening markup and quotes of the verdict that is left out.
+_OPENING = re.compile(r"[*_`\"'“‘(\[{<$\\#>-]+[ \t]*\Z")
+
+
+class Ask(Protocol):
+    """Sends one request; ``purpose`` tells its seed from those of the other requests about the same judgments."""
+
+    def __call__(
+        self, messages: Messages, sampling: Sampling, n: int, *purpose: str | int
+    ) -> Awaitable[Sequence[Completion]]:
+        """``n`` completions of the conversation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRules:
+    """How verdicts are obtained: ``constrained`` or as written, and how often an unreadable judgment is asked again."""
+
+    constrained: bool = False
+    retries: int = 0
+
+    @property
+    def requests(self) -> int:
+        """The most requests that one judgment takes."""
+        return (1 + self.retries) * (2 if self.constrained else 1)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the verdicts, for fingerprints."""
+        return {"verdict": "constrained" if self.constrained else "text", "retries": self.retries}
+
+
+TEXT = VerdictRules()
+
+
+@dataclass(frozen=True, slots=True)
+class RubricGrader:
+    """How answers are graded: the rubric, N judgments of each answer, their sampling, and how their scores are read.
+
+    ``expected``: a judgment's score is the mean over the scores possible at its place, by their token probabilities
+    (`expected_score`; of constrained verdicts `choice_mean`). ``rules``: how verdicts are obtained. ``reasoning``
+    separates a model's reasoning from its judgments.
+    """
+
+    rubric: Rubric
+    n: int
+    sampling: Sampling
+    expected: bool = False
+    rules: VerdictRules = TEXT
+    reasoning: Reasoning | None = None
+
+    async def judge(self, ask: Ask, messages: Messages) -> tuple[Judgment, ...]:
+        """The N judgments that ``messages``, the rendered rubric, ask for. Raises what ``ask`` raises."""
+        sampling = replace(self.sampling, top_logprobs=TOP_LOGPROBS if self.expected else 0)
+        writer = _Writer(ask, messages, sampling, self.rubric.verdict, self._read, self.rules, self.reasoning)
+        written_N = await writer.write(self.n)
+        return tuple(
+            Judgment(index, each.text, each.tokens, each.outcome, each.reasoning, each.attempts)
+            for index, each in enumerate(written_N)
+        )
+
+    def _read(self, judgment: Completion, drawn: Completion | None) -> Reading:
+        if self.expected and drawn is None:
+            return expected_score(judgment, self.rubric)
+        reading = self.rubric.read(judgment.text, judgment.finish)
+        if not self.expected or drawn is None or not isinstance(reading, Scored):
+            return reading
+        verdict = self.rubric.verdict
+        mean = choice_mean(drawn, dict(zip(verdict.choices, map(float, verdict.values), strict=True)))
+        return reading if mean is None else Scored(mean)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the scores, for the fingerprint of stored ones."""
+        rubric, sampling = self.rubric, self.sampling
+        return {
+            "rubric": rubric.template.sha256,
+            "verdict_format": rubric.verdict.settings,
+            "scale": [rubric.min_score, rubric.max_score],
+            "system": rubric.system_prompt,
+            "n": self.n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "expected": self.expected,
+            **self.rules.settings,
+        }
+
+
+async def compare_judgments(
+    ask: Ask,
+    metarubric: MetaRubric,
+    messages: Messages,
+    pair: tuple[int, int],
+    sampling: Sampling,
+    rules: VerdictRules = TEXT,
+    reasoning: Reasoning | None = None,
+) -> MetaJudgment:
+    """The comparison that ``messages``, the rendered meta-rubric, ask for, of the judgments with the indices ``pair``.
+
+    Raises what ``ask`` raises.
+    """
+
+    def read(comparison: Completion, _: Completion | None) -> Verdict:
+        return metarubric.read(comparison.text, comparison.finish, *pair)
+
+    (each,) = await _Writer(ask, messages, sampling, metarubric.verdict, read, rules, reasoning).write(1)
+    return MetaJudgment(*pair, each.text, each.tokens, each.outcome, each.attempts)
+
+
+def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
+    """The mean of the choices' ``values`` by their probabilities at the token that separates all of them.
+
+    None if no token does, as where 1 and 10 begin with the same token, and without probabilities: what was drawn
+    stands then, whose mean is the same.
+    """
+    before = ""
+    for step in drawn.steps:
+        weights: dict[str, float] = {}
+        for each in step.top_logprobs:
+            begun = (before + each.text).strip()
+            named = [choice for choice in values if begun and choice.strip().startswith(begun)]
+            if len(named) == 1:
+                weights[named[0]] = weights.get(named[0], 0.0) + math.exp(each.logprob)
+        total = math.fsum(weights.values())
+        if weights.keys() == values.keys() and total > 0:
+            return math.fsum(values[choice] * weight for choice, weight in weights.items()) / total
+        before += step.text
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Written(Generic[T]):
+    """A judgment or comparison: its text without the thinking in ``reasoning``, and all tokens spent on it."""
+
+    text: str
+    reasoning: str
+    tokens: int
+    attempts: int
+    outcome: T
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer(Generic[T]):
+    """Asks ``messages``. ``read`` gives the outcome of a judgment, with the choice that was drawn for it if one was."""
+
+    ask: Ask
+    messages: Messages
+    sampling: Sampling
+    verdict: VerdictFormat
+    read: Callable[[Completion, Completion | None], T]
+    rules: VerdictRules
+    reasoning: Reasoning | None
+
+    async def write(self, n: int) -> list[_Written[T]]:
+        free = self.sampling if not self.rules.constrained else replace(self.sampling, top_logprobs=0)
+        completions_N = await self.ask(self.messages, free, n)
+        return await run_concurrently(self._finish(*each, free) for each in enumerate(completions_N))
+
+    async def _finish(self, index: int, completion: Completion, free: Sampling) -> _Written[T]:
+        """The judgment with this index: its first readable attempt, or the last one."""
+        written, tokens = await self._with_verdict(completion, index, 0), 0
+        for attempt in range(1, self.rules.retries + 1):
+            if not isinstance(written.outcome, Unparsed | Truncated):
+                break
+            tokens += written.tokens
+            (completion,) = await self.ask(self.messages, free, 1, "retry", index, attempt)
+            written = replace(await self._with_verdict(completion, index, attempt), attempts=attempt + 1)
+        return replace(written, tokens=tokens + written.tokens)
+
+    async def _with_verdict(self, completion: Completion, index: int, attempt: int) -> _Written[T]:
+        reasoning, text = self._split(replace(completion, text=replace_surrogates(completion.text)))
+        output = replace(completion, text=text)
+        if not self.rules.constrained:
+            return _Written(text, reasoning, output.tokens, 1, self.read(output, None))
+        opened = self._opened(output)
+        asked = (*self.messages, Message("assistant", reasoning + opened))
+        sampling = replace(self.sampling, choices=self.verdict.choices)
+        (drawn,) = await self.ask(asked, sampling, 1, "verdict", index, attempt)
+        whole = Completion(opened + drawn.text, "stop", completion.tokens + drawn.tokens)
+        return _Written(whole.text, reasoning, whole.tokens, 1, self.read(whole, drawn))
+
+    def _split(self, completion: Completion) -> tuple[str, str]:
+        """The thinking and the judgment; before a constrained verdict, thinking that was cut off is closed."""
+        if self.reasoning is None:
+            return "", completion.text
+        thinking, text = self.reasoning.split(completion.text)
+        unfinished = completion.finish == "length" and self.reasoning.end not in completion.text
+        if self.rules.constrained and unfinished:
+            return f"{completion.text.rstrip()}\n{self.reasoning.end}\n\n", ""
+        return thinking, text
+
+    def _opened(self, judgment: Completion) -> str:
+        """The judgment's reasoning and the verdict's prefix, so that a verdict can be read whichever choice follows.
+
+        The reasoning ends where the verdict begins: at the last place from which a verdict could be read, if one was
+        read, or if this is the only such place and nothing but the rest of its line follows. Else nothing tells the
+        verdict from the scores of single criteria, and all of it is reasoning. Where an earlier place could make the
+        reader doubt, all of them are masked.
+        """
+        folded = fold(judgment.text)
+        places = list(self.verdict.anchors(folded.text))
+        last_line = len(places) == 1 and "\n" not in folded.text[places[0].end :].strip()
+        if last_line or (places and not isinstance(self.read(judgment, None), Unparsed | Truncated)):
+            written = _OPENING.sub("", judgment.text[: folded.origin(places[-1].start)])
+        else:
+            written = f"{judgment.text.rstrip()}\n\n".lstrip()
+        opened = written + self.verdict.prefix
+        return opened if self._is_readable(opened) else self.verdict.mask(written) + self.verdict.prefix
+
+    def _is_readable(self, opened: str) -> bool:
+        """Whether the first and the last choice are read after ``opened`` as they are after the prefix alone."""
+
+        def read(text: str, choice: str) -> T:
+            return self.read(Completion(text + choice, "stop", 0), None)
+
+        ends = self.verdict.choices[0], self.verdict.choices[-1]
+        return all(read(opened, choice) == read(self.verdict.prefix, choice) for choice in ends)

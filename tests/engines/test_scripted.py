@@ -35,3 +35,17 @@ def test_errors_reach_the_caller() -> None:
 
     with pytest.raises(EngineError, match="no"):
         asyncio.run(ScriptedEngine(refuse).complete(ASK, SAMPLING, 1))
+
+
+def test_a_reply_is_one_of_the_choices() -> None:
+    engine = ScriptedEngine(lambda messages, sampling, i: sampling.choices[i] if i < 2 else "something else")
+    choose = Sampling(1.0, 1.0, 8, choices=(" 1", " 2"))
+    assert [each.text for each in asyncio.run(engine.complete(ASK, choose, 2))] == [" 1", " 2"]
+    with pytest.raises(ValueError, match="'something else' is none of the choices"):
+        asyncio.run(engine.complete(ASK, choose, 3))
+
+
+@pytest.mark.parametrize("choices", [("",), (" 1", " 1")])
+def test_choices_are_different_texts(choices: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="different texts that aren't empty"):
+        Sampling(1.0, 1.0, 8, choices=choices)

@@ -75,10 +75,7 @@ class VerdictFormatSettings(Section):
 
 
 VerdictKind = Literal["text", "constrained"]
-_VERDICTS = (
-    "'text': read from what was written (paper); 'constrained': a second request draws it from the rubric's values, so "
-    "that it is always readable"
-)
+_VERDICT = "'text': as written (paper); 'constrained': drawn from the rubric's values, always readable"
 
 
 class JudgmentSettings(Section):
@@ -94,10 +91,8 @@ class JudgmentSettings(Section):
     score: Literal["sampled", "expected"] = Field(
         "sampled", description="A judgment's score: as written (paper), or the mean over the tokens possible there"
     )
-    verdict: VerdictKind = Field("text", description=f"How a score is obtained: {_VERDICTS}")
-    retries: int = Field(
-        0, ge=0, description="How often an unreadable judgment is asked again, with another derived seed (paper: 0)"
-    )
+    verdict: VerdictKind = Field("text", description=f"Scores {_VERDICT}")
+    retries: int = Field(0, ge=0, description="How often an unreadable judgment is asked again (paper: 0)")
     min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
     min_score: float = Field(0.0, description="Lowest score of the rubric")
     max_score: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
@@ -112,7 +107,7 @@ class MetaJudgmentSettings(Section):
     top_p: TopP = Field(0.95, description="Nucleus sampling mass")
     max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
     system_prompt: Text | None = Field(None, description="System prompt of the meta-judge")
-    verdict: VerdictKind = Field("text", description=f"How a winner is obtained: {_VERDICTS}")
+    verdict: VerdictKind = Field("text", description=f"Winners {_VERDICT}")
     retries: int = Field(0, ge=0, description="How often an unreadable meta-judgment is asked again (paper: 0)")
     hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
 

@@ -162,15 +162,23 @@ def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
     """
     before = ""
     for step in drawn.steps:
-        weights: dict[str, float] = {}
+        weights, shared = dict[str, float](), list[float]()
         for each in step.top_logprobs:
-            begun = (before + each.text).strip()
-            named = [choice for choice in values if begun and choice.strip().startswith(begun)]
+            begun, probability = before + each.text, math.exp(each.logprob)
+            # A tokenizer may drop the blank that a text begins with.
+            named = [choice for choice in values if choice.startswith(begun) or choice.lstrip().startswith(begun)]
             if len(named) == 1:
-                weights[named[0]] = weights.get(named[0], 0.0) + math.exp(each.logprob)
-        total = math.fsum(weights.values())
-        if weights.keys() == values.keys() and total > 0:
-            return math.fsum(values[choice] * weight for choice, weight in weights.items()) / total
+                weights[named[0]] = weights.get(named[0], 0.0) + probability
+            elif named and probability:
+                shared.append(probability)
+        # A token that may begin several choices is that of the one that has no token of its own: " 0" as " ", "0".
+        left = values.keys() - weights.keys()
+        if len(left) == len(shared) == 1:
+            weights[left.pop()] = shared[0]
+        if weights.keys() == values.keys() and math.fsum(weights.values()) > 0:
+            return math.fsum(values[choice] * weight for choice, weight in weights.items()) / math.fsum(
+                weights.values()
+            )
         before += step.text
     return None
 
@@ -245,10 +253,10 @@ class _Writer(Generic[T]):
         reader doubt, all of them are masked.
         """
         folded = fold(judgment.text)
-        places = list(self.verdict.anchors(folded.text))
+        places = self.verdict.anchors(folded.text)
         last_line = len(places) == 1 and "\n" not in folded.text[places[0].end :].strip()
         if last_line or (places and not isinstance(self.read(judgment, None), Unparsed | Truncated)):
-            written = _OPENING.sub("", judgment.text[: folded.origin(places[-1].start)])
+            written = _OPENING.sub("", judgment.text[: folded.positions()[places[-1].start]])
         else:
             written = f"{judgment.text.rstrip()}\n\n".lstrip()
         opened = written + self.verdict.prefix

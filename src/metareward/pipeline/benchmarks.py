@@ -23,7 +23,7 @@ from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.judge import with_system
 from metareward.pipeline.engines import open_judge
-from metareward.pipeline.experiment import Experiment, verdict_rules
+from metareward.pipeline.experiment import Experiment, most_tokens, verdict_rules
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -122,7 +122,7 @@ class BenchmarkRun:
         if self.answering:
             yield Completions(ANSWERS, benchmark.requests().completions, recipe.answers.max_tokens)
         if self.due and benchmark.asked_judge is not None:
-            judged = benchmark.judge_completions(held_out, self._judgments, recipe.judgments.max_tokens)
+            judged = benchmark.judge_completions(held_out, self._judgments, most_tokens(recipe.judgments))
             yield from () if judged is None else (judged,)
 
     @property

@@ -62,6 +62,7 @@ _CHANGEABLE = frozenset(
     + ["training.checkpoint_selection.keep_all"]
 )
 _RUBRIC = "the rubric's text"
+_VERDICT_TOKENS = 8  # of a value such as " Judgment A" and its end, with any tokenizer
 _DIGEST = re.compile("[0-9a-f]{64}")
 _OWN_STARTS = ("previous", "m0")
 
@@ -366,6 +367,12 @@ def _read_json(path: Path) -> dict[str, object]:
 def verdict_rules(section: JudgmentSettings | MetaJudgmentSettings) -> VerdictRules:
     """How the verdicts of a role are obtained."""
     return VerdictRules(constrained=section.verdict == "constrained", retries=section.retries)
+
+
+def most_tokens(section: JudgmentSettings | MetaJudgmentSettings) -> int:
+    """The most new tokens that one judgment takes, all attempts and constrained verdicts included."""
+    drawn = _VERDICT_TOKENS if section.verdict == "constrained" else 0
+    return (1 + section.retries) * (section.max_tokens + drawn)
 
 
 def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:

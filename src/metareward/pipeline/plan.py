@@ -25,7 +25,7 @@ from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.throughput import UNKNOWN, Rates, measure_rates
 from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.pipeline.engines import model_folder
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore
@@ -134,6 +134,7 @@ class Plan:
     ``training_bytes``: upper bound of training memory per device. It, ``held_out`` and ``model_bytes`` are None if the
     file or folder doesn't exist; ``benchmarks`` is None if a file of questions can't be read, and ``uncounted`` says
     why. ``other_judges``: benchmarks ask judges that are other models, whose time is not in ``seconds``.
+    ``verdict_requests``: further requests, for constrained verdicts, one for each judgment that has one.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Plan:
     benchmarks: tuple[EvaluationPlan, ...] | None
     uncounted: str | None
     other_judges: bool
+    verdict_requests: int
     record_bytes: int
     model_bytes: int | None
     training_bytes: int | None
@@ -202,6 +204,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         benchmarks=benchmarks,
         uncounted=uncounted,
         other_judges=any(not each.itself for asked in asked_T for each in asked),
+        verdict_requests=_verdict_requests(recipe, (*iterations, *evaluations), asked_T),
         record_bytes=sum(role.tokens * _BYTES_PER_TOKEN + role.calls * _BYTES_PER_COMPLETION for role in all_roles),
         model_bytes=None if files is None else sum(file.stat().st_size for file in files) * len(iterations),
         training_bytes=_training_bytes(recipe),
@@ -237,11 +240,22 @@ def _plan_evaluation(recipe: Recipe, t: int, held_out: int, rates: Rates) -> Eva
 def _roles(recipe: Recipe, answers: int, judgments: int, comparisons: int, rates: Rates) -> tuple[RolePlan, ...]:
     limits = {
         ANSWERS: (answers, recipe.answers.max_tokens),
-        JUDGMENTS: (judgments, recipe.judgments.max_tokens),
-        META: (comparisons, recipe.meta_judgments.max_tokens),
+        JUDGMENTS: (judgments, most_tokens(recipe.judgments)),
+        META: (comparisons, most_tokens(recipe.meta_judgments)),
     }
     sizes = [(kind, calls, round(calls * rates.tokens_each.get(kind, top))) for kind, (calls, top) in limits.items()]
     return tuple(RolePlan(*size, rates.seconds(*size)) for size in sizes)
+
+
+def _verdict_requests(
+    recipe: Recipe, parts: Sequence[IterationPlan | EvaluationPlan], asked_T: Sequence[Sequence[Completions]]
+) -> int:
+    """Verdicts that are drawn by a request of their own; benchmarks with a prompt of their own have none."""
+    sections = ((JUDGMENTS, recipe.judgments), (META, recipe.meta_judgments))
+    kinds = [kind for kind, section in sections if section.verdict == "constrained"]
+    calls = [(role.role, role.calls) for role in _all_roles(parts)]
+    calls += [(each.role, each.calls) for asked in asked_T for each in asked if each.like_run]
+    return sum(count for kind, count in calls if kind in kinds)
 
 
 def _plan_benchmark(asked: Completions, rates: Rates) -> RolePlan:
@@ -313,6 +327,9 @@ def _notes(made: Plan) -> Iterator[str]:
     yield f"prompts: {made.prompts_needed:,} are needed, {held_out} are held out for evaluation"
     lengths = "with measured lengths" if made.measured else "each completion as long as max_tokens allows"
     yield f"tokens: completion tokens, {lengths}; prompt tokens come on top"
+    if made.verdict_requests:
+        verdicts = f"{made.verdict_requests:,} more requests, which read a prompt and its judgment again"
+        yield f"verdicts: constrained ones take {verdicts}; their tokens and time are counted"
     models = "unknown until the model's folder exists" if made.model_bytes is None else _size(made.model_bytes)
     yield f"disk: records {_size(made.record_bytes)}, models {models}"
     if made.training_bytes is not None:

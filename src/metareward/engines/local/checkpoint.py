@@ -49,8 +49,10 @@ class Checkpoint:
     def encode_choices(self, before: str, choices: Sequence[str]) -> list[tuple[int, ...]]:
         """The token ids of each choice where ``before`` stands to its left.
 
-        Raises `EngineError` for choices that the tokenizer can't tell apart or can't put there.
+        Raises `EngineError` for choices that the tokenizer can't tell apart or can't put there, `UnicodeEncodeError`
+        for lone surrogates.
         """
+        "".join(choices).encode()
         head = self._ids(before)
         found = []
         for choice in choices:

@@ -113,8 +113,8 @@ def _receive(inbox: Inbox, replies: Replies) -> None:
 
 def _submission(request: Mapping[str, Any], replies: Replies) -> Callable[[EngineCore], None]:
     messages = tuple(Message(role, content) for role, content in request["messages"])
-    *numbers, choices = request["sampling"]
-    sampling = Sampling(*numbers, choices=tuple(choices))
+    *values, choices = request["sampling"]
+    sampling = Sampling(*values, tuple(choices))
 
     def deliver(completions: tuple[Completion, ...]) -> None:
         replies.send(id=request["id"], completions=[completion_to_json(each) for each in completions])

@@ -10,12 +10,14 @@ Servers that don't know a field ignore it or refuse it, so a reply counts only i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from metareward.engines.base import as_choice, max_choice_tokens
+from metareward.engines.base import EngineError, as_choice, max_choice_tokens
 from metareward.types import Completion, Message, Messages, Sampling, Step, TopLogprob
 
 ChoiceField = Literal["structured_outputs", "guided_choice", "regex", "response_format"]
@@ -60,15 +62,18 @@ def choice_fields(messages: Messages, choices: Sequence[str], field: ChoiceField
 
 def read_choice(completion: Completion, choices: Sequence[str], field: ChoiceField) -> Completion:
     """The choice that a server's completion is, with its ``tokens``. Raises `EngineError` if it is none of them."""
-    if field != "response_format":
-        return as_choice(completion, choices)
+    value = completion.text
+    if field == "response_format":
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            value = str(json.loads(value)["choice"])
     try:
-        value = str(json.loads(completion.text)["choice"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        value = completion.text
-    chosen = as_choice(Completion(value, "stop", completion.tokens), choices)
+        chosen = as_choice(replace(completion, text=value), choices)
+    except EngineError as error:
+        raise EngineError(f"ignores {field} (engine.choices_field): it {error}") from None
+    if field != "response_format":
+        return chosen
     found = _step_of(completion, value, choices)
-    return Completion(chosen.text, "stop", completion.tokens, () if found is None else (Step(chosen.text, found),))
+    return replace(chosen, steps=() if found is None else (Step(chosen.text, found),))
 
 
 def _step_of(completion: Completion, value: str, choices: Sequence[str]) -> tuple[TopLogprob, ...] | None:

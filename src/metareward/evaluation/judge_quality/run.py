@@ -62,7 +62,7 @@ from metareward.evaluation.judge_quality.tables import (
 )
 from metareward.evaluation.judges import JudgeSpec, Output, grade
 from metareward.generation.progress import JUDGMENTS
-from metareward.generation.verdicts import RubricGrader
+from metareward.generation.verdicts import RubricGrader, VerdictRules
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
@@ -188,6 +188,8 @@ class JudgeQualityCommand(EvaluateCommand):
     cache: Path | None = Field(None, description="Stores what the judges answer.")
     rubric: str = Field("judge", description="Packaged rubric, or a .txt file, to grade by.")
     judgments: int = Field(11, ge=1, description="Judgments of each answer.")
+    constrained: bool = Field(False, description="Draw scores from the rubric's values: always readable.")
+    retries: int = Field(0, ge=0, description="How often an unreadable judgment is asked again.")
 
     async def evaluate(self, session: EvaluateSession) -> Evaluated:
         """The measures of the protocol, or all that fit the file."""
@@ -202,7 +204,8 @@ class JudgeQualityCommand(EvaluateCommand):
         kind, path = self._measured_on(protocol)
         name = session.judge.name if session.judge else self.name
         # The paper's sampling.
-        grader = RubricGrader(Rubric.load(self.rubric), self.judgments, Sampling(0.8, 0.95, 1024))
+        rules = VerdictRules(self.constrained, self.retries)
+        grader = RubricGrader(Rubric.load(self.rubric), self.judgments, Sampling(0.8, 0.95, 1024), rules=rules)
         if kind == "records":
             with RecordStore.read(path) as store:
                 return meta_judge_table(list(read_records(store)), name)

@@ -251,6 +251,7 @@ class PreferencePair:
 
 DropReason = Literal[
     "too_few_valid_answers",
+    "answers_truncated",
     "all_scores_equal",
     "tiers_overlap",
     "chosen_answer_too_long",

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
 from metareward.config.schema import Recipe, load_recipe
 from metareward.config.yaml_file import PRESETS, fields, nearest_preset, recipe_path, sections_of
 from metareward.method.template import load_template
+from metareward.storage.serialization import flatten
 
 GIVEN = ["model=m", "prompts.source=p"]
 
@@ -27,6 +30,7 @@ META_REWARDING = [
     ("appendix A.3: batch", "training.batch_size", 32),
     ("appendix A.3: schedule", "training.lr_scheduler_type", "cosine"),
     ("appendix A.3: epochs", "training.num_train_epochs", 10),
+    ("open in the paper; our default", "pairs.on_tie", "shortest"),
     ("appendix A.3: rho", "iterations.*.rho", (0.0, 0.32, 0.32, 0.4)),
     ("appendix A.3: length of the chosen answer", "iterations.*.max_answer_chars", (2500, None, None, None)),
     ("section 3: judge pairs at first only", "iterations.*.judge_pairs", (True, True, False, False)),
@@ -50,8 +54,21 @@ SELF_REWARDING = [
     ("section 3.1: validation prompts", "prompts.held_out", 253),
     ("section 2: each round starts from the last", "training.start", "previous"),
     ("section 3: M2 and M3 come from DPO", "iterations.*.judge_pairs", (False, False)),
+    ("section 2.3: best against worst, whatever their lengths", "pairs.on_tie", "random"),
     ("section 3: no length control", "iterations.*.rho", (0.0, 0.0)),
     ("section 3: no length control", "iterations.*.max_answer_chars", (None, None)),
+]
+
+
+# The baseline in Meta-Rewarding's tables: what it has of its own; all else is Meta-Rewarding's.
+SELF_REWARDING_LC = [
+    ("appendix A.3: rho", "iterations.*.rho", (0.0, 0.0, 0.0, 0.1)),
+    ("appendix A.3: length of the chosen answer", "iterations.*.max_answer_chars", (2500, None, None, None)),
+    ("appendix A.3: epoch kept", "iterations.*.stop_after_epoch", (5, 1, 2, 2)),
+    ("section 3: the judge isn't trained", "iterations.*.judge_pairs", (False, False, False, False)),
+    ("section 3: the judge isn't trained", "iterations.*.max_judgment_chars", (None, None, None, None)),
+    ("not stated: without length control lengths play no part", "pairs.on_tie", "random"),
+    ("section 3: the judge isn't trained", "evaluation.meta_pairs", 0),
 ]
 
 
@@ -73,6 +90,20 @@ def test_meta_rewarding_is_the_paper_s(source: str, key: str, value: object) -> 
 @pytest.mark.parametrize(("source", "key", "value"), SELF_REWARDING)
 def test_self_rewarding_is_the_paper_s(source: str, key: str, value: object) -> None:
     assert setting(load_recipe("self-rewarding", GIVEN), key) == value, source
+
+
+@pytest.mark.parametrize(("source", "key", "value"), SELF_REWARDING_LC)
+def test_self_rewarding_lc_is_the_baseline_of_meta_rewarding(source: str, key: str, value: object) -> None:
+    assert setting(load_recipe("self-rewarding-lc", GIVEN), key) == value, source
+
+
+def test_self_rewarding_lc_differs_from_meta_rewarding_in_nothing_else() -> None:
+    baseline, method = (
+        load_recipe(name, [*GIVEN, "name=x"]).resolved() for name in ("self-rewarding-lc", "meta-rewarding")
+    )
+    before, after = flatten(method), flatten(baseline)
+    changed = {re.sub(r"\.\d\.", ".*.", key) for key in before | after if before.get(key) != after.get(key)}
+    assert changed <= {key for _, key, _ in SELF_REWARDING_LC}
 
 
 def test_the_defaults_are_meta_rewarding() -> None:
@@ -111,4 +142,4 @@ def test_every_setting_says_what_it_means() -> None:
 
 def test_the_nearest_preset() -> None:
     assert nearest_preset("meta-reward") == "the nearest preset is 'meta-rewarding'"
-    assert nearest_preset("qqq") == "the presets are pocket, self-rewarding, meta-rewarding"
+    assert nearest_preset("qqq") == "the presets are pocket, self-rewarding, self-rewarding-lc, meta-rewarding"

@@ -13,6 +13,7 @@ from metareward.engines.device import resolved_dtype
 from metareward.errors import UserError
 
 Write = Callable[[str], str]
+PRESET_NAMES = "pocket, self-rewarding, self-rewarding-lc, meta-rewarding"
 HASHES = {"model": "m", "prompts": "p", "rubric": "r", "metarubric": "mr"}
 
 
@@ -220,7 +221,7 @@ BROKEN = [
     ("seed: \x01\n", "my.yaml: not valid YAML: unacceptable character #x0001"),
     (
         "extends: 3\n",
-        "my.yaml:1: extends: 3: expected a preset's name (pocket, self-rewarding, meta-rewarding) or a file",
+        f"my.yaml:1: extends: 3: expected a preset's name ({PRESET_NAMES}) or a file",
     ),
     ("extends: my.yaml\n", 'my.yaml:1: extends: "my.yaml": this recipe ends up extending itself'),
     ("seed: 0\nextends: pokket\n", "my.yaml:2: extends: pokket: no such recipe file; the nearest preset is 'pocket'"),
@@ -252,8 +253,8 @@ def test_a_file_that_is_no_text_is_refused(write: Write) -> None:
             "recipes/meta-reward.yaml",
             "recipes/meta-reward.yaml: no such recipe file; the nearest preset is 'meta-rewarding'",
         ),
-        ("zzz", "zzz: no such recipe file; the presets are pocket, self-rewarding, meta-rewarding"),
-        (".", ".: this is a folder, not a recipe file; the presets are pocket, self-rewarding, meta-rewarding"),
+        ("zzz", f"zzz: no such recipe file; the presets are {PRESET_NAMES}"),
+        (".", f".: this is a folder, not a recipe file; the presets are {PRESET_NAMES}"),
     ],
 )
 def test_a_recipe_that_is_not_there_names_the_presets(write: Write, name: str, line: str) -> None:
@@ -287,6 +288,8 @@ def test_pair_rules_are_the_iteration_s(write: Write) -> None:
     rules = asdict(pairs_rules(recipe, 2))
     assert rules == {
         "rho": 0.32,
+        "on_tie": "shortest",
+        "mask_truncated_completions": True,
         "max_answer_chars": None,
         "judge_pairs": True,
         "max_judgment_chars": 1000,

@@ -189,13 +189,30 @@ def test_too_few_prompts() -> None:
 
 
 def test_held_out_prompts_are_not_among_the_rest() -> None:
-    held, rest = split_held_out(many(20), 6, seed=1)
+    held, rest = split_held_out(many(20), 6, 5, 2, seed=1)
     assert len(held) == 6
     assert {prompt.id for prompt in held} | {prompt.id for prompt in rest} == {prompt.id for prompt in many(20)}
     assert len(rest) == 14
-    assert held == split_held_out(many(20)[::-1], 6, seed=1)[0]
-    with pytest.raises(UserError, match="20 held out of 20"):
-        split_held_out(many(20), 20, seed=1)
+    assert held == split_held_out(many(20)[::-1], 6, 5, 2, seed=1)[0]
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 20), st.integers(1, 12))
+def test_training_takes_its_prompts_before_the_evaluation(
+    per_iteration: int, iterations: int, spare: int, count: int
+) -> None:
+    needed = per_iteration * iterations
+    held_out, rest = split_held_out(many(needed + spare), count, per_iteration, iterations, seed=1)
+    slices = [prompts_of_iteration(rest, per_iteration, t, seed=1) for t in range(1, iterations + 1)]
+    assert len({prompt.id for part in slices for prompt in part}) == needed
+    assert len({prompt.id for prompt in held_out}) == len(held_out) == min(count, spare + per_iteration)
+    borrowed = [prompt for prompt in held_out if prompt in rest]
+    assert len(borrowed) == max(0, len(held_out) - spare)
+    assert set(borrowed) <= set(slices[-1])
+
+
+def test_too_few_prompts_to_train_on_are_not_blamed_on_the_evaluation() -> None:
+    with pytest.raises(UserError, match=r"iteration 4 needs 20 \(4 x 5\) and there are 19; fix:"):
+        split_held_out(many(19), 3, 5, 4, seed=1)
 
 
 # --- forms of rows ---

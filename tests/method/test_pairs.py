@@ -1,5 +1,7 @@
 """Preference pairs of actor and judge, and the reasons for dropped prompts."""
 
+import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -9,14 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.method.elo import PositionWeights, battle_matrix, fit_elo, position_weights
-from metareward.method.pairs import PairRules, actor_pair, build_pairs, iteration_weights, judge_pair, of_kind, tiers
+from metareward.method.pairs import (
+    OnTie,
+    PairRules,
+    actor_pair,
+    build_pairs,
+    iteration_weights,
+    judge_pair,
+    of_kind,
+    tiers,
+)
 from metareward.method.scores import answer_scores
 from metareward.types import Candidate, Dropped, PreferencePair, PromptRecord, Tied, Truncated
 
 EVEN = PositionWeights(0.5, 0.5, 0, 0)
 rules_drawn = st.builds(
     PairRules,
-    rho=st.floats(0, 1),
+    rho=st.one_of(st.just(0.0), st.floats(0, 1)),
+    on_tie=st.sampled_from(["shortest", "random", "lowest_variance"]),
+    mask_truncated_completions=st.booleans(),
     max_answer_chars=st.one_of(st.none(), st.integers(1, 6)),
     judge_pairs=st.booleans(),
     max_judgment_chars=st.one_of(st.none(), st.integers(1, 12)),
@@ -76,6 +89,111 @@ def test_rho_zero_takes_the_shortest_best_and_the_longest_worst() -> None:
     assert (pair.chosen_index, pair.rejected_index) == (1, 4)
 
 
+def renumbered(of: PromptRecord, name: str) -> PromptRecord:
+    return replace(of, prompt=replace(of.prompt, id=name))
+
+
+@given(records(), rules_drawn, st.sampled_from(["random", "lowest_variance"]), st.randoms(), st.integers(0, 3))
+def test_without_shortest_on_tie_lengths_and_order_play_no_part_at_rho_zero(
+    of: PromptRecord, rules: PairRules, on_tie: OnTie, shuffler: random.Random, seed: int
+) -> None:
+    rules = replace(rules, rho=0.0, on_tie=on_tie, max_answer_chars=None)
+    other = [replace(each, text=each.text[0] * shuffler.randint(1, 50)) for each in of.candidates_K]
+    shuffler.shuffle(other)
+    before, after = (actor_pair(each, rules, seed) for each in (of, replace(of, candidates_K=tuple(other))))
+    if isinstance(before, Dropped):
+        assert after == before
+    else:
+        assert (made(after).chosen_index, made(after).rejected_index) == (before.chosen_index, before.rejected_index)
+
+
+@given(records(), rules_drawn.filter(lambda rules: rules.rho > 0), st.integers(0, 3))
+def test_on_tie_changes_nothing_where_there_are_tiers(of: PromptRecord, rules: PairRules, seed: int) -> None:
+    outcomes = [actor_pair(of, replace(rules, on_tie=each), seed) for each in ("shortest", "random", "lowest_variance")]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_a_random_tie_takes_each_answer_as_often_by_prompt_and_by_seed() -> None:
+    tied = scored([(5, 30), (5, 10), (5, 20), (1, 20), (1, 40)])
+    rules = PairRules(on_tie="random")
+    by_prompt = [made(actor_pair(renumbered(tied, f"p{n}"), rules, 1)) for n in range(600)]
+    by_seed = [made(actor_pair(tied, rules, n)) for n in range(600)]
+    for drawn in (by_prompt, by_seed):
+        chosen, rejected = Counter(each.chosen_index for each in drawn), Counter(each.rejected_index for each in drawn)
+        assert all(150 < chosen[index] < 250 for index in (0, 1, 2)), chosen
+        assert all(250 < rejected[index] < 350 for index in (3, 4)), rejected
+        both = Counter((pair.chosen_index, pair.rejected_index) for pair in drawn)
+        assert len(both) == 6 and min(both.values()) > 60  # the two sides are drawn independently
+
+
+def test_lowest_variance_takes_the_answers_whose_judgments_agree_most() -> None:
+    of = record(
+        [
+            candidate(0, [5, 3], "a"),
+            candidate(1, [4, 4], "bbb"),
+            candidate(2, [4, 4, None], "cc"),
+            candidate(3, [2, 0], "d"),
+            candidate(4, [1, 1], "ee"),
+        ]
+    )
+    pairs = [made(actor_pair(of, PairRules(on_tie="lowest_variance"), seed)) for seed in range(20)]
+    assert {pair.chosen_index for pair in pairs} == {1, 2}
+    assert {pair.rejected_index for pair in pairs} == {4}
+
+
+def test_a_single_judgment_counts_as_the_least_certain() -> None:
+    of = record([candidate(0, [4], "a"), candidate(1, [5, 3], "b"), candidate(2, [1], "c")])
+    for seed in range(10):
+        pair = made(actor_pair(of, PairRules(on_tie="lowest_variance", min_valid=1), seed))
+        assert (pair.chosen_index, pair.rejected_index) == (1, 2)
+
+
+# Cut-off answers.
+
+
+def cut_off(answer: Candidate) -> Candidate:
+    return replace(answer, finish="length")
+
+
+def test_a_cut_off_answer_is_neither_chosen_nor_rejected() -> None:
+    best, second, third, worst = (candidate(n, [score, score]) for n, score in enumerate((5, 4, 2, 1)))
+    of = record([cut_off(best), second, third, cut_off(worst)])
+    pair = made(actor_pair(of, PairRules()))
+    assert (pair.chosen_index, pair.rejected_index) == (1, 2)
+    pair = made(actor_pair(of, PairRules(mask_truncated_completions=False)))
+    assert (pair.chosen_index, pair.rejected_index) == (0, 3)
+
+
+def test_cut_off_answers_do_not_widen_the_tiers() -> None:
+    scores = [(5.0, 30), (4.0, 20), (3.5, 10), (1.0, 20)]
+    of = scored(scores)
+    assert made(actor_pair(of, PairRules(rho=0.4))).chosen_index == 2  # 3.4 and more
+    of = replace(of, candidates_K=(cut_off(of.candidates_K[0]), *of.candidates_K[1:3], candidate(3, [3, 3])))
+    assert made(actor_pair(of, PairRules(rho=0.4))).chosen_index == 1  # 3.6 and more
+
+
+def test_why_cut_off_answers_leave_no_pair() -> None:
+    of = record([candidate(0, [5, 5]), cut_off(candidate(1, [3, 3])), cut_off(candidate(2, [1, None]))])
+    outcome = actor_pair(of, PairRules())
+    assert reason(outcome) == "answers_truncated"
+    assert isinstance(outcome, Dropped)
+    assert outcome.detail == "1 of 2 scored answers are cut off, 2 whole ones are needed"
+    assert reason(actor_pair(of, PairRules(min_valid=3))) == "too_few_valid_answers"
+    assert made(actor_pair(of, PairRules(mask_truncated_completions=False))).rejected_index == 1
+
+
+@given(records(), rules_drawn, st.integers(0, 2**5 - 1))
+def test_no_cut_off_answer_is_in_an_actor_pair(of: PromptRecord, rules: PairRules, cut: int) -> None:
+    answers = [cut_off(each) if cut >> n & 1 else each for n, each in enumerate(of.candidates_K)]
+    whole = [each for each in answers if each.finish == "stop"]
+    masked = actor_pair(replace(of, candidates_K=tuple(answers)), replace(rules, mask_truncated_completions=True))
+    without = actor_pair(replace(of, candidates_K=tuple(whole)), rules)
+    if isinstance(masked, PreferencePair) or isinstance(without, PreferencePair):
+        assert masked == without
+    else:
+        assert masked.reason in (without.reason, "answers_truncated")
+
+
 def test_rounding_does_not_change_tiers() -> None:
     thirds = record(
         [candidate(0, [4.1, 4.2, 4.3], "aaa"), candidate(1, [4.2, 4.2, 4.2], "b"), candidate(2, [1, 1, 1], "c")]
@@ -130,7 +248,7 @@ def test_properties_of_actor_pairs(of: PromptRecord, rules: PairRules) -> None:
     assert outcome.chosen_score >= (1 - rules.rho) * best + rules.rho * worst - 1e-6
     assert outcome.rejected_score <= (1 - rules.rho) * worst + rules.rho * best + 1e-6
     assert len(outcome.chosen) <= (rules.max_answer_chars or 10**9)
-    for score in means.values():
+    for score in means.values() if rules.rho > 0 or rules.on_tie == "shortest" else ():
         if score.mean >= (1 - rules.rho) * best + rules.rho * worst:
             assert score.chars >= len(outcome.chosen)
         if score.mean <= (1 - rules.rho) * worst + rules.rho * best:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from run_folders import HELD_OUT, PROMPTS, begin_experiment, experiment, model_folder, write_prompts
 
+from metareward.config.schema import load_recipe
 from metareward.errors import UserError
 from metareward.method.template import load_template
 from metareward.pipeline.experiment import Experiment
+from metareward.storage.run_dir import RunDir
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,6 +65,31 @@ def test_held_out_prompts_from_a_file_are_taken_out_of_the_others(tmp_path: Path
     assert "p003" not in {prompt.id for t in (1, 2) for prompt in of.prompts(t)}
 
 
+@pytest.mark.parametrize(("count", "borrowed"), [(21, 0), (20, 1), (16, 5)])
+def test_training_never_lacks_prompts_because_of_the_evaluation(
+    tmp_path: Path, count: int, borrowed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment(tmp_path)
+    write_prompts(tmp_path / "prompts.jsonl", count)
+    of = begin_experiment(tmp_path)
+    held_out, *trained_on = ({prompt.id for prompt in of.prompts(t)} for t in range(3))
+    assert [len(held_out), *map(len, trained_on)] == [HELD_OUT, PROMPTS, PROMPTS]
+    assert not trained_on[0] & (trained_on[1] | held_out)
+    assert len(held_out & trained_on[1]) == borrowed
+    told = f"training leaves {HELD_OUT - borrowed} prompts over, so {borrowed} of the {HELD_OUT} held-out ones"
+    assert caplog.text.count(told) == (1 if borrowed else 0)
+
+
+@pytest.mark.parametrize("preset", ["meta-rewarding", "self-rewarding"])
+def test_the_papers_20_000_prompts_are_enough_for_a_preset(tmp_path: Path, preset: str) -> None:
+    model_folder(tmp_path / "model", "m0")
+    write_prompts(tmp_path / "prompts.jsonl", 20_000)
+    given = [f"model={tmp_path / 'model'}", f"prompts.source={tmp_path / 'prompts.jsonl'}"]
+    of = Experiment(RunDir(tmp_path / "run"), load_recipe(preset, given))
+    of.check()
+    assert len({prompt.id for t in range(1, of.last + 1) for prompt in of.choose_prompts(t)}) == 20_000
+
+
 Break = Callable[[Path], object]
 
 
@@ -77,8 +104,12 @@ Break = Callable[[Path], object]
             (),
             "prompts.jsonl:2: field",
         ),
-        (lambda at: write_prompts(at / "prompts.jsonl", 12), (), "iteration 2 needs 16 (2 x 8) and there are 7"),
-        (lambda at: write_prompts(at / "prompts.jsonl", 4), (), "5 held out of 4 leaves none"),
+        (lambda at: write_prompts(at / "prompts.jsonl", 12), (), "iteration 2 needs 16 (2 x 8) and there are 12"),
+        (
+            lambda at: write_prompts(at / "prompts.jsonl", 16),
+            ("prompts.held_out={}/prompts.jsonl",),
+            "prompts.held_out: 16 of the 16 prompts of",
+        ),
         (lambda at: None, ("judgments.rubric=jugde",), "jugde"),
         (lambda at: (at / "bad.txt").write_text("{question}"), ("judgments.rubric={}/bad.txt",), "answer"),
         (lambda at: None, ("prompts.source=pocket", "prompts.held_out=held.jsonl"), "give a number, not a file"),

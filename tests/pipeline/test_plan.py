@@ -31,7 +31,7 @@ def test_meta_rewarding_costs_what_the_paper_says() -> None:
     assert [(each.actor_pairs, each.judge_pairs) for each in made.iterations] == [(5000, 5000)] * 2 + [(5000, 0)] * 2
     # 10,000 pairs in batches of 32 are 313 steps an epoch, and 6 of the 10 epochs are trained.
     assert [each.steps for each in made.iterations] == [313 * 6, 313 * 4, 157 * 2, 157 * 2]
-    assert made.prompts_needed == 20_000 + 256
+    assert (made.prompts_needed, made.held_out) == (20_000, 256)
 
 
 def test_self_rewarding_asks_no_meta_judge() -> None:
@@ -87,7 +87,7 @@ def test_the_table_shows_every_iteration_and_the_sum() -> None:
     text = shown(plan(load_recipe("meta-rewarding", GIVEN)))
     assert text.count("550,000") == 2
     assert all(f"iteration {t}" in text for t in (1, 2, 3, 4))
-    assert "evaluating M0..M4" in text and "20,256 are needed" in text
+    assert "evaluating M0..M4" in text and "20,000 to train on, 256 others" in text
 
 
 def test_benchmarks_are_counted_where_they_ask(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
-from metareward.method.pairs import PairRules
+from metareward.method.pairs import OnTie, PairRules
 from metareward.method.verdict_format import Kind
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
@@ -49,9 +49,11 @@ class PromptSettings(Section):
     network: bool = Field(
         False, description="Whether source, held_out and benchmarks' files may be fetched from the Hugging Face hub"
     )
-    per_iteration: Count = Field(5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000)")
+    per_iteration: Count = Field(
+        5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000 of 20,000)"
+    )
     held_out: Text | Count = Field(
-        256, description="What every model is evaluated on: so many prompts kept out of training, or a JSONL file"
+        256, description="What every model is evaluated on: so many prompts that training doesn't need, or a JSONL file"
     )
 
 
@@ -121,8 +123,15 @@ class ReasoningSettings(Section):
 
 
 class PairSettings(Section):
-    """How verdicts become judge pairs (Meta-Rewarding section 2)."""
+    """How scores become actor pairs and verdicts judge pairs (Meta-Rewarding section 2)."""
 
+    on_tie: OnTie = Field(
+        "shortest",
+        description="Which of equal scores at rho 0: shortest best, longest worst; any; or least variance of judgments",
+    )
+    mask_truncated_completions: bool = Field(
+        True, description="Leave answers that answers.max_tokens cut off out of actor pairs"
+    )
     position_weights_scope: Literal["iteration", "answer"] = Field(
         "iteration", description="Position weights from all battles of the iteration, or of each answer alone"
     )

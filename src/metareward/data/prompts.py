@@ -8,7 +8,7 @@
 A turn is ``{"role", "content"}`` or ``{"from", "value"}``. Alpaca and ShareGPT rows end with the answer, which a prompt
 leaves out. Other fields are ignored. A prompt's id is its ``id`` field or else a hash of its content. Iterations take
 slices of one seeded order, so no prompt serves two of them (the papers don't say whether theirs did; 4 x 5,000 of
-20,000 suggests so).
+20,000 suggests so). Training takes its prompts first, the held-out ones come from the others.
 """
 
 from __future__ import annotations
@@ -256,14 +256,20 @@ def prompts_of_iteration(
     return _shuffled(prompts, seed, "prompt order")[end - per_iteration : end]
 
 
-def split_held_out(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """``count`` prompts held out for evaluation, and the rest. Raises `UserError` when no prompt would be left."""
-    if count >= len(prompts):
-        raise UserError(
-            f"prompts: {count} held out of {len(prompts)} leaves none; fix: add prompts or lower prompts.held_out"
-        )
+def split_held_out(
+    prompts: Sequence[Prompt], count: int, per_iteration: int, iterations: int, seed: int
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """At most ``count`` prompts for evaluation, and the prompts for training.
+
+    Training needs ``per_iteration`` times ``iterations`` of them. Where fewer than ``count`` are left over, the
+    evaluation borrows the missing ones from the last iteration's, which only the last model has been trained on. Raises
+    `UserError` when there are too few prompts to train on.
+    """
+    left_over = max(0, len(prompts) - per_iteration * iterations)
     order = _shuffled(prompts, seed, "held out")
-    return order[:count], order[count:]
+    held_out, training = order[: min(count, left_over)], order[min(count, left_over) :]
+    last = prompts_of_iteration(training, per_iteration, iterations, seed)
+    return held_out + last[: count - len(held_out)], training
 
 
 def _shuffled(prompts: Sequence[Prompt], seed: int, purpose: str) -> tuple[Prompt, ...]:

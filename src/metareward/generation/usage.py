@@ -111,8 +111,8 @@ def log_usage(run: RunDir, client: str, engine: Engine) -> Engine:
 
 @contextmanager
 def log_warnings(run: RunDir) -> Iterator[None]:
-    """Write the warnings of the engines to the log of ``run`` and to standard error inside this context."""
-    logger, handler = logging.getLogger("metareward.engines"), _RunLogHandler(run)
+    """Write all warnings of the package to the log of ``run`` and to standard error inside this context."""
+    logger, handler = logging.getLogger("metareward"), _RunLogHandler(run)
     logger.addHandler(handler)
     try:
         yield

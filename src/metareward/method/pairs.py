@@ -2,8 +2,8 @@
 
 Actor pairs have length control. With S_max and S_min the best and worst score of a prompt's answers, the shortest
 answer in ``[(1 - rho) S_max + rho S_min, S_max]`` is chosen and the longest in ``[S_min, (1 - rho) S_min + rho S_max]``
-is rejected. A judge pair has the highest and the lowest rated judgment of the disputed answer. A filter drops the pair
-and never substitutes another.
+is rejected. With rho 0 length control is off, and `PairRules.on_tie` decides among equal scores. A judge pair has the
+highest and the lowest rated judgment of the disputed answer. A filter drops the pair and never substitutes another.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from metareward.method.scores import TOLERANCE, AnswerScore, answer_scores, disp
 from metareward.seeds import derive, pick
 from metareward.types import Dropped, DropReason, PairKind, PreferencePair, PromptRecord, Tied, Won
 
+OnTie = Literal["shortest", "random", "lowest_variance"]
+
 # Ratings closer than this are tied: far above the solver's tolerance, far below the effect of one battle.
 RATING_TOLERANCE = 1e-6
 
@@ -28,13 +30,19 @@ RATING_TOLERANCE = 1e-6
 class PairRules:
     """How pairs are made. Lengths are in characters; None means no limit.
 
-    ``rho`` in [0, 1] is the width of the quality tiers; 0 is best against worst. ``min_valid``: valid judgments that an
-    answer needs. ``position_weights_scope``: whether position weights come from all comparisons of the iteration or of
-    the one answer. ``elo_prior``: the ridge penalty of the ratings. ``min_battles``: parsed comparisons, ties included,
-    that a judge pair needs. Raises `ValueError` for a value outside its range.
+    ``rho`` in [0, 1] is the width of the quality tiers; 0 is best against worst. ``on_tie`` decides among equal scores
+    at rho 0: the ``shortest`` of the best answers and the longest of the worst, as the tiers do with rho above 0; a
+    ``random`` one of each, by the run's seed and the prompt's id; or the one whose judgments agree most
+    (``lowest_variance``, as in NeMo-Aligner; equal variances: a random one). With ``mask_truncated_completions`` an
+    answer that the token limit cut off is in no actor pair. ``min_valid``: valid judgments that an answer needs.
+    ``position_weights_scope``: whether position weights come from all comparisons of the iteration or of the one
+    answer. ``elo_prior``: the ridge penalty of the ratings. ``min_battles``: parsed comparisons, ties included, that a
+    judge pair needs. Raises `ValueError` for a value outside its range.
     """
 
     rho: float = 0.0
+    on_tie: OnTie = "shortest"
+    mask_truncated_completions: bool = True
     max_answer_chars: int | None = None
     judge_pairs: bool = True
     max_judgment_chars: int | None = None
@@ -60,10 +68,10 @@ def build_pairs(
 
     Each record gives one pair or one `Dropped` of each kind. ``rubric`` must be the one that the judgments were made
     with (default: the packaged ``judge``), because the prompt of a judge pair is the judge's prompt. ``seed``, the
-    run's, breaks ties between ratings. The result depends on the arguments only.
+    run's, breaks ties between scores and between ratings. The result depends on the arguments only.
     """
     all_records = tuple(records)
-    outcomes = [actor_pair(record, rules) for record in all_records]
+    outcomes = [actor_pair(record, rules, seed) for record in all_records]
     if rules.judge_pairs:
         weights, rubric = iteration_weights(all_records), rubric or Rubric.load("judge")
         outcomes += [judge_pair(record, rules, weights, rubric, seed) for record in all_records]
@@ -90,23 +98,28 @@ def tiers(scores: Sequence[AnswerScore], rho: float) -> tuple[list[AnswerScore],
     return [score for score in scores if score.mean >= floor], [score for score in scores if score.mean <= ceiling]
 
 
-def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropped:
-    """The shortest answer of the top tier against the longest of the bottom tier; the lowest index breaks ties.
+def actor_pair(record: PromptRecord, rules: PairRules, seed: int = 0) -> PreferencePair | Dropped:
+    """The shortest answer of the top tier against the longest of the bottom tier; `PairRules.on_tie` at rho 0.
 
+    ``seed``, the run's, decides where ``on_tie`` leaves it to chance; the lowest index decides between equal lengths.
     With ``rho`` of 1/2 or more the tiers can overlap: the pair is dropped when the chosen answer is also the rejected
     one, or has a lower score.
     """
     drop = partial(Dropped, "actor", record.prompt.id)
-    scores, needed = answer_scores(record, rules.min_valid), rules.min_valid
-    if len(scores) < 2:
-        detail = f"{len(scores)} answers with {needed} valid judgments or more, 2 are needed"
-        return drop("too_few_valid_answers", detail)
+    scores = _complete_answers(record, rules)
+    if isinstance(scores, Dropped):
+        return scores
     best, worst = max(score.mean for score in scores), min(score.mean for score in scores)
     if best - worst <= TOLERANCE:
         return drop("all_scores_equal", f"all {len(scores)} answers have the mean score {best:g}")
     top, bottom = tiers(scores, rules.rho)
-    chosen = min(top, key=lambda score: (score.chars, score.index))
-    rejected = min(bottom, key=lambda score: (-score.chars, score.index))
+    if rules.rho > 0 or rules.on_tie == "shortest":
+        chosen = min(top, key=lambda score: (score.chars, score.index))
+        rejected = min(bottom, key=lambda score: (-score.chars, score.index))
+    else:
+        seed = derive(seed, record.prompt.id, "actor pair")
+        chosen = _one_of_equals(top, rules.on_tie, derive(seed, "chosen"))
+        rejected = _one_of_equals(bottom, rules.on_tie, derive(seed, "rejected"))
     if chosen.index == rejected.index:
         return drop("tiers_overlap", f"answer {chosen.index} would be chosen and rejected at rho {rules.rho:g}")
     if chosen.mean < rejected.mean - TOLERANCE:
@@ -127,6 +140,36 @@ def actor_pair(record: PromptRecord, rules: PairRules) -> PreferencePair | Dropp
         chosen_score=chosen.mean,
         rejected_score=rejected.mean,
     )
+
+
+def _complete_answers(record: PromptRecord, rules: PairRules) -> tuple[AnswerScore, ...] | Dropped:
+    """The scores of the answers that a pair may have, two or more, or why there is no pair.
+
+    Trained on as if it were complete, a cut-off answer would teach the model to end its turn anywhere.
+    """
+    scores, needed = answer_scores(record, rules.min_valid), rules.min_valid
+    cut_off = {each.index for each in record.candidates_K if each.finish == "length"}
+    complete = tuple(score for score in scores if score.index not in cut_off)
+    drop = partial(Dropped, "actor", record.prompt.id)
+    if len(scores) < 2:
+        detail = f"{len(scores)} answers with {needed} valid judgments or more, 2 are needed"
+        return drop("too_few_valid_answers", detail)
+    if not rules.mask_truncated_completions:
+        return scores
+    if len(complete) < 2:
+        cut = len(scores) - len(complete)
+        return drop("answers_truncated", f"{cut} of {len(scores)} scored answers are cut off, 2 whole ones are needed")
+    return complete
+
+
+def _one_of_equals(scores: Sequence[AnswerScore], on_tie: OnTie, seed: int) -> AnswerScore:
+    """One of answers with equal ``scores``, whatever their lengths; an unknown variance counts as the largest."""
+    ordered = sorted(scores, key=lambda score: score.index)
+    if on_tie == "lowest_variance":
+        spread = [math.inf if score.variance is None else score.variance for score in ordered]
+        least = min(spread) + TOLERANCE
+        ordered = [score for score, variance in zip(ordered, spread, strict=True) if variance <= least]
+    return pick(ordered, seed)
 
 
 def judge_pair(

@@ -6,6 +6,7 @@ Everything below this layer gets plain values, not the recipe.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -65,6 +66,7 @@ _RUBRIC = "the rubric's text"
 _VERDICT_TOKENS = 8  # of a value such as " Judgment A" and its end, with any tokenizer
 _DIGEST = re.compile("[0-9a-f]{64}")
 _OWN_STARTS = ("previous", "m0")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Experiment:
         """
         inputs = self._inputs
         if not self.run.resolved.is_file():
-            self._choose_prompts(self.last)
+            self.choose_prompts(self.last)
             return
         _read_json(self.run.resolved)  # a damaged file is named as such
         # A setting that did not exist when the run began has its default.
@@ -125,7 +127,8 @@ class Experiment:
         if self.run.resolved.is_file():
             return
         for t in range(self.last + 1):  # replaces what an earlier start with another recipe may have left
-            write_prompts(self.run.iteration(t).prompts, self._choose_prompts(t))
+            write_prompts(self.run.iteration(t).prompts, self.choose_prompts(t))
+        self._warn_of_borrowed_prompts()
         write_atomic(self.run.recipe, recipe_text)
         for path, value in (
             (self.run.environment, environment()),
@@ -163,22 +166,41 @@ class Experiment:
             return held_out, world.prompts(settings.per_iteration * self.last, derive(seed, "prompts"))
         prompts = load_prompts(settings.source, settings.network, settings.field)
         if isinstance(settings.held_out, int):
-            return split_held_out(prompts, settings.held_out, seed)
+            return split_held_out(prompts, settings.held_out, settings.per_iteration, self.last, seed)
         held_out = load_prompts(settings.held_out, settings.network, settings.field)
         excluded = {prompt.messages for prompt in held_out}  # whatever their ids
-        return held_out, tuple(prompt for prompt in prompts if prompt.messages not in excluded)
+        pool = tuple(prompt for prompt in prompts if prompt.messages not in excluded)
+        needed = settings.per_iteration * self.last
+        if len(pool) < needed <= len(prompts):
+            raise UserError(
+                f"prompts.held_out: {len(prompts) - len(pool)} of the {len(prompts)} prompts of {settings.source} are "
+                f"also in {settings.held_out}, and training needs {needed} others; fix: add prompts, or take these out "
+                f"of {settings.held_out}"
+            )
+        return held_out, pool
 
-    def _choose_prompts(self, t: int) -> tuple[Prompt, ...]:
+    def choose_prompts(self, t: int) -> tuple[Prompt, ...]:
         """The prompts of iteration ``t`` from the prompt source; ``t`` 0: the held-out prompts."""
         held_out, pool = self._prompt_pool
         chosen = prompts_of_iteration(pool, self.recipe.prompts.per_iteration, t, self.recipe.seed) if t else held_out
         system = self.recipe.answers.system_prompt
         return tuple(replace(prompt, messages=with_system(system, prompt.messages)) for prompt in chosen)
 
-    @property
-    def first_prompts(self) -> tuple[Prompt, ...]:
-        """Iteration 1's prompts, before the run folder has them."""
-        return self._choose_prompts(1)
+    def _warn_of_borrowed_prompts(self) -> None:
+        """Say how many held-out prompts the last iteration is trained on, because training needs all prompts."""
+        trained_on = {prompt.id for prompt in self.prompts(self.last)}
+        borrowed = sum(prompt.id in trained_on for prompt in self.held_out)
+        if borrowed and isinstance(self.recipe.prompts.held_out, int):
+            _LOG.warning(
+                "prompts.held_out: training leaves %d prompts over, so %d of the %d held-out ones are iteration %d's, "
+                "and M%d is evaluated on prompts that it was trained on; fix: add %d prompts, or name a file of others",
+                len(self.held_out) - borrowed,
+                borrowed,
+                len(self.held_out),
+                self.last,
+                self.last,
+                borrowed,
+            )
 
     @property
     def held_out(self) -> tuple[Prompt, ...]:

@@ -81,7 +81,7 @@ def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
         t = next((t for t in sorted(recipe.iterations) if recipe.runs_meta_judge(t)), 1)
         engine = await experiment.engine(0)
         try:
-            return await measure_rates(engine, experiment.first_prompts, experiment.settings(t), seconds)
+            return await measure_rates(engine, experiment.choose_prompts(1), experiment.settings(t), seconds)
         finally:
             await engine.aclose()
 
@@ -131,9 +131,10 @@ class EvaluationPlan:
 class Plan:
     """The whole run. ``seconds``: generation and evaluation without training; None if no rate is known.
 
-    ``training_bytes``: upper bound of training memory per device. It, ``held_out`` and ``model_bytes`` are None if the
-    file or folder doesn't exist; ``benchmarks`` is None if a file of questions can't be read, and ``uncounted`` says
-    why. ``other_judges``: benchmarks ask judges that are other models, whose time is not in ``seconds``.
+    ``prompts_needed``: prompts to train on. ``training_bytes``: upper bound of training memory per device. It,
+    ``held_out`` and ``model_bytes`` are None if the file or folder doesn't exist; ``benchmarks`` is None if a file of
+    questions can't be read, and ``uncounted`` says why. ``other_judges``: benchmarks ask judges that are other models,
+    whose time is not in ``seconds``.
     ``verdict_requests``: further requests, for constrained verdicts, one for each judgment that has one.
     """
 
@@ -193,10 +194,9 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     all_roles = _all_roles((*iterations, *evaluations, *(benchmarks or ())))
     folder = model_folder(recipe.model)
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else None
-    split_off = recipe.prompts.held_out if isinstance(recipe.prompts.held_out, int) else 0
     return Plan(
         name=recipe.name,
-        prompts_needed=recipe.prompts.per_iteration * len(iterations) + split_off,
+        prompts_needed=recipe.prompts.per_iteration * len(iterations),
         held_out=held_out,
         measured=bool(rates.tokens_each),
         iterations=iterations,
@@ -324,7 +324,7 @@ def _training_cells(iterations: Sequence[IterationPlan]) -> tuple[str, str, str]
 
 def _notes(made: Plan) -> Iterator[str]:
     held_out = "an unknown number (the file isn't there)" if made.held_out is None else f"{made.held_out:,}"
-    yield f"prompts: {made.prompts_needed:,} are needed, {held_out} are held out for evaluation"
+    yield f"prompts: {made.prompts_needed:,} to train on, {held_out} others for evaluation"
     lengths = "with measured lengths" if made.measured else "each completion as long as max_tokens allows"
     yield f"tokens: completion tokens, {lengths}; prompt tokens come on top"
     if made.verdict_requests:

@@ -6,6 +6,7 @@ from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict
 
 _DROPS = {
     "too_few_valid_answers": "fewer than two answers with enough parsable judgments",
+    "answers_truncated": "fewer than two answers that the token limit didn't cut off",
     "all_scores_equal": "all answers scored the same",
     "tiers_overlap": "upper and lower score tiers overlap (rho of 1/2 or more)",
     "chosen_answer_too_long": "chosen answer over the length limit",

@@ -235,6 +235,7 @@ class PreferencePair:
 
     For ``actor`` pairs the scores are mean rewards; for ``judge`` pairs they are Elo ratings.
     ``chosen_index`` and ``rejected_index`` are sample numbers: of answers, or of judgments of answer ``candidate``.
+    A side whose finish is ``length`` was cut off.
     """
 
     kind: PairKind
@@ -247,6 +248,8 @@ class PreferencePair:
     chosen_score: float
     rejected_score: float
     candidate: int | None = None
+    chosen_finish: Literal["stop", "length"] = "stop"
+    rejected_finish: Literal["stop", "length"] = "stop"
 
 
 DropReason = Literal[

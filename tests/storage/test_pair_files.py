@@ -37,7 +37,7 @@ drops = st.builds(Dropped, st.just("actor"), texts, st.sampled_from(["no_dispute
 
 def pair(number: int) -> PreferencePair:
     prompt = (Message("system", "be kind"), Message("user", f"question {number}"))
-    return PreferencePair("judge", f"p{number}", prompt, "good", "bad", 1, 0, 4.5, 2.25, number)
+    return PreferencePair("judge", f"p{number}", prompt, "good", "bad", 1, 0, 4.5, 2.25, number, "stop", "length")
 
 
 @given(st.lists(pairs, max_size=4))
@@ -79,6 +79,8 @@ def test_the_columns_are_trls_and_tell_where_a_pair_comes_from(tmp_path: Path) -
         "chosen_score": 4.5,
         "rejected_score": 2.25,
         "margin": 2.25,
+        "chosen_finish": "stop",
+        "rejected_finish": "length",
         "chosen_message": {"role": "assistant", "content": "good"},
         "rejected_message": {"role": "assistant", "content": "bad"},
     }

@@ -392,7 +392,7 @@ def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
     """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
     kind: dict[str, object] = {"engine.kind": engine.kind}
     if engine.kind == "openai":
-        return {**kind, "engine.model": engine.model}
+        return {**kind, "engine.model": engine.model, "engine.tokenizer": engine.tokenizer}
     if engine.kind == "vllm":
         return {**kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
     shape = {"engine.max_num_seqs": engine.max_num_seqs} if engine.deterministic else {}

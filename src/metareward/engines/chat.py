@@ -7,15 +7,26 @@ strings gets the ids of ``apply_chat_template``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from metareward.method.template import CONTROL_STRING, LOOKALIKE_BRACKET, LOOKALIKE_COLON, LOOKALIKE_SQUARE
+from metareward.errors import UserError
+from metareward.method.template import (
+    LOOKALIKE_BRACKET,
+    LOOKALIKE_COLON,
+    LOOKALIKE_SQUARE,
+    control_strings_in,
+    escape_brackets,
+    is_control_string,
+)
+from metareward.text import one_line
 from metareward.types import Message, Messages
 
 _MARKS = range(0xE000, 0xF8FF)  # private use
@@ -27,6 +38,50 @@ _LABEL = re.compile(r"\b[A-Z][A-Za-z]{2,20}:")
 _ANCHORS = ("\n", ".")
 # What a chat template can raise on the messages of a user.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+def thinking_end(text: str) -> int:
+    """Where the last closing tag of reasoning ends in ``text``; 0 without one."""
+    return max((tag.end() for tag in _REASONING_TAG.finditer(text) if tag[1]), default=0)
+
+
+def escape_messages(messages: Messages, starts: re.Pattern[str]) -> Messages:
+    """``messages`` for a server, whose tokenizer makes tokens of control strings: these get look-alike brackets.
+
+    ``starts`` are those of `control_starts`. If the last message is the assistant's, the model goes on with it, so the
+    tags of its reasoning stay.
+    """
+    escaped = [Message(message.role, escape_brackets(message.content, starts)) for message in messages]
+    if messages[-1].role == "assistant":
+        text, tags = messages[-1].content, [tag.span() for tag in _REASONING_TAG.finditer(messages[-1].content)]
+        places = [0, *chain.from_iterable(tags), len(text)]
+        parts = [text[start:end] for start, end in pairwise(places)]
+        parts[::2] = [escape_brackets(part, starts) for part in parts[::2]]
+        escaped[-1] = Message("assistant", "".join(parts))
+    return tuple(escaped)
+
+
+def folder_control_strings(folder: Path) -> set[str]:
+    """The control strings of a Hugging Face folder's tokenizer and chat template, read without transformers.
+
+    Raises `UserError` if there is no readable tokenizer.
+    """
+    source, tokens = "", list[dict[str, Any]]()
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (folder / name).is_file():
+                content = json.loads((folder / name).read_text(encoding="utf-8"))
+                source += json.dumps(content.get("chat_template") or "", ensure_ascii=False)
+                tokens += content.get("added_tokens") or []
+                tokens += (content.get("added_tokens_decoder") or {}).values()
+        for path in (folder / "chat_template.jinja", folder / "chat_template.json"):
+            source += path.read_text(encoding="utf-8") if path.is_file() else ""
+        found = {each["content"] for each in tokens if _is_control(each["content"], bool(each.get("special")), source)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: its tokenizer can't be read ({one_line(str(error))}); fix: save it again") from None
+    if not tokens:
+        raise UserError(f"{folder}: no tokenizer.json with added tokens; fix: name the folder of the served model")
+    return found | control_strings_in(source)
 
 
 class ChatTemplateError(ValueError):
@@ -104,18 +159,41 @@ class ChatEncoder:
         """
         turn = self.turn(prompt)
         text.encode()
-        gap, after = turn.gap, turn.after if end_turn else ""
-        if gap and text[:1].isspace() and self._tokenizer.decode(self._after(turn.before, text)) == text:
-            gap = ""
-        mark = _unused_character([text])
+        if not text and not end_turn:
+            return []
+        turn, mark = self.turn(prompt), _unused_character([text])
         live = self._live_positions(text, turn)
         marked = self._control_start.sub(lambda tag: "" if tag.start() in live else mark, text)
         for written in (marked, _spread(text, mark)):
-            segments = _segments(gap + written + after, mark)
-            ids = self._encode_segments(turn.before, segments)
-            if self._control_count(ids) <= self._expected(segments):
+            ids, expected = self._encode_answer(turn, text, written, mark, turn.after if end_turn else "")
+            if self._control_count(ids) <= expected:
                 return ids
         raise ChatTemplateError("the tokenizer makes special tokens of ordinary text")
+
+    def _encode_answer(self, turn: Turn, text: str, written: str, mark: str, after: str) -> tuple[list[int], int]:
+        """The ids of ``written``, which is ``text`` with marks, and of ``after``, and their number of control tokens.
+
+        First as the template puts it, then by itself, because a token of the template may take in white space (Phi-3).
+        """
+        gap, before, decode = turn.gap, self._ids(turn.before), self._tokenizer.decode
+        if gap and text[:1].isspace() and decode(self._after(turn.before, text)) == text:
+            gap = ""  # the model wrote this space itself
+        found = []
+        for context in (turn.before, *_ANCHORS):
+            segments = _segments(gap + written, mark)
+            segments[-1] += after
+            ids = self._encode_segments(context, segments)
+            found.append((ids, self._expected(segments)))
+            if _begins(decode(before + ids)[len(decode(before)) :], gap + text):
+                return found[-1]
+        return found[0]
+
+    def writes(self, prompt: Messages, text: str) -> bool:
+        """Whether the chat template would write the assistant's ``text`` after ``prompt`` unchanged."""
+        try:
+            return text in self._render([*prompt, Message("assistant", text)], False)
+        except ChatTemplateError:
+            return False
 
     def turn(self, prompt: Messages) -> Turn:
         """What the template writes around the assistant's turn after ``prompt``; it depends on the roles alone."""
@@ -198,13 +276,19 @@ def _is_control(content: str, special: bool, source: str) -> bool:
     if not content.strip() or len(content) < 2:
         return False
     named = content in source and not content.isalnum()
-    return special or named or CONTROL_STRING.fullmatch(content) is not None
+    return special or named or is_control_string(content)
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
     """A pattern for all of ``strings``, longest first; numbers in them match every number, which keeps it short."""
     escaped = {re.sub(r"\d+", r"\\d+", re.escape(each)) for each in strings}
     return re.compile("|".join(sorted(escaped, key=lambda each: (-len(each), each))) or r"(?!)")
+
+
+def _begins(spelled: str, text: str) -> bool:
+    """Whether ``spelled`` begins with ``text``, or with more spaces: SentencePiece may put one before a text."""
+    spaces = [len(each) - len(each.lstrip(" ")) for each in (spelled, text)]
+    return spaces[0] >= spaces[1] and spelled.startswith(text.lstrip(" "), spaces[0])
 
 
 def _unused_character(contents: Iterable[str]) -> str:

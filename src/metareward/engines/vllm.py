@@ -267,6 +267,7 @@ async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> E
             {
                 "base_urls": (server.url,),
                 "model": _NAME,
+                "tokenizer": str(folder),
                 "max_concurrency": settings.max_concurrency,
                 "timeout": _REQUEST_TIMEOUT,
                 "max_attempts": _ATTEMPTS,

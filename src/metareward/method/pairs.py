@@ -129,6 +129,7 @@ def actor_pair(record: PromptRecord, rules: PairRules, seed: int = 0) -> Prefere
         detail = f"{chosen.chars} characters, at most {rules.max_answer_chars} are allowed"
         return drop("chosen_answer_too_long", detail)
     texts = {candidate.index: candidate.reasoning + candidate.text for candidate in record.candidates_K}
+    finish = {candidate.index: candidate.finish for candidate in record.candidates_K}
     return PreferencePair(
         kind="actor",
         prompt_id=record.prompt.id,
@@ -139,6 +140,8 @@ def actor_pair(record: PromptRecord, rules: PairRules, seed: int = 0) -> Prefere
         rejected_index=rejected.index,
         chosen_score=chosen.mean,
         rejected_score=rejected.mean,
+        chosen_finish=finish[chosen.index],
+        rejected_finish=finish[rejected.index],
     )
 
 

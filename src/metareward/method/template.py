@@ -46,9 +46,9 @@ _SQUARE_NAMES = (
 _AFTER_ANGLE = rf"\|/?[^\s<>|]{{1,64}}\|>|/?(?:{_ANGLE_NAMES})>|<\s{{0,9}}/?\s{{0,9}}sys\s{{0,9}}>>"
 _AFTER_SQUARE = rf"\|/?[^\s\[\]|]{{1,64}}\|\]|(?-i:/?(?:{_SQUARE_NAMES})\])"
 _CONTROL_START = rf"<(?={_AFTER_ANGLE})|\[(?={_AFTER_SQUARE})"
-_CONTROL_STARTS = re.compile(_CONTROL_START, re.IGNORECASE)
+CONTROL_STARTS = re.compile(_CONTROL_START, re.IGNORECASE)
 _LOOKALIKES = {"<": LOOKALIKE_BRACKET, "[": LOOKALIKE_SQUARE}
-CONTROL_STRING = re.compile(rf"<(?:{_AFTER_ANGLE})|\[(?:{_AFTER_SQUARE})", re.IGNORECASE)
+_CONTROL_STRING = re.compile(rf"<(?:{_AFTER_ANGLE})|\[(?:{_AFTER_SQUARE})", re.IGNORECASE)
 
 # What `_fold` leaves out: control, format, unassigned and private characters, surrogates, and combining marks.
 _IGNORED_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Me"})
@@ -140,7 +140,8 @@ def escape(text: str, template: Template) -> str:
 
 
 def escape_brackets(text: str, starts: re.Pattern[str]) -> str:
-    """``text`` with a look-alike in place of every bracket at which ``starts`` matches the folded text.
+    """``text`` with a look-alike in place of every bracket at which ``starts`` matches the folded text (after other
+    characters, a look-alike bracket behind them).
 
     The folded text has full-width and other compatibility characters in their plain form, and no invisible characters:
     what a model reads.
@@ -151,13 +152,25 @@ def escape_brackets(text: str, starts: re.Pattern[str]) -> str:
         return text
     parts = [text[: found[0]]]
     for at, end in pairwise([*found, len(text)]):
-        parts += (_LOOKALIKES.get(_fold_character(text[at])[:1], LOOKALIKE_BRACKET), text[at + 1 : end])
+        parts += (_LOOKALIKES.get(_fold_character(text[at]), text[at] + LOOKALIKE_BRACKET), text[at + 1 : end])
     return "".join(parts)
 
 
-def escape_control_strings(text: str) -> str:
-    """``text`` with a look-alike bracket in every control string of a chat template, whichever model's it is."""
-    return escape_brackets(text, _CONTROL_STARTS)
+def control_starts(strings: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for `escape_brackets`: the first character of each of these control strings, in any case."""
+    folded = sorted({_fold(each)[0] for each in strings} - {""}, key=lambda each: (-len(each), each))
+    starts = {f"{re.escape(each[0])}(?={re.sub('[0-9]+', '[0-9]+', re.escape(each[1:]))})": None for each in folded}
+    return re.compile("|".join(starts) or r"(?!)", re.IGNORECASE)
+
+
+def control_strings_in(text: str) -> set[str]:
+    """The control strings of known chat templates that are in ``text``."""
+    return {match[0] for match in _CONTROL_STRING.finditer(text)}
+
+
+def is_control_string(text: str) -> bool:
+    """Whether all of ``text`` is a control string of some chat template, such as ``<|im_end|>``."""
+    return _CONTROL_STRING.fullmatch(_fold(text)[0]) is not None
 
 
 def _fold(text: str) -> tuple[str, Sequence[int]]:

@@ -35,6 +35,8 @@ _SCHEMA = pa.schema(
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
         ("margin", pa.float64()),
+        ("chosen_finish", pa.string()),
+        ("rejected_finish", pa.string()),
         ("chosen_message", _TURN),
         ("rejected_message", _TURN),
     ]

@@ -4,41 +4,57 @@ Pairs are Parquet files in TRL's conversational preference format: the columns `
 are needed. Examples are files of any format that ends with an answer (`metareward.data.prompts`); TRL's conversational
 prompt-completion format is what `metareward seed build` writes. ``kind`` is counted where a row has it.
 
-What is too long is left out and counted. TRL would truncate it at its end, where an answer stops and where a judgment
-has its verdict: the model would be trained on texts that nobody preferred, or to stop in the middle. The chat template
-must write an example's prompt before an answer as it writes it before generation, or the model would be trained on
-another context than it will be given.
+A model is trained on the tokens that generation has: the ids of the prompt, of the completion and of the end of the
+turn (`metareward.engines.chat`), which TRL gets ready-made. Whatever the chat template does to an answer, such as
+cutting its thinking, has no effect; a template that leaves out a part of a prompt is refused. A completion that was cut
+off gets no end of the turn. What is too long is left out and counted: TRL would truncate it at its end, where an answer
+stops and where a judgment has its verdict.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import TemplateError
 
 from metareward.data.files import iter_rows, resolve_files
 from metareward.data.prompts import chat_turns, parse_example
+from metareward.engines.chat import ChatEncoder, ChatTemplateError, thinking_end
 from metareward.errors import UserError
+from metareward.method.template import LOOKALIKE_BRACKET, LOOKALIKE_COLON, LOOKALIKE_SQUARE
+from metareward.text import one_line
 from metareward.training.config import AnyJob, DpoJob, SftJob
+from metareward.types import Message, Messages
 
 COLUMNS = ("prompt", "chosen", "rejected")
+_OPTIONAL = ("kind", "chosen_finish", "rejected_finish")
+_NO_LOSS = -100  # transformers' label of a token without loss
+_PLAIN = str.maketrans({LOOKALIKE_BRACKET: "<", LOOKALIKE_SQUARE: "[", LOOKALIKE_COLON: ":"})
 Turns = list[dict[str, str]]
+TokenRow = Mapping[str, npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPair:
-    """A conversation and two ways to go on, the preferred one first, as the chat template wants them."""
+    """A conversation and two ways to go on, the preferred one first, as the chat template wants them.
+
+    A side whose finish is ``length`` was cut off, so its turn doesn't end.
+    """
 
     kind: str
     prompt: Turns
     chosen: Turns
     rejected: Turns
+    chosen_finish: str = "stop"
+    rejected_finish: str = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +73,28 @@ E = TypeVar("E", TrainingPair, Example)
 class FittingData(Generic[E]):
     """``examples`` (pairs, in DPO) that fit, with their ``lengths`` in tokens; ``too_long`` are left out.
 
-    The length of a pair is that of its longer side. ``longest`` is the largest length, ``limit`` the largest allowed.
+    ``rows`` are their token ids in TRL's columns. The length of a pair is that of its longer side. ``longest`` is the
+    largest length, ``limit`` the largest allowed. ``notes``: where the chat template writes a conversation otherwise.
     """
 
     examples: tuple[E, ...]
+    rows: tuple[TokenRow, ...]
     lengths: tuple[int, ...]
     too_long: tuple[E, ...]
     longest: int
     limit: int
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def select(cls, examples: Sequence[E], lengths: Sequence[int], limit: int) -> FittingData[E]:
+    def select(
+        cls, examples: Sequence[E], rows: Sequence[TokenRow], lengths: Sequence[int], limit: int, notes: Sequence[str]
+    ) -> FittingData[E]:
         """The examples whose length is at most ``limit``; there must be one."""
-        fitting, fitting_lengths = zip(
-            *((each, length) for each, length in zip(examples, lengths, strict=True) if length <= limit), strict=True
-        )
-        too_long = tuple(each for each, length in zip(examples, lengths, strict=True) if length > limit)
-        return cls(fitting, fitting_lengths, too_long, max(fitting_lengths), limit)
+        every = list(zip(examples, rows, lengths, strict=True))
+        fitting = [each for each in every if each[2] <= limit]
+        kept, kept_rows, kept_lengths = zip(*fitting, strict=True)
+        too_long = tuple(example for example, _, length in every if length > limit)
+        return cls(kept, kept_rows, kept_lengths, too_long, max(kept_lengths), limit, tuple(notes))
 
 
 def count_kinds(examples: Iterable[TrainingPair | Example]) -> dict[str, int]:
@@ -99,13 +120,20 @@ def read_training_pairs(paths: Sequence[Path]) -> tuple[TrainingPair, ...]:
         for column in COLUMNS:
             if column not in table.column_names:
                 raise UserError(f"{path}: column {column} is missing; fix: give it prompt, chosen and rejected columns")
-        columns = [name for name in (*COLUMNS, "kind") if name in table.column_names]
+        columns = [name for name in (*COLUMNS, *_OPTIONAL) if name in table.column_names]
         for number, row in enumerate(table.select(columns).to_pylist()):
             where = f"{path}: row {number}"
             turns = {column: _turns(row[column], f"{where}: {column}") for column in COLUMNS}
             if turns["chosen"] == turns["rejected"]:
                 raise UserError(f"{where}: chosen and rejected are the same; fix: drop this pair, it teaches nothing")
-            pairs.append(TrainingPair(row.get("kind") or "unlabelled", **turns))
+            for side in ("chosen", "rejected"):
+                if len(turns[side]) > 1 or turns[side][0]["role"] != "assistant":
+                    raise UserError(f"{where}: {side} is not one assistant turn; fix: move other turns to prompt")
+            finish = [row.get(f"{side}_finish") or "stop" for side in ("chosen", "rejected")]
+            if unknown := [each for each in finish if each not in ("stop", "length")]:
+                raise UserError(f"{where}: finish is {unknown[0]!r}; fix: make it stop or length")
+            kind = row.get("kind") or "unlabelled"
+            pairs.append(TrainingPair(kind, turns["prompt"], turns["chosen"], turns["rejected"], *finish))
     if not pairs:
         names = ", ".join(map(str, paths))
         raise UserError(f"{names}: no pairs at all to train on; fix: see the drop reasons in the report")
@@ -131,9 +159,16 @@ def fit_pairs(
     """
     max_length = job.settings.max_length
     limit = min(max_length, context or max_length)
-    sides = [[pair.prompt + getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
-    token_counts = [_token_counts(_render(side, "a pair", tokenizer, job), tokenizer) for side in sides]
-    lengths = list(map(max, *token_counts))
+    tokenized = _Tokenizer(tokenizer, job, "a pair")
+    rows = []
+    for pair in pairs:
+        prompt, prompt_ids = tokenized.prompt(pair.prompt)
+        sides = ((pair.chosen, pair.chosen_finish), (pair.rejected, pair.rejected_finish))
+        chosen, rejected = (
+            tokenized.completion(prompt, prompt_ids, turns[0]["content"], finish == "stop") for turns, finish in sides
+        )
+        rows.append(_row(prompt_ids=prompt_ids, chosen_ids=chosen, rejected_ids=rejected))
+    lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     shortest = min(lengths)
     if context is not None and shortest > context:
         raise UserError(
@@ -144,7 +179,7 @@ def fit_pairs(
             f"training job: no pair fits in max_length {limit}, the shortest has {shortest} tokens; "
             "fix: raise max_length"
         )
-    return FittingData.select(pairs, lengths, limit)
+    return FittingData.select(pairs, rows, lengths, limit, tokenized.notes)
 
 
 # --- examples ---
@@ -171,37 +206,113 @@ def fit_examples(examples: Sequence[Example], tokenizer: Any, job: SftJob, conte
     """
     max_length = job.settings.max_length
     limit = min(max_length, context or max_length)
-    conversations = [example.prompt + example.completion for example in examples]
-    prompts = _render([each.prompt for each in examples], "an example", tokenizer, job, add_generation_prompt=True)
-    texts = _render(conversations, "an example", tokenizer, job)
-    if not all(text.startswith(prompt) for prompt, text in zip(prompts, texts, strict=True)):
-        raise UserError(
-            f"{job.start}: its chat template writes a prompt differently before generation and before an answer; "
-            "fix: use a chat template that writes it in one way"
-        )
-    lengths = _token_counts(texts, tokenizer)
+    tokenized = _Tokenizer(tokenizer, job, "an example")
+    rows = []
+    for example in examples:
+        answer = example.completion[0]["content"]
+        prompt, prompt_ids = tokenized.prompt(example.prompt)
+        tokenized.require_same_header(prompt, answer)
+        completion = tokenized.completion(prompt, prompt_ids, answer, True)
+        labels = [_NO_LOSS] * len(prompt_ids) + completion
+        rows.append(_row(input_ids=prompt_ids + completion, labels=labels))
+    lengths = [len(row["labels"]) for row in rows]
     if min(lengths) > limit:
         raise UserError(
             f"training job: no example fits in {limit} tokens, the shortest has {min(lengths)}; "
             "fix: raise max_length, or use a model with a longer context"
         )
-    return FittingData.select(examples, lengths, limit)
+    return FittingData.select(examples, rows, lengths, limit, tokenized.notes)
 
 
 # --- both ---
 
 
-def _render(conversations: Sequence[Turns], what: str, tokenizer: Any, job: AnyJob, **options: Any) -> list[str]:
-    """Each conversation as the chat template writes it; ``what`` names one in an error."""
-    try:
-        return list(tokenizer.apply_chat_template(list(conversations), tokenize=False, **options))
-    except TemplateError as error:
-        why = " ".join(str(error).split())
-        raise UserError(
-            f"{job.start}: its chat template can't render {what} ({why}); fix: change one of them"
-        ) from None
+def _row(**columns: Sequence[int]) -> TokenRow:
+    return {name: np.asarray(ids, np.int32) for name, ids in columns.items()}
 
 
-def _token_counts(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """Tokens of each text, counted the way TRL tokenizes it: the template writes the special tokens."""
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+class _Tokenizer:
+    """Token ids of the conversations of a job, checked to hold all of their texts; ``what`` names one in an error."""
+
+    def __init__(self, tokenizer: Any, job: AnyJob, what: str) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = ChatEncoder(tokenizer)
+        self._start, self._what = job.start, what
+        self._notes: dict[str, None] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the chat template would have written otherwise, in the order of its discovery."""
+        return tuple(self._notes)
+
+    def prompt(self, turns: Turns) -> tuple[Messages, list[int]]:
+        """The prompt and its ids. Raises `UserError` if the template can't write it or leaves out a part."""
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
+        try:
+            ids = self._encoder.encode(messages)
+        except ChatTemplateError as error:
+            raise self._unwritten(error) from None
+        written = self._tokenizer.decode(ids)
+        for message in messages:
+            if not self._holds(written, message.content):
+                answer = message.content[thinking_end(message.content) :]
+                if message.role != "assistant" or not self._holds(written, answer):
+                    raise self._left_out(f"the {message.role}'s text {one_line(message.content, 40)!r}")
+                self._note("leaves out the thinking of earlier turns, in generation as in training")
+        return messages, ids
+
+    def completion(self, prompt: Messages, prompt_ids: list[int], text: str, end_turn: bool) -> list[int]:
+        """The ids of an answer. Raises `UserError` if they don't hold all of it."""
+        try:
+            ids = self._encoder.encode_completion(prompt, text, end_turn)
+            turn = self._encoder.turn(prompt)
+        except ChatTemplateError as error:
+            raise self._unwritten(error) from None
+        if turn.otherwise:
+            written = f"{one_line(turn.otherwise[-60:])!r}, and {one_line(turn.before[-60:])!r} before generation"
+            self._note(f"writes {written}: trained as in generation")
+        if not self._encoder.writes(prompt, text):
+            self._note("cuts or changes answers, such as their thinking: trained on the whole answers as written")
+        if not self._holds(self._tokenizer.decode(prompt_ids + ids), text):
+            raise self._left_out(f"the answer {one_line(text, 40)!r}")
+        return ids
+
+    def require_same_header(self, prompt: Messages, answer: str) -> None:
+        """Raise `UserError` if an answer that the model didn't write can't follow the header of a generation."""
+        turn = self._encoder.turn(prompt)
+        if turn.opens_reasoning and not thinking_end(answer):
+            raise UserError(
+                f"{self._start}: its chat template opens reasoning before an answer, and an answer doesn't close it "
+                f"({one_line(answer, 40)!r}); fix: give answers with their reasoning, or change the chat template"
+            )
+        if turn.otherwise and not turn.opens_reasoning and not turn.otherwise.startswith(turn.before):
+            raise UserError(
+                f"{self._start}: its chat template writes a prompt differently before generation and before an answer; "
+                "fix: use a chat template that writes it in one way"
+            )
+
+    def _note(self, text: str) -> None:
+        self._notes.setdefault(f"the chat template {text}")
+
+    def _holds(self, written: str, text: str) -> bool:
+        """Whether ``text``, or what of it the tokenizer can write, is in ``written``; white space doesn't count."""
+        ids = self._tokenizer.encode
+        return _squeeze(text) in _squeeze(written) or _squeeze(
+            self._tokenizer.decode(ids(text, add_special_tokens=False))
+        ) in _squeeze(written)
+
+    def _unwritten(self, error: ChatTemplateError) -> UserError:
+        return UserError(
+            f"{self._start}: its chat template can't render {self._what} ({error}); fix: change one of them"
+        )
+
+    def _left_out(self, part: str) -> UserError:
+        return UserError(
+            f"{self._start}: its chat template leaves out a part of {self._what}: {part}; "
+            "fix: use a chat template that writes all of it"
+        )
+
+
+def _squeeze(text: str) -> str:
+    """``text`` without white space and look-alike brackets, in its compatibility form."""
+    return "".join(unicodedata.normalize("NFKC", text.translate(_PLAIN)).split())

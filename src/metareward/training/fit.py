@@ -86,7 +86,7 @@ class Run:
     def on_data(self, data: FittingData[Any]) -> StepLog:
         """Take what is known of the data before the first step. Returns the callback that reports steps."""
         self._facts |= {"examples": count_kinds(data.examples), "too_long": count_kinds(data.too_long)}
-        self._facts |= {"longest": data.longest, "limit": data.limit}
+        self._facts |= {"longest": data.longest, "limit": data.limit, "notes": data.notes}
         return StepLog(self._job, self._report, len(data.examples), self._seconds)
 
     def on_findings(self, findings: SanityFindings) -> None:

@@ -46,8 +46,9 @@ class Lineage:
     """What ``lineage.json`` holds.
 
     ``sources`` are digests of the training files. ``examples`` and ``too_long`` count the examples (DPO: pairs) trained
-    on, and those left out for their length, by kind; ``longest`` and ``limit`` are in tokens. ``epoch`` is the one
-    after which the model was saved, where every epoch was. Of DPO only: ``reference``; ``log_ratio``, the largest of
+    on, and those left out for their length, by kind; ``longest`` and ``limit`` are in tokens. ``notes`` say where the
+    chat template writes conversations otherwise than generation has them. ``epoch`` is the one after which the model
+    was saved, where every epoch was. Of DPO only: ``reference``; ``log_ratio``, the largest of
     the first pairs, in nats; whether rows were packed (``prefix_sharing``), and why not (``not_packed``); ``base``,
     the model that a low-rank adapter belongs to.
     """
@@ -69,6 +70,7 @@ class Lineage:
     not_packed: str = ""
     base: ModelRef | None = None
     epoch: int | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The text of ``lineage.json``: equal for equal runs."""

@@ -85,7 +85,10 @@ class _OwnOrder:
 
 
 class PairTrainer(_OwnOrder, DPOTrainer):  # type: ignore[misc]
-    """`DPOTrainer` with our order of pairs."""
+    """`DPOTrainer` with our order of pairs, and with rows that are token ids already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
 
 
 class ExampleTrainer(_OwnOrder, SFTTrainer):  # type: ignore[misc]
@@ -120,10 +123,9 @@ def make_dpo_trainer(
     With an ``adapter`` (PEFT's configuration) TRL puts one on the policy. Without a ``reference`` it is the policy
     without its adapter, or with the adapter as it was.
     """
-    rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in data.examples]
-    config = DPOConfig(**dpo_arguments(job, len(rows), folder))
+    config = DPOConfig(**dpo_arguments(job, len(data.rows), folder))
     models = {"model": policy, "ref_model": reference, "peft_config": adapter}
-    return _make_trainer(PairTrainer, job, data, rows, tokenizer, callbacks, args=config, **models)
+    return _make_trainer(PairTrainer, job, data, tokenizer, callbacks, args=config, **models)
 
 
 def make_sft_trainer(
@@ -135,25 +137,24 @@ def make_sft_trainer(
     callbacks: Sequence[TrainerCallback],
 ) -> ExampleTrainer:
     """A trainer ready to `train`; ``folder`` gets its checkpoints. The model is in memory, so TRL loads nothing."""
-    rows = [{"prompt": example.prompt, "completion": example.completion} for example in data.examples]
-    arguments = _arguments(job, len(rows), folder)
-    config = SFTConfig(**arguments, completion_only_loss=True, packing=False, loss_type="nll")
-    return _make_trainer(ExampleTrainer, job, data, rows, tokenizer, callbacks, args=config, model=model)
+    arguments = _arguments(job, len(data.rows), folder)
+    tokenized = {"skip_prepare_dataset": True}
+    config = SFTConfig(**arguments, dataset_kwargs=tokenized, packing=False, loss_type="nll")
+    return _make_trainer(ExampleTrainer, job, data, tokenizer, callbacks, args=config, model=model)
 
 
 def _make_trainer(
     kind: type[T],
     job: TrainingJob,
     data: FittingData[Any],
-    rows: list[dict[str, Any]],
     tokenizer: Any,
     callbacks: Sequence[TrainerCallback],
     **options: Any,
 ) -> T:
-    """A trainer of this kind on ``rows``, those of ``data``; ``options`` are what DPO and SFT differ in."""
+    """A trainer of this kind on the rows of ``data``; ``options`` are what DPO and SFT differ in."""
     order = LengthSortedBatches(data.lengths, job.settings.batch_size, job.seed)
     trainer = kind(
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_dict({name: [row[name] for row in data.rows] for name in data.rows[0]}),
         processing_class=tokenizer,
         callbacks=[*callbacks, _SetEpoch(order)],
         **options,

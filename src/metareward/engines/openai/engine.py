@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import Field, TypeAdapter
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from metareward.engines.base import EngineError
+from metareward.engines.chat import escape_messages, folder_control_strings
 from metareward.engines.openai.choices import CHOICE_FIELDS, PROBE, PROBE_SAMPLING, ChoiceField
 from metareward.engines.openai.client import (
     ChatRequest,
@@ -33,6 +35,7 @@ from metareward.engines.openai.client import (
 )
 from metareward.engines.openai.pool import Pauses, Pool, RateControl, Server, ServerUsage
 from metareward.errors import UserError
+from metareward.method.template import CONTROL_STARTS, control_starts
 from metareward.settings import Count, Section, Text
 from metareward.storage.store import RecordStore
 from metareward.text import one_line
@@ -51,6 +54,9 @@ class OpenAISettings(Section):
         description="Base URLs, such as [http://127.0.0.1:8000]; requests go to the least busy"
     )
     model: Text = Field("m{t}", description="The model's name on the servers; {t} is its iteration, 0 for M0")
+    tokenizer: Text | None = Field(
+        None, description="Folder of the served model's tokenizer, for the control strings that requests must not hold"
+    )
     api_key_env: Text | None = Field(None, description="The environment variable that holds the API key")
     max_concurrency: Count = Field(
         64, description="Most requests in flight for each server; fewer where it throttles (429, Retry-After)"
@@ -112,6 +118,7 @@ class OpenAIEngine:
         self._choice_field = None if settings.choices_field == "auto" else settings.choices_field
         self._no_choice_field = ""  # the error message, once every field has failed
         self._probing = asyncio.Lock()
+        self._controls = _control_starts(settings)
 
     @property
     def usage(self) -> Usage:
@@ -128,6 +135,7 @@ class OpenAIEngine:
         """``n`` completions; see `Engine`. Greedy ones are equal, so one is asked for."""
         if sampling.temperature == 0 and n > 1:
             return tuple(await self.complete(messages, sampling, 1)) * n
+        messages = escape_messages(messages, self._controls)
         model, field = self._settings.model, await self._find_choice_field() if sampling.choices else None
         whole = chat_request(model, messages, sampling, n, choice_field=field)
         singles = [chat_request(model, messages, sampling, 1, i, field) for i in range(n)]
@@ -227,6 +235,12 @@ async def open_openai(settings: OpenAISettings, pauses: Pauses | None = None) ->
         await pool.aclose()
         raise
     return OpenAIEngine(settings, pauses, pool, cache)
+
+
+def _control_starts(settings: OpenAISettings) -> re.Pattern[str]:
+    """Where control strings begin: those of the served model's tokenizer if it is known, else of all known ones."""
+    folder = settings.tokenizer or (settings.model if (Path(settings.model) / "tokenizer.json").is_file() else None)
+    return CONTROL_STARTS if folder is None else control_starts(folder_control_strings(Path(folder)))
 
 
 async def _check(server: Server, settings: OpenAISettings) -> UnreachableError | None:

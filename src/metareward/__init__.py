@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metareward.evaluation.base import Benchmark as Benchmark
     from metareward.evaluation.base import Column as Column
     from metareward.generation.annotate import RubricJudge as RubricJudge
+    from metareward.generation.verdicts import VerdictRules as VerdictRules
     from metareward.method.elo import fit_elo as fit_elo
     from metareward.method.judge import Rubric as Rubric
     from metareward.method.meta_judge import MetaRubric as MetaRubric
@@ -46,6 +47,7 @@ _MODULES = {
     "errors": ("UserError",),
     "evaluation.base": ("Benchmark", "Column"),
     "generation.annotate": ("RubricJudge",),
+    "generation.verdicts": ("VerdictRules",),
     "method.elo": ("fit_elo",),
     "method.judge": ("Rubric",),
     "method.meta_judge": ("MetaRubric",),

@@ -165,6 +165,23 @@ TOGETHER = [
     (["answers.temperature=0"], "--set answers.temperature=0: expected a number above 0: greedy answers"),
     (["judgments.temperature=0"], "--set judgments.temperature=0: expected a number above 0: greedy judgments"),
     (
+        ["meta_judgments.temperature=0", "meta_judgments.retries=1"],
+        "--set meta_judgments.retries=1: expected 0: a greedy judgment is the same each time",
+    ),
+    (
+        [
+            "judge=a:B",
+            "judgments.verdict=constrained",
+            "iterations.1.judge_pairs=false",
+            "iterations.2.judge_pairs=false",
+        ],
+        "--set judgments.verdict=constrained: expected text, as judge is an object of yours",
+    ),
+    (
+        ["judge=a:B", "judgments.retries=1", "iterations.1.judge_pairs=false", "iterations.2.judge_pairs=false"],
+        "--set judgments.retries=1: expected 0, as judge is an object of yours",
+    ),
+    (
         ["pairs.min_battles=43"],
         "--set pairs.min_battles=43: expected at most 42, the battles that 7 judgments can have",
     ),

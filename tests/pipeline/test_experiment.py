@@ -10,6 +10,7 @@ from run_folders import HELD_OUT, PROMPTS, begin_experiment, experiment, model_f
 
 from metareward.config.schema import load_recipe
 from metareward.errors import UserError
+from metareward.generation.verdicts import VerdictRules
 from metareward.method.template import load_template
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.run_dir import RunDir
@@ -212,6 +213,21 @@ def test_fingerprints_tell_models_iterations_and_purposes_apart(tmp_path: Path) 
     model_folder(of.model(1), "m1, otherwise")
     after = of.evaluation_fingerprint(1)
     assert [key for key in before if before[key] != after[key]] == ["model"]
+
+
+def test_how_verdicts_are_obtained_reaches_the_judges_and_the_fingerprints(tmp_path: Path) -> None:
+    plain = begin_experiment(tmp_path / "plain")
+    drawn = begin_experiment(tmp_path / "drawn", "judgments.verdict=constrained", "meta_judgments.retries=2")
+    for settings in (drawn.settings(1), drawn.evaluation_settings()):
+        assert settings.verdicts == VerdictRules(constrained=True)
+        assert settings.meta_verdicts == VerdictRules(retries=2)
+    assert plain.settings(1).verdicts == plain.settings(1).meta_verdicts == VerdictRules()
+    for before, after in (
+        (plain.generation_fingerprint(1), drawn.generation_fingerprint(1)),
+        (plain.evaluation_fingerprint(0), drawn.evaluation_fingerprint(0)),
+    ):
+        changed = {key for key in before if before[key] != after[key]}
+        assert changed == {"judgments.verdict", "meta_judgments.retries"}
 
 
 @pytest.mark.parametrize(

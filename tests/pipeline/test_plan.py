@@ -56,6 +56,21 @@ def test_tokens_are_bounded_by_the_limits_until_they_are_measured() -> None:
     assert "with measured lengths" in shown(measured)
 
 
+def test_constrained_verdicts_and_retries_are_counted() -> None:
+    changes = ["judgments.max_tokens=10", "meta_judgments.max_tokens=20", "iterations.2.judge_pairs=false"]
+    plain = plan(load_recipe("pocket", changes))
+    assert plain.verdict_requests == 0 and "verdicts:" not in shown(plain)
+    drawn = ["judgments.verdict=constrained", "judgments.retries=1", "meta_judgments.retries=2"]
+    made = plan(load_recipe("pocket", [*changes, *drawn]))
+    assert calls(made, 1) == calls(plain, 1)
+    tokens = {role.role: role.tokens / role.calls for role in made.iterations[0].roles}
+    assert (tokens[JUDGMENTS], tokens[META]) == (2 * (10 + 8), 3 * 20)
+    # A benchmark that is judged by the run's rubric has constrained verdicts, too.
+    roles = [role for role in made.roles if role.role == JUDGMENTS]
+    assert made.verdict_requests == sum(role.calls for role in roles)
+    assert f"verdicts: constrained ones take {made.verdict_requests:,} more requests" in shown(made)
+
+
 def test_time_needs_a_rate() -> None:
     recipe = load_recipe("pocket")
     assert plan(recipe).seconds is None

@@ -288,9 +288,7 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     if judgments.temperature == 0 and judgments.n > 1:
         why = "a number above 0: greedy judgments of one answer are all the same"
         yield ("judgments", "temperature"), 0.0, why
-    for name, section in (("judgments", judgments), ("meta_judgments", recipe.meta_judgments)):
-        if section.retries and section.temperature == 0:
-            yield (name, "retries"), section.retries, "0: greedy judgments are the same every time"
+    yield from _verdict_mismatches(recipe)
     if judgments.min_valid > judgments.n:
         yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
     if recipe.judge is not None and recipe.reward is not None:
@@ -320,6 +318,16 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         if training.last_epoch > training.num_train_epochs:
             why = f"at most {training.num_train_epochs}, the epochs of this iteration's schedule"
             yield ("iterations", t, "stop_after_epoch"), training.stop_after_epoch, why
+
+
+def _verdict_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
+    for name, section in (("judgments", recipe.judgments), ("meta_judgments", recipe.meta_judgments)):
+        if section.retries and section.temperature == 0:
+            yield (name, "retries"), section.retries, "0: a greedy judgment is the same each time"
+    if isinstance(recipe.judge, str):
+        for key, plain in (("verdict", "text"), ("retries", 0)):
+            if (value := getattr(recipe.judgments, key)) != plain:
+                yield ("judgments", key), value, f"{plain}, as judge is an object of yours, which judges as it does"
 
 
 def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -141,9 +141,9 @@ class ChatEncoder:
                 raise ValueError("continue_last needs a last message of the assistant")
             return self.encode(messages[:-1]) + self.encode_completion(messages[:-1], messages[-1].content, False)
         contents = [self._delimiters.sub(_lookalike, message.content) for message in messages]
-        mark = _unused_character(contents)
-        cut = [self._control_start.sub(mark, content) for content in contents]
-        for marked in (cut, [_spread(content, mark) for content in contents]):
+        for spread in (False, True):
+            mark = _unused_character(contents) if spread or any(map(self._control.search, contents)) else ""
+            marked = [_spread(content, mark) if spread else self._cut(content, mark) for content in contents]
             turns = [Message(message.role, content) for message, content in zip(messages, marked, strict=True)]
             segments = _segments(self._render(turns, True), mark)
             ids = self._encode_segments("", segments)
@@ -162,9 +162,7 @@ class ChatEncoder:
         if not text and not end_turn:
             return []
         turn, mark = self.turn(prompt), _unused_character([text])
-        live = self._live_positions(text, turn)
-        marked = self._control_start.sub(lambda tag: "" if tag.start() in live else mark, text)
-        for written in (marked, _spread(text, mark)):
+        for written in (self._cut(text, mark, self._live_positions(text, turn)), _spread(text, mark)):
             ids, expected = self._encode_answer(turn, text, written, mark, turn.after if end_turn else "")
             if self._control_count(ids) <= expected:
                 return ids
@@ -242,8 +240,14 @@ class ChatEncoder:
         first = self._after(before, segments[0]) if before else self._ids(segments[0])
         return list(chain(first, *(self._after("\n", segment) for segment in segments[1:] if segment)))
 
+    def _cut(self, text: str, mark: str, live: Set[int] = frozenset()) -> str:
+        """``text`` with ``mark`` before every control string that isn't at a ``live`` position."""
+        if not self._control.search(text):
+            return text
+        return self._control_start.sub(lambda found: "" if found.start() in live else mark, text)
+
     def _control_count(self, ids: Iterable[int]) -> int:
-        return sum(id in self._control_ids for id in ids)
+        return sum(map(self._control_ids.__contains__, ids))
 
     def _expected(self, segments: Iterable[str]) -> int:
         """How many control tokens the template, and the tags of reasoning, have in ``segments``."""
@@ -304,7 +308,7 @@ def _spread(content: str, mark: str) -> str:
 
 def _segments(text: str, mark: str) -> list[str]:
     """``text`` cut after the character behind each mark, so that a marked control string is in two segments."""
-    first, *others = text.split(mark)
+    first, *others = text.split(mark) if mark else [text]
     segments = [first]
     for piece in others:
         segments[-1] += piece[:1]

@@ -165,7 +165,7 @@ def fit_pairs(
         prompt, prompt_ids = tokenized.prompt(pair.prompt)
         sides = ((pair.chosen, pair.chosen_finish), (pair.rejected, pair.rejected_finish))
         chosen, rejected = (
-            tokenized.completion(prompt, prompt_ids, turns[0]["content"], finish == "stop") for turns, finish in sides
+            tokenized.completion(prompt, turns[0]["content"], finish == "stop") for turns, finish in sides
         )
         rows.append(_row(prompt_ids=prompt_ids, chosen_ids=chosen, rejected_ids=rejected))
     lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
@@ -212,7 +212,7 @@ def fit_examples(examples: Sequence[Example], tokenizer: Any, job: SftJob, conte
         answer = example.completion[0]["content"]
         prompt, prompt_ids = tokenized.prompt(example.prompt)
         tokenized.require_same_header(prompt, answer)
-        completion = tokenized.completion(prompt, prompt_ids, answer, True)
+        completion = tokenized.completion(prompt, answer, True)
         labels = [_NO_LOSS] * len(prompt_ids) + completion
         rows.append(_row(input_ids=prompt_ids + completion, labels=labels))
     lengths = [len(row["labels"]) for row in rows]
@@ -261,7 +261,7 @@ class _Tokenizer:
                 self._note("leaves out the thinking of earlier turns, in generation as in training")
         return messages, ids
 
-    def completion(self, prompt: Messages, prompt_ids: list[int], text: str, end_turn: bool) -> list[int]:
+    def completion(self, prompt: Messages, text: str, end_turn: bool) -> list[int]:
         """The ids of an answer. Raises `UserError` if they don't hold all of it."""
         try:
             ids = self._encoder.encode_completion(prompt, text, end_turn)
@@ -273,7 +273,7 @@ class _Tokenizer:
             self._note(f"writes {written}: trained as in generation")
         if not self._encoder.writes(prompt, text):
             self._note("cuts or changes answers, such as their thinking: trained on the whole answers as written")
-        if not self._holds(self._tokenizer.decode(prompt_ids + ids), text):
+        if not self._holds(self._tokenizer.decode(ids), text):
             raise self._left_out(f"the answer {one_line(text, 40)!r}")
         return ids
 

@@ -140,14 +140,20 @@ def test_the_last_token_of_the_context_can_be_used(engine: LocalEngine) -> None:
     assert len(many) == 2
 
 
-def test_a_request_rejected_by_the_template_fails(llama: Path, tmp_path: Path, conversation: Conversation) -> None:
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [("{{ raise_exception('no such role') }}", "no such role"), ("{{ messages + 1 }}", "TypeError")],
+)
+def test_a_request_rejected_by_the_template_fails(
+    llama: Path, tmp_path: Path, conversation: Conversation, template: str, reason: str
+) -> None:
     folder = tmp_path / "strict"
     folder.mkdir()
     for file in llama.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    (folder / "chat_template.jinja").write_text(template)
     engine = open_engine(folder)
-    with pytest.raises(EngineError, match="no such role"):
+    with pytest.raises(EngineError, match=f"a request was refused: {reason}"):
         answers(engine, [(conversation(1, 2), Sampling(1.0, 1.0, 2), 1)])
     asyncio.run(engine.aclose())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import gzip
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from metareward.engines.openai.client import base_url, retry_after_seconds
 from metareward.engines.openai.engine import open_openai
 from metareward.engines.openai.pool import Pauses
 from metareward.errors import UserError
-from metareward.types import Completion, Sampling
+from metareward.types import Completion, Message, Sampling
 
 KEY = "sk-very-secret-0123456789"
 
@@ -535,3 +536,39 @@ def test_patience_ends() -> None:
             assert 0.05 <= time.monotonic() - began < 2
 
     with_server(scene)
+
+
+def sent(content: str, role: Any = "user", **changes: Any) -> str:
+    """The last message that the server gets."""
+
+    async def scene(server: FakeChatServer) -> str:
+        async with engine_for(server, **changes) as engine:
+            await engine.complete((Message("user", "Hi"), Message(role, content)), HOT, 1)
+        return str(server.bodies[-1]["messages"][-1]["content"])
+
+    return str(with_server(scene))
+
+
+def test_control_strings_do_not_reach_a_server(tmp_path: Path) -> None:
+    text = "<div> <|im_end|> [/INST] <start_of_turn> <s>x</s> <custom>"
+    assert sent(text) == "<div> ‹|im_end|> 〔/INST] ‹start_of_turn> ‹s>x‹/s> <custom>"
+    assert sent("<div>a</div>") == "<div>a</div>"
+    # The model goes on with its own text, in which the tags of its reasoning stay.
+    assert sent("<think>a</think>b<|im_end|>", "assistant") == "<think>a</think>b‹|im_end|>"
+    tokens = [{"id": 5, "content": "<|im_end|>", "special": True}, {"id": 6, "content": "<custom>", "special": True}]
+    tokens += [{"id": 7, "content": "<b>", "special": False}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (tmp_path / "chat_template.jinja").write_text("[INST] {{ messages[0]['content'] }} [/INST]")
+    known = "<div> ‹|im_end|> 〔/INST] <start_of_turn> <s>x</s> ‹custom>"
+    assert sent(text, tokenizer=str(tmp_path)) == known
+    assert sent(f"{text}<b>", model=str(tmp_path)) == f"{known}<b>"
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no tokenizer\.json with added tokens; fix: name the folder of the served model"
+    ):
+        sent("a", tokenizer=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its tokenizer can't be read"):
+        sent("a", tokenizer=str(tmp_path))

@@ -109,7 +109,14 @@ class ReplyCache:
 class OpenAIEngine:
     """Completions from the servers of ``settings``; made by `open_openai`."""
 
-    def __init__(self, settings: OpenAISettings, pauses: Pauses, pool: Pool, cache: ReplyCache | None) -> None:
+    def __init__(
+        self,
+        settings: OpenAISettings,
+        pauses: Pauses,
+        pool: Pool,
+        cache: ReplyCache | None,
+        controls: re.Pattern[str] = CONTROL_STARTS,
+    ) -> None:
         self._settings = settings
         self._pauses = pauses
         self._pool = pool
@@ -118,7 +125,7 @@ class OpenAIEngine:
         self._choice_field = None if settings.choices_field == "auto" else settings.choices_field
         self._no_choice_field = ""  # the error message, once every field has failed
         self._probing = asyncio.Lock()
-        self._controls = _control_starts(settings)
+        self._controls = controls
 
     @property
     def usage(self) -> Usage:
@@ -216,7 +223,7 @@ async def open_openai(settings: OpenAISettings, pauses: Pauses | None = None) ->
     Raises `UserError` for a bad URL, a missing key, a server that refuses the key or lists models without this one, and
     if no server answers; one that doesn't is set aside while others do. Servers needn't list their models.
     """
-    pauses = pauses or Pauses()
+    pauses, controls = pauses or Pauses(), _control_starts(settings)
     key, urls = api_key(settings.api_key_env), [base_url(url) for url in settings.base_urls]
     if twice := [url for url in urls if urls.count(url) > 1]:
         raise UserError(f"base_urls: {twice[0]} is there twice; fix: name each server once")
@@ -234,7 +241,7 @@ async def open_openai(settings: OpenAISettings, pauses: Pauses | None = None) ->
     except BaseException:
         await pool.aclose()
         raise
-    return OpenAIEngine(settings, pauses, pool, cache)
+    return OpenAIEngine(settings, pauses, pool, cache, controls)
 
 
 def _control_starts(settings: OpenAISettings) -> re.Pattern[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from metareward.engines.chat import ChatEncoder, ChatTemplateError
+from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.types import Message, Messages, Prompt
@@ -180,6 +181,19 @@ def test_a_template_that_fails_gives_one_line(template: str, reason: str) -> Non
         ChatEncoder(with_template("{{ messages[0].content }}")).encode_completion(user("a"), "b")
     with pytest.raises(UnicodeEncodeError):
         ChatEncoder(make_tokenizer("chatml")).encode(user("\ud800"))
+
+
+def test_a_tokenizer_without_a_default_template() -> None:
+    tokenizer = with_template("")
+    tokenizer.chat_template = {"rag": "{{ messages }}", "tools": "{{ messages }}"}
+    with pytest.raises(UserError, match=r"multiple chat templates .*; fix: add chat_template\.jinja"):
+        ChatEncoder(tokenizer)
+
+
+def test_every_private_use_character_in_one_text() -> None:
+    tokenizer = make_tokenizer("chatml")
+    text = "".join(chr(code) for code in range(0xE000, 0xF900)) + "<|im_end|>"
+    assert text in tokenizer.decode(ChatEncoder(tokenizer).encode(user(text)))
 
 
 def test_a_tokenizer_that_normalizes_text_to_control_strings() -> None:

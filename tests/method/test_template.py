@@ -134,8 +134,8 @@ INVISIBLE += [*map(chr, (0, 7, 0x7F, 0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, 0xF
 CONTROL_STRINGS = (
     "<|im_end|> <|start_header_id|> <|END_OF_TURN_TOKEN|> <|reserved_special_token_12|> <|/x|> [|endofturn|] "
     "<start_of_turn> <end_of_turn> <s> </s> <bos> <eos> <pad> <unk> <unused7> [INST] [/INST] [TOOL_CALLS] "
-    "[/SYSTEM_PROMPT] [gMASK] <sop> <<SYS>> <</SYS>> <｜User｜> <｜end▁of▁sentence｜> <think> </think> <tool_call> </tool_response> "
-    "<fim_prefix> <extra_id_3>"
+    "[/SYSTEM_PROMPT] [gMASK] <sop> <<SYS>> <</SYS>> <｜User｜> <｜end▁of▁sentence｜> <think> </think> <tool_call> "
+    "</tool_response> <fim_prefix> <extra_id_3>"
 )
 
 

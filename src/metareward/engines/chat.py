@@ -29,7 +29,7 @@ from metareward.method.template import (
 from metareward.text import one_line
 from metareward.types import Message, Messages
 
-_MARKS = range(0xE000, 0xF8FF)  # private use
+_MARKS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use
 _SENTINEL = "Qz7x{}Zq"
 _SENTINELS = re.compile(r"Qz7x\d+Zq")
 _REASONING_TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>")
@@ -110,11 +110,14 @@ class Turn:
 
 
 class ChatEncoder:
-    """Token ids of conversations for one tokenizer with a chat template. Not thread-safe, as tokenizers aren't."""
+    """Token ids of conversations for one tokenizer. Raises `UserError` if it has no chat template. Not thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        source: str = tokenizer.get_chat_template()
+        try:
+            source: str = tokenizer.get_chat_template()
+        except ValueError as error:  # none, or several without a default
+            raise UserError(f"{tokenizer.name_or_path}: {one_line(str(error))}; fix: add chat_template.jinja") from None
         added = tokenizer.added_tokens_decoder
         specials = frozenset(tokenizer.all_special_tokens)
         controls = {
@@ -157,7 +160,6 @@ class ChatEncoder:
         With ``end_turn`` followed by the end of the turn. The tags of reasoning around the beginning of ``text`` are
         tokens where the tokenizer has them, as the model wrote them; all other control strings are text.
         """
-        turn = self.turn(prompt)
         text.encode()
         if not text and not end_turn:
             return []
@@ -296,9 +298,9 @@ def _begins(spelled: str, text: str) -> bool:
 
 
 def _unused_character(contents: Iterable[str]) -> str:
-    """A private-use character that none of ``contents`` has."""
+    """A private-use character that none of ``contents`` has, if there is one."""
     used = set(chain.from_iterable(contents))
-    return next(chr(code) for code in _MARKS if chr(code) not in used)
+    return next((chr(code) for code in chain(*_MARKS) if chr(code) not in used), chr(_MARKS[0][0]))
 
 
 def _spread(content: str, mark: str) -> str:

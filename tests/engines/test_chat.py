@@ -9,6 +9,7 @@ import pytest
 from chat_families import FAMILIES, TEXT, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from metareward.engines.chat import ChatEncoder, ChatTemplateError
@@ -120,8 +121,12 @@ def test_delimiters_that_are_ordinary_text_get_look_alikes() -> None:
     assert written == "<s> [INST] 〔/INST] yes </s><s> 〔INST] ‹<SYS>> x ‹</SYS>> [1] <b> [/INST]"
 
 
-def with_template(template: str, name: str = "chatml") -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer(name).backend_tokenizer, eos_token="<|im_end|>")
+def with_template(template: str, name: str = "chatml", *tokens: AddedToken) -> PreTrainedTokenizerFast:
+    """A family's tokenizer with another template and more tokens."""
+    backend = make_tokenizer(name).backend_tokenizer
+    backend = backend.from_str(backend.to_str())
+    backend.add_tokens(list(tokens))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=FAMILIES[name].eos)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -183,6 +188,35 @@ def test_a_template_that_fails_gives_one_line(template: str, reason: str) -> Non
         ChatEncoder(make_tokenizer("chatml")).encode(user("\ud800"))
 
 
+def test_tokens_that_the_template_writes_are_control_strings() -> None:
+    """Also if the tokenizer doesn't call them special; other added tokens are ordinary text."""
+    template = "{% for m in messages %}@@{{ m.role }}: {{ m.content }}{% endfor %}@@assistant: "
+    tokenizer = with_template(
+        template, "chatml", AddedToken("@@", normalized=False), AddedToken("red", normalized=False)
+    )
+    encoder = ChatEncoder(tokenizer)
+    assert special(tokenizer, encoder.encode(user("a @@ b red"))) == ["@@", "red", "@@"]
+    assert encoder.encode(user("red")) == plain(tokenizer, user("red"))
+
+
+def test_an_unknown_letter_is_not_a_control_string() -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<user>": 1, "<bot>": 2, "red": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<unk>", "<user>", "<bot>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    tokenizer.chat_template = "<user>{{ messages[0].content }}<bot>{{ messages[1].content if messages[1:] }}"
+    assert ChatEncoder(tokenizer).encode(user("red 日 blue")) == [1, 3, 0, 0, 2]
+    assert ChatEncoder(tokenizer).encode_completion(user("red"), "red 日") == [3, 0]
+
+
+def test_a_space_that_the_model_wrote_is_not_doubled() -> None:
+    """Mistral's template puts a space before an answer; a byte-level tokenizer keeps the one that was generated."""
+    tokenizer = with_template(FAMILIES["mistral"].template)
+    encoder = ChatEncoder(tokenizer)
+    for answer, written in (("red", " red"), (" red", " red"), ("  red", "  red"), ("\nred", "\nred")):
+        assert tokenizer.decode(encoder.encode_completion(user("Hi"), answer, end_turn=False)) == written
+
+
 def test_a_tokenizer_without_a_default_template() -> None:
     tokenizer = with_template("")
     tokenizer.chat_template = {"rag": "{{ messages }}", "tools": "{{ messages }}"}
@@ -198,13 +232,9 @@ def test_every_private_use_character_in_one_text() -> None:
 
 def test_a_tokenizer_that_normalizes_text_to_control_strings() -> None:
     """Its tokens are looked for in the normalized text, where a full-width one has become plain."""
-    from tokenizers import AddedToken, normalizers
-
-    backend = make_tokenizer("chatml").backend_tokenizer.from_str(make_tokenizer("chatml").backend_tokenizer.to_str())
-    backend.normalizer = normalizers.NFKC()
-    backend.add_special_tokens([AddedToken("<eot>", normalized=True, special=True)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
-    tokenizer.chat_template = FAMILIES["chatml"].template
+    eot = AddedToken("<eot>", normalized=True, special=True)
+    tokenizer = with_template(FAMILIES["chatml"].template, "chatml", eot)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     text = "a ＜eot＞ b"
     assert "<eot>" in special(tokenizer, plain(tokenizer, user(text)))
     encoder = ChatEncoder(tokenizer)

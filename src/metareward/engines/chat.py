@@ -229,14 +229,10 @@ class ChatEncoder:
         return ids
 
     def _after(self, before: str, text: str) -> list[int]:
-        """The ids of ``text`` where it follows ``before``, or the end of a token if a token would span both."""
+        """The ids of ``text`` where it follows ``before``; its own if a token would span both."""
         # SentencePiece puts a space before a text, which must not come into the middle of one.
-        for context in (before, *_ANCHORS):
-            ids = self._ids(context)
-            both = self._ids(context + text)
-            if both[: len(ids)] == ids:
-                return both[len(ids) :]
-        return self._ids(text)
+        ids, both = self._ids(before), self._ids(before + text)
+        return both[len(ids) :] if both[: len(ids)] == ids else self._ids(text)
 
     def _encode_segments(self, before: str, segments: Sequence[str]) -> list[int]:
         first = self._after(before, segments[0]) if before else self._ids(segments[0])

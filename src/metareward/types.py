@@ -102,14 +102,11 @@ class Scored:
     kind: Literal["scored"] = "scored"
 
 
-Reason = Literal["missing", "out_of_range", "ambiguous"]
-
-
 @dataclass(frozen=True, slots=True)
 class Unparsed:
-    """No score or verdict: none was found, it is out of range, or a careful person would be in doubt: ``ambiguous``."""
+    """No valid score or verdict: none was found, it is out of range, or the line of the verdict contradicts itself."""
 
-    reason: Reason
+    reason: Literal["missing", "out_of_range", "contradictory"]
     kind: Literal["unparsed"] = "unparsed"
 
 

@@ -96,6 +96,23 @@ def test_every_seed_is_derived_from_the_prompt_and_the_place() -> None:
     assert {replace(call.sampling, seed=0) for call in engine.calls} == {settings().answers}
 
 
+def test_every_role_draws_with_its_own_sampling() -> None:
+    own = {"actor": Sampling(0.9, 0.8, 11), "judge": Sampling(0.7, 0.6, 12), "meta": Sampling(0.5, 0.4, 13)}
+    chosen = replace(settings(), answers=own["actor"], judgments=own["judge"], meta=own["meta"])
+    engine = ScriptedEngine(reply)
+    run(engine, chosen=chosen)
+    assert {role_of(call.messages) for call in engine.calls} == own.keys()
+    for call in engine.calls:
+        assert replace(call.sampling, seed=0) == own[role_of(call.messages)]
+
+
+@pytest.mark.parametrize(("min_valid", "disputed"), [(2, 1), (3, 0), (4, None)])
+def test_an_answer_with_too_few_valid_judgments_is_not_meta_judged(min_valid: int, disputed: int | None) -> None:
+    engine = scripted(["x", "y"], {"x": GOOD, "y": WILD})  # y varies more, but has two valid judgments
+    dispute = run(engine, chosen=replace(settings(k=2), min_valid=min_valid)).dispute
+    assert (dispute and dispute.candidate) == disputed
+
+
 def test_repeated_answers_are_not_judged_again() -> None:
     engine = scripted(["x", "y", "x", "x "], {"x": GOOD, "y": GOOD, "x ": GOOD})
     tally = Tally()

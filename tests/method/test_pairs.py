@@ -340,6 +340,28 @@ def test_position_weights_scope() -> None:
         assert (pair.chosen_score, pair.rejected_score) == (max(ratings), min(ratings))
 
 
+@pytest.mark.parametrize("prior", [0.02, 0.1, 1.0])
+def test_ratings_have_the_prior_of_the_rules(prior: float) -> None:
+    of = argued(CLEAR)
+    assert of.dispute is not None
+    ratings = fit_elo(battle_matrix(of.dispute, EVEN), prior).values_M
+    pair = made(judge_pair(of, PairRules(elo_prior=prior), EVEN, RUBRIC, 0))
+    assert (pair.chosen_score, pair.rejected_score) == (max(ratings), min(ratings))
+
+
+def test_lengths_are_in_characters_not_in_bytes() -> None:
+    answers = [
+        candidate(0, [5, 5], "ééé"),
+        candidate(1, [5, 5], "abcd"),
+        candidate(2, [1, 1], "漢字"),
+        candidate(3, [1, 1], "xyz"),
+    ]
+    pair = made(actor_pair(record(answers), PairRules(max_answer_chars=3)))
+    assert (pair.chosen, pair.rejected) == ("ééé", "xyz")
+    judged = argued(CLEAR, ("zéro", "un", "déüx"))
+    assert made(judge_pair(judged, PairRules(max_judgment_chars=4), EVEN, RUBRIC, 0)).chosen == "déüx"
+
+
 @given(records(), rules_drawn, st.integers(0, 3))
 def test_properties_of_judge_pairs(of: PromptRecord, rules: PairRules, seed: int) -> None:
     outcome = judge_pair(of, rules, EVEN, RUBRIC, seed)

@@ -27,6 +27,11 @@ def test_an_answer_with_too_few_valid_scores_has_no_score() -> None:
     assert [score.index for score in answer_scores(record(answers), 0)] == [0, 2]
 
 
+def test_an_answers_length_is_in_characters() -> None:
+    (score,) = answer_scores(record([candidate(0, [4, 4], "naïve 漢字")]), 2)
+    assert score.chars == 8
+
+
 def test_one_judgment_has_no_variance() -> None:
     (score,) = answer_scores(record([candidate(0, [4])]), 1)
     assert (score.mean, score.variance) == (4.0, None)

@@ -230,6 +230,18 @@ def test_how_verdicts_are_obtained_reaches_the_judges_and_the_fingerprints(tmp_p
         assert changed == {"judgments.verdict", "meta_judgments.retries"}
 
 
+def test_records_are_fingerprinted_by_the_model_that_generates_them(tmp_path: Path) -> None:
+    of = begin_experiment(tmp_path)
+    first = of.generation_fingerprint(1)
+    models = []
+    for weights in ("m1", "m1, otherwise"):
+        model_folder(of.model(1), weights)
+        models.append(of.generation_fingerprint(2))
+        assert of.generation_fingerprint(1) == first
+    assert [key for key in models[0] if models[0][key] != models[1][key]] == ["model"]
+    assert first["model"] != models[0]["model"]
+
+
 @pytest.mark.parametrize(
     ("start", "reference", "folders"),
     [

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma3TextConfig,
     LlamaConfig,
     PretrainedConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from metareward.storage.pair_files import write_pairs
+from metareward.training.callbacks import StepLog
 from metareward.training.config import DpoJob, TrainingJob, TrainingSettings
 from metareward.training.data import fit_pairs, read_training_pairs
 from metareward.training.models import load_dpo_models, load_tokenizer
@@ -42,6 +44,7 @@ _PARTICULAR: dict[type[PretrainedConfig], dict[str, Any]] = {
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    FalconConfig: {"alibi": True},
 }
 
 
@@ -122,7 +125,7 @@ def prepare_trainer(job: DpoJob, folder: Path, sharing: bool = True) -> PairTrai
     models, tokenizer = load_dpo_models(job), load_tokenizer(job.start)
     data = fit_pairs(read_training_pairs(job.data), tokenizer, job, CONTEXT)
     check = SanityCheck(job, None, lambda _: None)
-    callbacks = [check] if sharing else []
+    callbacks = [StepLog(job, lambda _: None, len(data.examples)), *([check] if sharing else [])]
     trainer = make_dpo_trainer(job, data, models.policy, models.reference, tokenizer, folder, callbacks, models.adapter)
     if sharing:
         check.prepare(trainer, data.lengths)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from training_world import CONTEXT, changed, make_job, save_model, save_pairs
+from transformers import FalconConfig
 
 from metareward.errors import UserError
 from metareward.training.checkpoints import SanityFindings
@@ -109,7 +111,7 @@ def test_the_reference_is_precomputed_once(job: DpoJob, tmp_path: Path) -> None:
         assert [noted["ref_chosen_logps"], noted["ref_rejected_logps"]] == [side[place] for side in found.reference]
 
 
-@pytest.mark.parametrize("error", [ValueError("no such\nmask"), RuntimeError("no kernel")])
+@pytest.mark.parametrize("error", [ValueError("no such\nmask"), RuntimeError("no kernel"), KeyError("mask")])
 def test_a_model_that_cannot_run_packed_rows_is_not_packed(job: DpoJob, tmp_path: Path, error: Exception) -> None:
     trainer, frozen = trainer_of(job, job.start, tmp_path)
     sharing = PrefixSharing(frozen)
@@ -122,6 +124,31 @@ def test_a_model_that_cannot_run_packed_rows_is_not_packed(job: DpoJob, tmp_path
     checked = check_packing(trainer, frozen, sharing, first_batch(trainer))
     assert checked.not_packed == " ".join(str(error).split())
     assert not sharing.packed
+
+
+def test_a_model_that_cannot_be_packed_is_trained_all_the_same(job: DpoJob, tmp_path: Path) -> None:
+    start = save_model(tmp_path / "M0", kind=FalconConfig)
+    falcon = changed(job, start=start, reference=start)
+    trainer, found = begin(falcon, start, tmp_path / "out")
+    assert found.not_packed == "packed rows are not tested with model type falcon"
+    loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_gradients_of_the_policy_are_checked(job: DpoJob, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(job, job.start, tmp_path)
+
+    def enlarge(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        if given.get("packed_row") is not None and output[0].requires_grad:
+            output[0].register_hook(lambda gradient: gradient * 1.05)
+
+    trainer.model.model.layers[0].self_attn.register_forward_hook(enlarge, with_kwargs=True)
+    sharing, batch = PrefixSharing(trainer.model), first_batch(trainer)
+    assert check_packing(trainer, trainer.model, sharing, batch).not_packed == ""
+    checked = check_packing(trainer, trainer.model, sharing, batch, trained=True)
+    assert checked.not_packed.startswith("gradients of packed rows differ by")
+    assert not sharing.packed
+    assert all(each.grad is None for each in trainer.model.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on a GPU only")

@@ -241,6 +241,15 @@ def test_an_adapter_is_as_set(dpo_job: DpoJob, tmp_path: Path) -> None:
     assert dict.fromkeys(ADAPTER, True) == {name: holds(config) for name, holds in ADAPTER.items()}
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_the_last_step_is_never_warmup(dpo_job: DpoJob, tmp_path: Path, kind: str) -> None:
+    """With a rate of 0 in its only step training would do nothing."""
+    job = changed(dpo_job, lr_scheduler_type=kind, warmup_ratio=0.1, batch_size=16, num_train_epochs=1)
+    trainer = prepare_trainer(job, tmp_path, sharing=False)
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    assert learning_rates(trainer, 1)[0] == 1e-3
+
+
 @pytest.mark.parametrize(
     ("changes", "rates"),
     [
@@ -249,7 +258,10 @@ def test_an_adapter_is_as_set(dpo_job: DpoJob, tmp_path: Path) -> None:
         ({"lr_scheduler_type": "linear"}, [1.0, 0.5, 0.0]),
         ({"lr_scheduler_type": "linear", "min_lr": 1e-3}, [1.0, 0.75, 0.5]),
         ({"lr_scheduler_type": "constant"}, [1.0, 1.0, 1.0]),
+        ({"lr_scheduler_type": "linear", "min_lr": 2e-3}, [1.0, 1.0, 1.0]),
         ({"lr_scheduler_type": "linear", "warmup_ratio": 0.5}, [0.0, 1.0, 0.0]),
+        ({"lr_scheduler_type": "linear", "warmup_ratio": 0.5, "min_lr": 1e-3}, [0.0, 1.0, 0.5]),
+        ({"lr_scheduler_type": "cosine", "warmup_ratio": 0.5, "min_lr": 1e-3}, [0.0, 1.0, 0.5]),
     ],
 )
 def test_the_learning_rate_at_the_beginning_the_middle_and_the_end(

@@ -100,8 +100,10 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
         finally:
             if began:
                 progress.finish()
-    pairs, steps = sum(result.lineage.examples.values()), result.lineage.steps
-    log_event(experiment.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds)
+    lineage = result.lineage
+    unpacked = {"unpacked_because": lineage.not_packed} if job.settings.prefix_sharing and lineage.not_packed else {}
+    pairs, steps = sum(lineage.examples.values()), lineage.steps
+    log_event(experiment.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds, **unpacked)
 
 
 def training_job(experiment: Experiment, t: int) -> DpoJob:

@@ -182,6 +182,11 @@ class TrainingSettings(OptimizationSettings):
         """The adapter's settings; None when all weights are trained."""
         return None if self.method == "full" else self.lora
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the policy has dropout while it is trained: the model's own, or the adapter's."""
+        return self.dropout > 0 or (self.adapter is not None and self.adapter.lora_dropout > 0)
+
     @model_validator(mode="after")
     def _check_losses(self) -> Self:
         matches = len(self.loss_weights) in (0, len(self.loss_type))

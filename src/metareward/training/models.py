@@ -88,7 +88,7 @@ def load_dpo_models(job: DpoJob) -> DpoModels:
     if find_spec("peft") is None:
         raise UserError("training job: lora needs peft; fix: pip install 'metareward[lora]'")
     dtype = torch.bfloat16 if computes_in_bfloat16(settings) else torch.float32
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
 
     base = _load_base(job, dtype)
     reference = None if job.reference == job.start else load_model(job.reference, 0.0, dtype)
@@ -100,7 +100,9 @@ def load_dpo_models(job: DpoJob) -> DpoModels:
                 f"{before}: an adapter with r {saved['r']} and lora_alpha {saved['lora_alpha']}, the recipe has "
                 f"{lora.r} and {lora.lora_alpha}; fix: set both to the adapter's, or lora.carry_over to merged"
             )
-        return DpoModels(PeftModel.from_pretrained(base, before, is_trainable=True), reference)
+        config = PeftConfig.from_pretrained(before)
+        config.lora_dropout = lora.lora_dropout
+        return DpoModels(PeftModel.from_pretrained(base, before, is_trainable=True, config=config), reference)
     adapter = LoraConfig(  # changes nothing until it is trained
         r=lora.r,
         lora_alpha=lora.lora_alpha,

@@ -25,15 +25,12 @@ from metareward.storage.custody import model_ref
 from metareward.training.checkpoints import LogProbs, SanityFindings
 from metareward.training.config import DpoJob
 from metareward.training.lineage import check_log_ratio
-from metareward.training.prefix_sharing.forward import PrefixSharing, why_not_packed
+from metareward.training.prefix_sharing.check import PackingCheck
+from metareward.training.prefix_sharing.forward import IGNORE_INDEX, PrefixSharing, why_not_packed
 from metareward.training.trainer import PairTrainer, precompute_reference, use_precomputed
 
-# Nats a token. Packed rows give the same log-probabilities up to rounding; an architecture whose attention can't be
-# packed is off by far more.
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 _PAIRS = 2
 _COLUMNS = ("input_ids", "attention_mask", "completion_mask")
-_MESSAGE_CHARS = 200
 NOT_WANTED = "prefix_sharing is false"
 
 
@@ -70,7 +67,7 @@ class SanityCheck(TrainerCallback):  # type: ignore[misc]
             model = trainer.model
         with _as_reference(trainer):
             self._reference = check_packing(trainer, model, sharing, self._batch, settings.prefix_sharing)
-        if settings.last_epoch > 1 or (settings.adapter is not None and settings.dropout > 0):
+        if settings.last_epoch > 1 or (settings.adapter is not None and settings.has_dropout):
             self._precomputed = precompute_reference(trainer, model, lengths)
             use_precomputed(trainer, self._precomputed)
 
@@ -79,7 +76,7 @@ class SanityCheck(TrainerCallback):  # type: ignore[misc]
         if self._findings is None:
             trainer, job = self._trainer, self._job
             model, wanted = trainer.model_wrapped, job.settings.prefix_sharing
-            policy = check_packing(trainer, model, self._sharing, self._batch, wanted)
+            policy = check_packing(trainer, model, self._sharing, self._batch, wanted, trained=True)
             if self._reference is None:
                 with _as_reference(trainer):
                     self._reference = check_packing(trainer, model, self._sharing, self._batch, wanted)
@@ -103,7 +100,7 @@ def _as_reference(trainer: PairTrainer) -> AbstractContextManager[None]:
     return use_adapter(model, "ref" if "ref" in model.peft_config else None)  # type: ignore[no-any-return]
 
 
-# --- the first batch ---
+# --- the first pairs ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,43 +123,46 @@ def first_batch(trainer: PairTrainer) -> dict[str, Tensor]:
 
 
 def check_packing(
-    trainer: PairTrainer, model: Any, sharing: PrefixSharing, batch: dict[str, Tensor], wanted: bool = True
+    trainer: PairTrainer,
+    model: Any,
+    sharing: PrefixSharing,
+    batch: dict[str, Tensor],
+    wanted: bool = True,
+    trained: bool = False,
 ) -> Checked:
-    """Run ``model`` on ``batch``, and pack its rows from now on if that is ``wanted`` and gives the same figures."""
-    sharing.packed = False
-    plain = _log_probs(trainer, model, batch)
-    not_packed = why_not_packed(sharing.model) if wanted else NOT_WANTED
-    if not not_packed:
-        sharing.packed, sharing.flex = True, batch["input_ids"].is_cuda
-        if sharing.flex:
-            sharing.flex = not _difference(trainer, model, batch, plain)
-        not_packed = "" if sharing.flex else _difference(trainer, model, batch, plain)
-    sharing.packed = not not_packed
-    return Checked(plain, not_packed or "")
+    """Run ``model`` on ``batch``, and pack its rows from now on if that is ``wanted`` and gives the same figures.
 
-
-def _difference(trainer: PairTrainer, model: Any, batch: dict[str, Tensor], plain: Tensor) -> str:
-    """How packed rows differ from ``plain`` ones, or why the model can't run them; empty when it's only rounding."""
-    try:
-        packed = _log_probs(trainer, model, batch)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:  # no kernel for this GPU or these heads; a model refusing the mask
-        return " ".join(str(error).split())[:_MESSAGE_CHARS]
-    apart = (packed - plain).abs() / batch["completion_mask"].sum(dim=1)
-    worst = float(trainer.accelerator.gather(apart.max()).max())  # all processes decide alike
-    tolerance = _TOLERANCE["bfloat16" if trainer.args.bf16 else "float32"]
-    return "" if worst <= tolerance else f"packed rows differ by {worst:.2g} nats a token"
-
-
-def _log_probs(trainer: PairTrainer, model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Summed over each completion, without gradient and dropout."""
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    Of a model that is to be ``trained`` gradients are compared, too, unless its weights are sharded.
+    """
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    training = model.training
+    rows["labels"] = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
+    sharing.packed, training = False, model.training
     model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
-        output = model(**rows, labels=labels, use_cache=False, fused_lm_head=True)
+        plain = model(**rows, use_cache=False, fused_lm_head=True).log_probs.float().sum(dim=1)
+    not_packed = why_not_packed(sharing.model) if wanted else NOT_WANTED
+    if not_packed is None:
+        not_packed = _try_packed(trainer, model, sharing, rows, trained)
     model.train(training)
-    summed: Tensor = output.log_probs.sum(dim=1)
-    return summed.float()
+    return Checked(plain, not_packed)
+
+
+def _try_packed(
+    trainer: PairTrainer, model: Any, sharing: PrefixSharing, rows: dict[str, Tensor], trained: bool
+) -> str:
+    """Pack rows if the figures are the same, with FlexAttention on a GPU if it gives them; else the reason why not."""
+    with_gradient = trained and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    if with_gradient:
+        model = trainer.accelerator.unwrap_model(model)  # no gradients to be averaged over the processes
+        # As it is trained, where that is deterministic; without checkpointing two pairs may not fit in memory.
+        model.train(trainer.args.gradient_checkpointing and trainer.args.disable_dropout)
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
+    check = PackingCheck(sharing, model, rows, with_gradient, dtype, trainer.accelerator.autocast)
+    reason = ""
+    for flex in (True, False) if rows["input_ids"].is_cuda else (False,):
+        times, reason = check.try_packed(flex)
+        worst = trainer.accelerator.gather(torch.tensor(times, device=trainer.accelerator.device)).max()
+        if worst <= 1.0:  # in all processes
+            return ""
+    sharing.packed = sharing.flex = False
+    return reason or "packed rows differ in another process"

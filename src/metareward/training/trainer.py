@@ -15,7 +15,7 @@ the completions' negative log-likelihood (Self-Rewarding section 3.1), over the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +76,7 @@ class LengthSortedBatches(Sampler[int]):
 
 
 class _OwnOrder:
-    """A trainer with our order of examples; nothing else of it is overridden."""
+    """A trainer with our order of examples."""
 
     order: LengthSortedBatches
 
@@ -85,10 +85,33 @@ class _OwnOrder:
 
 
 class PairTrainer(_OwnOrder, DPOTrainer):  # type: ignore[misc]
-    """`DPOTrainer` with our order of pairs, and with rows that are token ids already."""
+    """`DPOTrainer` with our order of pairs, rows that are token ids already, and the mean over a step's pairs as loss.
+
+    transformers takes the mean of the micro-batches' means: in an epoch's last step, whose last micro-batch may be
+    smaller, its pairs would count more than the others.
+    """
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], int]:
+        """The micro-batches of an optimizer step, and the number of its pairs."""
+        micro_batches, _ = super().get_batch_samples(*args)
+        return micro_batches, sum(map(_count_pairs, micro_batches))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
+    ) -> Any:
+        """TRL's loss of a micro-batch, weighted by its share of the step's pairs."""
+        loss = super().compute_loss(model, inputs, return_outputs)
+        if num_items_in_batch is None:
+            return loss
+        # transformers divides by the number of micro-batches.
+        return loss * (_count_pairs(inputs) * self.current_gradient_accumulation_steps / num_items_in_batch)
+
+
+def _count_pairs(micro_batch: Mapping[str, Tensor]) -> int:
+    return len(micro_batch["input_ids"]) // 2
 
 
 class ExampleTrainer(_OwnOrder, SFTTrainer):  # type: ignore[misc]
@@ -169,7 +192,7 @@ def dpo_arguments(job: DpoJob, pairs: int, folder: Path) -> dict[str, Any]:
     settings = job.settings
     return _arguments(job, pairs, folder) | {
         "beta": settings.beta,
-        "disable_dropout": settings.dropout == 0,
+        "disable_dropout": not settings.has_dropout,
         "loss_type": list(settings.loss_type),
         "loss_weights": list(settings.loss_weights) or None,
         "label_smoothing": settings.label_smoothing,
@@ -198,16 +221,17 @@ def _arguments(job: TrainingJob, examples: int, folder: Path) -> dict[str, Any]:
 
 
 def _schedule(settings: OptimizationSettings, steps: int) -> dict[str, Any]:
-    """The learning rate of ``steps`` optimizer steps, those of all planned epochs."""
-    warmup = math.ceil(steps * settings.warmup_ratio)
+    """The learning rate of ``steps`` optimizer steps, those of all planned epochs: up from 0, then down to min_lr."""
+    warmup = min(math.ceil(steps * settings.warmup_ratio), steps - 1)  # a rate of 0 in every step would train nothing
     peak = {"learning_rate": settings.learning_rate, "warmup_steps": warmup}
-    if settings.lr_scheduler_type == "constant":
+    if settings.lr_scheduler_type == "constant" or settings.min_lr == settings.learning_rate:
         return peak | {"lr_scheduler_type": "constant_with_warmup"}
-    floor = settings.min_lr / settings.learning_rate
     if settings.lr_scheduler_type == "cosine":
+        floor = settings.min_lr / settings.learning_rate
         return peak | {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": floor}}
-    decay = {"num_decay_steps": max(1, steps - warmup), "decay_type": "linear", "min_lr_ratio": floor}
-    return peak | {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
+    # transformers' linear schedule ends at 0.
+    falling = {"lr_end": settings.min_lr, "power": 1.0}
+    return peak | {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": falling}
 
 
 def computes_in_bfloat16(settings: OptimizationSettings) -> bool:

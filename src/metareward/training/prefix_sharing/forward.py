@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
@@ -29,8 +29,17 @@ from transformers.masking_utils import sdpa_mask
 from metareward.training.prefix_sharing.packing import PackedRow, pack
 
 ATTENTION = "metareward_packed_rows"
+# Model types of which tests/training/prefix_sharing shows that packed rows give the same log-probabilities and
+# gradients. Any other model trains on unpacked rows.
+PACKED_MODEL_TYPES = frozenset({
+    "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "gpt_neox",
+    "granite", "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "mixtral", "nanochat",
+    "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
+    "smollm3", "starcoder2",
+})  # fmt: skip
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-_IGNORE_INDEX = -100  # a label that isn't to be predicted
+IGNORE_INDEX = -100  # a label that isn't to be predicted
+_BLOCK = 128  # rows, and columns, of a block of FlexAttention's masks
 
 
 def packed_attention(
@@ -76,46 +85,63 @@ class BlockMasks(dict[int | None, BlockMask]):
 
     def __init__(self, row: PackedRow) -> None:
         super().__init__()
-        self._row = row
-
-    def __missing__(self, window: int | None) -> BlockMask:
-        """Each column of the row attends to its own path up to itself, no further back than the ``window``."""
-        row, (_, width), device = self._row, self._row.input_ids.shape, self._row.input_ids.device
+        (_, width), device = row.input_ids.shape, row.input_ids.device
         starts = [0, *accumulate(row.segments)]
         paths = torch.zeros(len(row.chunks), width, dtype=torch.bool)  # which columns are on each chunk's path
         for number, chunk in enumerate(row.chunks):
             for segment in chunk.path:
                 paths[number, starts[segment] : starts[segment + 1]] = True
         sizes = torch.tensor([chunk.new for chunk in row.chunks])
-        chunks = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)  # the chunk of each column
-        on_path, position = paths.to(device), row.position_ids[0]
+        self._chunks = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)  # the chunk of each column
+        self._paths, self._positions, self._width = paths.to(device), row.position_ids[0], width
+
+    def __missing__(self, window: int | None) -> BlockMask:
+        """Each column of the row attends to its own path up to itself, no further back than the ``window``."""
+        chunks, paths, positions, width = self._chunks, self._paths, self._positions, self._width
         back = width if window is None else window
 
         def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            distance = position[query] - position[key]
-            return on_path[chunks[query], key] & (distance >= 0) & (distance < back)
+            distance = positions[query] - positions[key]
+            return paths[chunks[query], key] & (distance >= 0) & (distance < back)
 
-        self[window] = create_block_mask(visible, None, None, width, width, device=device)
+        # As `create_block_mask` does, but for one row of blocks at a time: the whole mask is T x T, several times over.
+        columns, none = torch.arange(width, device=positions.device), torch.zeros((), device=positions.device)
+        rows_of_blocks = (visible(none, none, rows[:, None], columns[None]) for rows in torch.split(columns, _BLOCK))
+        counts = torch.stack([_block_sums(mask) for mask in rows_of_blocks])
+        full = counts == _BLOCK * _BLOCK
+        blocks = [_ordered(each) for each in ((counts > 0) & ~full, full)]
+        self[window] = BlockMask.from_kv_blocks(
+            *blocks[0], *blocks[1], BLOCK_SIZE=_BLOCK, mask_mod=visible, seq_lengths=(width, width)
+        )
         return self[window]
+
+
+def _block_sums(mask: Tensor) -> Tensor:
+    """(C): the True entries of each block of ``mask``, which is one row of blocks: (up to block size, T)."""
+    sums = mask.sum(dim=0)
+    return nn.functional.pad(sums, (0, -len(sums) % _BLOCK)).view(-1, _BLOCK).sum(dim=1)
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, 1, R) numbers and (1, 1, R, C) indices of the True blocks of each row of ``blocks`` (R, C), those first."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(dim=1)[None, None].int(), order[None, None].int()
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
     """Why rows of this model can't be packed, in a few words; None when they can.
 
-    It must take its attention from transformers' interface (by default PyTorch's own) in every layer, and know
-    positions from ``position_ids`` alone, as rotary ones do.
+    Its type must be in `PACKED_MODEL_TYPES`, its attention PyTorch's own through transformers' interface.
     """
     config = model.config.get_text_config()
     plain = config.to_dict()
     other_layers = sorted(set(plain.get("layer_types") or ()) - _LAYER_TYPES)
+    if model.config.model_type not in PACKED_MODEL_TYPES:
+        return f"packed rows are not tested with model type {model.config.model_type}"
     if config._attn_implementation not in ("sdpa", ATTENTION):
         return f"its attention is {config._attn_implementation}, not sdpa"
     if other_layers:
         return f"it has layers of type {', '.join(other_layers)}"
-    if plain.get("alibi"):
-        return "its positions are ALiBi's"
-    if not plain.get("rope_parameters"):
-        return "its positions are not rotary"
     if plain.get("router_aux_loss_coef") and "output_router_logits" in plain:
         return "its router's auxiliary loss is over the unpacked rows (router_aux_loss_coef)"
     return None
@@ -167,7 +193,7 @@ class PrefixSharing:
         if not given.get("fused_lm_head") or given.get("labels") is None:
             return None
         labels = given["labels"][:, 1:]
-        counted = labels != _IGNORE_INDEX
+        counted = labels != IGNORE_INDEX
         changed = {"labels": None, "shift_labels": labels[counted][None]}
         if self._packed:
             row = pack(given["input_ids"], given["attention_mask"].sum(dim=1))

@@ -37,7 +37,7 @@ from metareward.evaluation.mt_bench.data import Grade, Question
 from metareward.storage.run_log import environment
 from metareward.types import Message
 
-ROUNDS, MODELS, QUESTIONS, INSTRUCTIONS = 3, 30, 500, 805
+ROUNDS, MODELS, QUESTIONS, INSTRUCTIONS, ARENA_ROUNDS = 3, 30, 500, 805, 1000
 VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 # The official function, with its two tables given locally; it fetches them from the hub otherwise.
 UPSTREAM = """
@@ -185,7 +185,7 @@ def upstream_arena(python: str, folder: Path, played: Sequence[Match]) -> float:
         table.write_text("model_a,model_b,winner\n" + "\n".join(rows) + "\n")
         command = [python, "-c", UPSTREAM_ARENA, str(folder), str(table), str(ROUNDS)]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(told) * arena.ROUNDS
+    return float(told) * ARENA_ROUNDS
 
 
 def _battles(played: Match) -> Iterator[str]:
@@ -214,7 +214,7 @@ def main() -> None:
                 upstream(asked.upstream, folder) if asked.upstream else None,
             ),
             f"Arena-Hard, {MODELS} models, both bootstraps, 1000 rounds": (
-                seconds(lambda: arena.evaluate(played, {}, "v0.1")),
+                seconds(lambda: arena.evaluate(played, {}, "v0.1", rounds=ARENA_ROUNDS)),
                 upstream_arena(asked.upstream, asked.arena, played) if asked.upstream and asked.arena else None,
             ),
             "Arena-Hard, style control": (seconds(lambda: arena.evaluate(played, answers, "v0.1", rounds=1)), None),

@@ -102,11 +102,14 @@ class Scored:
     kind: Literal["scored"] = "scored"
 
 
+Reason = Literal["missing", "out_of_range", "ambiguous"]
+
+
 @dataclass(frozen=True, slots=True)
 class Unparsed:
-    """No valid score or verdict: none was found, it is out of range, or the line of the verdict contradicts itself."""
+    """No score or verdict: none was found, it is out of range, or a careful person would be in doubt: ``ambiguous``."""
 
-    reason: Literal["missing", "out_of_range", "contradictory"]
+    reason: Reason
     kind: Literal["unparsed"] = "unparsed"
 
 

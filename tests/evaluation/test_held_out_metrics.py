@@ -71,7 +71,7 @@ def test_answer_perfect_counts_only_the_top_score() -> None:
     assert found["answer_quality"] == (5 + 5 + 4 + 0) / 4
 
 
-@pytest.mark.parametrize("reading", [None, Unparsed("contradictory"), Unparsed("out_of_range"), Truncated()])
+@pytest.mark.parametrize("reading", [None, Unparsed("ambiguous"), Unparsed("out_of_range"), Truncated()])
 def test_unreadable_judgments_change_only_judgment_valid(reading: Unparsed | Truncated | None) -> None:
     with_it = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1, reading], text="b")])]
     without = [held_out("a", [candidate(0, [3, 3], text="aaa")]), held_out("b", [candidate(0, [1], text="b")])]

@@ -85,19 +85,19 @@ def test_shares_are_in_range_and_splits_add_up(of: list[PromptRecord]) -> None:
 
 
 UNPARSED = record(
-    [candidate(0, [5, None, Unparsed("out_of_range"), Unparsed("contradictory"), Truncated(), Truncated(), 0])],
+    [candidate(0, [5, None, Unparsed("out_of_range"), Unparsed("ambiguous"), Truncated(), Truncated(), 0])],
     dispute({(0, 6): 0, (6, 0): Tied()}, 7),
 )
 
 
 def test_parse_results_are_counted() -> None:
-    assert judgment_counts([UNPARSED]) == Counter(parsed=2, missing=1, out_of_range=1, contradictory=1, truncated=2)
+    assert judgment_counts([UNPARSED]) == Counter(parsed=2, missing=1, out_of_range=1, ambiguous=1, truncated=2)
     assert verdict_counts([UNPARSED]) == Counter(parsed=1, tied=1)
     assert readings_summary([UNPARSED]) == {
         "scored": 2,
         "missing": 1,
         "out_of_range": 1,
-        "contradictory": 1,
+        "ambiguous": 1,
         "truncated": 2,
     }
 
@@ -186,7 +186,7 @@ def test_summary_counts() -> None:
         "scored": 9,
         "missing": 1,
         "out_of_range": 1,
-        "contradictory": 0,
+        "ambiguous": 0,
         "truncated": 1,
     }
 

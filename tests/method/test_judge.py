@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.method.judge import Reasoning, Rubric, expected_score, parse_score
+from metareward.method.judge import Reasoning, Rubric, expected_score
 from metareward.method.template import Template
 from metareward.types import Completion, Message, Prompt, Reading, Scored, Step, TopLogprob, Truncated, Unparsed
 
 CASES = golden("scores")
-without_anchor = judge_texts.map(lambda text: re.sub("[sſ]core", "grade", text, flags=re.IGNORECASE))
+without_anchor = judge_texts.map(lambda text: re.sub("[sſ]core", "tone", text, flags=re.IGNORECASE))
 
 
 def outcome(reading: Reading) -> float | str:
@@ -32,19 +31,20 @@ def outcome(reading: Reading) -> float | str:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
 def test_golden(case: dict[str, Any]) -> None:
-    reading = parse_score(case["text"], case.get("finish", "stop"), case.get("low", 0.0), case.get("high", 5.0))
+    rubric = Rubric.load("judge", min_score=case.get("low", 0.0), max_score=case.get("high", 5.0))
+    reading = rubric.read(case["text"], case.get("finish", "stop"))
     assert outcome(reading) == case["reading"]
 
 
 def test_golden_covers_every_outcome() -> None:
     endings = [case["reading"] for case in CASES]
-    assert {"missing", "out_of_range", "contradictory", "truncated"} <= set(endings)
+    assert {"missing", "out_of_range", "ambiguous", "truncated"} <= set(endings)
     assert len(CASES) > 150
 
 
 @given(judge_texts, st.sampled_from(["stop", "length"]), st.floats(-10, 10), st.floats(0.1, 200))
 def test_parser_never_raises_and_scores_are_in_range(text: str, finish: Any, low: float, width: float) -> None:
-    reading = parse_score(text, finish, low, low + width)
+    reading = Rubric.load("judge", min_score=low, max_score=low + width).read(text, finish)
     if isinstance(reading, Scored):
         assert finish == "stop"
         assert low <= reading.score <= low + width
@@ -53,26 +53,23 @@ def test_parser_never_raises_and_scores_are_in_range(text: str, finish: Any, low
 
 @given(judge_texts)
 def test_truncated_text_has_no_score(text: str) -> None:
-    assert parse_score(text, "length") == Truncated()
+    assert RUBRIC.read(text, "length") == Truncated()
 
 
 @given(judge_texts, st.floats(0, 5).map(lambda score: round(score, 3)))
-def test_the_last_score_counts(text: str, score: float) -> None:
-    assert parse_score(f"{text}\nScore: {score}", "stop") == Scored(score)
-    assert parse_score(f"{text}\nScore: none", "stop") == Unparsed("missing")
+def test_the_last_score_counts_or_there_is_doubt(text: str, score: float) -> None:
+    assert RUBRIC.read(f"{text}\nScore: {score}") in (Scored(score), Unparsed("ambiguous"))
+    assert isinstance(RUBRIC.read(f"{text}\nScore: none"), Unparsed)
+
+
+@given(without_anchor, st.floats(0, 5).map(lambda score: round(score, 3)))
+def test_a_single_score_is_read(text: str, score: float) -> None:
+    assert RUBRIC.read(f"{text}\n\nScore: {score}") == Scored(score)
 
 
 @given(without_anchor)
 def test_text_without_an_anchor_has_no_score(text: str) -> None:
-    assert parse_score(text, "stop") == Unparsed("missing")
-
-
-def test_parse_time_is_linear_in_the_length() -> None:
-    start = time.perf_counter()
-    for piece in ("Score:", "4 ", " ", "<", "Score" + " " * 50, "1", "4/", "*"):
-        parse_score(f"Score: 4{piece * 20_000}", "stop")
-        parse_score(f"Score:{piece * 20_000}4", "stop")
-    assert time.perf_counter() - start < 15, "parse time is more than linear in the length"
+    assert RUBRIC.read(text, "stop") == Unparsed("missing")
 
 
 def test_the_prompt_is_one_user_message() -> None:
@@ -92,7 +89,7 @@ def test_an_answer_can_not_break_out_of_its_slot() -> None:
 
 def test_a_judge_that_repeats_its_prompt_has_no_score() -> None:
     content = RUBRIC.render(prompt(), "Good.\nScore: 5")[0].content
-    assert not isinstance(parse_score(content, "stop"), Scored)
+    assert not isinstance(RUBRIC.read(content, "stop"), Scored)
 
 
 def test_several_turns_go_into_the_question_slot() -> None:

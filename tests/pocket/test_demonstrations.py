@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 
-from metareward.method.meta_judge import parse_verdict
 from metareward.pocket.build import CARELESS, FAULTY
 from metareward.pocket.demonstrations import CLEAN, METARUBRIC, RUBRIC, answer, demonstrations, judgment, verdict
 from metareward.pocket.tasks import draw_instruction, parse_instruction
@@ -25,8 +24,8 @@ def test_the_clean_meta_judge_names_the_better_judgment_in_both_orders() -> None
     rng = random.Random(0)
     marks = check_answer("Write egg 2 times.", "egg, egg, egg")
     good, bad = judgment(marks, CLEAN, rng), "kind yes, count yes, items yes, order yes, brief yes. Score: 5"
-    assert parse_verdict(verdict(marks, good, bad, CLEAN, rng), "stop", 0, 1) == Won(0)
-    assert parse_verdict(verdict(marks, bad, good, CLEAN, rng), "stop", 0, 1) == Won(1)
+    assert METARUBRIC.read(verdict(marks, good, bad, CLEAN, rng), "stop", 0, 1) == Won(0)
+    assert METARUBRIC.read(verdict(marks, bad, good, CLEAN, rng), "stop", 0, 1) == Won(1)
 
 
 def test_the_faulty_start_is_right_less_than_half_of_the_time() -> None:

@@ -9,7 +9,6 @@ import pytest
 from safetensors import safe_open
 
 from metareward.engines.local.engine import LocalEngine
-from metareward.method.meta_judge import parse_verdict
 from metareward.method.stats import spearman
 from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
 from metareward.pocket.world import MODEL, check_answer, prompts
@@ -83,7 +82,7 @@ def test_its_meta_judge_leans_to_what_it_reads_first(engine: LocalEngine, answer
         for one, two in combinations(dict.fromkeys(four), 2)
         for pair in ((one, two), (two, one))
     ]
-    verdicts = [parse_verdict(texts[0], "stop", 0, 1) for texts in draw(engine, questions, 1, 16)]
+    verdicts = [METARUBRIC.read(texts[0], "stop", 0, 1) for texts in draw(engine, questions, 1, 16)]
     named = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
     assert all(isinstance(verdict, Won | Unparsed | Truncated) for verdict in verdicts)
     assert len(named) > 0.85 * len(verdicts)

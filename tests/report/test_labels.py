@@ -27,7 +27,7 @@ def test_an_unknown_reason_is_shown_as_its_code() -> None:
         (Truncated(), "truncated"),
         (Unparsed("missing"), "no score found"),
         (Unparsed("out_of_range"), "outside the scale"),
-        (Unparsed("contradictory"), "contradictory"),
+        (Unparsed("ambiguous"), "ambiguous"),
     ],
 )
 def test_readings(reading: Reading, words: str) -> None:
@@ -41,7 +41,7 @@ def test_readings(reading: Reading, words: str) -> None:
         (Tied(), "tie"),
         (Truncated(), "truncated"),
         (Unparsed("missing"), "no winner named"),
-        (Unparsed("contradictory"), "contradictory"),
+        (Unparsed("ambiguous"), "ambiguous"),
     ],
 )
 def test_verdicts(verdict: Verdict, words: str) -> None:

@@ -31,7 +31,7 @@ texts = st.text(max_size=20) | st.sampled_from(
     ["\u2028", "\n", "\r\n", "a\n\nb", "\x85\u2029\x00", "\U0001f9ea", '"\\', ""]
 )
 counts = st.integers(0, 2**53)
-unparsed = st.builds(Unparsed, st.sampled_from(["missing", "out_of_range", "contradictory"]))
+unparsed = st.builds(Unparsed, st.sampled_from(["missing", "out_of_range", "ambiguous"]))
 readings = st.builds(Scored, st.floats(0, 5)) | unparsed | st.just(Truncated())
 verdicts = st.builds(Won, counts) | st.just(Tied()) | unparsed | st.just(Truncated())
 judgments = st.builds(Judgment, counts, texts, counts, readings)

@@ -91,7 +91,7 @@ scores_on_scale = st.one_of(st.integers(0, 5).map(float), st.sampled_from([3.5, 
 readings: st.SearchStrategy[Reading] = st.one_of(
     scores_on_scale.map(Scored),
     scores_on_scale.map(Scored),
-    st.sampled_from([Unparsed("missing"), Unparsed("out_of_range"), Unparsed("contradictory"), Truncated()]),
+    st.sampled_from([Unparsed("missing"), Unparsed("out_of_range"), Unparsed("ambiguous"), Truncated()]),
 )
 
 

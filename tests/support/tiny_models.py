@@ -90,7 +90,7 @@ _LLAMA_TEMPLATE = (
 _SCORE_LINES = tuple(f"\nScore: {score}\n" for score in (0, 1, 2, 3, 4, 5))
 _VERDICT_LINES = tuple(f"\nWinner: Judgment {letter}\n" for letter in "AB")
 # Approximate rates of these tokens at each position.
-_TOKEN_RATES = {"</s>": 0.1} | dict.fromkeys(_SCORE_LINES, 0.03) | dict.fromkeys(_VERDICT_LINES, 0.07)
+_TOKEN_RATES = {"</s>": 0.01} | dict.fromkeys(_SCORE_LINES, 0.02) | dict.fromkeys(_VERDICT_LINES, 0.04)
 _HIDDEN = 40
 _CONSTANT = 4.0
 
@@ -100,7 +100,7 @@ def tiny_llama(folder: Path, verdicts: bool, seed: int = 5) -> Path:
 
     With ``verdicts`` it writes a valid score or winner now and then, for any rubric. One component of its hidden state
     is constant, so that the head's weights on it are a bias of single tokens: the end of the text, and whole verdict
-    lines, which are tokens of its vocabulary.
+    lines, which are tokens of its vocabulary. Another one is zero but after a verdict line, which ends the text.
     """
     torch.manual_seed(seed)
     tokenizer = _rubric_tokenizer()
@@ -120,6 +120,8 @@ def tiny_llama(folder: Path, verdicts: bool, seed: int = 5) -> Path:
     )
     if verdicts:
         _add_token_bias(model, {tokenizer.convert_tokens_to_ids(text): share for text, share in _TOKEN_RATES.items()})
+        lines = [tokenizer.convert_tokens_to_ids(text) for text in (*_SCORE_LINES, *_VERDICT_LINES)]
+        _end_after(model, lines, tokenizer.eos_token_id)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
@@ -158,3 +160,16 @@ def _add_token_bias(model: LlamaForCausalLM, shares: Mapping[int, float]) -> Non
     for token, share in shares.items():
         head[token] = 0
         head[token, 0] = math.log(others * share / rest) / float(states[:, 0].mean())
+
+
+@torch.no_grad()
+def _end_after(model: LlamaForCausalLM, lines: list[int], end: int) -> None:
+    """Make the second component of the hidden state zero but at the tokens ``lines``, and write ``end`` after them."""
+    embeddings, head = model.model.embed_tokens.weight, model.lm_head.weight
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[1] = 0
+        layer.mlp.down_proj.weight[1] = 0
+    embeddings[:, 1] = 0
+    embeddings[lines, 1] = _CONSTANT
+    head[:, 1] = 0
+    head[end, 1] = _CONSTANT

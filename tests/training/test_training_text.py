@@ -204,7 +204,7 @@ CUTS_PROMPTS = DROPS_SYSTEM.replace("m.content }}", "m.content[:8] }}").replace(
 )
 def test_a_template_that_leaves_out_text_is_refused(template: str, reason: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "M0", "chatml", template)
-    prompt = [*turn("system", "Be good and kind"), *turn("user", "Name four")]
+    prompt = [*turn("system", "Be good and kind"), *turn("user", "Name four. Be good and kind")]
     with pytest.raises(UserError, match=f"M0: its chat template .*{reason}.*; fix: ") as raised:
         dpo_rows(model, save_pairs(tmp_path / "pairs.parquet", [(prompt, "a", "b")]))
     assert "\n" not in str(raised.value)

@@ -21,6 +21,10 @@ class EngineError(Exception):
     """The engine can't serve this request; the text names the model or server, the request and the fix."""
 
 
+class LogprobsUnavailableError(EngineError):
+    """The engine answers, but without the log-probabilities that ``sampling.top_logprobs`` asks for."""
+
+
 class Engine(Protocol):
     """Many ``complete`` calls may run concurrently; the engine batches them."""
 

@@ -94,13 +94,14 @@ class Turn:
 
     ``before``: between the last message and what the model writes, as before generation; ``gap``: white space that the
     template puts before an answer; ``after``: the end of the turn. ``otherwise``: what the template writes before an
-    answer instead of ``before``; empty if it writes the same.
+    answer instead of ``before``; empty if it writes the same. ``unwritten``: roles whose messages it leaves out.
     """
 
     before: str
     gap: str
     after: str
     otherwise: str = ""
+    unwritten: frozenset[str] = frozenset()
 
     @property
     def opens_reasoning(self) -> bool:
@@ -210,9 +211,10 @@ class ChatEncoder:
         if not found:
             raise ChatTemplateError("it leaves out the assistant's text")
         before = _SENTINELS.split(generation)[-1]
+        unwritten = frozenset(stub.role for stub in stubs if stub.content not in generation)
         if head.startswith(generation) and not head[len(generation) :].strip():
-            return Turn(before, head[len(generation) :], after)
-        return Turn(before, "", after, _SENTINELS.split(head)[-1])
+            return Turn(before, head[len(generation) :], after, "", unwritten)
+        return Turn(before, "", after, _SENTINELS.split(head)[-1], unwritten)
 
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]

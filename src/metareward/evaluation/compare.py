@@ -13,7 +13,7 @@ The text of AlpacaEval 2's question is the user's copy of ``alpaca_eval_clf.txt`
 evaluators_configs): ChatML with ``{instruction}``, ``{output_1}`` (named m) and ``{output_2}`` (named M). It is cut
 into messages before it is filled, so an output that holds ChatML marks can't open a message of its own. The judge
 writes one token. Where the engine gives token probabilities, the share of the first output is P(m) / (P(m) + P(M));
-otherwise the sampled label decides. A text that is neither label is no preference.
+otherwise, also where a server refuses to give them, the sampled label decides. Any other text is no preference.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from metareward.data.files import read_text
+from metareward.engines.base import LogprobsUnavailableError
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judges import JudgeClient, Output, QueryResults, cached_queries, grade
@@ -84,7 +85,7 @@ def load_label_prompt(path: Path) -> LabelPrompt:
 
 def read_label(completion: Completion) -> FirstShare | None:
     """What the judge's token says; None when neither label is there. A label that is not listed has probability 0."""
-    if not completion.steps:
+    if not (completion.steps and completion.steps[0].top_logprobs):
         label = completion.text.strip()
         return FirstShare(float(label == FIRST), "sampled label") if label in (FIRST, SECOND) else None
     for cut in (str, str.strip):  # forms with a space count only where no other form of a label is there
@@ -169,9 +170,19 @@ async def ask_labels(
     Raises `UserError` as `cached_queries` does.
     """
 
+    answered, refused = False, False  # with log-probabilities, so far
+
     async def work(query: Prompt) -> dict[str, object]:
+        nonlocal answered, refused
         sampling = replace(SAMPLING, seed=derive(client.seed, purpose, query.id))
-        (completion,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+        if refused and not answered:
+            sampling = replace(sampling, top_logprobs=0)
+        try:
+            (completion,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+            answered = answered or bool(completion.steps)
+        except LogprobsUnavailableError:
+            refused, sampling = True, replace(sampling, top_logprobs=0)
+            (completion,) = await client.engine.complete(query.messages, sampling, 1, "judge")
         read = read_label(completion)
         return {} if read is None else {"first_share": read.share, "mode": read.mode}
 

@@ -45,7 +45,7 @@ from metareward.types import (
 
 T = TypeVar("T")
 # Opening markup and quotes of the verdict that is left out.
-_OPENING = re.compile(r"[*_`\"'“‘(\[{<$\\#>-]+[ \t]*\Z")
+_OPENING = re.compile(r"(?:(?<![\w\"'/])>|[*_`\"'“‘(\[{<$\\#-])+[ \t]*\Z")
 
 
 class Ask(Protocol):

@@ -106,7 +106,7 @@ def readings_summary(records: Iterable[PromptRecord]) -> dict[str, int]:
     counts = judgment_counts(records)
     return {
         "scored": counts["parsed"],
-        **{reason: counts[reason] for reason in ("missing", "out_of_range", "contradictory", "truncated")},
+        **{reason: counts[reason] for reason in ("missing", "out_of_range", "ambiguous", "truncated")},
     }
 
 
@@ -181,8 +181,8 @@ def _unparsed(code: str, what: str, wanted: str, counts: Counter[str]) -> list[F
     share = _share(total - counts["parsed"] - counts["tied"], total)
     if share is None or share <= _UNPARSED:
         return []
-    missing, contradictory = counts["missing"], counts["contradictory"]
-    causes = f"{missing} without one, {counts['out_of_range']} out of range, {contradictory} contradictory"
+    missing, ambiguous = counts["missing"], counts["ambiguous"]
+    causes = f"{missing} without one, {counts['out_of_range']} out of range, {ambiguous} ambiguous"
     text = f"{share:.0%} of {total} {what} hold no {wanted}: {causes}, {counts['truncated']} cut off"
     return [Finding(code, text)]
 

@@ -1,24 +1,21 @@
-"""The judge's rubric prompt and the parser of its judgments (Self-Rewarding section 2.2, Meta-Rewarding section 2.1).
+"""The judge's rubric prompt and the score of its judgments (Self-Rewarding section 2.2, Meta-Rewarding section 2.1).
 
-The parser reads the judge's completion only. The last ``Score:`` decides: what follows it is matched widely and then
-validated, with no fallback to an earlier mention, because the actor is trained against this parser and a lenient guess
-can be exploited. `expected_score` replaces the sampled score by its mean under the token probabilities. `Reasoning`
-separates a reasoning model's thinking from its answer.
+`metareward.method.score_reader` reads the score from the judge's completion. `expected_score` replaces the sampled
+score by its mean under the token probabilities. `Reasoning` separates a reasoning model's thinking from its answer.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from metareward.errors import UserError
+from metareward.method.score_reader import Found, find_score
 from metareward.method.template import Template, conversation, load_template, render
 from metareward.method.verdict_format import Kind, VerdictFormat, score_format
-from metareward.types import Completion, Message, Messages, Prompt, Reading, Scored, Step, Truncated, Unparsed
+from metareward.types import Completion, Message, Messages, Prompt, Reading, Scored, Step, Truncated
 
 Finish = Literal["stop", "length"]
 ChatMessages = list[dict[str, str]]
@@ -86,7 +83,11 @@ class Rubric:
 
     def read(self, text: str, finish: Finish = "stop") -> Reading:
         """The score of a judgment: `Scored` with a ``score``, or `Unparsed` or `Truncated` with a ``reason``."""
-        return parse_score(text, finish, self.min_score, self.max_score)
+        return Truncated() if finish == "length" else self.find(text).reading
+
+    def find(self, text: str) -> Found:
+        """The score of a complete judgment, and where its number is."""
+        return find_score(text, self.verdict, self.min_score, self.max_score)
 
 
 def with_system(system_prompt: str | None, messages: Messages) -> Messages:
@@ -106,93 +107,7 @@ def as_dicts(messages: Messages) -> ChatMessages:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-# Parsing: the last anchor (``Score:``, ``Winner:``) and what follows it. Also used for the meta-judge's verdicts.
-
-# Quotes, brackets and Markdown that may surround a score or a winner.
-MARKS = " \t\u00a0*_`\"'“”‘’()[]{}【】「」『』$"
-MARK = rf"[\s{re.escape(MARKS)}]"
-_TAG = re.compile(r"</?(?!judge?ment)[a-z][^<>]*>", re.IGNORECASE)
-_ANGLES = re.compile(r"<([^<>]*)>")
-
-
-def anchor(word: str) -> re.Pattern[str]:
-    """``word`` and a colon, with or without Markdown (``Score:``, ``**score** :``, ``"score"：``); not ``z-score:``."""
-    return re.compile(rf"(?<![^\W_])(?<!\w-){word}[ \t\u00a0*_`\"']*[:：]", re.IGNORECASE)
-
-
-SCORE = anchor("score")
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """The text after the last anchor. Taken from a line below it, it counts only if nothing else is on that line."""
-
-    text: str
-    must_be_alone: bool
-
-
-def last_tail(text: str, pattern: re.Pattern[str]) -> Tail | None:
-    """The rest of the line after the last anchor, or the next line that isn't blank; None without an anchor."""
-    starts = [match.end() for match in pattern.finditer(text)]
-    if not starts:
-        return None
-    lines = [strip_tags(line) for line in text[starts[-1] :].splitlines()]
-    number = next((number for number, line in enumerate(lines) if line.strip(MARKS)), None)
-    return Tail("", False) if number is None else Tail(lines[number], number > 0)
-
-
-def strip_tags(line: str) -> str:
-    """``line`` without tags and angle brackets: ``<b>4</b>`` and ``<4>``, copied from ``<points>``, become 4."""
-    return _ANGLES.sub(r"\1", _TAG.sub("", line))
-
-
-_LEAD = re.compile(rf"{MARK}*")
-_NUMBER = r"[+\-−–]?(?:\d+(?:[.,]\d+)*|\.\d+)"
-_SCALE = rf"(?:{MARK}|points?\b|pts\b)*(?:/|(?:out\s+)?of\b)[^\d\n]{{0,24}}?(?P<scale>\d+(?:\.\d+)?)"
-_GRADE = re.compile(rf"(?P<number>{_NUMBER})(?:{_SCALE}|\s*(?P<percent>[%％]))?", re.IGNORECASE)
-_PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
-_ALONE = re.compile(rf"{MARK}*(?:points?|pts)?{MARK}*", re.IGNORECASE)
-
-
-def parse_score(text: str, finish: Finish = "stop", min_score: float = 0.0, max_score: float = 5.0) -> Reading:
-    """The final score of a judgment, in [min_score, max_score], or why there is none. Never raises.
-
-    Accepted after the last ``Score:``: ``4``, ``4.5``, ``**4**``, ``<4>``, ``4/5``, ``4 out of 5``, also alone on the
-    next line, and followed by any words without another number. Otherwise `Unparsed`: ``contradictory`` when the line
-    has two different numbers or no plain one (``3 or 4``, ``4-5``, ``4.5.2``, ``4,5``, ``4½``, ``4+``),
-    ``out_of_range`` when the number is outside the range or on another scale (``4/10``, ``80%``), else ``missing``
-    (``four``, ``about 4``). `Truncated` when the token limit cut the text off.
-    """
-    if finish == "length":
-        return Truncated()
-    tail = last_tail(text, SCORE)
-    grades = list(_GRADE.finditer(tail.text)) if tail else []
-    if tail is None or not grades:
-        return Unparsed("missing")
-    # The line must start with a number that is not joined to letters, and that is alone if it must be.
-    before, after = tail.text[: grades[0].start()], tail.text[grades[0].end("number") :]
-    joined = after[:1].isascii() and after[:1].isalpha()
-    alone = not tail.must_be_alone or _ALONE.fullmatch(tail.text[grades[0].end() :])
-    if joined or not alone or not _LEAD.fullmatch(before):
-        return Unparsed("missing")
-    plain = {grade["number"].replace("−", "-").replace("–", "-") for grade in grades}
-    # ``4,5`` may be two numbers; + 0.0 turns -0.0 into 0.0.
-    numbers = {float(number) + 0.0 if _PLAIN.fullmatch(number) else None for number in plain}
-    following = after.lstrip()[:1]
-    continued = after[:1] == "+" or (following != "" and unicodedata.category(following) == "No")  # 4+, 4½, 4 ²
-    if len(numbers) > 1 or None in numbers or continued:
-        return Unparsed("contradictory")
-    score = numbers.pop()
-    scales = [float(grade["scale"]) for grade in grades if grade["scale"] is not None]
-    other_scale = any(grade["percent"] for grade in grades) or any(scale != max_score for scale in scales)
-    if score is None or other_scale or not min_score <= score <= max_score:
-        return Unparsed("out_of_range")
-    return Scored(score)
-
-
 # The expected score: the sampled score replaced by its mean under the token probabilities.
-
-_DIGITS = re.compile(r"\d+(?:\.\d+)?")
 
 
 def expected_score(completion: Completion, rubric: Rubric) -> Reading:
@@ -202,10 +117,13 @@ def expected_score(completion: Completion, rubric: Rubric) -> Reading:
     is kept when the engine gave no probabilities and when it has several tokens, such as 4.5. A judgment without a
     valid score has none here either.
     """
-    reading = rubric.read(completion.text, completion.finish)
-    if not isinstance(reading, Scored):
+    if completion.finish == "length":
+        return Truncated()
+    found = rubric.find(completion.text)
+    reading = found.reading
+    if not isinstance(reading, Scored) or found.span is None:
         return reading
-    step = _score_step(completion)
+    step = _score_step(completion, found.span[0])
     if step is None or _whole_score(step.text) != reading.score:
         return reading
     weights: dict[float, float] = {}
@@ -222,13 +140,9 @@ def _whole_score(token: str) -> float | None:
     return float(token) if token.strip().isdecimal() else None
 
 
-def _score_step(completion: Completion) -> Step | None:
-    """The step that wrote the first digit after the last anchor; positions are counted from the end of the text."""
-    anchors = list(SCORE.finditer(completion.text))
-    digit = _DIGITS.search(completion.text, anchors[-1].end()) if anchors else None
-    if digit is None:
-        return None
-    left = len(completion.text) - digit.start()
+def _score_step(completion: Completion, position: int) -> Step | None:
+    """The step that wrote the character at ``position``, which is counted from the end of the text."""
+    left = len(completion.text) - position
     for step in reversed(completion.steps):
         left -= len(step.text)
         if left <= 0:

@@ -9,25 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from metareward.method.judge import (
-    MARK,
-    MARKS,
-    SCORE,
-    ChatMessages,
-    Finish,
-    anchor,
-    as_dicts,
-    last_tail,
-    single_turn,
-    strip_tags,
-    with_system,
+from metareward.method.judge import ChatMessages, Finish, as_dicts, single_turn, with_system
+from metareward.method.label_context import (
+    LINE,
+    MOST_MENTIONS,
+    Context,
+    begins_sentence,
+    is_hedged,
+    is_revised,
+    label_context,
 )
 from metareward.method.template import Template, conversation, load_template, render
-from metareward.method.verdict_format import Kind, VerdictFormat, winner_format
+from metareward.method.verdict_format import LEAD_BELOW, SCORES, Anchor, Kind, VerdictFormat, fold, winner_format
 from metareward.types import Message, Messages, Prompt, Tied, Truncated, Unparsed, Verdict, Won
-
-WINNER = anchor("winner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class MetaRubric:
 
     When the meta-judge sees the scores, the higher one wins nearly always (Meta-Rewarding table 5: 97.68 % in the
     second iteration); ``hide_scores`` removes them from the judgments. ``kind`` and ``words`` say how the prompt asks
-    for the winner; no words: `WINNER_WORDS`.
+    for the winner; no words: `WINNER_WORDS`. ``scores``: how the judge's rubric writes the scores that are hidden.
     """
 
     template: Template
@@ -44,6 +40,7 @@ class MetaRubric:
     system_prompt: str | None = None
     kind: Kind = "label"
     words: tuple[str, ...] = ()
+    scores: VerdictFormat = SCORES
 
     def __post_init__(self) -> None:
         """Raise `UserError` when the text lacks a slot."""
@@ -58,12 +55,13 @@ class MetaRubric:
         system_prompt: str | None = None,
         kind: Kind = "label",
         words: Sequence[str] = (),
+        scores: VerdictFormat = SCORES,
     ) -> MetaRubric:
         """The rubric with the packaged text of that name (``metajudge``), or with the ``.txt`` file at that path.
 
         Raises `UserError` when there is no such text or when it lacks a slot.
         """
-        return cls(load_template(name_or_path), hide_scores, system_prompt, kind, tuple(words))
+        return cls(load_template(name_or_path), hide_scores, system_prompt, kind, tuple(words), scores)
 
     @property
     def verdict(self) -> VerdictFormat:
@@ -76,7 +74,7 @@ class MetaRubric:
 
     def render(self, prompt: Prompt, answer: str, first: str, second: str) -> Messages:
         """The meta-judge's prompt about the judgments ``first`` (shown as A) and ``second`` (shown as B)."""
-        judgments = [remove_scores(text) if self.hide_scores else text for text in (first, second)]
+        judgments = [remove_scores(text, self.scores) if self.hide_scores else text for text in (first, second)]
         texts = (conversation(prompt.messages), answer, *judgments)
         # Masked, so that a meta-judge that quotes one of these texts gives no verdict by it.
         shown = map(self.verdict.mask, texts)
@@ -88,79 +86,182 @@ class MetaRubric:
 
         ``first`` and ``second`` are the indices of the judgments shown as A and B.
         """
-        return parse_verdict(text, finish, first, second)
+        if finish == "length":
+            return Truncated()
+        found = find_winner(text, self.verdict)
+        if isinstance(found, Unparsed):
+            return found
+        return Tied() if found == "tie" else Won(first if found == "a" else second)
 
 
-_ORNAMENT = " \t\u00a0#>-*_`\"'([{$"
-_QUALIFIERS = re.compile(r"(?:\b(?:the|my|final|total|overall)\b[ \t*_]*)+$", re.IGNORECASE)
-_NUMBER_LINE = re.compile(rf"{MARK}*[+\-−–]?\.?\d")
+# Reading the winner.
 
-
-def remove_scores(text: str) -> str:
-    """``text`` without what follows each ``Score:`` on its line, or on the next line if the number is there."""
-    if not SCORE.search(text):
-        return text
-    kept: list[str] = []
-    awaiting = False  # the last "Score:" had no number on its line
-    for line in text.splitlines(keepends=True):
-        found = SCORE.search(line)
-        if found:
-            before = _QUALIFIERS.sub("", line[: found.start()].rstrip(_ORNAMENT)).rstrip(_ORNAMENT)
-            kept.append(f"{before}\n" if before else "")
-            awaiting = _is_blank(line[found.end() :])
-        elif not (awaiting and _NUMBER_LINE.match(strip_tags(line))):
-            kept.append(line)
-            awaiting = awaiting and _is_blank(line)
-        else:
-            awaiting = False
-    return "".join(kept).rstrip()
-
-
-def _is_blank(line: str) -> bool:
-    return not strip_tags(line).strip(f"{MARKS}\r\n")
-
-
-_NAME = r"judge?ments?"
-_NAMED = re.compile(rf"{MARK}*(?:the\s+)?{_NAME}{MARK}*([A-Z]|\d+)(?![^\W_])", re.IGNORECASE)
-_LETTER = re.compile(rf"{MARK}*([AB])(?:[.!]|{MARK})*", re.IGNORECASE)
+_LEAD = re.compile(LEAD_BELOW)
+_MARK = r"[\s*_`\"'“”‘’()\[\]{}【】「」『』$]"
+_NAMED = re.compile(rf"(?:the\s+)?judge?ments?{_MARK}*(?P<letter>[a-z]|\d+)(?![^\W_])")
+_LETTER = re.compile(rf"(?P<letter>[ab])(?={_MARK}*(?:[.!,;:]|\Z|\n|<|\||(?:because|since|as|for)\b))")
 _TIE = re.compile(
-    rf"{MARK}*(?:(?:it|this)(?:['’]s|\s+is)\s+)?(?:an?\s+)?"
-    r"(?:tied?|draw|neither|none|both|equal(?:ly)?|no\s+winner)(?![^\W_])",
-    re.IGNORECASE,
+    r"(?:(?:it|this)(?:['’]s|\s+is)\s+)?(?:an?\s+)?"
+    r"(?:tied?|draw|neither|none|both|equal(?:ly)?|no\s+winner)(?![^\W_])"
 )
-_TIE_WORD = re.compile(r"(?<![^\W_])(?:tied?)(?![^\W_])", re.IGNORECASE)
-_NOTHING = re.compile(rf"(?:[.!]|{MARK})*")
+_NOTHING = re.compile(rf"(?:[.!。>|]|{_MARK}|</?[a-z/_][^<>\n]*>)*")
+_TAKEN_BACK = re.compile(
+    rf"[ \t*_]*judge?ments?(?![^\W_])|{_MARK}*(?:[?/&+=~]|[<>][ ]*\w|,?[ ]*(?:or|and|nor|would|could|might|may|should|"
+    r"seems?|unless|maybe|perhaps|possibly|not really|was|versus|vs|no)(?![^\W_]))"
+)
+_TIE_WORD = re.compile(r"(?<![^\W_])(?:tied?|draw)(?![^\W_])")
 # "a" names Judgment A after "judgment", or where no word follows, so that it can't be an article.
-_NAMES_A = re.compile(rf"(?i:{_NAME}){MARK}*[Aa](?![^\W_])|(?<![^\W_])[Aa](?![^\W_])(?!\s+[a-z])")
-_NAMES_B = re.compile(r"(?<![^\W_])[Bb](?![^\W_])")
+_NAMES = {
+    "a": rf"(?:judge?ments?{_MARK}*a(?![^\W_])|(?<![^\W_'’])a(?![^\W_])(?!{_MARK}+[a-z]))",
+    "b": r"(?<![^\W_'’])b(?![^\W_])",
+}
+_SWITCH = (
+    r"(?:or|rather|actually|maybe|perhaps|possibly|instead|correction|no|reflection|thought|so|thus|therefore|better(?=[:,])|"
+    r"should be|would be|could be|might be|winner|choose|prefer|go with|change\w*|switch\w*|wait|hmm)"
+)
+_PLAIN_WORD = r"(?!than|over|not|beats?|outperforms?|unlike|vs|versus|against)[^\W_]{1,12}"
+_BETTER = (
+    r"(?:judge?ment[ ]+)?(?:is|was|seems|would be|might be|wins)\b(?:[ ]+(?!not\b|less\b|no\b|than\b)\w+){0,4}?[ ]*\b"
+    r"(?:better|best|winner|accurate|preferable|superior|stronger|closer|right|correct|sounder|wins?)\b"
+)
+_OTHERS = {
+    letter: (
+        re.compile(rf"\b{_SWITCH}\b[^\w\n]{{1,4}}(?:{_PLAIN_WORD}[^\w\n]{{1,3}}){{0,4}}?{name}"),
+        re.compile(rf"{name}{_MARK}*{_BETTER}(?![^.\n]{{0,40}}\bthan{_MARK}+{name})"),
+    )
+    for letter, name in _NAMES.items()
+}
+
+Named = Literal["a", "b", "tie"]
 
 
-def parse_verdict(text: str, finish: Finish = "stop", first: int = 0, second: int = 1) -> Verdict:
-    """The final verdict of a meta-judgment: ``first`` was shown as A, ``second`` as B. Never raises.
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    """A label with the judgment that it names, or the reason why it names none; ``end``: where the name ends."""
 
-    Accepted after the last ``Winner:``: ``Judgment A``, ``**Judgement B**``, ``[B]``, also alone on the next line; a
-    line that begins with a word for a tie (``tie``, ``draw``, ``neither``, ``both``) is `Tied`. Otherwise `Unparsed`:
-    ``contradictory`` when the line names both judgments, or a tie and a judgment; ``out_of_range`` for a judgment that
-    was not shown (``Judgment C``); else ``missing``. `Truncated` when the token limit cut the text off.
+    anchor: Anchor
+    context: Context
+    outcome: Named | Unparsed
+    end: int
+    alone: bool
+
+
+def find_winner(text: str, verdict: VerdictFormat) -> Named | Unparsed:
+    """The judgment that a complete meta-judgment names: ``a``, ``b`` or ``tie``. Never raises; linear in its length.
+
+    The last mention decides. It may be followed by reasons ("because it's better than Judgment B"), not by another
+    verdict; an earlier mention of another judgment must have been taken back in between, or be a criterion's.
     """
-    if finish == "length":
-        return Truncated()
-    tail = last_tail(text, WINNER)
-    if tail is None:
-        return Unparsed("missing")
-    named = _LETTER.fullmatch(tail.text) or _NAMED.match(tail.text)
-    found = named or _TIE.match(tail.text)
-    if found is None:
-        return Unparsed("missing")
-    rest = tail.text[found.end() :]
-    if named and named[1].upper() not in ("A", "B"):
+    folded = fold(text)
+    found = verdict.anchors(folded.text, MOST_MENTIONS + 1)
+    anchors = list({anchor.separator: anchor for anchor in reversed(found)}.values())[::-1]
+    if len(found) > MOST_MENTIONS:
+        return Unparsed("ambiguous")
+    limits = [*(anchor.start for anchor in anchors[1:]), len(folded.text)]
+    positions = folded.positions() if anchors else ()
+    begins = [begins_sentence(folded, positions, anchor) for anchor in anchors]
+    mentions = [_mention(folded.text, *each) for each in zip(anchors, begins, limits, strict=False)]
+    verdicts = [each for each in mentions if each.context.role in ("total", "plain")]
+    prose = [each for each in verdicts if each.anchor.form == "copula"]
+    verdicts = [each for each in verdicts if each.anchor.form != "loose" or (each.context.starts and each.alone)]
+    stated = [each for each in verdicts if each not in prose and not _is_void(folded.text, each)]
+    if not stated:
+        prose = [each for each in prose if not is_hedged(folded.text, each.anchor.start)]
+        same = len({each.outcome for each in prose}) == 1
+        return prose[-1].outcome if same else Unparsed("ambiguous" if verdicts or mentions else "missing")
+    *earlier, last = stated
+    if isinstance(last.outcome, Unparsed):
+        return last.outcome
+    after = [each for each in prose if each.anchor.start > last.anchor.start and each.outcome != last.outcome]
+    rivals = [each for each in earlier if each.outcome != last.outcome and not isinstance(each.outcome, Unparsed)]
+    rivals = [each for each in rivals if last.context.role == "plain" or each.context.role == "total"]
+    revised = last.alone and rivals and is_revised(folded.text[rivals[-1].end : last.anchor.start])
+    if after or (rivals and not revised):
+        return Unparsed("ambiguous")
+    plain = [each for each in stated if each.context.role == "plain" and not isinstance(each.outcome, Unparsed)]
+    headings = {each.context.heading for each in plain if each.context.heading}
+    if last.context.role == "plain" and (len(plain) > 2 or len(headings) > 1):
+        return Unparsed("ambiguous")  # criteria that the same judgment wins
+    if is_revised(folded.text[last.end :]) and _switches(folded.text[last.end :], last.outcome):
+        return Unparsed("ambiguous")
+    return last.outcome
+
+
+def _is_void(text: str, mention: _Mention) -> bool:
+    """Whether ``Verdict:`` begins an explanation."""
+    word = text[mention.anchor.start : mention.anchor.word_end]
+    return mention.outcome == Unparsed("missing") and word in ("verdict", "preference")
+
+
+def _mention(text: str, anchor: Anchor, begins: bool, limit: int) -> _Mention:
+    lead = _LEAD.match(text, anchor.end)
+    start = lead.end() if lead else anchor.end
+    named = _NAMED.match(text, start) or _LETTER.match(text, start)
+    found = named or _TIE.match(text, start)
+    context = label_context(text, anchor, begins)
+    if found is None or start >= max(limit, anchor.end):
+        return _Mention(anchor, context, Unparsed("missing"), start, False)
+    line_end = text.find("\n", found.end(), found.end() + LINE)
+    tail = text[found.end() : min(max(limit, found.end()), line_end if line_end >= 0 else found.end() + LINE)]
+    alone = _NOTHING.fullmatch(tail) is not None
+    outcome = _outcome(named["letter"] if named else None, tail, alone)
+    if "\n" in text[anchor.separator : start] and not alone:
+        outcome = Unparsed("missing")
+    return _Mention(anchor, context, outcome, found.end(), alone)
+
+
+def _outcome(letter: str | None, tail: str, alone: bool) -> Named | Unparsed:
+    """What a label with this name and this rest of its line says; ``letter`` is None for a word for a tie."""
+    if letter is None:
+        names = [re.search(name, tail) is not None for name in _NAMES.values()]
+        return "tie" if alone or names[0] == names[1] else Unparsed("ambiguous")
+    if letter not in ("a", "b"):
         return Unparsed("out_of_range")
-    if tail.must_be_alone and not _NOTHING.fullmatch(rest):
-        return Unparsed("missing")
-    if named:
-        is_a = named[1].upper() == "A"
-        other = _NAMES_B if is_a else _NAMES_A
-        contradictory = other.search(rest) or _TIE_WORD.search(rest)
-        return Unparsed("contradictory") if contradictory else Won(first if is_a else second)
-    one_named = (_NAMES_A.search(rest) is None) != (_NAMES_B.search(rest) is None)
-    return Unparsed("contradictory") if one_named else Tied()
+    named: Named = "a" if letter == "a" else "b"
+    if not alone and (_TAKEN_BACK.match(tail) or _TIE_WORD.search(tail) or _switches(tail, named)):
+        return Unparsed("ambiguous")
+    return named
+
+
+def _switches(text: str, named: Named) -> bool:
+    """Whether ``text``, which follows a verdict, names the other judgment in its place."""
+    if named == "tie":
+        return any(pattern.search(text) for patterns in _OTHERS.values() for pattern in patterns)
+    return any(pattern.search(text) for pattern in _OTHERS["b" if named == "a" else "a"])
+
+
+# Hiding scores.
+
+
+def remove_scores(text: str, verdict: VerdictFormat = SCORES) -> str:
+    """``text`` without the scores that could be read from it: a label and its line, or in a sentence the number."""
+    folded = fold(text)
+    anchors = verdict.anchors(folded.text)
+    if not anchors:
+        return text
+    positions = [*folded.positions(), len(text)]
+    parts, end = [], 0  # what is kept; how far the folded text is dealt with
+    for anchor in anchors:
+        if anchor.start < end:
+            continue
+        start, stop = _cut(folded.text, anchor)
+        parts.append(text[positions[end] : positions[max(start, end)]])
+        end = stop
+    return "".join([*parts, text[positions[end] :]]).rstrip()
+
+
+_VALUE_LINE = re.compile(rf"{LEAD_BELOW}[+\-−–]?\.?\d[^\n]*")
+_QUALIFIERS = re.compile(r"(?:\b(?:the|my|final|total|overall)[ \t*_]+)*[ \t#>\-*_`\"'(\[{$|<]*\Z")
+_AMOUNT = re.compile(rf"{LEAD_BELOW}[\d.,]+(?:[ ]*(?:/|out of)[ ]*\d+)?")
+
+
+def _cut(text: str, anchor: Anchor) -> tuple[int, int]:
+    """The span of a folded text in which an anchor's score stands."""
+    if anchor.form == "copula":
+        amount = _AMOUNT.match(text, anchor.end)
+        return anchor.end, amount.end() if amount else anchor.end
+    before = _QUALIFIERS.search(text, max(text.rfind("\n", 0, anchor.start) + 1, anchor.start - 80), anchor.start)
+    line_end = text.find("\n", anchor.end)
+    below = _VALUE_LINE.match(text, anchor.end)
+    stop = below.end() if below else line_end if line_end >= 0 else len(text)
+    return before.start() if before else anchor.start, stop

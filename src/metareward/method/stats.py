@@ -6,7 +6,7 @@ one half, or is excluded), exact match, Spearman and Kendall correlation. An und
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
@@ -18,6 +18,7 @@ from scipy.special import expit
 Array = NDArray[np.float64]
 
 EQUAL = 1e-9  # scores closer than this are tied
+ROUNDS = 10_000  # of the bootstrap, unless a caller says otherwise
 _CHUNK = 1_000_000  # bootstrap draws held in memory at once
 _MAX_STEPS = 100
 _GRADIENT_TOLERANCE = 1e-10  # largest gradient component at the optimum, per unit of weight
@@ -100,8 +101,20 @@ class Interval:
     n: int
 
 
+def resample_counts(size: int, rounds: int, seed: int) -> Iterator[Array]:
+    """How often each of ``size`` items is drawn in each bootstrap round: arrays of shape (B, size), B rounds at once.
+
+    The B of all arrays add up to ``rounds``; no array has more than a million entries unless one round has.
+    """
+    generator, at_once = np.random.default_rng(seed), max(1, _CHUNK // max(1, size))
+    for start in range(0, rounds, at_once):
+        count = min(at_once, rounds - start)
+        drawn = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(np.float64)
+
+
 def mean_interval(
-    values: Sequence[float], groups: Sequence[object] | None = None, seed: int = 0, draws: int = 2000
+    values: Sequence[float], groups: Sequence[object] | None = None, seed: int = 0, draws: int = ROUNDS
 ) -> Interval:
     """The mean of ``values`` with a 95 % percentile bootstrap interval, the same for the same ``seed``.
 
@@ -119,11 +132,7 @@ def mean_interval(
         numbers: dict[object, int] = {}  # of the groups, in the order in which they appear
         groups_N = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
         sums_G, counts_G = (np.bincount(groups_N, weights=weights).astype(np.float64) for weights in (array, None))
-    generator, size, means = np.random.default_rng(seed), len(sums_G), list[Array]()
-    rows = max(1, _CHUNK // size)
-    for start in range(0, draws, rows):
-        drawn = generator.integers(size, size=(min(rows, draws - start), size))
-        means.append(sums_G[drawn].sum(axis=1) / counts_G[drawn].sum(axis=1))
+    means = [(times_BG @ sums_G) / (times_BG @ counts_G) for times_BG in resample_counts(len(sums_G), draws, seed)]
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     mean = float(sums_G.sum() / counts_G.sum())
     return Interval(mean, min(mean, float(low)), max(mean, float(high)), int(array.size))

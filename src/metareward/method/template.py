@@ -197,11 +197,6 @@ def _fold_character(letter: str) -> str:
     return "".join(each for each in plain if unicodedata.category(each) not in _IGNORED_CATEGORIES)
 
 
-def escape_label(text: str, label: str) -> str:
-    """``text`` with a look-alike colon on every line that begins with ``label`` and a colon, Markdown or not."""
-    return _escape_colons(text, _label_pattern((label,)))
-
-
 def conversation(messages: Messages) -> str:
     """A prompt as one text: the text of a single turn, or several turns with role labels.
 

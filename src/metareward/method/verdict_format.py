@@ -80,7 +80,7 @@ def _fold_character(char: str) -> str:
     if char in _LINE_ENDS:
         return "\n"
     if char.isspace():
-        return " "
+        return "\t" if char == "\t" else " "
     category = unicodedata.category(char)
     if category in ("Cf", "Cc", "Mn", "Me") or ord(char) in _IGNORED:
         return ""
@@ -107,19 +107,22 @@ def fold(text: str) -> Folded:
 
 # The pattern of an anchor. Runs of marks are possessive, so that the time is linear in the text's length.
 
-_HTML = r"</?[a-z][^<>\n]{0,60}>"
+_HTML = r"</?(?!judge?ment)[a-z][^<>\n]{0,60}>"
 # Markdown, quotes and closing brackets between a label and its separator.
-_GAP = rf"(?:[ \t*_~`\"'“”‘’«»)\]}}】」』]|{_HTML})*+"
+_GAP = rf"(?:[ \t*_`\"'“”‘’«»)\]}}】」』]|{_HTML})*+"
 # The same and opening brackets, TeX and table bars, between a separator and the value; line ends, too.
 LEAD = (
-    rf"(?:[\s*_~`\"'“”‘’«»()\[\]{{}}【】「」『』$|:=>⭐🌟✅]|{_HTML}|\\(?:boxed|text(?:bf)?|math(?:bf|rm))[ \t]*\{{"
-    rf"|\\[()\[\]]|<(?=[ \t]*[\d.]+[ \t]*>))*+"
+    rf"(?:\n[ \t]*>|[\s*_`\"'“”‘’«»()\[\]{{}}【】「」『』$|:=⭐🌟✅]|{_HTML}"
+    r"|\\(?:boxed|text(?:bf)?|math(?:bf|rm))[ \t]*\{|\\[()\[\]]"
+    r"|<(?=[ \t]*(?:[\d.]+|judge?ment[ \t]*\w)[ \t]*>))*+"
 )
-_LINE_LEAD = LEAD.replace(r"\s", r" \t", 1)
+# The value below a heading or below the header of a table.
+LEAD_BELOW = rf"{LEAD}(?:-{{2,}}[-|: \n]*+{LEAD})?"
+_LINE_LEAD = LEAD.replace(r"\n[ \t]*>|[\s", r"[ \t")
 _PAREN = rf"(?:[(\[](?P<scale>[^()\[\]\n:]{{0,40}})[)\]]{_GAP})?"
 _POST = (
     "is|as|was|for|of|to|the|this|that|given|awarded|assigned|earned|obtained|received|total|final|overall|points?|"
-    "score|answer|response|reply|assistant|rubric|my|your|its|range|scale|based|on|out|finale?|totale?|general|global|"
+    "score|answer|response|reply|assistant|rubric|my|your|its|based|on|out|finale?|totale?|general|global|"
     "globale|complessivo|insgesamt|gesamt|therefore|thus|would|be|should|will|equals?|calculated|follows"
 )
 _POSTS = rf"(?P<post>(?:(?:{_POST})(?![^\W_]){_GAP}){{0,8}})"
@@ -144,12 +147,12 @@ def _patterns(words: tuple[str, ...], value: str) -> tuple[re.Pattern[str], re.P
     heads = "|".join(sorted({re.escape(word.split()[0]) for word in folded} | set(_GLUED), key=len, reverse=True))
     labels = "|".join(_label(word) for word in folded)
     weak = rf"(?={_LINE_LEAD}(?:{value}))"
-    below = rf"[ \t|]*\n(?={LEAD}[-|: \n]*+{LEAD}(?:{value}))"
+    below = rf"[ \t|]*\n(?={LEAD_BELOW}(?:{value}))"
     separator = (
         rf"{_GAP}{_PAREN}{_POSTS}{_PAREN.replace('scale', 'late')}(?P<colon>:|=(?!=))"
         rf"|{_GAP}{_POSTS.replace('post', 'before')}(?P<copula>{_COPULA}){weak}"
         rf"|{_GAP}{_PAREN.replace('scale', 'aside')}"
-        rf"(?P<loose>[|]{weak}|(?:[-–—]{{1,2}}|[-=]+>|→)[ \t]{weak}|{below}|(?<=[ \t*_`\"'”’)\]}}>]){weak})"
+        rf"(?P<loose>[|]{weak}|(?:[-–—]{{1,2}}|[-=]+>|→)[ \t]{weak}|{below})"
         r"|(?P<tag>(?:[ \t][^<>\n]{0,60})?/?>)"
     )
     return re.compile(heads), re.compile(rf"(?P<word>{labels})(?:{separator})")
@@ -172,13 +175,14 @@ _BRACKETS = re.compile(r"\[[ \t]*\[")
 class Anchor:
     """A place in the folded text from which a verdict may be read.
 
-    ``start``: the label's first character, of a tag its bracket; ``word_end``: behind the label word; ``separator``:
-    where the separator is; ``end``: where the value begins. ``form``: ``colon`` (also ``=``), ``copula`` (``is``),
-    ``loose`` (a line end, a table's bar, a dash or nothing), ``tag``, ``enclosed`` (``\\boxed{``, ``[[``).
+    ``start``: the label's first character, of a tag its bracket; ``word``, ``word_end``: where the label word stands;
+    ``separator``: where the separator is; ``end``: where the value begins. ``form``: ``colon`` (also ``=``),
+    ``copula`` (``is``), ``loose`` (a line end, a table's bar or a dash), ``tag``, ``enclosed`` (``\\boxed{``, ``[[``).
     ``scale``: the text in brackets between label and separator; ``post``: the words there.
     """
 
     start: int
+    word: int
     word_end: int
     separator: int
     end: int
@@ -228,11 +232,12 @@ class VerdictFormat:
         """What decides how verdicts are read and masked, for fingerprints."""
         return {"kind": self.kind, "words": list(self.words)}
 
-    def anchors(self, folded: str) -> list[Anchor]:
-        """The places of a folded text from which a verdict may be read, in order."""
+    def anchors(self, folded: str, most: int | None = None) -> list[Anchor]:
+        """The places of a folded text from which a verdict may be read, in order; no more labels than ``most``."""
         heads, pattern = _patterns(self.words, self.value)
-        found, head = [], heads.search(folded)
-        while head is not None:
+        found: list[Anchor] = []
+        head = heads.search(folded)
+        while head is not None and (most is None or len(found) < most):
             match = pattern.match(folded, head.start())
             anchor = _anchor(match) if match else None
             if anchor is not None:
@@ -241,7 +246,7 @@ class VerdictFormat:
         enclosing = {"boxed": _BOXED, "brackets": _BRACKETS}.get(self.kind)
         if enclosing is not None:
             spans = (match.span() for match in enclosing.finditer(folded))
-            found += [Anchor(start, end, start, end, "enclosed") for start, end in spans]
+            found += [Anchor(start, start, end, start, end, "enclosed") for start, end in spans]
             found.sort(key=lambda anchor: anchor.start)
         return found
 
@@ -277,13 +282,14 @@ def _anchor(match: re.Match[str]) -> Anchor | None:
         opening = _TAG_OPEN.search(match.string, max(0, word_start - 40), word_start)
         if opening is None:
             return None
-        return Anchor(opening.start(), word_end, opening.start(), match.end("tag"), "tag")
-    forms: tuple[Literal["colon", "copula", "loose"], ...] = ("colon", "copula", "loose")
-    form = next(form for form in forms if match[form] is not None)
+        return Anchor(opening.start(), word_start, word_end, opening.start(), match.end("tag"), "tag")
+    form = _FORMS[match.lastgroup or ""]
     scale = match["scale"] or match["late"] or match["aside"] or ""
     post = match["post"] or match["before"] or ""
-    return Anchor(word_start, word_end, match.start(form), match.end(form), form, scale, post)
+    return Anchor(word_start, word_start, word_end, match.start(form), match.end(form), form, scale, post)
 
+
+_FORMS: dict[str, Literal["colon", "copula", "loose"]] = {"colon": "colon", "copula": "copula", "loose": "loose"}
 
 SCORES = VerdictFormat()
 WINNERS = VerdictFormat(words=WINNER_WORDS, values=JUDGMENTS, value=WINNER_VALUE)

@@ -252,6 +252,7 @@ class Experiment:
                 system_prompt=meta.system_prompt,
                 kind=meta.verdict_format.kind,
                 words=meta.verdict_format.words,
+                scores=self.rubric.verdict,
             ),
             min_valid=recipe.judgments.min_valid,
             meta_judge=recipe.runs_meta_judge(t),

@@ -23,7 +23,7 @@ _READINGS = {
     "scored": "parsed",
     "missing": "no score found",
     "out_of_range": "outside the scale",
-    "contradictory": "contradictory",
+    "ambiguous": "ambiguous",
     "truncated": "truncated",
 }
 

@@ -159,7 +159,7 @@ def fit_pairs(
     """
     max_length = job.settings.max_length
     limit = min(max_length, context or max_length)
-    tokenized = _Tokenizer(tokenizer, job, "a pair")
+    tokenized = _CheckedTokenizer(tokenizer, job, "a pair")
     rows = []
     for pair in pairs:
         prompt, prompt_ids = tokenized.prompt(pair.prompt)
@@ -206,7 +206,7 @@ def fit_examples(examples: Sequence[Example], tokenizer: Any, job: SftJob, conte
     """
     max_length = job.settings.max_length
     limit = min(max_length, context or max_length)
-    tokenized = _Tokenizer(tokenizer, job, "an example")
+    tokenized = _CheckedTokenizer(tokenizer, job, "an example")
     rows = []
     for example in examples:
         answer = example.completion[0]["content"]
@@ -231,7 +231,7 @@ def _row(**columns: Sequence[int]) -> TokenRow:
     return {name: np.asarray(ids, np.int32) for name, ids in columns.items()}
 
 
-class _Tokenizer:
+class _CheckedTokenizer:
     """Token ids of the conversations of a job, checked to hold all of their texts; ``what`` names one in an error."""
 
     def __init__(self, tokenizer: Any, job: AnyJob, what: str) -> None:
@@ -250,15 +250,17 @@ class _Tokenizer:
         messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
         try:
             ids = self._encoder.encode(messages)
+            unwritten = self._encoder.turn(messages).unwritten
         except ChatTemplateError as error:
             raise self._unwritten(error) from None
-        written = self._tokenizer.decode(ids)
+        written = _squeeze(self._tokenizer.decode(ids))
         for message in messages:
-            if not self._holds(written, message.content):
-                answer = message.content[thinking_end(message.content) :]
-                if message.role != "assistant" or not self._holds(written, answer):
-                    raise self._left_out(f"the {message.role}'s text {one_line(message.content, 40)!r}")
-                self._note("leaves out the thinking of earlier turns, in generation as in training")
+            if message.role not in unwritten and self._holds(written, message.content):
+                continue
+            answer = message.content[thinking_end(message.content) :]
+            if message.role != "assistant" or message.role in unwritten or not self._holds(written, answer):
+                raise self._left_out(f"the {message.role}'s text {one_line(message.content, 40)!r}")
+            self._note("leaves out the thinking of earlier turns, in generation as in training")
         return messages, ids
 
     def completion(self, prompt: Messages, text: str, end_turn: bool) -> list[int]:
@@ -273,7 +275,7 @@ class _Tokenizer:
             self._note(f"writes {written}: trained as in generation")
         if not self._encoder.writes(prompt, text):
             self._note("cuts or changes answers, such as their thinking: trained on the whole answers as written")
-        if not self._holds(self._tokenizer.decode(ids), text):
+        if not self._holds(_squeeze(self._tokenizer.decode(ids)), text):
             raise self._left_out(f"the answer {one_line(text, 40)!r}")
         return ids
 
@@ -295,11 +297,11 @@ class _Tokenizer:
         self._notes.setdefault(f"the chat template {text}")
 
     def _holds(self, written: str, text: str) -> bool:
-        """Whether ``text``, or what of it the tokenizer can write, is in ``written``; white space doesn't count."""
-        ids = self._tokenizer.encode
-        return _squeeze(text) in _squeeze(written) or _squeeze(
-            self._tokenizer.decode(ids(text, add_special_tokens=False))
-        ) in _squeeze(written)
+        """Whether ``text``, or what of it the tokenizer can write, is in ``written``, which is squeezed."""
+        if _squeeze(text) in written:
+            return True
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return _squeeze(self._tokenizer.decode(ids)) in written
 
     def _unwritten(self, error: ChatTemplateError) -> UserError:
         return UserError(

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from chat_server import Answer, Body, FakeChatServer, Manner, choice, completion, error
 from made_up import LABEL_PROMPT, json_file, judge_client, session, token
+from openai_setup import engine_for
 
 from metareward.engines.base import Engine, EngineError, ScriptedEngine
 from metareward.errors import UserError
@@ -209,3 +211,38 @@ def test_a_preference_is_the_share_of_the_two_labels_probabilities(tmp_path: Pat
 
     rows = judged(tmp_path, prompt, reply)
     assert [row["preference"] for row in rows] == pytest.approx([1 + (0.03 + 0.04 * i) / 0.6 for i in range(COUNT)])
+
+
+# --- servers with and without log-probabilities ---
+
+
+def without_logprobs(body: Body, _: int) -> Answer:
+    """Ignores the request for log-probabilities."""
+    return Answer(completion(choice("m" if "Output m: model" in body["messages"][-1]["content"] else "M", 0, "length")))
+
+
+def refuses_logprobs(body: Body, place: int) -> Answer:
+    if "logprobs" in body:
+        return error(400, "'logprobs' is not supported with this model")
+    return without_logprobs(body, place)
+
+
+def empty_logprobs(body: Body, place: int) -> Answer:
+    text = "m" if "Output m: model" in body["messages"][-1]["content"] else "M"
+    content = [{"token": text, "logprob": 0.0, "top_logprobs": []}]
+    return Answer(completion(choice(text, 0, "length", logprobs={"content": content})))
+
+
+@pytest.mark.parametrize("manner", [without_logprobs, refuses_logprobs, empty_logprobs])
+def test_a_server_without_log_probabilities_is_read_by_its_label(tmp_path: Path, prompt: Path, manner: Manner) -> None:
+    """A run stops after 20 failures in a row."""
+
+    async def scene() -> tuple[AnnotationRows, int]:
+        async with FakeChatServer(manner) as server, engine_for(server) as engine:
+            judge = label_judge(judge_client(engine, tmp_path / "cache.sqlite"), load_label_prompt(prompt))
+            rows = await annotate(judge, matchups(outputs("base", 100), outputs("model", 100)))
+            return rows, len(server.bodies)
+
+    rows, requests = asyncio.run(scene())
+    assert [(row["preference"], row["mode"]) for row in rows] == [(2.0, "sampled label")] * 100
+    assert requests <= 100 + 64  # once it is known, only what is in flight is asked twice

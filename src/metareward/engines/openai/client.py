@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import httpx2
 from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
 
-from metareward.engines.base import EngineError
+from metareward.engines.base import EngineError, LogprobsUnavailableError
 from metareward.engines.openai.choices import ChoiceField, choice_fields, continuation_fields, read_choice
 from metareward.errors import UserError
 from metareward.seeds import derive
@@ -51,6 +51,10 @@ class RequestError(EngineError):
         self.server = server
         self.status = status
         self.retry_after = retry_after
+
+
+class LogprobsRequestError(RequestError, LogprobsUnavailableError):
+    """The server gives no log-probabilities: it refuses to, or leaves them out."""
 
 
 class TransientError(RequestError):
@@ -185,7 +189,10 @@ class Client:
         """The server's reply. Raises `TransientError` and its kinds, and `RequestError` for what is permanent."""
         response = await self._send("POST", "/chat/completions", self._timeout, content=request.body)
         if response.status_code != httpx2.codes.OK:
-            raise self._error(response, request.name)
+            error = self._error(response, request.name)
+            if request.top_logprobs and error.status in (400, 422) and "logprob" in str(error).lower():
+                raise LogprobsRequestError(str(error), self.url, error.status)
+            raise error
         try:
             reply = read_reply(response.content, request.n, request.top_logprobs)
             if request.choice_field is None:
@@ -195,7 +202,8 @@ class Client:
         except ValueError as error:
             raise TransientError(self._line(f"answered with {error}"), self.url) from None
         except EngineError as error:
-            raise RequestError(self._line(f"{error}; {request.name}"), self.url) from None
+            kind = LogprobsRequestError if isinstance(error, LogprobsUnavailableError) else RequestError
+            raise kind(self._line(f"{error}; {request.name}"), self.url) from None
 
     async def models(self) -> tuple[str, ...]:
         """The names of the models that the server lists; none if it doesn't list them.
@@ -357,7 +365,9 @@ def read_reply(raw: bytes, n: int, top_logprobs: int) -> Reply:
 def _steps(choice: _Choice, top_logprobs: int) -> tuple[Step, ...]:
     tokens = choice.tokens or []
     if choice.text and not tokens:
-        raise EngineError("gives no token probabilities (choices.logprobs.content), and this run needs them")
+        raise LogprobsUnavailableError(
+            "gives no token probabilities (choices.logprobs.content), and this run needs them"
+        )
     texts = token_spans([token.text for token in tokens], choice.text)
     if texts is None:
         raise EngineError("gives token probabilities that do not spell its text")

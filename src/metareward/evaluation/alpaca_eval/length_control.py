@@ -59,7 +59,7 @@ def length_controlled(rows: Sequence[Annotation], difficulty_I: Array, gamed: Ga
     difficulty_P = row_difficulties(rows, difficulty_I)
     if _is_baseline(rows):
         return win_rate_of_weights(Weights(0.0, 0.0, 0.0), difficulty_P)
-    own_R3, shares_R = _judged_rows(rows, difficulty_P)
+    own_R3, shares_R = _judged_rows(rows, _official_length_feature(rows), difficulty_P)
     baseline = np.column_stack([np.tanh(gamed.length_R), gamed.difficulty_R, np.zeros(len(gamed.length_R))])
     coefficients = _fit_lasso(
         np.vstack([baseline, own_R3]),
@@ -69,10 +69,10 @@ def length_controlled(rows: Sequence[Annotation], difficulty_I: Array, gamed: Ga
     return win_rate_of_weights(Weights(*map(float, coefficients)), difficulty_P)
 
 
-def _judged_rows(rows: Sequence[Annotation], difficulty_P: Array) -> tuple[Array, Array]:
+def _judged_rows(rows: Sequence[Annotation], length_P: Array, difficulty_P: Array) -> tuple[Array, Array]:
     """The three features of the rows with a preference, of shape (R, 3), and their preferences."""
     judged = np.array([row.preference is not None for row in rows], dtype=bool)
-    features_R3 = np.column_stack([length_feature(rows), difficulty_P, np.ones(len(rows))])[judged]
+    features_R3 = np.column_stack([length_P, difficulty_P, np.ones(len(rows))])[judged]
     return features_R3, np.array([row.preference for row in rows if row.preference is not None])
 
 
@@ -96,10 +96,21 @@ def _is_baseline(rows: Sequence[Annotation]) -> bool:
 
 
 def length_feature(rows: Sequence[Annotation]) -> Array:
-    """The length feature of each row: scaled but not centred, so that equal lengths give 0."""
+    """The length feature of each row: scaled but not centred, so that equal lengths give 0.
+
+    Where all differences are the same, there is no scale: 0 in every row.
+    """
     difference = np.array([row.baseline_chars - row.model_chars for row in rows], dtype=np.float64)
     spread = float(difference.std(ddof=1)) if len(rows) > 1 else 0.0
     return np.asarray(np.tanh(difference / spread)) if spread > 0 else np.zeros(len(rows))
+
+
+def _official_length_feature(rows: Sequence[Annotation]) -> Array:
+    """The same, but upstream divides by a spread of 0, and tanh of infinity is 1."""
+    feature_P = length_feature(rows)
+    if len(rows) > 1 and not feature_P.any():
+        return np.array([float(np.sign(row.baseline_chars - row.model_chars)) for row in rows])
+    return feature_P
 
 
 def row_difficulties(rows: Sequence[Annotation], difficulty_I: Array) -> Array:
@@ -133,8 +144,8 @@ def _fit_lasso(x_RF: Array, y_R: Array, weights_R: Array) -> Array:
     x_RF, shares_R, weights_R = (np.concatenate([each, each]) for each in (x_RF, y_R, weights_R))
     soft_R = np.where(labels_R == 1, shares_R, 1 - shares_R)
 
-    def fit(used: NDArray[np.int64], c: float) -> Array:
-        model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED)
+    def fit(used: NDArray[np.int64], c: float, random: np.random.RandomState) -> Array:
+        model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=random)
         model.fit(x_RF[used], labels_R[used], sample_weight=soft_R[used] * weights_R[used])
         return np.asarray(model.coef_[0], dtype=np.float64)
 
@@ -145,9 +156,14 @@ def _fit_lasso(x_RF: Array, y_R: Array, weights_R: Array) -> Array:
         log_likelihood = share * np.log(chance) + (1 - share) * np.log(1 - chance)
         return float(np.mean(-log_likelihood * weights_R[held_out]))
 
-    folds = list(GroupKFold(_FOLDS).split(x_RF, labels_R, groups_R))
-    losses = [np.mean([loss(held_out, fit(used, c)) for used, held_out in folds]) for c in _CS]
-    return fit(np.arange(len(labels_R)), float(_CS[int(np.argmin(losses))]))
+    losses_C = np.zeros(len(_CS))
+    for used, held_out in GroupKFold(_FOLDS).split(x_RF, labels_R, groups_R):
+        # As in LogisticRegressionCV, the ten fits of a fold draw their seeds from one generator. liblinear shuffles the
+        # coordinates by that seed and stops early, so other seeds give other losses and, for some models, another C.
+        random = np.random.RandomState(_SEED)
+        losses_C += [loss(held_out, fit(used, c, random)) for c in _CS]
+    best = float(_CS[int(np.argmin(losses_C))])
+    return fit(np.arange(len(labels_R)), best, np.random.RandomState(_SEED))
 
 
 def length_adjusted(rows: Sequence[Annotation], difficulty_P: Array | None = None) -> LengthControlled | None:
@@ -160,7 +176,7 @@ def length_adjusted(rows: Sequence[Annotation], difficulty_P: Array | None = Non
     known_P = np.zeros(len(rows)) if difficulty_P is None else difficulty_P
     if _is_baseline(rows):
         return win_rate_of_weights(Weights(0.0, 0.0, 0.0), known_P)
-    features_R3, shares_R = _judged_rows(rows, known_P)
+    features_R3, shares_R = _judged_rows(rows, length_feature(rows), known_P)
     coefficients = fit_logistic(features_R3, shares_R, np.ones(len(shares_R)), np.full(3, _RIDGE))
     fitted = win_rate_of_weights(Weights(*map(float, coefficients)), known_P)
     error = _standard_error_of_fit(features_R3, shares_R, coefficients, known_P) if len(shares_R) > 1 else None

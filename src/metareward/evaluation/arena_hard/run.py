@@ -29,7 +29,7 @@ from metareward.evaluation.arena_hard.data import (
     read_verdict,
     version_named,
 )
-from metareward.evaluation.arena_hard.score import ROUNDS, ArenaResult, evaluate
+from metareward.evaluation.arena_hard.score import ArenaResult, evaluate
 from metareward.evaluation.base import (
     Column,
     ComparisonBenchmark,
@@ -47,6 +47,7 @@ from metareward.evaluation.base import (
 from metareward.evaluation.compare import FirstShare, OutputPair, PairwiseJudge
 from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
 from metareward.method.scores import TOLERANCE
+from metareward.method.stats import ROUNDS
 from metareward.method.template import conversation, fill
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic

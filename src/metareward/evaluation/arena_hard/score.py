@@ -33,12 +33,11 @@ from scipy.special import expit
 
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, Version, is_significant, score_for_a
-from metareward.method.stats import fit_logistic
+from metareward.method.stats import ROUNDS, fit_logistic, resample_counts
 
 Array = NDArray[np.float64]
 Control = Literal["style", "length", "markdown"]
 
-ROUNDS = 1000
 STRONG_WEIGHT = 3
 ANCHOR = 1000.0
 # Published intervals: 95 % in v0.1, 90 % in v2.
@@ -122,14 +121,9 @@ def resample_questions(
     Games of one question and battles of one verdict aren't independent, so these intervals have the right width.
     """
     won_QM, n_QM = battles.sums(battles.weight_R * battles.outcome_R), battles.sums(battles.weight_R)
-    drawn = _draw_questions(len(battles.questions), rounds, seed)
-    return _ranges(drawn @ won_QM, drawn @ n_QM, percentiles)
-
-
-def _draw_questions(questions: int, rounds: int, seed: int) -> Array:
-    """How often each question is drawn in each bootstrap round, of shape (rounds, Q)."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(questions, np.full(questions, 1 / max(1, questions)), rounds).astype(np.float64)
+    drawn = [(times_BQ @ won_QM, times_BQ @ n_QM) for times_BQ in resample_counts(len(battles.questions), rounds, seed)]
+    won_BM, n_BM = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    return _ranges(won_BM, n_BM, percentiles)
 
 
 def resample_rows(battles: Battles, rounds: int, seed: int, percentiles: tuple[float, float]) -> list[Range | None]:
@@ -263,8 +257,11 @@ def style_controlled(
     weights = {_FEATURES[feature]: -float(found[count + 1 + i]) for i, feature in enumerate(features)}
     if not rounds:
         return StyleControlled(scores_M, weights)
-    drawn = _draw_questions(len(battles.questions), rounds, seed)[:, battles.question_R]
-    fits = [fit_logistic(x_RF, battles.outcome_R, battles.weight_R * times_R, ridge_F, found) for times_R in drawn]
+    fits = [
+        fit_logistic(x_RF, battles.outcome_R, battles.weight_R * times_Q[battles.question_R], ridge_F, found)
+        for times_BQ in resample_counts(len(battles.questions), rounds, seed)
+        for times_Q in times_BQ
+    ]
     low_M, high_M = np.percentile([scores_of(each) for each in fits], PERCENTILES[version], axis=0)
     ranges_M = tuple(
         Range(float(low), float(high)) if n else None for low, high, n in zip(low_M, high_M, fought_M, strict=True)

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -113,8 +114,8 @@ def _receive(inbox: Inbox, replies: Replies) -> None:
 
 def _submission(request: Mapping[str, Any], replies: Replies) -> Callable[[EngineCore], None]:
     messages = tuple(Message(role, content) for role, content in request["messages"])
-    *values, choices = request["sampling"]
-    sampling = Sampling(*values, tuple(choices))
+    sampling = Sampling(*request["sampling"])
+    sampling = replace(sampling, choices=tuple(sampling.choices))  # a list in JSON
 
     def deliver(completions: tuple[Completion, ...]) -> None:
         replies.send(id=request["id"], completions=[completion_to_json(each) for each in completions])

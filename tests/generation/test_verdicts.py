@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as generated
 from hypothesis import strategies as st
 from scripted_models import prompt, role_of, settings
 
@@ -140,6 +141,7 @@ WORDS = [
 ]
 
 
+@generated(deadline=None)
 @given(st.lists(st.sampled_from([*WORDS, *ENDINGS])).map(" ".join), st.sampled_from(range(6)), st.booleans())
 def test_a_constrained_verdict_is_always_readable(written: str, score: int, cut: bool) -> None:
     say = writes(written, f" {score}", "length" if cut else "stop")
@@ -148,6 +150,7 @@ def test_a_constrained_verdict_is_always_readable(written: str, score: int, cut:
     assert judgment.reading == RUBRIC.read(judgment.text)
 
 
+@generated(deadline=None)
 @given(
     st.lists(st.sampled_from(["A is better", "Winner: Judgment A", "Winner:", "Judgment B", "\n", "tie"])).map(" ".join)
 )

@@ -133,7 +133,8 @@ class Judgment:
     """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1.
 
     ``reasoning`` is the model's thinking, which precedes ``text`` (`metareward.method.judge.Reasoning`). ``attempts``:
-    how often it was asked, the last attempt being this one; ``tokens`` are those of all attempts.
+    how often it was asked, the last attempt being this one; ``tokens`` are those of all attempts. ``written``: what the
+    judge's own verdict reads as, where a constrained one took its place; it tells a judge that has lost the form.
     """
 
     index: int
@@ -142,6 +143,12 @@ class Judgment:
     reading: Reading
     reasoning: str = ""
     attempts: int = 1
+    written: Reading | None = None
+
+    @property
+    def own_reading(self) -> Reading:
+        """What the verdict that the judge wrote itself reads as, where a constrained one took its place, too."""
+        return self.reading if self.written is None else self.written
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +206,7 @@ Verdict = Won | Tied | Unparsed | Truncated
 class MetaJudgment:
     """One comparison of judgments ``first`` and ``second`` (their indices), shown in that order.
 
-    ``attempts`` and ``tokens``: see `Judgment`.
+    ``attempts``, ``tokens`` and ``written``: see `Judgment`.
     """
 
     first: int
@@ -208,6 +215,12 @@ class MetaJudgment:
     tokens: int
     verdict: Verdict
     attempts: int = 1
+    written: Verdict | None = None
+
+    @property
+    def own_verdict(self) -> Verdict:
+        """What the verdict that the meta-judge wrote itself reads as, where a constrained one took its place, too."""
+        return self.verdict if self.written is None else self.written
 
 
 @dataclass(frozen=True, slots=True)

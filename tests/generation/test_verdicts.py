@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from metareward.generation.annotate import (
 )
 from metareward.generation.verdicts import RubricGrader, VerdictRules, choice_mean
 from metareward.method.judge import Reasoning, Rubric
+from metareward.method.meta_judge import MetaRubric
 from metareward.seeds import derive
 from metareward.storage.records import record_from_json, record_to_json
 from metareward.types import (
@@ -43,6 +45,7 @@ from metareward.types import (
 )
 
 RUBRIC = Rubric.load("judge")
+FIRST, SECOND = (Judgment(index, f"Score: {index}", 1, Scored(1.0)) for index in range(2))
 CONSTRAINED, RETRIED = VerdictRules(constrained=True), VerdictRules(retries=2)
 Say = Callable[[Messages, Sampling, int], str | Completion]
 ASKED = (Message("user", "Judge it."),)
@@ -100,17 +103,57 @@ def test_the_second_request_continues_the_first() -> None:
     assert {(call.sampling.temperature, call.sampling.top_p) for call in engine.calls} == {(0.8, 0.95)}
 
 
+@pytest.mark.parametrize(
+    ("text", "finish", "own"),
+    [
+        ("Fine. Score: 2", "stop", Scored(2.0)),
+        ("Fine. Score: good", "stop", Unparsed("missing")),
+        ("Fine. Score: 2", "length", Truncated()),
+    ],
+)
+def test_the_verdict_that_was_written_is_kept_as_it_reads(text: str, finish: str, own: object) -> None:
+    (judgment,) = judged(writes(text, finish=finish), grader(CONSTRAINED))
+    assert (judgment.reading, judgment.written, judgment.own_reading) == (Scored(4.0), own, own)
+    (plain,) = judged(writes(text, finish=finish), grader(VerdictRules()))
+    assert (plain.reading, plain.written, plain.own_reading) == (own, None, own)
+
+
 def test_a_cut_off_judgment_gets_a_verdict() -> None:
     (judgment,) = judged(writes("It is relevant, and", finish="length"), grader(CONSTRAINED))
     assert judgment.text == "It is relevant, and\n\nScore: 4" and judgment.reading == Scored(4.0)
 
 
-def test_scores_of_criteria_are_no_verdict_but_reasoning() -> None:
-    """They are kept, and masked where they would make the reader doubt."""
-    written = "Relevance score: 1\nCoverage score: none\nSo much for that."
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        # Scores of criteria are reasoning.
+        ("Relevance score: 1\nCoverage score: none", "Relevance score: 1\nCoverage score: none\n\nScore: 4"),
+        ("Relevance score: 1", "Relevance score: 1\n\nScore: 4"),
+        # What would make a reader doubt is masked.
+        ("Score: 2\nScore: 3 or 5", "Score∶ 2\nScore∶ 3 or 5\n\nScore: 4"),
+    ],
+)
+def test_what_is_no_verdict_is_reasoning(written: str, stored: str) -> None:
     (judgment,) = judged(writes(written), grader(CONSTRAINED))
-    assert judgment.reading == Scored(4.0)
-    assert judgment.text.startswith("Relevance") and "So much for that.\n\nScore: 4" in judgment.text
+    assert (judgment.text, judgment.reading) == (stored, Scored(4.0))
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", ["scores", "verdicts"])
+def test_every_known_ending_can_be_given_a_verdict(name: str) -> None:
+    rubric: Rubric | MetaRubric = Rubric.load("judge") if name == "scores" else MetaRubric.load("metajudge")
+    choice = rubric.verdict.choices[1]
+    for case in map(json.loads, (GOLDEN / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()):
+        engine = ScriptedEngine(writes(case["text"], choice, case.get("finish", "stop")))
+        if isinstance(rubric, Rubric):
+            (judgment,) = judged(writes(""), grader(CONSTRAINED), engine)
+            assert judgment.reading == Scored(1.0), judgment.text
+        else:
+            chosen = replace(settings(), meta_verdicts=CONSTRAINED)
+            meta = asyncio.run(meta_judge_pair(engine, prompt(1), "x", FIRST, SECOND, chosen))
+            assert meta.verdict == Won(SECOND.index), meta.text
 
 
 ENDINGS = [

@@ -11,6 +11,10 @@ same distribution: the one after its reasoning, restricted to the rubric's value
 off gets a verdict, too: to leave long judgments out would select answers by how long they are discussed. Such a verdict
 rests on unfinished reasoning and is noisier. A tie isn't among the values: a constrained meta-judge names a winner.
 
+**Readable is not right.** Where training has pushed the tokens of a score down, the draw falls on whatever value is
+left: a pocket judge after DPO without an anchor gave 0 to answers of which it had written five times yes. So the
+verdict that was written is read as well (``written``): if it is rarely readable, the drawn ones mean little.
+
 **Retries select.** A judgment that is asked again is drawn from the judge's readable judgments: that fills gaps, but
 scores that the judge can't write stay rare, however often it is asked. An unreadable judgment costs as many tokens as
 another.
@@ -101,7 +105,7 @@ class RubricGrader:
         writer = _Writer(ask, messages, sampling, self.rubric.verdict, self._read, self.rules, self.reasoning)
         written_N = await writer.write(self.n)
         return tuple(
-            Judgment(index, each.text, each.tokens, each.outcome, each.reasoning, each.attempts)
+            Judgment(index, each.text, each.tokens, each.outcome, each.reasoning, each.attempts, each.own)
             for index, each in enumerate(written_N)
         )
 
@@ -151,7 +155,7 @@ async def compare_judgments(
         return metarubric.read(comparison.text, comparison.finish, *pair)
 
     (each,) = await _Writer(ask, messages, sampling, metarubric.verdict, read, rules, reasoning).write(1)
-    return MetaJudgment(*pair, each.text, each.tokens, each.outcome, each.attempts)
+    return MetaJudgment(*pair, each.text, each.tokens, each.outcome, each.attempts, each.own)
 
 
 def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
@@ -185,13 +189,17 @@ def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Written(Generic[T]):
-    """A judgment or comparison: its text without the thinking in ``reasoning``, and all tokens spent on it."""
+    """A judgment or comparison: its text without the thinking in ``reasoning``, and all tokens spent on it.
+
+    ``own``: the outcome of the verdict that a constrained one replaced.
+    """
 
     text: str
     reasoning: str
     tokens: int
-    attempts: int
     outcome: T
+    attempts: int = 1
+    own: T | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +234,13 @@ class _Writer(Generic[T]):
         reasoning, text = self._split(replace(completion, text=replace_surrogates(completion.text)))
         output = replace(completion, text=text)
         if not self.rules.constrained:
-            return _Written(text, reasoning, output.tokens, 1, self.read(output, None))
+            return _Written(text, reasoning, output.tokens, self.read(output, None))
         opened = self._opened(output)
         asked = (*self.messages, Message("assistant", reasoning + opened))
         sampling = replace(self.sampling, choices=self.verdict.choices)
         (drawn,) = await self.ask(asked, sampling, 1, "verdict", index, attempt)
         whole = Completion(opened + drawn.text, "stop", completion.tokens + drawn.tokens)
-        return _Written(whole.text, reasoning, whole.tokens, 1, self.read(whole, drawn))
+        return _Written(whole.text, reasoning, whole.tokens, self.read(whole, drawn), own=self.read(output, None))
 
     def _split(self, completion: Completion) -> tuple[str, str]:
         """The thinking and the judgment; before a constrained verdict, thinking that was cut off is closed."""
@@ -249,24 +257,24 @@ class _Writer(Generic[T]):
 
         The reasoning ends where the verdict begins: at the last place from which a verdict could be read, if one was
         read, or if this is the only such place and nothing but the rest of its line follows. Else nothing tells the
-        verdict from the scores of single criteria, and all of it is reasoning. Where an earlier place could make the
-        reader doubt, all of them are masked.
+        verdict from the scores of single criteria, and all of it is reasoning. Where the reader would be in doubt, the
+        places are masked, or the verdict gets a line of its own.
         """
         folded = fold(judgment.text)
         places = self.verdict.anchors(folded.text)
+        whole = f"{judgment.text.rstrip()}\n\n".lstrip()
+        reasoning = [whole, self.verdict.mask(whole)]
         last_line = len(places) == 1 and "\n" not in folded.text[places[0].end :].strip()
         if last_line or (places and not isinstance(self.read(judgment, None), Unparsed | Truncated)):
-            written = _OPENING.sub("", judgment.text[: folded.positions()[places[-1].start]])
-        else:
-            written = f"{judgment.text.rstrip()}\n\n".lstrip()
-        opened = written + self.verdict.prefix
-        return opened if self._is_readable(opened) else self.verdict.mask(written) + self.verdict.prefix
+            before = _OPENING.sub("", judgment.text[: folded.positions()[places[-1].start]])
+            reasoning = [before, self.verdict.mask(before), *reasoning]
+        opened = [each + self.verdict.prefix for each in reasoning]
+        return next(filter(self._is_readable, opened), opened[-1])
 
     def _is_readable(self, opened: str) -> bool:
-        """Whether the first and the last choice are read after ``opened`` as they are after the prefix alone."""
+        """Whether each choice is read after ``opened`` as it is after the prefix alone."""
 
         def read(text: str, choice: str) -> T:
             return self.read(Completion(text + choice, "stop", 0), None)
 
-        ends = self.verdict.choices[0], self.verdict.choices[-1]
-        return all(read(opened, choice) == read(self.verdict.prefix, choice) for choice in ends)
+        return all(read(opened, choice) == read(self.verdict.prefix, choice) for choice in self.verdict.choices)

@@ -1,27 +1,22 @@
-"""Position statistics, parse results, findings, and the summary of an iteration."""
+"""Position statistics, parse results, and the summary of an iteration."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
-from builders import RUBRIC, candidate, dispute, record, records
+from builders import candidate, dispute, record, records
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.method.diagnostics import (
     PositionSplit,
-    findings,
-    judgment_counts,
     position_statistics,
     readings_summary,
     summarize,
-    verdict_counts,
 )
-from metareward.method.pairs import PairRules, build_pairs, of_kind
-from metareward.types import PreferencePair, PromptRecord, Tied, Truncated, Unparsed
+from metareward.method.pairs import PairRules, build_pairs
+from metareward.types import PromptRecord, Tied, Truncated, Unparsed
 
 # Judgments 0..3 score 4, 4, 2, 1.
 MIXED = record(
@@ -91,8 +86,6 @@ UNPARSED = record(
 
 
 def test_parse_results_are_counted() -> None:
-    assert judgment_counts([UNPARSED]) == Counter(parsed=2, missing=1, out_of_range=1, ambiguous=1, truncated=2)
-    assert verdict_counts([UNPARSED]) == Counter(parsed=1, tied=1)
     assert readings_summary([UNPARSED]) == {
         "scored": 2,
         "missing": 1,
@@ -100,57 +93,6 @@ def test_parse_results_are_counted() -> None:
         "ambiguous": 1,
         "truncated": 2,
     }
-
-
-def prompts(of: PromptRecord, count: int = 10) -> list[PromptRecord]:
-    return [replace(of, prompt=replace(of.prompt, id=f"p{number}")) for number in range(count)]
-
-
-def codes(of: list[PromptRecord], pairs: Sequence[PreferencePair] | None = None) -> set[str]:
-    built, dropped = build_pairs(of, PairRules())
-    return {finding.code for finding in findings(of, built if pairs is None else pairs, dropped)}
-
-
-HEALTHY = record([candidate(0, [4, 3, 4], chars=20), candidate(1, [1, 2, 1], chars=20), candidate(2, [2, 3, 3])])
-
-
-def test_a_healthy_and_an_empty_iteration_have_no_findings() -> None:
-    assert codes(prompts(HEALTHY)) == set()
-    assert codes([]) == set()
-
-
-@pytest.mark.parametrize(
-    ("of", "code"),
-    [
-        (record([candidate(0, [5, 5, 4.9]), candidate(1, [5, 5, 5])]), "saturation"),
-        (record([candidate(0, [3, 3]), candidate(1, [3, 3])]), "many_ties"),
-        (UNPARSED, "unparsed_judgments"),
-        (replace(UNPARSED, dispute=dispute({(0, 1): 0, (1, 0): None}, 2)), "unparsed_meta_judgments"),
-        (record([replace(each, finish="length") for each in HEALTHY.candidates_K]), "answers_cut_off"),
-        (replace(MIXED, dispute=dispute({(0, 1): 0, (1, 0): 1}, 4)), "position_flips"),
-        (record([candidate(0, [3, 3])]), "few_pairs"),
-        (record([candidate(0, [4, 4], chars=30), candidate(1, [1, 2], chars=20)]), "length_drift"),
-    ],
-)
-def test_each_finding(of: PromptRecord, code: str) -> None:
-    assert code in codes(prompts(of))
-
-
-def test_findings_about_judge_pairs() -> None:
-    judged = replace(MIXED, dispute=dispute({(2, 3): 2, (3, 2): 2}, 4))
-    pairs, _ = build_pairs(prompts(judged), PairRules())
-    assert len(of_kind(pairs, "judge")) == len(pairs) == 10
-    assert "judge_pairs_dominate" in codes(prompts(judged), pairs)
-    longer = [replace(pair, chosen=pair.chosen * 2) for pair in pairs]
-    assert "judgment_length_drift" in codes(prompts(judged), longer)
-    assert "judgment_length_drift" not in codes(prompts(judged), pairs)
-
-
-@given(st.lists(records(), max_size=4))
-def test_findings_have_one_line_and_different_codes(of: list[PromptRecord]) -> None:
-    found = findings(of, *build_pairs(of, PairRules()))
-    assert len({finding.code for finding in found}) == len(found)
-    assert all(finding.text and "\n" not in finding.text for finding in found)
 
 
 # The summary.
@@ -173,7 +115,7 @@ RECORDS = (
 
 def summary_of(*records: PromptRecord) -> dict[str, Any]:
     pairs, dropped = build_pairs(records, SUMMARY_RULES)
-    text = json.dumps(summarize(3, records, pairs, dropped, RUBRIC), allow_nan=False)
+    text = json.dumps(summarize(3, records, pairs, dropped), allow_nan=False)
     return dict(json.loads(text))
 
 
@@ -186,7 +128,6 @@ def test_summary_counts() -> None:
         "scored": 9,
         "missing": 1,
         "out_of_range": 1,
-        "ambiguous": 0,
         "truncated": 1,
     }
 
@@ -204,12 +145,6 @@ def test_summary_of_wins_by_position() -> None:
     third = pytest.approx(1 / 3)
     assert summary["position"]["all"] == {"pairs": 3, "flipped": third, "first_wins": third}
     assert summary["position"]["same_score"]["pairs"] == 0
-
-
-def test_summary_findings_have_a_code_and_a_text() -> None:
-    findings = summary_of(*RECORDS)["findings"]
-    assert findings
-    assert all(set(each) == {"code", "text"} for each in findings)
 
 
 def test_summary_without_pairs_has_no_means() -> None:

@@ -7,13 +7,17 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import permutations
 from pathlib import Path
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.method.diagnostics import summarize
+from metareward.method.gates import HealthCheck, check_gates
 from metareward.method.judge import Rubric
+from metareward.method.judge_health import Scale, record_figures
 from metareward.method.pairs import build_pairs, of_kind
+from metareward.report.facts import read_health
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.records import record_to_json
@@ -134,7 +138,12 @@ def write_built(run: RunDir, t: int) -> None:
     write_pairs(folder.pairs("actor"), of_kind(pairs, "actor"))
     write_pairs(folder.pairs("judge"), of_kind(pairs, "judge"))
     write_dropped(folder.dropped, dropped)
-    write_atomic(folder.summary, json.dumps(summarize(t, records, pairs, dropped, rubric)))
+    rules = pairs_rules(recipe, t)
+    figures = record_figures(records, pairs, Scale(0.0, 5.0), rules.min_valid, rules.judge_pairs)
+    health = {name: asdict(figure) for name, figure in figures.items()}
+    write_atomic(folder.summary, json.dumps({**summarize(t, records, pairs, dropped), "judge_health": health}))
+    checks = [*read_health(run), HealthCheck("records", f"M{t - 1}", t, check_gates(figures, recipe.gate_limits))]
+    write_atomic(run.judge_health, json.dumps([asdict(check) for check in checks]))
 
 
 def write_training(folder: IterationDir, t: int) -> None:

@@ -1,7 +1,8 @@
 """The command line: every command calls one function and prints what it returns.
 
-What the user can mend is one line on standard error and exit code 2; Ctrl-C is one line and 130. Heavy modules are
-imported inside the commands, so that ``--help`` and typing mistakes answer at once.
+What the user can mend is one line on standard error and exit code 2, a run stopped by a gate of judge health one line
+and 3, Ctrl-C one line and 130. Heavy modules are imported inside the commands, so that ``--help`` and typing mistakes
+answer at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from metareward.cli.data import print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
 from metareward.engines.base import Engine, EngineError
-from metareward.errors import UserError
+from metareward.errors import JudgeHealthError, UserError
 from metareward.text import escape_control
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def main() -> None:
         app()
         return
     except (UserError, EngineError) as error:
-        message, code = str(error), 2
+        message, code = str(error), 3 if isinstance(error, JudgeHealthError) else 2
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:
             raise
@@ -109,6 +110,7 @@ def run_command(
     from metareward.pipeline.loop import run_recipe
     from metareward.report.benchmark_tables import benchmarks_text
     from metareward.report.facts import gather
+    from metareward.report.judge_health import headline
     from metareward.report.tables import metrics_text, win_rates_text
     from metareward.storage.run_dir import RunDir
 
@@ -120,6 +122,9 @@ def run_command(
     for shown in (win_rates_text(facts.evaluations), benchmarks_text(facts)):
         if shown is not None:
             print_rich(shown)
+    judge = headline(facts)
+    if judge is not None:
+        print_rich(str(judge))
     print_rich(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
 
 

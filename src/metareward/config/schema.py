@@ -7,7 +7,9 @@ folder in which the command runs.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
@@ -29,6 +31,7 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
+from metareward.method.gates import GATES, Action, Limit
 from metareward.method.pairs import OnTie, PairRules
 from metareward.method.verdict_format import Kind
 from metareward.settings import Count, ImportPath, Section, Text
@@ -187,6 +190,31 @@ def _benchmark(value: object, _: ValidatorFunctionWrapHandler, info: ValidationI
     return benchmark_class(kind, benchmarks).model_validate(value)
 
 
+class GateSettings(Section):
+    """A gate of judge health: docs/judge-health.md lists all gates with their defaults."""
+
+    threshold: float = Field(description="The last acceptable value: a share, a difference of shares, or a ratio")
+    action: Action = Field(description="Past the threshold: mention it, warn, or stop the run before the next stage")
+
+
+def _every_gate(given: object) -> object:
+    """The gates of a recipe over the defaults of all gates."""
+    if not isinstance(given, Mapping | None):
+        return given
+    merged: dict[str, object] = {name: asdict(gate.limit) for name, gate in GATES.items()}
+    for name, own in (given or {}).items():
+        if name not in merged:
+            near = difflib.get_close_matches(str(name), GATES, n=1)
+            expected = f"a gate; the nearest is {near[0]}" if near else "one of the gates in docs/judge-health.md"
+            raise PydanticCustomError("mismatch", "{expected}", {"key": (name,), "value": None, "expected": expected})
+        default = merged[name]
+        if isinstance(own, Mapping) and isinstance(default, Mapping):
+            merged[name] = {**default, **own}
+        elif own is not None:
+            merged[name] = own
+    return merged
+
+
 class IterationSettings(Section):
     """What differs from iteration to iteration (Meta-Rewarding appendix A.3)."""
 
@@ -234,6 +262,9 @@ class Recipe(Section):
     engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
     training: TrainingSettings
     evaluation: EvaluationSettings
+    judge_health: Annotated[Mapping[str, GateSettings], BeforeValidator(_every_gate)] = Field(
+        default_factory=dict, validate_default=True, description="Gates on the judge's health, by name"
+    )
     benchmarks: Annotated[
         tuple[Annotated[SerializeAsAny[AnyBenchmark], WrapValidator(_benchmark)], ...], Field(strict=False)
     ] = Field((), description="Benchmarks after iterations, each of a kind; a list replaces a preset's")
@@ -265,6 +296,11 @@ class Recipe(Section):
     def runs_meta_judge(self, t: int) -> bool:
         """Whether iteration ``t`` asks the meta-judge: where judge pairs are made, and only there."""
         return self.iterations[t].judge_pairs
+
+    @property
+    def gate_limits(self) -> dict[str, Limit]:
+        """Threshold and action of every gate of judge health."""
+        return {name: Limit(gate.threshold, gate.action) for name, gate in self.judge_health.items()}
 
     def training_of(self, t: int) -> TrainingSettings:
         """The training settings of iteration ``t``."""

@@ -261,7 +261,8 @@ def explain(error: ValidationError, tree: Tree, source: str, schema: type[BaseMo
     where = tree.origin(key) or source
     if first["type"] == "extra_forbidden":
         return UserError(f"{where}: {dotted(key)}: unknown key; {_nearest(key, [place for place, _ in known])}")
-    same = [field for place, field in known if place == _general(key)]
+    general = _general(key, [place for place, _ in known])
+    same = [field for place, field in known if place == general]
     # Of a key that several kinds have, the field of a kind which must be given it.
     field = next((each for each in same if each.is_required()), next(iter(same), None))
     # An empty value of a required key is what ``init`` leaves behind: it's a missing one, not a wrong one.
@@ -303,7 +304,7 @@ def _place(detail: ErrorDetails, tree: Tree) -> Key:
 
 def _nearest(key: Key, known: Sequence[Key]) -> str:
     """The key that was probably meant: a sibling if one is close, else a key of that name in another section."""
-    general = _general(key)
+    general = _general(key, known)
     if general in known:
         return "not a setting of this kind"
     siblings = [str(place[-1]) for place in known if place[:-1] == general[:-1]]
@@ -317,9 +318,18 @@ def _nearest(key: Key, known: Sequence[Key]) -> str:
     return f"known here: {', '.join(siblings)}"
 
 
-def _general(key: Key) -> Key:
-    """A key of any iteration or benchmark as a key of all: ``iterations.*.rho``."""
-    return tuple("*" if isinstance(part, int) else part for part in key)
+def _general(key: Key, known: Sequence[Key]) -> Key:
+    """A key of any iteration, benchmark or gate as a key of all: ``iterations.*.rho``."""
+    general: Key = ()
+    for part in key:
+        of_all = isinstance(part, int) or ((*general, part) not in known and _is_repeated(general, known))
+        general = (*general, "*" if of_all else part)
+    return general
+
+
+def _is_repeated(section: Key, known: Sequence[Key]) -> bool:
+    """Whether the keys of ``section`` are names or numbers of its own."""
+    return any(place[: len(section) + 1] == (*section, "*") for place in known)
 
 
 def fields(schema: type[BaseModel], above: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:

@@ -25,6 +25,10 @@ MAX_CONCURRENT_PROMPTS = 64  # enough to fill an engine's batches, few enough th
 _MAX_CONSECUTIVE_FAILURES = 20
 
 
+def _ignore(_: str) -> None:
+    """Nothing to do with a stored document."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerResult:
     """How many prompts ``finished`` in this call, how many were ``cached`` before it, and (prompt id, error) of the
@@ -43,6 +47,7 @@ async def annotate_prompts(
     store: RecordStore,
     progress: Progress,
     max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
+    on_stored: Callable[[str], None] = _ignore,
 ) -> RunnerResult:
     """Annotate every pending prompt and store its record; see `run_tasks`."""
 
@@ -54,7 +59,7 @@ async def annotate_prompts(
         totals[JUDGMENTS] = settings.k * settings.n
     if settings.meta_judge:
         totals[META] = settings.n * (settings.n - 1)
-    return await run_tasks(task, prompts, store, progress, "generating", totals, max_concurrent_prompts)
+    return await run_tasks(task, prompts, store, progress, "generating", totals, max_concurrent_prompts, on_stored)
 
 
 async def run_tasks(
@@ -65,10 +70,12 @@ async def run_tasks(
     stage: str,
     totals: Mapping[str, int],
     max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
+    on_stored: Callable[[str], None] = _ignore,
 ) -> RunnerResult:
     """Run ``task`` on every pending prompt, ``max_concurrent_prompts`` (at least 1) at a time; store each document.
 
-    ``totals`` is the largest number of completions by kind that one prompt takes. A prompt whose task raises
+    ``totals`` is the largest number of completions by kind that one prompt takes. ``on_stored`` gets each document when
+    it is in the store; what it raises ends the call. A prompt whose task raises
     `EngineError` is stored as a failure and retried by the next call. Raises `UserError` when 20 consecutive untried
     prompts fail, when all fail, or when the store can't be written; other errors propagate. Whatever is raised,
     finished prompts are in the store.
@@ -79,7 +86,7 @@ async def run_tasks(
     pending = sorted(
         (prompt for prompt in prompts if prompt.id not in done), key=lambda prompt: prompt.id in failed_before
     )
-    workers = _Workers(task, store, progress, iter(enumerate(pending)), frozenset(failed_before))
+    workers = _Workers(task, store, progress, iter(enumerate(pending)), frozenset(failed_before), on_stored)
     if pending:
         progress.start(stage, {PROMPTS: len(pending)} | {kind: n * len(pending) for kind, n in totals.items()})
         try:
@@ -100,6 +107,7 @@ class _Workers:
     progress: Progress
     pending: Iterator[tuple[int, Prompt]]
     failed_before: frozenset[str]
+    on_stored: Callable[[str], None]
     finished: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_numbers: set[int] = field(default_factory=set)
@@ -121,6 +129,7 @@ class _Workers:
             else:
                 self.store.put(prompt.id, document)
                 self.finished += 1
+                self.on_stored(document)
             self.progress.advance(PROMPTS, 1)
 
 

@@ -6,6 +6,7 @@ one half, or is excluded), exact match, Spearman and Kendall correlation. An und
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +21,7 @@ Array = NDArray[np.float64]
 EQUAL = 1e-9  # scores closer than this are tied
 ROUNDS = 10_000  # of the bootstrap, unless a caller says otherwise
 _CHUNK = 1_000_000  # bootstrap draws held in memory at once
+_Z = 1.959964  # 95 % of a normal distribution lies within so many standard deviations
 _MAX_STEPS = 100
 _GRADIENT_TOLERANCE = 1e-10  # largest gradient component at the optimum, per unit of weight
 _LOSS_TOLERANCE = 1e-12  # a step may raise the loss by rounding, relative to 1 + |loss|
@@ -93,7 +95,7 @@ def pairwise_accuracy(predicted: Sequence[float], reference: Sequence[float]) ->
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean of ``n`` values with its 95 % interval."""
+    """A mean, share or ratio of ``n`` values with its 95 % interval."""
 
     mean: float
     low: float
@@ -136,6 +138,56 @@ def mean_interval(
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     mean = float(sums_G.sum() / counts_G.sum())
     return Interval(mean, min(mean, float(low)), max(mean, float(high)), int(array.size))
+
+
+def share_interval(flags: Sequence[bool], groups: Sequence[object]) -> Interval:
+    """The share of true ``flags`` with Wilson's 95 % interval; ``groups``: one label per flag, such as the prompt id.
+
+    The interval takes n / D observations, where D is the design effect: the variance of the share with groups as
+    clusters, divided by that of independent flags. Where all flags are equal each group counts as one observation.
+    Raises `ValueError` without flags.
+    """
+    if not flags:
+        raise ValueError("share_interval needs at least one flag")
+    y_N = np.array(flags, dtype=np.float64)
+    counts_G, sums_G = group_sums(np.stack([np.ones_like(y_N), y_N], axis=1), groups).T
+    n, size, p = y_N.size, counts_G.size, float(y_N.mean())
+    observations = float(size)
+    if 0 < p < 1 and size > 1:
+        clustered = float(((sums_G - p * counts_G) ** 2).sum()) / n**2 * size / (size - 1)
+        observations = max(1.0, min(float(n), p * (1 - p) / clustered)) if clustered > 0 else float(n)
+    shrink = 1 + _Z**2 / observations
+    centre = (p + _Z**2 / (2 * observations)) / shrink
+    half = _Z / shrink * math.sqrt(p * (1 - p) / observations + _Z**2 / (4 * observations**2))
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
+
+
+def group_sums(terms_NF: Array, groups: Sequence[object]) -> Array:
+    """The sums of the rows of each group, of shape (G, F), in the order in which the groups appear."""
+    numbers: dict[object, int] = {}
+    groups_N = [numbers.setdefault(group, len(numbers)) for group in groups]
+    sums_GF = np.zeros((len(numbers), terms_NF.shape[1]))
+    np.add.at(sums_GF, groups_N, terms_NF)
+    return sums_GF
+
+
+def resampled_interval(
+    totals_GF: Array, statistic: Callable[[Array], Array], n: int, seed: int = 0, draws: int = 2000
+) -> Interval | None:
+    """``statistic`` of the summed totals of G groups with a 95 % percentile bootstrap interval over the groups.
+
+    ``statistic`` maps sums of shape (D, F) to D values, one per draw; draws for which it is undefined are left out.
+    None if it is undefined for the data. ``n`` is what the result counts.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(totals_GF.sum(axis=0, keepdims=True))[0])
+        drawn = [statistic(times_BG @ totals_GF) for times_BG in resample_counts(len(totals_GF), draws, seed)]
+    values = np.concatenate(drawn)
+    values = values[np.isfinite(values)]
+    if not math.isfinite(value) or not values.size:
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(value, min(value, float(low)), max(value, float(high)), n)
 
 
 def _paired(a: Sequence[float], b: Sequence[float]) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from metareward.config.schema import (
     AnswerSettings,
+    GateSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
     Recipe,
@@ -35,6 +36,7 @@ from metareward.evaluation.judges import judge_kind
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
+from metareward.method.gates import GATES
 from metareward.method.judge import Reasoning, Rubric, with_system
 from metareward.method.meta_judge import MetaRubric
 from metareward.pipeline.engines import POCKET, model_folder, open_engine
@@ -50,8 +52,8 @@ from metareward.training.average import make_average
 from metareward.training.config import DpoJob
 from metareward.types import ModelRole, PairKind, Prompt, Sampling
 
-# Settings that a resumed run may change: where and how fast the work is done, never its result. The dtype that 'auto'
-# stood for is in the records' fingerprints, so that it can be set to that on another machine.
+# Settings that a resumed run may change: where and how fast the work is done and when it is stopped, never its result.
+# The dtype that 'auto' stood for is in the records' fingerprints, so that it can be set to that on another machine.
 _CHANGEABLE = frozenset(
     [
         f"engine.{name}"
@@ -61,6 +63,7 @@ _CHANGEABLE = frozenset(
     ]
     + [f"training.{name}" for name in ("device", "num_processes", "sharding", "save_steps", "report_to")]
     + ["training.checkpoint_selection.keep_all"]
+    + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
 )
 _RUBRIC = "the rubric's text"
 _VERDICT_TOKENS = 8  # of a value such as " Judgment A" and its end, with any tokenizer

@@ -9,11 +9,13 @@ import asyncio
 from pathlib import Path
 
 from metareward.config.schema import Recipe
+from metareward.errors import JudgeHealthError
 from metareward.generation.progress import Progress, terminal_progress
 from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks, stages
 from metareward.pipeline.checkpoint_selection import select_checkpoint
 from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.judge_health import check_health
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.run_log import log_event, stage_seconds
@@ -22,7 +24,8 @@ from metareward.storage.run_log import log_event, stage_seconds
 def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     """Run ``recipe`` in folder ``out``, or resume it there, to the report.
 
-    Returns whether there was anything to do. Raises `UserError` for all that the user can mend.
+    Returns whether there was anything to do. Raises `UserError` for all that the user can mend, `JudgeHealthError` when
+    a gate of judge health stops the run.
     """
     run = RunDir(out)
     experiment = Experiment(run, recipe)
@@ -33,8 +36,12 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
         if experiment.complete() and run.report.is_file():
             return False
         progress = terminal_progress()
-        for t in range(experiment.last + 1):
-            _run_iteration(experiment, t, progress)
+        try:
+            for t in range(experiment.last + 1):
+                _run_iteration(experiment, t, progress)
+        except JudgeHealthError:
+            write_report(run)
+            raise
         if not run.report.is_file():
             write_report(run)
         return True
@@ -45,6 +52,7 @@ def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
     done = experiment.run.iteration(t).done
     if t and not done.is_file():
         stages.make_pairs(experiment, t)
+        check_health(experiment)
         stages.train(experiment, t, progress)
         asyncio.run(select_checkpoint(experiment, t, progress))
     asyncio.run(_use_model(experiment, t, progress))
@@ -58,6 +66,7 @@ def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
 
 async def _use_model(experiment: Experiment, t: int, progress: Progress) -> None:
     """One engine for everything that M_t generates, opened only if something is pending, closed before training."""
+    check_health(experiment)
     evaluating, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
     if not (evaluating or generating or benchmarks.needs_model(experiment, t)):
         return
@@ -65,6 +74,7 @@ async def _use_model(experiment: Experiment, t: int, progress: Progress) -> None
     try:
         if evaluating:
             await stages.evaluate_model(experiment, t, engine, progress)
+            check_health(experiment)
         await benchmarks.ask_model(experiment, t, engine, progress)
         if generating:
             await stages.generate(experiment, t + 1, engine, progress)

@@ -28,6 +28,7 @@ from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.judge_health import FirstPrompts, figures_of_evaluation, figures_of_records
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
@@ -43,9 +44,11 @@ _MAX_FAILED_SHARE = 0.05
 
 
 async def generate(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
-    """Make the records of iteration ``t`` with M_{t-1}."""
+    """Make the records of iteration ``t`` with M_{t-1}. Raises `JudgeHealthError` if their beginning fails a gate."""
     with timed(experiment.run, t, "generating"), _records(experiment, t) as store:
-        outcome = await annotate_prompts(engine, experiment.prompts(t), experiment.settings(t), store, progress)
+        first = FirstPrompts(experiment, t, store)
+        settings = experiment.settings(t)
+        outcome = await annotate_prompts(engine, experiment.prompts(t), settings, store, progress, on_stored=first.add)
     check_failed_prompts(experiment, f"iteration {t}", outcome)
 
 
@@ -58,7 +61,7 @@ def records_pending(experiment: Experiment, t: int) -> bool:
 
 
 def make_pairs(experiment: Experiment, t: int) -> None:
-    """Write iteration ``t``'s pairs, the dropped prompts with reasons, and a summary."""
+    """Write iteration ``t``'s pairs, the dropped prompts with reasons, and a summary with figures of judge health."""
     if _has_pairs(experiment, t):
         return
     with _records(experiment, t) as store:
@@ -69,7 +72,11 @@ def make_pairs(experiment: Experiment, t: int) -> None:
     write_pairs(folder.pairs("actor"), actor)
     write_pairs(folder.pairs("judge"), judge)
     write_dropped(folder.dropped, dropped)
-    summary = summarize(t, records, pairs, dropped, experiment.rubric)
+    figures = figures_of_records(experiment, t, records, pairs)
+    summary = {
+        **summarize(t, records, pairs, dropped),
+        "judge_health": {name: asdict(figure) for name, figure in figures.items()},
+    }
     write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it marks the pairs as complete
     log_event(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
 
@@ -142,6 +149,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
         seed = derive(experiment.recipe.seed, "intervals")
         metrics = held_out_metrics(records, anchors, experiment.oracle, seed)
         win_rates = held_out_win_rates(records, _opponents(experiment, t), experiment.oracle, seed) if t else ()
+        figures = figures_of_evaluation(experiment, t, records, anchors)
     result = {
         "model": f"M{t}",
         "prompts": len(records),
@@ -149,6 +157,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
         "metrics": metrics,
         "score_histogram": score_histogram(records),
         "win_rates": [asdict(each) for each in win_rates],
+        "judge_health": {name: asdict(figure) for name, figure in figures.items()},
     }
     write_atomic(evaluation_result(experiment, t), json.dumps(result, indent=2) + "\n")
     log_event(

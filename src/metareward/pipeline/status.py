@@ -10,7 +10,9 @@ from pathlib import Path
 
 from metareward.config.schema import Recipe
 from metareward.generation.usage import ServerUsageTotal
+from metareward.method.gates import HealthCheck
 from metareward.report.facts import Iteration, gather
+from metareward.report.judge_health import entry_counts, health_lines
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.text import escape_control
@@ -40,15 +42,24 @@ class IterationStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A run folder as it is now. ``holder``: the process that holds the lock, None if no run is active."""
+    """A run folder as it is now. ``holder``: the process that holds the lock, None if no run is active.
+
+    ``health`` are the results of the gates on judge health.
+    """
 
     path: Path
     recipe: Recipe
     iterations: tuple[IterationStatus, ...]
     holder: str | None
     last_lines: tuple[str, ...]
+    health: tuple[HealthCheck, ...] = ()
     server_usage: tuple[ServerUsageTotal, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def stopping_gates(self) -> tuple[str, ...]:
+        """The gates that stopped the run in its last check."""
+        return tuple(each.name for each in self.health[-1].stopping) if self.health else ()
 
     @property
     def complete(self) -> bool:
@@ -65,6 +76,7 @@ def status(run: RunDir) -> Status:
         iterations=tuple(_iteration(run, each) for each in facts.iterations),
         holder=run.holder(),
         last_lines=_last_log_lines(run.log),
+        health=facts.health,
         server_usage=facts.server_usage,
         warnings=facts.warnings,
     )
@@ -121,6 +133,9 @@ def status_text(run: RunDir) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     state = "finished" if found.complete else "not running; the same `metareward run` resumes it"
+    if found.stopping_gates and not found.complete:
+        settings = " ".join(f"--set judge_health.{gate}.action=warn" for gate in found.stopping_gates)
+        state = f"stopped by judge health; the same `metareward run` with {settings} resumes it"
     done, planned = sum(each.done for each in found.iterations if each.t), len(found.recipe.iterations)
     lines = [
         f"{found.path}: {f'running ({found.holder})' if found.holder else state}",
@@ -128,6 +143,9 @@ def status_text(run: RunDir) -> str:
         "",
         *table,
     ]
+    health = health_lines(found.health)
+    if found.health:
+        lines += ["", f"judge health: {entry_counts(found.health)}", *(f"  {line}" for line in health)]
     if found.server_usage:
         lines += ["", "server usage:", *(f"  {_usage_line(each)}" for each in found.server_usage)]
     if found.warnings:

@@ -91,12 +91,26 @@ def trend_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
 
 def _trend_chart(trend: Trend, series: Sequence[tuple[str, str]], evaluations: Sequence[Evaluation]) -> Chart:
     main = METRICS[series[0][0]]
-    points = [[(x, e.metrics[key]) for x, e in enumerate(evaluations) if key in e.metrics] for key, _ in series]
-    means = [
-        _first_to_last([METRICS[key].show(measure.mean) for _, measure in line])
-        for (key, _), line in zip(series, points, strict=True)
+    lines = [
+        (label, [(x, e.metrics[key]) for x, e in enumerate(evaluations) if key in e.metrics]) for key, label in series
     ]
-    with drawing(f"trend-{main.key}", f"{trend.title}: {', '.join(means)}", height=150) as chart:
+    models = [evaluation.model for evaluation in evaluations]
+    return line_chart(f"trend-{main.key}", trend.title, trend.note, main.form, lines, models, trend.reference)
+
+
+def line_chart(
+    name: str,
+    title: str,
+    note: str,
+    form: Form,
+    lines: Sequence[tuple[str, Sequence[tuple[int, Measure]]]],
+    models: Sequence[str],
+    reference: float | None = None,
+) -> Chart:
+    """One or two lines over the models, with 95 % intervals; each line has a label and (model number, value) points."""
+    points = [line for _, line in lines]
+    means = [_first_to_last([show(form, measure.mean) for _, measure in line]) for line in points]
+    with drawing(name, f"{title}: {', '.join(means)}", height=150) as chart:
         axes = chart.axes
         for line, colour in zip(points, _COLOURS.values(), strict=False):
             xs, ys = [x for x, _ in line], [measure.mean for _, measure in line]
@@ -105,16 +119,17 @@ def _trend_chart(trend: Trend, series: Sequence[tuple[str, str]], evaluations: S
             for x, measure in line:
                 axes.plot([x, x], [measure.low, measure.high], zorder=3, **bar)
             axes.plot(xs, ys, "o", color=colour, markersize=7, zorder=4)
-        _set_value_range(axes, [measure for line in points for _, measure in line], trend.reference, main.form)
-        _label_models(axes, [evaluation.model for evaluation in evaluations])
-        axes.yaxis.set_major_formatter(_formatter(main.form))
-    return Chart(trend.title, _colour_names(means), trend.note, _colour_names(label for _, label in series), chart.svg)
+        _set_value_range(axes, [measure for line in points for _, measure in line], reference, form)
+        _label_models(axes, models)
+        axes.yaxis.set_major_formatter(_formatter(form))
+    return Chart(title, _colour_names(means), note, _colour_names(label for label, _ in lines), chart.svg)
 
 
 # Lowest and highest possible value, and the smallest range an axis shows, so that noise never fills a chart.
 _AXIS_LIMITS: Mapping[Form, tuple[float, float, float]] = {
     "share": (0.0, 1.0, 0.1),
     "correlation": (-1.0, 1.0, 0.1),
+    "points": (-1.0, 1.0, 0.1),
     "score": (-math.inf, math.inf, 0.5),
     "chars": (0.0, math.inf, 10.0),
 }
@@ -145,6 +160,8 @@ def _formatter(form: Form) -> Callable[[float, float], str]:
     def label(value: float, _: float) -> str:
         if form == "share":
             return f"{100 * value:.3g}\u202f%"
+        if form == "points":
+            return f"{100 * value:.3g}".replace("-", "−")
         return (f"{value:,g}" if form == "chars" else f"{value:.2g}").replace("-", "−")
 
     return label

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,10 @@ from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
 from metareward.evaluation.held_out import WinRate
 from metareward.generation.usage import ServerUsageTotal, read_usage, read_warnings
-from metareward.method.diagnostics import Finding, PositionStatistics
+from metareward.method.diagnostics import PositionStatistics
 from metareward.method.elo import PositionWeights
+from metareward.method.gates import GATES, HealthCheck
+from metareward.method.judge_health import Figure
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import stage_seconds
 from metareward.storage.serialization import flatten
@@ -59,7 +61,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class PairSummary:
-    """``pairs/summary.json`` of one iteration: pairs built, drop reasons, parse results, bias statistics, findings."""
+    """``pairs/summary.json`` of one iteration: pairs built, drop reasons, parse results, bias statistics."""
 
     iteration: int
     prompts: int
@@ -69,7 +71,6 @@ class PairSummary:
     weights: PositionWeights | None = None
     position: PositionStatistics | None = None
     readings: Mapping[str, int] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
     chosen_chars: float | None = None
     rejected_chars: float | None = None
     answer_chars: float | None = None
@@ -127,13 +128,15 @@ class Iteration:
 class Run:
     """A run: the recipe with all defaults, the environment it ran in, and its iterations 0..T.
 
-    ``server_usage`` are request and token counts by model and server, ``warnings`` the warnings of the engines.
+    ``health`` are the results of the gates on judge health, ``server_usage`` request and token counts by model and
+    server, ``warnings`` the warnings of the engines.
     """
 
     name: str
     recipe: Recipe
     environment: tuple[tuple[str, str], ...]
     iterations: tuple[Iteration, ...]
+    health: tuple[HealthCheck, ...] = ()
     server_usage: tuple[ServerUsageTotal, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -160,9 +163,18 @@ class _EvaluationFile:
     win_rates: tuple[WinRate, ...] = ()
 
 
+@checked_dataclass(frozen=True)
+class _FiguresFile:
+    """The part of ``eval/model.json`` or ``pairs/summary.json`` that is about judge health."""
+
+    judge_health: dict[str, Figure] = field(default_factory=dict)
+
+
 _EVALUATION = TypeAdapter(_EvaluationFile)
 _BENCHMARK = TypeAdapter(BenchmarkResult)
 _SUMMARY = TypeAdapter(PairSummary)
+_HEALTH = TypeAdapter(tuple[HealthCheck, ...])
+_FIGURES = TypeAdapter(_FiguresFile)
 _OBJECT = TypeAdapter(dict[str, object])
 _CURVES = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
@@ -183,6 +195,7 @@ def gather(run: RunDir) -> Run:
         recipe=recipe,
         environment=setting_rows(environment, " "),
         iterations=tuple(_iteration(number, run, recipe) for number in range(len(recipe.iterations) + 1)),
+        health=read_health(run),
         server_usage=read_usage(run),
         warnings=read_warnings(run),
     )
@@ -200,6 +213,20 @@ def read_json(path: Path, adapter: TypeAdapter[T]) -> T | None:
         raise UserError(
             f"{path}: {where + ': ' if where else ''}{first['msg']}; fix: correct or delete the file"
         ) from error
+
+
+def read_figures(path: Path) -> dict[str, Figure]:
+    """The figures of judge health in ``eval/model.json`` or ``pairs/summary.json``; empty without the file."""
+    file = read_json(path, _FIGURES)
+    return file.judge_health if file is not None else {}
+
+
+def read_health(run: RunDir) -> tuple[HealthCheck, ...]:
+    """The results of the gates so far, without those of gates that no longer exist."""
+    return tuple(
+        replace(check, results=tuple(each for each in check.results if each.name in GATES))
+        for check in read_json(run.judge_health, _HEALTH) or ()
+    )
 
 
 def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:

@@ -15,20 +15,22 @@ from rich.text import Text
 from metareward.report.facts import Evaluation, Measure, PairSummary
 from metareward.report.labels import drop_label
 
-Form = Literal["score", "share", "chars", "correlation"]
+Form = Literal["score", "share", "chars", "correlation", "points"]
 Better = Literal["higher", "lower", "neither"]
 NO_INTERVAL = "all values equal"
 PERCENT = "\u202f%"  # a narrow space that doesn't break
 
 
 def show(form: Form, value: float | None) -> str:
-    """Print a value: shares as percentages, long lengths without decimals, the rest with two; None as a dash."""
+    """Print a value: shares in percent, their differences in points, long lengths without decimals; None as a dash."""
     if value is None:
         return "–"
     if not math.isfinite(value):
         return "not a number"
     if form == "share":
         return f"{100 * value:.1f}{PERCENT}".replace("-", "−")
+    if form == "points":
+        return f"{100 * value:+.1f}".replace("-", "−")
     digits = 2 if form != "chars" else 1 if abs(value) < 100 else 0
     return f"{value:,.{digits}f}".replace("-", "−")
 

@@ -20,6 +20,7 @@ from metareward.report.benchmark_tables import benchmark_tables
 from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.examples import examples
 from metareward.report.facts import Evaluation, Run, gather, setting_rows
+from metareward.report.judge_health import entries, entry_counts, figure_tables, headline, health_charts, models
 from metareward.report.labels import format_rating, reading_code_label, reading_label, verdict_label
 from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
@@ -71,6 +72,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "run": facts,
         "css": Markup(files("metareward.report").joinpath("page.css").read_text(encoding="utf-8")),
         "sentences": sentences(facts),
+        "judge": headline(facts),
         "missing": unfinished(facts),
         "facts": tuple(_facts(facts)),
         "trends": trend_charts(evaluated),
@@ -86,7 +88,11 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "histograms": histogram_charts(evaluated),
         "positions": position_charts(facts.summaries),
         "cited": _CITED,
-        "any_findings": any(summary.findings for summary in facts.summaries),
+        "health": facts.health,
+        "health_entries": entries(facts.health),
+        "health_charts": health_charts(facts),
+        "health_tables": figure_tables(facts),
+        "health_models": models(facts),
         "trainings": training_charts(facts.iterations),
         "examples": examples(run, facts),
         "recipe": setting_rows(facts.recipe.resolved()),
@@ -98,6 +104,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
 
 
 _SECTIONS = (
+    ("health", "judge-health", "Judge health"),
     ("trends", "trends", "Metrics by model"),
     ("trends", "metrics", "All metrics"),
     ("win_rates", "win-rates", "Win rates"),
@@ -105,7 +112,6 @@ _SECTIONS = (
     ("bars", "pairs", "Preference pairs"),
     ("histograms", "scores", "Judge scores"),
     ("positions", "meta-judge", "Meta-judge bias"),
-    ("bars", "findings", "Findings"),
     ("trainings", "training", "Training"),
     ("examples", "examples", "Example prompts"),
 )
@@ -123,8 +129,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "Judge pairs built in", f"iteration {', '.join(numbers)}" if numbers else "no iteration (Self-Rewarding)"
     if run.evaluations:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
-    if run.summaries:
-        yield "Findings", str(sum(len(summary.findings) for summary in run.summaries))
+    if run.health:
+        yield "Judge health", entry_counts(run.health)
     yield "Total time", duration(sum(iteration.seconds for iteration in run.iterations))
     known = dict(run.environment)
     if "started" in known:
@@ -155,7 +161,7 @@ class _Subject:
 _SELF_SCORE = _Subject("answer_self_score", "The mean score the model gives its own answers", " of 5")
 _SUBJECTS = (
     _Subject("answer_quality", "Mean answer quality", " of 5"),
-    _Subject("judgment_rank_correlation", "The rank correlation of single judgments with the oracle's scores"),
+    _Subject("judgment_rank_correlation", "The rank correlation of single readable judgments with the oracle's scores"),
     _Subject("meta_accuracy", "Meta-judge accuracy"),
     _Subject("answer_chars", "Mean answer length", " characters"),
 )

@@ -1,6 +1,6 @@
 """The layout of a run folder, its lock, and the done marks of iterations.
 
-    runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  report.html
+    runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_health.json  report.html
       iter-<t>/   prompts.jsonl  records.sqlite  pairs/  dropped.jsonl  model/  eval/  done.json
 
 Iteration 0 holds only the evaluation of the model the run starts from.
@@ -40,7 +40,7 @@ class IterationDir:
     path: Path
     prompts = _Inside("prompts.jsonl")  # the prompts chosen for this iteration
     records = _Inside("records.sqlite")  # the store of finished prompts
-    summary = _Inside("pairs/summary.json")  # counts, position weights and findings of the pairs
+    summary = _Inside("pairs/summary.json")  # counts, position weights and judge health of the pairs
     dropped = _Inside("dropped.jsonl")  # the prompts that gave no pair, with reasons
     model = _Inside("model")  # the trained model, a Hugging Face folder
     evaluation = _Inside("eval")  # the folder of evaluation results
@@ -61,6 +61,7 @@ class RunDir:
     inputs = _Inside("inputs.json")  # the digests of what the recipe only names: models, rubrics, imported objects
     resolved = _Inside("resolved.json")  # the recipe with every default filled in
     environment = _Inside("environment.json")  # versions and machine
+    judge_health = _Inside("judge_health.json")  # the results of the gates on judge health
     log = _Inside("log.jsonl")  # the run's events, one JSON object a line
     report = _Inside("report.html")
     _holder = _Inside("lock.json")  # the process that holds the lock

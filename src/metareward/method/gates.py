@@ -1,0 +1,436 @@
+"""Gates on the figures of judge health: a threshold, what it means to be past it, a remedy, and what happens then.
+
+A gate fires only if the whole 95 % interval of its figure is past the threshold, so that thin data raises no alarm.
+The thresholds are ours: a healthy run has no warning, a run whose judge is of no use stops before it is paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from metareward.method.judge_health import Figure, Figures
+
+Action = Literal["note", "warn", "stop"]
+Outcome = Literal["passed", "unclear", "fired"]
+Form = Literal["share", "points", "ratio"]
+FEWEST_PROMPTS = 10  # fewer prompts can't make a gate fire
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A gate's threshold and action as set in the recipe."""
+
+    threshold: float
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A limit on a figure. ``name`` is the gate's key in the recipe's ``judge_health`` section.
+
+    ``side``: where values are bad; ``either`` is above the threshold, or as far on the other side of one half (shares)
+    or of zero (points). ``label`` names the figure, ``problem`` a value past the threshold; ``statement`` is a sentence
+    with ``{value}`` and ``{n}``. ``figure``: the figure's name, if it is not the gate's.
+    """
+
+    name: str
+    form: Form
+    side: Literal["below", "above", "either"]
+    limit: Limit
+    label: str
+    problem: str
+    statement: str
+    meaning: str
+    remedy: str
+    figure: str = ""
+
+    def of(self, figures: Figures) -> Figure | None:
+        """The gate's figure, if it is among ``figures``."""
+        return figures.get(self.figure or self.name)
+
+
+_WEAKER_STEP = (
+    "training.loss [sigmoid, sft] (an NLL term on chosen texts), a lower training.learning_rate, or judge pairs in "
+    "fewer iterations (iterations.*.judge_pairs)"
+)
+_ALL = (
+    Gate(
+        "unusable_judge",
+        "share",
+        "below",
+        Limit(0.2, "stop"),
+        "Readable judgments",
+        "hardly any judgment has a readable score",
+        "{value} of {n} judgments have a readable score",
+        "answers get no scores, so there is nothing to train on",
+        "a rubric that this model follows (judgments.rubric), a higher judgments.max_tokens if judgments are cut off, "
+        "or a model that was taught to judge (metareward seed build, metareward sft)",
+        figure="readable_judgments",
+    ),
+    Gate(
+        "readable_judgments",
+        "share",
+        "below",
+        Limit(0.9, "warn"),
+        "Readable judgments",
+        "too few judgments have a readable score",
+        "{value} of {n} judgments have a readable score",
+        "judgments without a score are left out, so answers are scored by fewer of them or not at all",
+        "the same as for unusable_judge; if it fell by training: " + _WEAKER_STEP,
+    ),
+    Gate(
+        "readable_by_score",
+        "points",
+        "either",
+        Limit(0.1, "warn"),
+        "Readability, worst to best answer",
+        "readability depends on an answer's score",
+        "from the worst to the best answers the share of readable judgments changes by {value} over {n} judgments",
+        "scores are missing more often for answers of one quality, so pairs teach what is readable, not what is good",
+        _WEAKER_STEP,
+    ),
+    Gate(
+        "readable_by_truth",
+        "points",
+        "either",
+        Limit(0.05, "warn"),
+        "Readability, perfect minus other answers",
+        "readability depends on an answer's true quality",
+        "the readable share of perfect answers minus that of all others is {value} over {n} judgments",
+        "scores are missing more often for answers of one quality, so pairs teach what is readable, not what is good",
+        _WEAKER_STEP,
+    ),
+    Gate(
+        "one_score",
+        "share",
+        "above",
+        Limit(0.9, "stop"),
+        "Most frequent score",
+        "nearly all answers get the same score",
+        "{value} of {n} scores of M0's answers are the same score",
+        "the judge can't tell answers apart, so pairs are noise",
+        "a rubric with finer or stricter criteria (judgments.rubric), a higher judgments.temperature, or a model that "
+        "was taught to judge",
+    ),
+    Gate(
+        "score_entropy",
+        "ratio",
+        "below",
+        Limit(0.5, "warn"),
+        "Entropy of scores, relative to M0",
+        "the scores collapse",
+        "the scores of M0's answers have {value} the entropy of M0's own, over {n} scores",
+        "training makes the judge give fewer different scores, so answers are told apart less well",
+        _WEAKER_STEP,
+    ),
+    Gate(
+        "top_scores",
+        "share",
+        "above",
+        Limit(0.8, "warn"),
+        "Scores in the top tenth of the scale",
+        "scores are saturated at the top",
+        "{value} of {n} scores are in the top tenth of the scale",
+        "the judge can hardly tell good answers apart",
+        "a stricter rubric (judgments.rubric), a wider scale (judgments.max_score) or more judgments (judgments.n)",
+    ),
+    Gate(
+        "bottom_scores",
+        "share",
+        "above",
+        Limit(0.8, "warn"),
+        "Scores in the bottom tenth of the scale",
+        "scores are saturated at the bottom",
+        "{value} of {n} scores are in the bottom tenth of the scale",
+        "the judge can hardly tell bad answers apart, or does not understand the rubric",
+        "a rubric with criteria that these answers can meet (judgments.rubric), or easier prompts",
+    ),
+    Gate(
+        "tied_answers",
+        "share",
+        "above",
+        Limit(0.5, "warn"),
+        "Pairs of answers with equal mean scores",
+        "most answers are tied",
+        "{value} of {n} pairs of answers to the same prompt have equal mean scores",
+        "length or chance, not quality, decides between tied answers",
+        "more judgments (judgments.n), judgments.score expected, or a finer rubric (judgments.rubric)",
+    ),
+    Gate(
+        "left_out_answers",
+        "share",
+        "above",
+        Limit(0.1, "warn"),
+        "Answers left out by min_valid",
+        "too many answers are left out by min_valid",
+        "{value} of {n} answers have fewer readable judgments than judgments.min_valid",
+        "these answers can be neither chosen nor rejected",
+        "what makes judgments readable (see readable_judgments), or a lower judgments.min_valid",
+    ),
+    Gate(
+        "lost_best",
+        "share",
+        "above",
+        Limit(0.1, "warn"),
+        "Prompts that lost their best answer",
+        "best answers are left out by min_valid",
+        "{value} of {n} prompts lost their best answer, by the judgments that are readable, to judgments.min_valid",
+        "a worse answer is chosen in its place",
+        "what makes judgments readable (see readable_judgments), or a lower judgments.min_valid",
+    ),
+    Gate(
+        "lost_best_by_truth",
+        "share",
+        "above",
+        Limit(0.1, "warn"),
+        "Prompts that lost their truly best answer",
+        "truly best answers are left out by min_valid",
+        "{value} of {n} prompts lost all answers with the best true score to judgments.min_valid",
+        "a worse answer is chosen in their place",
+        "what makes judgments readable (see readable_judgments), or a lower judgments.min_valid",
+    ),
+    Gate(
+        "actor_pairs",
+        "share",
+        "below",
+        Limit(0.25, "warn"),
+        "Prompts with an actor pair",
+        "few prompts give an actor pair",
+        "{value} of {n} prompts give an actor pair",
+        "most of what was generated teaches nothing",
+        "see the drop reasons: more varied answers (answers.temperature), more judgments (judgments.n), a finer rubric",
+    ),
+    Gate(
+        "judge_pairs",
+        "share",
+        "below",
+        Limit(0.1, "note"),
+        "Prompts with a judge pair",
+        "few prompts give a judge pair",
+        "{value} of {n} prompts give a judge pair",
+        "the judge is hardly trained, and most meta-judgments are wasted",
+        "see the drop reasons: iterations.*.max_judgment_chars, judgments.n, meta_judgments.rubric",
+    ),
+    Gate(
+        "judge_pair_share",
+        "share",
+        "above",
+        Limit(0.6, "note"),
+        "Judge pairs among all pairs",
+        "judge pairs outnumber actor pairs",
+        "{value} of {n} pairs are judge pairs",
+        "training is mostly about judging",
+        "find out why actor pairs are few, or build judge pairs in fewer iterations (iterations.*.judge_pairs)",
+    ),
+    Gate(
+        "unusable_meta_judge",
+        "share",
+        "below",
+        Limit(0.2, "stop"),
+        "Readable verdicts",
+        "hardly any meta-judgment has a readable verdict",
+        "{value} of {n} meta-judgments have a readable verdict",
+        "no judge pairs can be built, and meta-judging is the most expensive stage",
+        "a rubric that this model follows (meta_judgments.rubric), a higher meta_judgments.max_tokens if they are cut "
+        "off, or no judge pairs (iterations.*.judge_pairs false)",
+        figure="readable_verdicts",
+    ),
+    Gate(
+        "readable_verdicts",
+        "share",
+        "below",
+        Limit(0.9, "warn"),
+        "Readable verdicts",
+        "too few meta-judgments have a readable verdict",
+        "{value} of {n} meta-judgments have a readable verdict",
+        "Elo ratings rest on fewer comparisons",
+        "the same as for unusable_meta_judge",
+    ),
+    Gate(
+        "first_position",
+        "share",
+        "either",
+        Limit(0.75, "warn"),
+        "Verdicts for the judgment shown first",
+        "the meta-judge follows the position",
+        "{value} of {n} verdicts are for the judgment that was shown first",
+        "the order decides more than the judgments do; position weights correct the mean, not the noise",
+        "a plainer meta_judgments.rubric, or no judge pairs (iterations.*.judge_pairs false)",
+    ),
+    Gate(
+        "position_flips",
+        "share",
+        "above",
+        Limit(0.75, "warn"),
+        "Pairs of judgments whose winner flips with the order",
+        "most verdicts flip with the order",
+        "{value} of {n} pairs of judgments get another winner when their order is swapped",
+        "the order decides more than the judgments do",
+        "a plainer meta_judgments.rubric, or no judge pairs (iterations.*.judge_pairs false)",
+    ),
+    Gate(
+        "higher_score_wins",
+        "share",
+        "either",
+        Limit(0.95, "note"),
+        "Wins of the higher-scored judgment",
+        "the meta-judge follows the score",
+        "the judgment with the higher score wins {value} of {n} pairs with the same winner in both orders",
+        "judge pairs teach higher or lower scores, not better judgments",
+        "meta_judgments.hide_scores",
+    ),
+    Gate(
+        "answers_cut_off",
+        "share",
+        "above",
+        Limit(0.1, "warn"),
+        "Answers cut off by the token limit",
+        "answers are cut off",
+        "{value} of {n} answers were cut off by the token limit",
+        "the judge grades answers without their end",
+        "a higher answers.max_tokens",
+    ),
+    Gate(
+        "chosen_answer_length",
+        "ratio",
+        "above",
+        Limit(1.1, "warn"),
+        "Length of chosen over rejected answers",
+        "chosen answers are longer than rejected ones",
+        "chosen answers have {value} the length of rejected ones, over {n} pairs",
+        "training on these pairs makes answers longer",
+        "a higher iterations.*.rho (0.2 to 0.4), or iterations.*.max_answer_chars",
+    ),
+    Gate(
+        "chosen_judgment_length",
+        "ratio",
+        "above",
+        Limit(1.1, "warn"),
+        "Length of chosen over rejected judgments",
+        "chosen judgments are longer than rejected ones",
+        "chosen judgments have {value} the length of rejected ones, over {n} pairs",
+        "training on these pairs makes judgments longer",
+        "a lower iterations.*.max_judgment_chars",
+    ),
+    Gate(
+        "answer_length",
+        "ratio",
+        "above",
+        Limit(1.5, "warn"),
+        "Answer length, relative to M0",
+        "answers grow",
+        "answers have {value} the length of M0's, over {n} answers",
+        "length grows faster than it should if quality is what is rewarded",
+        "a higher iterations.*.rho (0.2 to 0.4), or iterations.*.max_answer_chars",
+    ),
+)
+GATES: Mapping[str, Gate] = {gate.name: gate for gate in _ALL}
+"""Every gate by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """What gate ``name`` says of a figure. ``unclear``: the value is past the threshold, but the data are too few."""
+
+    name: str
+    figure: Figure
+    limit: Limit
+    outcome: Outcome
+
+    @property
+    def fired(self) -> bool:
+        """Whether the figure is past the threshold beyond doubt."""
+        return self.outcome == "fired"
+
+    @property
+    def gate(self) -> Gate:
+        """The gate."""
+        return GATES[self.name]
+
+    @property
+    def finding(self) -> str:
+        """The figure with its interval and the threshold, in one sentence without its full stop."""
+        gate, figure = self.gate, self.figure
+        interval = f"95 % interval {_bare(gate.form, figure.low)} to {show_value(gate.form, figure.high)}"
+        stated = gate.statement.format(value=show_value(gate.form, figure.value), n=f"{figure.n:,}")
+        detail = f"; {figure.detail}" if figure.detail else ""
+        return f"{stated} ({interval}{detail}); the limit is {self.shown_limit}"
+
+    @property
+    def shown_limit(self) -> str:
+        """``at least 90 %``, ``at most 1.10 times``, ``25 to 75 %``."""
+        gate, threshold = self.gate, self.limit.threshold
+        if gate.side == "either":
+            return f"{_bare(gate.form, _mirrored(gate.form, threshold))} to {show_value(gate.form, threshold)}"
+        return f"at {'least' if gate.side == 'below' else 'most'} {show_value(gate.form, threshold)}"
+
+
+def check_gates(figures: Figures, limits: Mapping[str, Limit]) -> tuple[GateResult, ...]:
+    """The result of every gate whose figure is there, in the order of `GATES`; ``limits`` are by the gates' names."""
+    found = ((gate, gate.of(figures), limits[gate.name]) for gate in GATES.values())
+    return tuple(
+        GateResult(gate.name, figure, limit, _outcome(gate, figure, limit))
+        for gate, figure, limit in found
+        if figure is not None
+    )
+
+
+def _outcome(gate: Gate, figure: Figure, limit: Limit) -> Outcome:
+    lowest, highest = float("-inf"), float("inf")
+    if gate.side in ("above", "either"):
+        highest = limit.threshold
+    if gate.side == "below":
+        lowest = limit.threshold
+    elif gate.side == "either":
+        lowest = _mirrored(gate.form, limit.threshold)
+    if lowest <= figure.value <= highest:
+        return "passed"
+    sure = figure.high < lowest or figure.low > highest
+    return "fired" if sure and figure.prompts >= FEWEST_PROMPTS else "unclear"
+
+
+def _mirrored(form: Form, threshold: float) -> float:
+    """The threshold on the other side of the unbiased value."""
+    return 1 - threshold if form == "share" else -threshold
+
+
+def show_value(form: Form, value: float) -> str:
+    """``83.2 %``, ``-12.0 points``, ``1.18 times``."""
+    return f"{_bare(form, value)} {'%' if form == 'share' else 'points' if form == 'points' else 'times'}"
+
+
+def _bare(form: Form, value: float) -> str:
+    return f"{value:.2f}" if form == "ratio" else f"{round(100 * value, 1) + 0.0:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """The gates' results about ``model`` at one point of a run.
+
+    ``stage``: its evaluation, an iteration's records, or the first prompts of an iteration that is being generated.
+    """
+
+    stage: Literal["evaluation", "records", "first prompts"]
+    model: str
+    iteration: int
+    results: tuple[GateResult, ...]
+
+    @property
+    def fired(self) -> tuple[GateResult, ...]:
+        """The results past their thresholds, most serious first."""
+        order = {"stop": 0, "warn": 1, "note": 2}
+        return tuple(sorted((each for each in self.results if each.fired), key=lambda each: order[each.limit.action]))
+
+    @property
+    def stopping(self) -> tuple[GateResult, ...]:
+        """The results that stop the run."""
+        return tuple(each for each in self.fired if each.limit.action == "stop")
+
+    @property
+    def where(self) -> str:
+        """``the evaluation of M1``, ``the records of iteration 2 (by M1)``."""
+        if self.stage == "evaluation":
+            return f"the evaluation of {self.model}"
+        return f"the {self.stage} of iteration {self.iteration} (by {self.model})"

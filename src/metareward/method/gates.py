@@ -15,6 +15,7 @@ from metareward.method.judge_health import Figure, Figures
 Action = Literal["note", "warn", "stop"]
 Outcome = Literal["passed", "unclear", "fired"]
 Form = Literal["share", "points", "ratio"]
+Stage = Literal["evaluation", "records", "first prompts"]
 FEWEST_PROMPTS = 10  # fewer prompts can't make a gate fire
 
 
@@ -353,18 +354,22 @@ class GateResult:
     def finding(self) -> str:
         """The figure with its interval and the threshold, in one sentence without its full stop."""
         gate, figure = self.gate, self.figure
-        interval = f"95 % interval {_bare(gate.form, figure.low)} to {show_value(gate.form, figure.high)}"
+        interval = f"95 % interval {show_range(gate.form, figure.low, figure.high)}"
         stated = gate.statement.format(value=show_value(gate.form, figure.value), n=f"{figure.n:,}")
         detail = f"; {figure.detail}" if figure.detail else ""
         return f"{stated} ({interval}{detail}); the limit is {self.shown_limit}"
 
     @property
     def shown_limit(self) -> str:
-        """``at least 90 %``, ``at most 1.10 times``, ``25 to 75 %``."""
-        gate, threshold = self.gate, self.limit.threshold
-        if gate.side == "either":
-            return f"{_bare(gate.form, _mirrored(gate.form, threshold))} to {show_value(gate.form, threshold)}"
-        return f"at {'least' if gate.side == 'below' else 'most'} {show_value(gate.form, threshold)}"
+        """The limit in words."""
+        return shown_limit(self.gate, self.limit)
+
+
+def shown_limit(gate: Gate, limit: Limit) -> str:
+    """``at least 90 %``, ``at most 1.10 times``, ``25 to 75 %``."""
+    if gate.side == "either":
+        return show_range(gate.form, _mirrored(gate.form, limit.threshold), limit.threshold)
+    return f"at {'least' if gate.side == 'below' else 'most'} {show_value(gate.form, limit.threshold)}"
 
 
 def check_gates(figures: Figures, limits: Mapping[str, Limit]) -> tuple[GateResult, ...]:
@@ -401,6 +406,11 @@ def show_value(form: Form, value: float) -> str:
     return f"{_bare(form, value)} {'%' if form == 'share' else 'points' if form == 'points' else 'times'}"
 
 
+def show_range(form: Form, low: float, high: float) -> str:
+    """``80 to 86.1 %``."""
+    return f"{_bare(form, low)} to {show_value(form, high)}"
+
+
 def _bare(form: Form, value: float) -> str:
     return f"{value:.2f}" if form == "ratio" else f"{round(100 * value, 1) + 0.0:.1f}".removesuffix(".0")
 
@@ -412,7 +422,7 @@ class HealthCheck:
     ``stage``: its evaluation, an iteration's records, or the first prompts of an iteration that is being generated.
     """
 
-    stage: Literal["evaluation", "records", "first prompts"]
+    stage: Stage
     model: str
     iteration: int
     results: tuple[GateResult, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from metareward.method.gates import GATES, Action, Gate, GateResult, HealthCheck, show_value
+from metareward.method.gates import GATES, Action, Gate, GateResult, HealthCheck, Stage, show_range, show_value
 from metareward.report.charts import Chart, line_chart
 from metareward.report.facts import Measure, Run
 from metareward.report.tables import Form
@@ -35,6 +35,11 @@ class Entry:
         """The most serious of ``stop``, ``warning`` and ``note``."""
         actions = [result.limit.action for _, result in self.found]
         return next(words[0] for action, words in _WORDS.items() if action in actions)
+
+    @property
+    def earlier(self) -> str:
+        """Where it fired before the last time."""
+        return ", ".join(check.where for check, _ in self.found[:-1])
 
 
 def _anchor(gate: Gate) -> str:
@@ -157,13 +162,13 @@ def _cell(check: HealthCheck, gates: Sequence[Gate]) -> FigureCell | None:
         return None
     form, figure = results[0].gate.form, results[0].figure
     fired = next((_anchor(each.gate) for each in results if each.fired), None)
-    interval = f"{show_value(form, figure.low)} to {show_value(form, figure.high)}"
+    interval = show_range(form, figure.low, figure.high)
     unclear = any(each.outcome == "unclear" for each in results)
     return FigureCell(show_value(form, figure.value), interval, figure.n, unclear, fired)
 
 
 # Title, note, form, and by line: the label, the stage and the gate whose figure it is.
-_CHARTS: tuple[tuple[str, str, Form, tuple[tuple[str, str, str], ...]], ...] = (
+_CHARTS: tuple[tuple[str, str, Form, tuple[tuple[str, Stage, str], ...]], ...] = (
     (
         "Readable judgments",
         "Share of judgments with a score",
@@ -174,7 +179,10 @@ _CHARTS: tuple[tuple[str, str, Form, tuple[tuple[str, str, str], ...]], ...] = (
         "Readability and quality",
         "Change of the readable share; 0: readability does not depend on quality",
         "points",
-        (("worst to best score", "evaluation", "readable_by_score"), ("perfect", "evaluation", "readable_by_truth")),
+        (
+            ("worst to best answer", "evaluation", "readable_by_score"),
+            ("perfect minus other answers", "evaluation", "readable_by_truth"),
+        ),
     ),
     (
         "Left out by min_valid",

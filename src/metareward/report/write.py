@@ -104,9 +104,9 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
 
 
 _SECTIONS = (
-    ("health", "judge-health", "Judge health"),
     ("trends", "trends", "Metrics by model"),
     ("trends", "metrics", "All metrics"),
+    ("health", "judge-health", "Judge health"),
     ("win_rates", "win-rates", "Win rates"),
     ("benchmarks", "benchmarks", "Benchmarks"),
     ("bars", "pairs", "Preference pairs"),

@@ -97,7 +97,7 @@ def test_parse_results_are_counted() -> None:
 
 # The summary.
 
-SUMMARY_RULES = PairRules(0.0, None, True, None, 1, "iteration", 0.1, 2)
+SUMMARY_RULES = PairRules(min_valid=1)
 # 0 beats 1 and 2 beats 1 in both orders; of 0 and 2 the one shown second wins.
 VERDICTS = {(0, 1): 0, (1, 0): 0, (0, 2): 2, (2, 0): 0, (1, 2): 2, (2, 1): 2}
 

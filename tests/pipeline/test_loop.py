@@ -99,7 +99,10 @@ def test_every_model_is_measured_and_nobody_pretends_to_know_the_truth(finished:
 
 def test_the_log_and_the_marks_tell_the_whole_story(finished: RunDir) -> None:
     events = [json.loads(line)["event"] for line in finished.log.read_text(encoding="utf-8").splitlines()]
-    assert events == ["evaluated"] + ["pairs", "trained", "evaluated", "benchmark", "iteration done"] * ITERATIONS
+    checked = ["evaluated", "judge health"]
+    assert (
+        events == checked + ["pairs", "judge health", "trained", *checked, "benchmark", "iteration done"] * ITERATIONS
+    )
     for t in range(1, ITERATIONS + 1):
         mark = read(finished.iteration(t).done)
         assert mark["model"] == f"M{t}"

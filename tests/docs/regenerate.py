@@ -16,6 +16,7 @@ import typer.main
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+import readers
 from annotate import COUNTED
 from annotate_page import tables
 from metareward.cli.main import app
@@ -60,6 +61,7 @@ def documents() -> dict[Path, str]:
             ROOT / "docs/pocket.md", {"model": model_table, "phases": phases_table, "faults": faults_table}
         ),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
+        ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
         ROOT / "docs/performance.md": _filled(
             ROOT / "docs/performance.md", {kind: lambda _, kind=kind: tables(kind) for kind in COUNTED}
         ),

@@ -26,6 +26,7 @@ _NEUTRAL = (
     "resulting numerical numeric additive so thus therefore hence and is as 的 本 该 此 こ の quality "
     "based on deserves gets earns receives clear"
 )
+_COMPARED = frozenset(["answer", "response", "assistant", "model", "judgment", "judgement", "option", "candidate"])
 _DETERMINERS = "the a an this its our your my i'd his her"
 _ASIDE = (
     "initial previous preliminary tentative first old human reference expected average mean base minimum min lowest "
@@ -46,7 +47,7 @@ _ROLES: dict[str, str] = {
 _TOTAL_LABEL = re.compile(rf"final|total|overall|sum\b|gesamt|note|{fold('总分').text}|{fold('總分').text}")
 _TOTAL_POST = re.compile(r"\b(?:final|total|overall|finale?|totale?|general|globale?|complessivo|insgesamt|gesamt)\b")
 _SUPPOSED = re.compile(r"(?<!\bi )\b(?:would|could|might)\b")
-_COUNT = re.compile(r"p[ou]+n[kt]|балл|点|分")
+_COUNT = re.compile(r"p(?:oi|u|o)n[kt]|балл|点|分")
 _COUNTED = re.compile(r"(?:\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten))[ \t]*\Z")
 _QUOTED = re.compile(
     r"(?:[^\W\d_]|\b(?:says?|said|claims?|claimed|writes?|wrote|states?|contains?|reads?):)[ ]*[\"“”'‘]\Z"
@@ -60,7 +61,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _HTML = re.compile(r"</?[a-z][^<>\n]{0,60}>")
 _HEADING = re.compile(r"[\s#*_>|\-–—•\d.)(]*(?P<words>[^\W\d_][\w ,&/'’-]{0,40}?)[\s*_:|\-–—(]*")
 _VERDICT_HEADING = re.compile(
-    r"\b(?:final|overall|total|verdict|conclusion|result|judge?ment|evaluation|assessment|grad(?:e|ing)|summary|edit|update|correction|revision)"
+    r"\b(?:final|overall|total|verdict|conclusion|result|judge?ment|evaluation|assessment|grad(?:e|ing)|summary|edit|update|correction|revision|(?:answer|response)\Z)"
 )
 # What stands between a verdict and a later one that takes its place.
 _REVISED = re.compile(
@@ -71,7 +72,8 @@ _REVISED = re.compile(
 # Sentences such as "I give it a score of 4": a verdict only if nothing in them is negated, supposed or someone else's.
 _HEDGED = re.compile(
     r"n['’]t\b|\b(?:not|never|no|without|cannot|if|unless|might|could|may|maybe|perhaps|possibly|almost|nearly|close|"
-    r"short|between|than|least|most|or|have been|rather|instead|other|another|claims?|says?|said|asks?|consider\w*|"
+    r"short|between|than|least|most|or|have been|rather|instead|other|another|claims?|says?|said|asks?|"
+    r"consider(?:ed|ing) (?:an?|giving)|"
     r"thought|copy|typical|usually|require[sd]?|needs?|higher|lower|previous|initial|maximum|deserve[sd]? to|"
     r"too|supposed|means?|about|around|approximately|roughly|up to|at)\b|[?\"“”~≈]"
 )
@@ -153,7 +155,14 @@ def _role(label: str, anchor: Anchor, before: str) -> Role:
             return "aside"
         total = total or role == "total"
         if role == "determiner":
+            named = (
+                word == "a" and anchor.form != "copula" and place + 1 < len(words) and words[-place - 2] in _COMPARED
+            )
+            if named:
+                return "criterion"  # "Answer A score: 4"
             break
+        if role is None and word.endswith(("'s", "’s")):
+            return "criterion"  # "The team's final score is 4"
         if role is None:
             if place == 0 and not word.isdecimal():
                 return "criterion"

@@ -49,7 +49,8 @@ _NOTHING = re.compile(r"[\s*_`\"'“”‘’«»()\[\]{}【】「」『』$|.�
 _REMARK = re.compile(
     r"[ \t*_\"'”’)\]]*(?:[.,;!。，；（(\[—…]|:(?!\d)|[ ][-–][ ]|"
     r"(?:because|since|as|for|due|given|based|considering|with|meaning|reflecting|indicating|showing|overall|all|the|"
-    r"this|it|which|met|are[ ]met|of[ ]course|under|by|in|per|on|but|though|well|justification|reason|"
+    r"this|it|which|met|are[ ]met|of[ ]course|under|by|in|per|on|but|though|well|to[ ](?:this|the)|justification|"
+    r"reason|"
     r"(?:very[ ])?(?:good|great|nice|solid|excellent|fair|poor|weak|average|decent)(?=[ *_]*(?:[.,;:!)]|\Z))|"
     r"is[ ](?:fair|appropriate|justified|warranted|reasonable|right|deserved|given|assigned|awarded|the|my|what|"
     r"because|due|based|suitable|fitting|correct|therefore))(?![^\W_])|因|[^\W\d_a-z])"
@@ -84,12 +85,23 @@ _BENIGN = re.compile(
 _SAME_SCALE = re.compile(r"(?<![\d.])(?P<number>\d+(?:\.\d+)?)\s*(?:/|out of)\s*(?P<scale>\d+(?:\.\d+)?)")
 _ADDED = re.compile(r"(?<![\d.])\d+(?:\.\d+)?(?:[ ]*\+[ ]*\d+(?:\.\d+)?)+(?![\d.]|[ ]*\+|[ ]*=)")
 _RESULT = re.compile(r"=[ *_]*(?P<number>\d+(?:\.\d+)?)")
-_DEDUCTED = re.compile(r"(?:deduct|subtract|tak(?:e|ing) off)\w*[ ]+(?:a |only )?(?P<number>\d+(?:\.\d+)?)")
+_DEDUCTED = re.compile(
+    r"(?:deduct\w*|subtract\w*|tak(?:e|es|ing|en) off|less|minus|reduced by|lowered by|knock\w* off)[ ]+"
+    r"(?:an? |only |just )?(?P<number>\d+(?:\.\d+)?)"
+)
+_LOST = re.compile(
+    r"(?:lost|los(?:es|ing)|missing|misses)[ ]+(?:only |just )?(?P<one>\d)\b(?! of)|"
+    r"(?P<other>\d) points? (?:is |are |was |were |has been )?(?:off|deducted|lost|missing|subtracted|taken)"
+)
+_OTHER_SCALE = re.compile(
+    r"\bscale (?:of|from) (?:\d+ ?(?:to|-|–) ?)?(?P<top>\d+)|(?P<points>\d+)[ -]point scale|out of (?P<ten>ten)\b"
+)
+_NUMBER_BELOW = re.compile(r"\s*[*_(]*(?P<number>\d+(?:\.\d+)?)[*_)]*[ ]*(?:\n|\Z)")
 # Second thoughts in the lines below.
 _SECOND_THOUGHT = re.compile(
     r"(?:\b(?:actually|reflection|second thoughts?|reconsider\w*|correction|instead|rather|i mean|i meant|sorry|wait|"
     r"hmm|no|should be|should have been|fairer|better|make (?:it|that)|chang\w+|revis\w+|adjust\w*|lower\w*|rais\w+|"
-    r"bump\w*|upgrad\w+|downgrad\w+|final answer is|i['’]d say)\b|[→]|[-=]>)[^.!?\n]{0,60}?"
+    r"bump\w*|upgrad\w+|downgrad\w+|final answer is|edit|i['’]d say)\b|[→]|[-=]>)[^.!?\n]{0,60}?"
     + _BARE.replace(r"as\b", r"as\b|for\b")
 )
 
@@ -97,7 +109,7 @@ _SECOND_THOUGHT = re.compile(
 _GIVEN = re.compile(
     r"\b(?:i|we|judge|i['’]d|i['’]ll)\b.{0,60}\b(?:give|assign|award|rate|grade|score|gave|go with|settle on)|"
     r"\b(?:answer|response|reply|it|this)\b.{0,40}\b(?:deserves|earns|gets|receives|merits|warrants|has|obtains)|"
-    r"\b(?:resulting in|giving|for|with|leads to|results in|thus|therefore|overall|so|final|total)\b"
+    r"\b(?:resulting in|leads to|results in|thus|therefore|overall|so|final|total)\b"
 )
 
 
@@ -150,9 +162,15 @@ def find_score(text: str, verdict: VerdictFormat, min_score: float, max_score: f
     if not isinstance(score, float):
         return Found(Unparsed(score))
     limits = [mention.value.outcome for mention in mentions if mention.context.role == "limit"]
+    start = folded.text.rfind("\n", 0, last.anchor.start) + 1
+    line = folded.text[max(start, last.anchor.start - LINE) : last.value.end + LINE].split("\n", 1)[0]
+    limits += [float(found["top"] or found["points"] or "-1") for found in _OTHER_SCALE.finditer(line)]
     if any(isinstance(limit, float) and limit != max_score for limit in limits) or "out_of_range" in limits:
         return Found(Unparsed("out_of_range"))
     line_end = folded.text.find("\n", last.value.end)
+    below = _NUMBER_BELOW.match(folded.text, line_end) if line_end >= 0 else None
+    if below and float(below["number"]) != score:
+        return Found(Unparsed("ambiguous"))
     if line_end >= 0 and _has_second_thoughts(folded.text[line_end:], score):
         return Found(Unparsed("ambiguous"))
     return Found(Scored(score), (positions[last.value.start], positions[last.value.end - 1] + 1))
@@ -166,9 +184,10 @@ def _decisive(text: str, mentions: Sequence[_Mention]) -> _Mention | Reason:
         if not each.prose and each.context.role in ("total", "plain") and not _is_void(text, each)
     ]
     prose = [each for each in mentions if each.prose and _is_assertion(text, each)]
+    unclear = any(each.prose and each.value.outcome in ("out_of_range", "ambiguous") for each in mentions)
     if not stated:
         values = {each.value.outcome for each in prose}
-        if prose and len(values) == 1:
+        if prose and len(values) == 1 and not unclear:
             return prose[-1]
         criteria = any(isinstance(each.value.outcome, float) for each in mentions)
         return "ambiguous" if prose or criteria else "missing"
@@ -209,13 +228,14 @@ def _is_void(text: str, mention: _Mention) -> bool:
 
 def _is_assertion(text: str, mention: _Mention) -> bool:
     """Whether a sentence about a score states the verdict."""
-    if mention.context.role not in ("total", "plain") or not isinstance(mention.value.outcome, float):
+    known = mention.context.role in ("total", "plain") and isinstance(mention.value.outcome, float)
+    if not known or mention.anchor.form != "copula":
         return False
     start, end = mention.anchor.start, mention.value.end
     before = sentence_before(text, start)
     copula = text[mention.anchor.word_end : mention.anchor.end].split()
     given = "of" not in copula or _GIVEN.search(before) is not None
-    return given and not is_hedged(text, start, end)
+    return given and "was" not in copula and not is_hedged(text, start, end)
 
 
 # One mention.
@@ -227,6 +247,9 @@ def _mention(text: str, anchor: Anchor, begins: bool, limit: int, min_score: flo
         _value(text, anchor, max(limit, anchor.end), min_score, max_score),
     )
     prose = anchor.form == "copula" or (anchor.form == "loose" and not (context.starts and value.alone))
+    if text[anchor.separator] == "=":  # perhaps an assignment in code
+        is_last = value.alone and "\n" not in text[value.end :].rstrip()
+        prose = not is_last or text.count("```", 0, anchor.start) % 2 == 1
     return _Mention(anchor, context, value, prose)
 
 
@@ -312,6 +335,8 @@ def _is_doubtful(tail: str, score: float, max_score: float) -> bool:
     if any(sum(_numbers(found[0])) != score for found in _ADDED.finditer(tail)):
         return True
     if any(float(found["number"]) + score != max_score for found in _DEDUCTED.finditer(tail)):
+        return True
+    if any(float(found["one"] or found["other"]) + score > max_score for found in _LOST.finditer(tail)):
         return True
     remark = _ENUMERATED.sub(" ", tail)
     bare = [(_number(found["number"]), found.start()) for found in _NUMBER_LIKE_A_SCORE.finditer(remark)]

@@ -39,3 +39,8 @@ def judge_data() -> Path:
 @pytest.fixture(scope="session")
 def prompt_data() -> Path:
     return _folder("prompts")
+
+
+@pytest.fixture(scope="session")
+def ifeval_data() -> Path:
+    return _folder("ifeval")

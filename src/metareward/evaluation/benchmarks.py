@@ -10,6 +10,7 @@ from metareward.evaluation.arena_hard.run import ArenaHard
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.judge_quality.run import JudgeQuality
 from metareward.evaluation.mt_bench.run import MtBench
+from metareward.evaluation.verifiable.run import IfEval, Verifiable
 from metareward.settings import import_name
 
 BENCHMARKS: Mapping[str, type[Benchmark]] = {
@@ -17,6 +18,8 @@ BENCHMARKS: Mapping[str, type[Benchmark]] = {
     "arena_hard": ArenaHard,
     "mt_bench": MtBench,
     "judge_quality": JudgeQuality,
+    "ifeval": IfEval,
+    "verifiable": Verifiable,
 }
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from scripted_models import prompts, reply, role_of, settings
+from scripted_models import SlowEngine, prompts, reply, role_of, settings
 
 from metareward.engines.base import EngineError, ScriptedEngine
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.throughput import Rates, measure_rates
+from metareward.generation.verdicts import VerdictRules
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
 
@@ -49,6 +50,19 @@ def test_seconds_and_tokens_of_each_role() -> None:
         assert rates.tokens_each[role] >= 1
     assert rates.seconds(META, 100, 0) == 100 * rates.seconds_each[META]
     assert len(set(engine.asked)) == len(engine.asked), "a request was measured twice"
+
+
+def test_verdicts_that_are_drawn_are_part_of_a_judgment() -> None:
+    """Their tokens and seconds count; a judgment is one completion however many requests it takes."""
+
+    def say(messages: Messages, sampling: Sampling, index: int) -> Completion:
+        return Completion(sampling.choices[0] if sampling.choices else f"text {sampling.seed}", "stop", 10)
+
+    rules = VerdictRules(constrained=True)
+    chosen = replace(settings(k=2, n=3), verdicts=rules, meta_verdicts=rules)
+    engine = SlowEngine(0.001, ScriptedEngine(say))
+    rates = asyncio.run(measure_rates(engine, prompts(5), chosen, 0.1))
+    assert rates.tokens_each == {ANSWERS: 10, JUDGMENTS: 20, META: 20}
 
 
 def test_a_meta_judge_that_the_run_does_not_ask_is_not_measured() -> None:

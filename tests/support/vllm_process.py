@@ -19,6 +19,12 @@ from metareward.types import Completion, Message, Sampling
 MARK = "said: "
 HOT = Sampling(temperature=1.0, top_p=0.95, max_tokens=40, seed=3)
 COLD = Sampling(temperature=0.0, top_p=1.0, max_tokens=40, seed=3, top_logprobs=3)
+# A judgment without its score, which is drawn from these.
+JUDGED = (
+    Message("user", "Judge kind, count, items, order, brief.\nQuestion: repeat the words: red, sun\nAnswer: red"),
+    Message("assistant", "I read the answer. kind yes, count no, items yes, order no, brief yes. Score:"),
+)
+SCORES = tuple(f" {score}" for score in range(6))
 SETTINGS = VllmSettings.model_validate(
     {"dtype": "float32", "gpu_memory_utilization": 0.1, "max_concurrency": 8, "start_timeout": 800.0}
 )
@@ -55,6 +61,8 @@ async def asked(engine: Engine, questions: list[str]) -> dict[str, list[Completi
         "hot": await ask(first, HOT, 7),
         "hot again": await ask(first, HOT, 7),
         "another seed": await ask(first, replace(HOT, seed=4), 7),
+        "chosen": list(await engine.complete(JUDGED, replace(HOT, choices=SCORES), 7)),
+        "most probable choice": list(await engine.complete(JUDGED, replace(COLD, top_logprobs=6, choices=SCORES), 1)),
         "crowd": [each for written in crowd for each in written],
         "cut off": await ask(first, replace(HOT, max_tokens=2), 3),
     }

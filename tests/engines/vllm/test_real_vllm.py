@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_process import COLD, HOT, MARK, SETTINGS
+from vllm_process import COLD, HOT, JUDGED, MARK, SCORES, SETTINGS
 from whole_runs import documents
 
 from metareward.engines.base import Engine, EngineError
@@ -122,17 +122,21 @@ def completion(said: dict[str, Any]) -> Completion:
     return Completion(said["text"], said["finish"], said["tokens"], tuple(steps))
 
 
-def check_what_it_said(said: dict[str, list[Completion]], local: Sequence[Completion]) -> None:
+def check_what_it_said(said: dict[str, list[Completion]], expected: Sequence[Completion]) -> None:
+    *local, chosen = expected
     hot = said["hot"]
     assert len(hot) == 7 and len({each.text for each in hot}) > 3
     assert said["hot again"] == hot, "the seed decides"
     assert len(said["another seed"]) == 7 and said["another seed"] != hot
     assert {each.finish for each in (*hot, *said["another seed"])} >= {"stop"}
     assert all(0 < each.tokens < 40 and "<" not in each.text for each in hot if each.finish == "stop")
+    assert {each.text for each in said["chosen"]} <= set(SCORES) and len(said["chosen"]) == 7
+    assert {each.finish for each in said["chosen"]} == {"stop"}
     assert len(said["crowd"]) == 160
     # A server counts the tokens of all samples together.
     assert [each.finish for each in said["cut off"]] == ["length"] * 3
     assert sum(each.tokens for each in said["cut off"]) == 6
+    assert not differing(said["most probable choice"][0], chosen), "constrained and continued as by our engine"
     ties = [places for each, ours in zip(said["greedy"], local, strict=True) if (places := differing(each, ours))]
     print(f"greedy: {len(local) - len(ties)} of {len(local)} equal, {len(ties)} parted at a near tie")
     assert len(ties) <= 2
@@ -153,7 +157,7 @@ def differing(theirs: Completion, ours: Completion) -> bool:
 
 @pytest.fixture(scope="module")
 def local() -> Sequence[Completion]:
-    """What our own engine says to the questions."""
+    """What our own engine says to the questions, and which score it chooses last."""
 
     async def asked() -> list[Completion]:
         engine = await open_local(
@@ -161,7 +165,8 @@ def local() -> Sequence[Completion]:
         )
         try:
             written = (engine.complete((Message("user", question),), COLD, 1) for question in QUESTIONS)
-            return [each[0] for each in await asyncio.gather(*written)]
+            choice = engine.complete(JUDGED, replace(COLD, top_logprobs=6, choices=SCORES), 1)
+            return [each[0] for each in await asyncio.gather(*written, choice)]
         finally:
             await engine.aclose()
 

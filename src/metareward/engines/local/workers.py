@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 
 from pydantic import Field
 
-from metareward.engines.base import Engine, EngineError, require_model_folder
+from metareward.engines.base import Engine, EngineError, max_choice_tokens, require_model_folder
 from metareward.engines.device import accelerators, surely_cpu
 from metareward.engines.local.worker import completion_from_json
 from metareward.errors import UserError
@@ -197,7 +197,8 @@ class WorkerPool:
             "n": n,
         }
         # About four characters per token, and prefilling a token costs about a fifth of generating one.
-        cost = n * sampling.max_tokens + sum(len(message.content) for message in messages) // 20
+        limit = max_choice_tokens(sampling.choices) if sampling.choices else sampling.max_tokens
+        cost = n * limit + sum(len(message.content) for message in messages) // 20
         future: asyncio.Future[tuple[Completion, ...]] = asyncio.get_running_loop().create_future()
         self._assign(Job(job_id, json.dumps(request).encode() + b"\n", cost, 0, future))
         return await future

@@ -25,6 +25,7 @@ from metareward.method.judge_health import (
     length_ratio,
     one_score,
     pair_figures,
+    readable_as_written,
     readable_by_score,
     readable_by_truth,
     readable_judgments,
@@ -35,7 +36,7 @@ from metareward.method.judge_health import (
 )
 from metareward.method.pairs import PairRules, build_pairs
 from metareward.method.stats import resampled_interval, share_interval
-from metareward.types import Prompt, PromptRecord, Reading, Scored, Tied, Truncated, Unparsed
+from metareward.types import Prompt, PromptRecord, Reading, Scored, Tied, Truncated, Unparsed, Won
 
 SCALE = Scale(0.0, 5.0)
 MISSING = Unparsed("missing")
@@ -125,6 +126,27 @@ def test_readable_judgments_are_counted_with_the_reasons_of_the_others() -> None
     assert readable_judgments([]) is None
 
 
+def test_of_constrained_verdicts_those_count_that_they_replaced() -> None:
+    """A judge that can't write a score of good answers any more is seen although every judgment has one."""
+    plain = judged([5, MISSING], [MISSING, MISSING], [1, 2], [0, 1], truths=[5, 5, 1, 0])
+    drawn = [
+        replace(
+            each,
+            answer=replace(
+                each.answer,
+                judgments_N=tuple(
+                    replace(judgment, reading=Scored(0.0), written=judgment.reading)
+                    for judgment in each.answer.judgments_N
+                ),
+            ),
+        )
+        for each in plain
+    ]
+    assert value(readable_judgments(drawn)) == 1.0 and readable_as_written(plain) is None
+    assert readable_as_written(drawn) == readable_judgments(plain)
+    assert value(readable_by_truth(drawn, SCALE)) == value(readable_by_truth(plain, SCALE)) == -0.75
+
+
 def noisy(
     readable: Callable[[int, random.Random], bool], count: int = 120, n: int = 7, with_reference: bool = False
 ) -> list[Judged]:
@@ -206,6 +228,13 @@ def test_verdicts_by_hand() -> None:
     assert found["first_position"].value == pytest.approx(4 / 6)
     assert found["position_flips"].value == pytest.approx(1 / 3)
     assert found["higher_score_wins"].value == 0.5
+
+
+def test_of_constrained_winners_those_count_that_they_replaced() -> None:
+    made = dispute({(0, 1): 0, (1, 0): 1}, 2)
+    metas = tuple(replace(meta, written=written) for meta, written in zip(made.meta, (MISSING, Won(1)), strict=True))
+    found = verdict_figures(disputes([record([candidate(0, [4, 2])], replace(made, meta=metas))]))
+    assert (found["readable_verdicts"].value, found["verdicts_as_written"].value) == (1.0, 0.5)
 
 
 def test_ties_are_readable_and_decide_nothing() -> None:

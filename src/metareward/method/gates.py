@@ -85,6 +85,17 @@ _ALL = (
         remedy="judgments.retries, or the same as for unusable_judge; if it fell by training: " + _WEAKER_STEP,
     ),
     Gate(
+        "readable_as_written",
+        "share",
+        "below",
+        Limit(0.9, "warn"),
+        label="Judgments readable before a score was drawn",
+        problem="constrained scores cover up that the judge has lost the form",
+        statement="{value} of {n} judgments had a readable score of their own before a constrained one took its place",
+        meaning="the scores that are drawn from a judge that can't write some of them may run against the truth",
+        remedy="judgments.verdict text, and a rubric that this model follows; if it fell by training: " + _WEAKER_STEP,
+    ),
+    Gate(
         "readable_by_score",
         "points",
         "either",
@@ -98,7 +109,7 @@ _ALL = (
             "scores are missing more often for answers of one quality, so pairs teach what is readable, not what "
             "is good"
         ),
-        remedy="judgments.verdict constrained, " + _WEAKER_STEP,
+        remedy=_WEAKER_STEP,
     ),
     Gate(
         "readable_by_truth",
@@ -112,7 +123,7 @@ _ALL = (
             "scores are missing more often for answers of one quality, so pairs teach what is readable, not what "
             "is good"
         ),
-        remedy="judgments.verdict constrained, " + _WEAKER_STEP,
+        remedy=_WEAKER_STEP,
     ),
     Gate(
         "one_score",
@@ -270,6 +281,17 @@ _ALL = (
         statement="{value} of {n} meta-judgments have a readable verdict",
         meaning="Elo ratings rest on fewer comparisons",
         remedy="meta_judgments.retries, or the same as for unusable_meta_judge",
+    ),
+    Gate(
+        "verdicts_as_written",
+        "share",
+        "below",
+        Limit(0.9, "warn"),
+        label="Verdicts readable before one was drawn",
+        problem="constrained verdicts cover up that the meta-judge has lost the form",
+        statement="{value} of {n} meta-judgments had a readable verdict before a constrained one took its place",
+        meaning="verdicts that are drawn from a meta-judge that can't write one of them favour the other",
+        remedy="meta_judgments.verdict text, and a rubric that this model follows (meta_judgments.rubric)",
     ),
     Gate(
         "first_position",

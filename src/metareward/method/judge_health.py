@@ -130,6 +130,7 @@ def evaluation_figures(
     return {
         **_present(
             readable_judgments=readable_judgments([*own, *anchors]),
+            readable_as_written=readable_as_written([*own, *anchors]),
             readable_by_score=readable_by_score(same),
             readable_by_truth=readable_by_truth([*own, *anchors], scale),
             one_score=one_score(same, scale),
@@ -148,6 +149,7 @@ def judging_figures(judged: Sequence[Judged], scale: Scale) -> dict[str, Figure]
     return {
         **_present(
             readable_judgments=readable_judgments(judged),
+            readable_as_written=readable_as_written(judged),
             readable_by_score=readable_by_score(judged),
             readable_by_truth=readable_by_truth(judged, scale),
         ),
@@ -160,16 +162,23 @@ def readable_judgments(judged: Iterable[Judged]) -> Figure | None:
     return _readable((judgment.reading, each.prompt_id) for each in judged for judgment in each.answer.judgments_N)
 
 
+def readable_as_written(judged: Iterable[Judged]) -> Figure | None:
+    """The share of judgments whose own verdict has a score, of those in which a constrained one took its place."""
+    judgments = [(judgment, each.prompt_id) for each in judged for judgment in each.answer.judgments_N]
+    return _readable((written, prompt) for judgment, prompt in judgments if (written := judgment.written) is not None)
+
+
 def readable_by_score(judged: Iterable[Judged]) -> Figure | None:
     """The change of the readable share from the worst to the best answer: a linear fit's slope on ranks in [0, 1].
 
     An answer's rank comes from its ``reference``, or else, for each judgment, from the mean of the other readable
-    judgments of the same answer. None if all answers have the same quality.
+    judgments of the same answer. Of a constrained verdict the judge's own counts, which it replaced. None if all
+    answers have the same quality.
     """
     from scipy.stats import rankdata  # scipy.stats takes half a second
 
     rows = [
-        (quality, isinstance(judgment.reading, Scored), each.prompt_id)
+        (quality, isinstance(judgment.own_reading, Scored), each.prompt_id)
         for each in judged
         for at, judgment in enumerate(each.answer.judgments_N)
         if (quality := _quality_without(each, at)) is not None
@@ -199,9 +208,12 @@ def _quality_without(judged: Judged, at: int) -> float | None:
 
 
 def readable_by_truth(judged: Iterable[Judged], scale: Scale) -> Figure | None:
-    """The readable share of judgments of perfect answers minus that of all others, by the answers' ``truth``."""
+    """The readable share of judgments of perfect answers minus that of all others, by the answers' ``truth``.
+
+    Of a constrained verdict the judge's own counts, which it replaced.
+    """
     rows = [
-        (each.truth >= scale.max_score - TOLERANCE, isinstance(judgment.reading, Scored), each.prompt_id)
+        (each.truth >= scale.max_score - TOLERANCE, isinstance(judgment.own_reading, Scored), each.prompt_id)
         for each in judged
         if each.truth is not None
         for judgment in each.answer.judgments_N
@@ -274,6 +286,7 @@ def verdict_figures(compared: Iterable[Compared]) -> dict[str, Figure]:
     decided = [(pair, prompt) for pair, prompt in both if abs(pair.lead) > TOLERANCE and not pair.flipped]
     return _present(
         readable_verdicts=_readable((meta.verdict, prompt) for meta, prompt in metas),
+        verdicts_as_written=_readable((meta.written, prompt) for meta, prompt in metas if meta.written is not None),
         first_position=share(won),
         position_flips=share((pair.flipped, prompt) for pair, prompt in both),
         higher_score_wins=share((pair.higher_score_won, prompt) for pair, prompt in decided),

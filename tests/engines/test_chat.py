@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from metareward.engines.chat import ChatEncoder, ChatTemplateError
 from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
+from metareward.method.template import Template
 from metareward.types import Message, Messages, Prompt
 
-RUBRIC, METARUBRIC = Rubric.load("judge"), MetaRubric.load("metajudge")
+JUDGE = "<question>\n{question}\n</question>\n<answer>\n{answer}\n</answer>\nEnd with Score: <points>."
+META = f"{JUDGE}\n{{judgment_a}}\n{{judgment_b}}\nWinner:"
+RUBRIC, METARUBRIC = Rubric(Template("short", JUDGE, "")), MetaRubric(Template("short", META, ""))
 ORDINARY = (
     "Name four red fruits.",
     " Two  spaces,\ta tab \n\n and\r\n lines \n",
@@ -274,22 +278,39 @@ def generated(draw: random.Random) -> str:
     return "".join(piece + gap for piece, gap in zip(pieces, gaps, strict=True))
 
 
+def slots(name: str, text: str) -> list[Messages]:
+    """``text`` in every kind of prompt."""
+    question = Prompt("p", user(text))
+    judging = RUBRIC.render(question, text), METARUBRIC.render(question, text, text, text)
+    return [*conversations(name, text), *judging]
+
+
+@lru_cache
+def expected(name: str) -> tuple[list[list[str]], list[str], list[list[int]]]:
+    """The special tokens of every kind of prompt and of a completion, and counts of Llama 2's delimiters."""
+    tokenizer, encoder = make_tokenizer(name), encoders[name]
+    prompts = [encoder.encode(messages) for messages in slots(name, "a")]
+    completion = encoder.encode_completion(user("a"), "a")
+    counts = [delimiter_counts(tokenizer.decode(ids)) for ids in prompts]
+    return [special(tokenizer, ids) for ids in prompts], special(tokenizer, completion), counts
+
+
+def delimiter_counts(written: str) -> list[int]:
+    return [written.count(delimiter) for delimiter in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")]
+
+
 def check_slots(name: str, text: str) -> None:
     """No special token comes from ``text``, in a prompt, in what judges see, in an answer and before it."""
     tokenizer, encoder = make_tokenizer(name), encoders[name]
-    prompt = Prompt("p", user(text))
-    seen = [*conversations(name, text), RUBRIC.render(prompt, text), METARUBRIC.render(prompt, text, text, text)]
-    harmless = [*conversations(name, "a"), RUBRIC.render(prompt, "a"), METARUBRIC.render(prompt, "a", "a", "a")]
-    for messages, other in zip(seen, harmless, strict=True):
+    prompts, completion, counts = expected(name)
+    for messages, tokens, delimiters in zip(slots(name, text), prompts, counts, strict=True):
         ids = encoder.encode(messages)
-        assert special(tokenizer, ids) == special(tokenizer, encoder.encode(other)), (name, text)
+        assert special(tokenizer, ids) == tokens, (name, text)
         if name == "llama-2":
-            written, expected = (tokenizer.decode(each) for each in (ids, encoder.encode(other)))
-            for delimiter in ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"):
-                assert written.count(delimiter) == expected.count(delimiter), (name, text)
+            assert delimiter_counts(tokenizer.decode(ids)) == delimiters, (name, text)
     ids = encoder.encode_completion(user("a"), text)
     found = [token for token in special(tokenizer, ids) if token not in ("<think>", "</think>")]
-    assert found == special(tokenizer, encoder.encode_completion(user("a"), "a")), (name, text)
+    assert found == completion, (name, text)
 
 
 encoders = {name: ChatEncoder(make_tokenizer(name)) for name in FAMILIES}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from metareward.errors import UserError
 from metareward.method.meta_judge import MetaRubric, remove_scores
 from metareward.method.template import Template
-from metareward.method.verdict_format import SCORES, fold
+from metareward.method.verdict_format import SCORES
+from metareward.text import fold
 from metareward.types import Scored, Tied, Truncated, Unparsed, Verdict, Won
 
 CASES = golden("verdicts")

@@ -15,10 +15,10 @@ from metareward.method.verdict_format import (
     WINNER_WORDS,
     WINNERS,
     Kind,
-    fold,
     score_format,
     winner_format,
 )
+from metareward.text import fold
 from metareward.types import Scored, Unparsed, Won
 
 KINDS: tuple[Kind, ...] = ("label", "tag", "json", "boxed", "brackets")

@@ -31,8 +31,8 @@ from typing import Generic, Protocol, TypeVar
 from metareward.engines.base import run_concurrently
 from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.verdict_format import VerdictFormat, fold
-from metareward.text import replace_surrogates
+from metareward.method.verdict_format import VerdictFormat
+from metareward.text import fold, replace_surrogates
 from metareward.types import (
     Completion,
     Judgment,

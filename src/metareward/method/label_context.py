@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from metareward.method.verdict_format import Anchor, Folded, fold
+from metareward.method.verdict_format import Anchor
+from metareward.text import Folded, fold
 
 Role = Literal["total", "plain", "criterion", "aside", "limit"]
 LINE = 400  # characters of a line that are looked at

@@ -22,7 +22,8 @@ from metareward.method.label_context import (
     label_context,
 )
 from metareward.method.template import Template, conversation, load_template, render
-from metareward.method.verdict_format import LEAD_BELOW, SCORES, Anchor, Kind, VerdictFormat, fold, winner_format
+from metareward.method.verdict_format import LEAD_BELOW, SCORES, Anchor, Kind, VerdictFormat, winner_format
+from metareward.text import fold
 from metareward.types import Message, Messages, Prompt, Tied, Truncated, Unparsed, Verdict, Won
 
 

@@ -23,7 +23,8 @@ from metareward.method.label_context import (
     label_context,
     sentence_before,
 )
-from metareward.method.verdict_format import LEAD_BELOW, Anchor, VerdictFormat, fold
+from metareward.method.verdict_format import LEAD_BELOW, Anchor, VerdictFormat
+from metareward.text import fold
 from metareward.types import Reading, Reason, Scored, Unparsed
 
 # The value: a number, perhaps the result of a sum, with units, a scale and a percentage behind it.

@@ -13,8 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -22,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from metareward.errors import UserError
+from metareward.text import fold
 from metareward.types import Messages
 
 LOOKALIKE_BRACKET = "‹"
@@ -30,31 +30,26 @@ LOOKALIKE_COLON = "∶"
 
 _PROMPTS = resources.files("metareward").joinpath("method", "prompts")
 _SLOT = re.compile(r"\{(\w+)\}")
-_LINE_START = r"(?<![^\n\r\x0b\x0c\x85\u2028\u2029])"
 _TAG_NAME = re.compile(r"</?\s*([A-Za-z][\w.-]*)[^<>\n]*>")
 _LABEL = re.compile(r"^[ \t]*([^\W_][\w ]{0,39}?)[ \t]*:[ \t]*(?=\n?\{\w+\}|$)", re.MULTILINE)
 
-# Control strings of chat templates: ``<|im_end|>``, ``<｜User｜>``, ``[|endofturn|]``, and those below by name.
+# Control strings of chat templates, in folded text: ``<|im_end|>``, ``[|endofturn|]``, and those below by name.
 _ANGLE_NAMES = (
     r"s|bos|eos|pad|unk|eot|eod|sop|eop|unused\d{1,5}|extra_id_\d{1,5}|fim_\w{1,20}|(?:start|end)_of_(?:turn|image)|"
     r"think|thinking|thought|reasoning|tools?|tool_(?:call|response|result)s?"
 )
 _SQUARE_NAMES = (
-    r"INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG|[gs]MASK|"
-    r"BOS|EOS|PAD|UNK|CLS|SEP|MASK|PREFIX|SUFFIX|MIDDLE"
+    "inst|sys|system_prompt|available_tools|tool_(?:calls|results|content)|think|[gs]mask|[be]os|pad|unk|cls|sep"
 )
-_AFTER_ANGLE = rf"\|/?[^\s<>|]{{1,64}}\|>|/?(?:{_ANGLE_NAMES})>|<\s{{0,9}}/?\s{{0,9}}sys\s{{0,9}}>>"
-_AFTER_SQUARE = rf"\|/?[^\s\[\]|]{{1,64}}\|\]|(?-i:/?(?:{_SQUARE_NAMES})\])"
+_SLASH, _BAR = "[/⁄∕⧸]", "[|│∣ǀ]"
+_AFTER_ANGLE = (
+    rf"{_BAR}{_SLASH}?[^\s<>|]{{1,64}}?{_BAR}>|{_SLASH}?(?:{_ANGLE_NAMES})>|<\s{{0,9}}{_SLASH}?\s{{0,9}}sys\s{{0,9}}>>"
+)
+_AFTER_SQUARE = rf"{_BAR}{_SLASH}?[^\s\[\]|]{{1,64}}?{_BAR}\]|{_SLASH}?(?:{_SQUARE_NAMES})\]"
 _CONTROL_START = rf"<(?={_AFTER_ANGLE})|\[(?={_AFTER_SQUARE})"
-CONTROL_STARTS = re.compile(_CONTROL_START, re.IGNORECASE)
+CONTROL_STARTS = re.compile(_CONTROL_START)
+_CONTROL_STRING = re.compile(rf"<(?:{_AFTER_ANGLE})|\[(?:{_AFTER_SQUARE})")
 _LOOKALIKES = {"<": LOOKALIKE_BRACKET, "[": LOOKALIKE_SQUARE}
-_CONTROL_STRING = re.compile(rf"<(?:{_AFTER_ANGLE})|\[(?:{_AFTER_SQUARE})", re.IGNORECASE)
-
-# What `_fold` leaves out: control, format, unassigned and private characters, surrogates, and combining marks.
-_IGNORED_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Me"})
-_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
-_FOLDED_SIGNS = {"⁄": "/", "∕": "/", "⧸": "/", "│": "|", "∣": "|", "ǀ": "|", "\v": "\v", "\f": "\f"}
-_UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,61 +135,39 @@ def escape(text: str, template: Template) -> str:
 
 
 def escape_brackets(text: str, starts: re.Pattern[str]) -> str:
-    """``text`` with a look-alike in place of every bracket at which ``starts`` matches the folded text (after other
-    characters, a look-alike bracket behind them).
+    """``text`` with a look-alike in place of every bracket at which ``starts`` matches the folded text (`fold`).
 
-    The folded text has full-width and other compatibility characters in their plain form, and no invisible characters:
-    what a model reads.
+    After a character that isn't a bracket stands a look-alike bracket.
     """
-    folded, places = _fold(text)
-    found = [places[match.start()] for match in starts.finditer(folded)]
-    if not found:
-        return text
-    parts = [text[: found[0]]]
-    for at, end in pairwise([*found, len(text)]):
-        parts += (_LOOKALIKES.get(_fold_character(text[at]), text[at] + LOOKALIKE_BRACKET), text[at + 1 : end])
+    return _replace(text, starts, lambda char: _LOOKALIKES.get(fold(char).text, char + LOOKALIKE_BRACKET))
+
+
+def _replace(text: str, pattern: re.Pattern[str], lookalike: Callable[[str], str]) -> str:
+    """``text`` with look-alikes where ``pattern``, or its group if it has one, begins to match the folded text."""
+    folded = fold(text)
+    found = [match.start(pattern.groups) for match in pattern.finditer(folded.text)]
+    places = folded.positions() if found else ()
+    parts = [text[: places[found[0]]] if found else text]
+    for at, end in pairwise([*(places[place] for place in found), len(text)]):
+        parts += (lookalike(text[at]), text[at + 1 : end])
     return "".join(parts)
 
 
 def control_starts(strings: Iterable[str]) -> re.Pattern[str]:
     """A pattern for `escape_brackets`: the first character of each of these control strings, in any case."""
-    folded = sorted({_fold(each)[0] for each in strings} - {""}, key=lambda each: (-len(each), each))
+    folded = sorted({fold(each).text for each in strings} - {""}, key=lambda each: (-len(each), each))
     starts = {f"{re.escape(each[0])}(?={re.sub('[0-9]+', '[0-9]+', re.escape(each[1:]))})": None for each in folded}
-    return re.compile("|".join(starts) or r"(?!)", re.IGNORECASE)
+    return re.compile("|".join(starts) or r"(?!)")
 
 
 def control_strings_in(text: str) -> set[str]:
-    """The control strings of known chat templates that are in ``text``."""
-    return {match[0] for match in _CONTROL_STRING.finditer(text)}
+    """The control strings of known chat templates that are in ``text``, folded."""
+    return {match[0] for match in _CONTROL_STRING.finditer(fold(text).text)}
 
 
 def is_control_string(text: str) -> bool:
     """Whether all of ``text`` is a control string of some chat template, such as ``<|im_end|>``."""
-    return _CONTROL_STRING.fullmatch(_fold(text)[0]) is not None
-
-
-def _fold(text: str) -> tuple[str, Sequence[int]]:
-    """``text`` as a model reads it, and the place in ``text`` of each character."""
-    folded: list[str] = []
-    places: list[int] = []
-    at = 0
-    for unusual in _UNUSUAL.finditer(text):
-        plain = text[at : unusual.start()]
-        folded += (plain, seen := _fold_character(unusual[0]))
-        places += (*range(at, unusual.start()), *(unusual.start() for _ in seen))
-        at = unusual.end()
-    if not at:
-        return text, range(len(text))
-    return "".join([*folded, text[at:]]), [*places, *range(at, len(text))]
-
-
-@lru_cache(maxsize=4096)
-def _fold_character(letter: str) -> str:
-    """The plain form of a character; empty if it is invisible or a mark on the one before."""
-    if letter in _FOLDED_SIGNS or letter in "\t\n\r":
-        return _FOLDED_SIGNS.get(letter, letter)
-    plain = "".join(each for each in unicodedata.normalize("NFKD", letter) if each not in _BLANK_LETTERS)
-    return "".join(each for each in plain if unicodedata.category(each) not in _IGNORED_CATEGORIES)
+    return _CONTROL_STRING.fullmatch(fold(text).text) is not None
 
 
 def conversation(messages: Messages) -> str:
@@ -211,19 +184,19 @@ def conversation(messages: Messages) -> str:
 @lru_cache(maxsize=64)
 def _delimiters(text: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
     """Patterns for the opening bracket of the tags in ``text`` and for its labels up to their colon."""
-    tags = sorted({re.escape(name) for name in _TAG_NAME.findall(text)})
-    tag = rf"<(?=\s*(?:/\s*)?(?:{'|'.join(tags)})(?![\w-]))" if tags else None
-    brackets = re.compile("|".join(filter(None, [tag, _CONTROL_START])), re.IGNORECASE)
+    tags = sorted({re.escape(fold(name).text) for name in _TAG_NAME.findall(text)})
+    tag = rf"<(?=\s*(?:{_SLASH}\s*)?(?:{'|'.join(tags)})(?![\w-]))" if tags else None
+    brackets = re.compile("|".join(filter(None, [tag, _CONTROL_START])))
     labels = tuple(sorted(set(_LABEL.findall(text))))
     return brackets, _label_pattern(labels) if labels else None
 
 
 @lru_cache(maxsize=64)
 def _label_pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """A label at the start of a line, Markdown or not; group 1 is all but the colon."""
-    words = "|".join(r"\s+".join(map(re.escape, label.split())) for label in labels)
-    return re.compile(rf"({_LINE_START}[ \t*_#>]*(?:{words})[ \t*_]*)[:：]", re.IGNORECASE)
+    """The colon of a label at the start of a line of folded text, Markdown or not."""
+    words = "|".join(r"\s+".join(map(re.escape, fold(label).text.split())) for label in labels)
+    return re.compile(rf"^[ \t*_#>]*(?:{words})[ \t*_]*(:)", re.MULTILINE)
 
 
 def _escape_colons(text: str, labels: re.Pattern[str]) -> str:
-    return labels.sub(rf"\1{LOOKALIKE_COLON}", text)
+    return _replace(text, labels, lambda _: LOOKALIKE_COLON)

@@ -10,13 +10,12 @@ invisible characters and in plain characters of full-width and circled ones.
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from metareward.method.template import LOOKALIKE_BRACKET, LOOKALIKE_COLON
+from metareward.text import fold
 
 Kind = Literal["label", "tag", "json", "boxed", "brackets"]
 
@@ -41,68 +40,6 @@ WINNER_VALUE = (
     r"(?:the[ \t]+)?judge?ments?(?![^\W_])|[ab](?=[\s*_`\"'”’)\]}.,!;|]*(?:[\n.,!;|]|\Z))"
     r"|(?:(?:a|it['’]?s|it is)[ \t]+)*(?:tied?|draw|neither|none|both|equal(?:ly)?|no[ \t]+winner)(?![^\W_])"
 )
-
-
-# Folding: the text without what an eye or a model overlooks.
-
-
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """The folded ``text`` of ``source``, in lower case."""
-
-    text: str
-    source: str
-
-    def positions(self) -> Sequence[int]:
-        """For each character of ``text`` its index in ``source``."""
-        if len(self.text) == len(self.source) and _PLAIN.fullmatch(self.source):
-            return range(len(self.text))
-        return [index for index, char in enumerate(self.source) for _ in _FOLDING[ord(char)]]
-
-
-_LINE_ENDS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
-# Ignored when shown, but by category letters or unassigned (Unicode: Default_Ignorable_Code_Point).
-_IGNORED = frozenset([0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, *range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE1000)])
-_PLAIN = re.compile(r"[\n\t -~]*")
-_EXPANDED = ("<wide>", "<narrow>", "<circle>", "<font>", "<small>", "<square>", "<compat>", "<vertical>")
-
-
-class _Folding(dict[int, str]):
-    """What each code point becomes; filled on demand."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = folded = _fold_character(chr(code))
-        return folded
-
-
-def _fold_character(char: str) -> str:
-    """One character folded: "" if it is ignored when shown."""
-    if char in _LINE_ENDS:
-        return "\n"
-    if char.isspace():
-        return "\t" if char == "\t" else " "
-    category = unicodedata.category(char)
-    if category in ("Cf", "Cc", "Mn", "Me") or ord(char) in _IGNORED:
-        return ""
-    if category == "Nd":
-        return str(unicodedata.decimal(char))
-    decomposed = unicodedata.decomposition(char)
-    if not decomposed or (decomposed.startswith("<") and not decomposed.startswith(_EXPANDED)):
-        lower = char.lower()  # ½ and ² stay what they are
-        return lower if len(lower) == 1 else "".join(map(_fold_character, lower))
-    letters = unicodedata.normalize("NFKD", char)
-    return "".join(map(_fold_character, letters)) if letters != char else char.lower()
-
-
-_FOLDING = _Folding()
-
-
-def fold(text: str) -> Folded:
-    """``text`` in lower case, without invisible characters and accents, full-width and circled characters plain.
-
-    Digits of all scripts are 0 to 9, every kind of line end is a line feed, every other white space a space.
-    """
-    return Folded(text.lower() if _PLAIN.fullmatch(text) else text.translate(_FOLDING), text)
 
 
 # The pattern of an anchor. Runs of marks are possessive, so that the time is linear in the text's length.

@@ -232,7 +232,8 @@ def test_verdicts_by_hand() -> None:
 
 def test_of_constrained_winners_those_count_that_they_replaced() -> None:
     made = dispute({(0, 1): 0, (1, 0): 1}, 2)
-    metas = tuple(replace(meta, written=written) for meta, written in zip(made.meta, (MISSING, Won(1)), strict=True))
+    first, second = made.meta
+    metas = (replace(first, written=MISSING), replace(second, written=Won(1)))
     found = verdict_figures(disputes([record([candidate(0, [4, 2])], replace(made, meta=metas))]))
     assert (found["readable_verdicts"].value, found["verdicts_as_written"].value) == (1.0, 0.5)
 

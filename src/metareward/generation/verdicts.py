@@ -70,11 +70,6 @@ class VerdictRules:
     retries: int = 0
 
     @property
-    def requests(self) -> int:
-        """The most requests that one judgment takes."""
-        return (1 + self.retries) * (2 if self.constrained else 1)
-
-    @property
     def settings(self) -> dict[str, object]:
         """What decides the verdicts, for fingerprints."""
         return {"verdict": "constrained" if self.constrained else "text", "retries": self.retries}

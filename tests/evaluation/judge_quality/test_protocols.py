@@ -141,6 +141,18 @@ def test_a_judge_is_asked_for_its_scores(tmp_path: Path) -> None:
     assert agreement["agreement"] == 2.5 / 3 and agreement["agreement_without_ties"] == 1.0
 
 
+def test_a_judge_s_scores_may_be_drawn_or_asked_for_again(tmp_path: Path) -> None:
+    def grades(messages: Messages, sampling: Sampling, i: int) -> str:
+        return sampling.choices[-1] if sampling.choices else grades_good(messages, sampling, i)
+
+    path = lines(tmp_path / "r.jsonl", [{"id": "a", "prompt": "Why?", "responses": answers("good", "bad")}])
+    drawn = rows_of(grades, rankings=path, cache=tmp_path / "drawn.sqlite", constrained=True)["mine"]
+    assert (drawn["n_unparsable"], drawn["score_histogram"]) == (0, {"5": 6})
+    # The third sample can't be read; the retry is the first of a request of its own.
+    again = rows_of(grades, rankings=path, cache=tmp_path / "again.sqlite", retries=1)["mine"]
+    assert (again["n_unparsable"], again["score_histogram"]) == (0, {"2": 3, "5": 3})
+
+
 def test_an_answer_that_the_judge_refuses_has_no_score(tmp_path: Path) -> None:
     def refuses(messages: Messages, sampling: Sampling, i: int) -> str:
         if "ugly" in messages[-1].content:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from builders import candidate, dispute, record, records
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metareward.method.diagnostics import disputes
@@ -300,6 +300,7 @@ def test_length_ratios_weigh_texts_by_length() -> None:
 # --- together ---
 
 
+@settings(max_examples=30)
 @given(st.lists(records(), max_size=4))
 def test_figures_are_finite_and_lie_in_their_intervals(of: list[PromptRecord]) -> None:
     of = [replace(each, prompt=replace(each.prompt, id=f"p{number}")) for number, each in enumerate(of)]

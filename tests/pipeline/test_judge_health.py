@@ -26,6 +26,7 @@ from metareward.method.gates import HealthCheck
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.judge_health import check_health
+from metareward.pipeline.loop import run_recipe
 from metareward.pipeline.status import status_text
 from metareward.report.facts import gather, read_health
 from metareward.report.judge_health import headline
@@ -70,7 +71,7 @@ def checks(of: Experiment) -> list[tuple[str, str]]:
 # --- planted judges ---
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
 def test_healthy_runs_have_no_warning(tmp_path: Path, seed: int) -> None:
     of = pocket_experiment(tmp_path, f"seed={seed}")
     run_iteration(of, 1, scripted(skill=0.3), scripted(skill=0.5))
@@ -301,6 +302,33 @@ def test_a_useless_judge_costs_an_evaluation_and_exit_code_3(
         code, line = command(monkeypatch, capsys, *words, "--set", "judge_health.unusable_judge.action=warn")
         assert code == 2 and "iteration 1 gave no pairs" in line
         assert len(server.bodies) > asked
+
+
+# --- the shipped model ---
+
+REAL = (
+    "prompts.per_iteration=60",
+    "prompts.held_out=60",
+    "benchmarks=[]",
+    *(f"iterations.{t}=drop" for t in (2, 3, 4)),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_shipped_model_has_no_warning(tmp_path: Path) -> None:
+    run_recipe(load_recipe("pocket", REAL), tmp_path / "run", "")
+    checked = read_health(RunDir(tmp_path / "run"))
+    assert [check.model for check in checked] == ["M0", "M0", "M1"]
+    assert [each.finding for check in checked for each in check.fired if each.limit.action != "note"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_shipped_model_cut_off_in_its_judgments_is_stopped_before_iteration_1(tmp_path: Path) -> None:
+    with pytest.raises(JudgeHealthError, match=r"gate unusable_judge: 0 % of 180 judgments .* 240 truncated"):
+        run_recipe(load_recipe("pocket", [*REAL, "judgments.max_tokens=2"]), tmp_path / "run", "")
+    assert documents(RunDir(tmp_path / "run").iteration(1).records) == {}
 
 
 def test_checks_are_json(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metareward.method.gates import FEWEST_PROMPTS, GATES, Gate, GateResult, HealthCheck, Limit, check_gates
+from metareward.method.gates import GATES, Gate, Limit
+from metareward.method.health_checks import FEWEST_PROMPTS, GateResult, HealthCheck, check_gates
 from metareward.method.judge_health import Figure
 
 LIMITS = {name: gate.limit for name, gate in GATES.items()}

@@ -22,7 +22,7 @@ from metareward.config.schema import load_recipe
 from metareward.engines.base import ScriptedEngine
 from metareward.errors import JudgeHealthError
 from metareward.generation.progress import SILENT
-from metareward.method.gates import HealthCheck
+from metareward.method.health_checks import HealthCheck
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.judge_health import check_health

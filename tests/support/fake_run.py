@@ -13,7 +13,7 @@ from pathlib import Path
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.method.diagnostics import summarize
-from metareward.method.gates import HealthCheck, check_gates
+from metareward.method.health_checks import HealthCheck, check_gates
 from metareward.method.judge import Rubric
 from metareward.method.judge_health import Scale, record_figures
 from metareward.method.pairs import build_pairs, of_kind

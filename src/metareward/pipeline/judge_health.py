@@ -15,7 +15,7 @@ from itertools import groupby, islice
 from metareward.errors import JudgeHealthError
 from metareward.evaluation.held_out import HeldOut
 from metareward.method.diagnostics import Compared, disputes, scores_by_index
-from metareward.method.gates import HealthCheck, check_gates
+from metareward.method.health_checks import HealthCheck, check_gates
 from metareward.method.judge_health import (
     Figure,
     Judged,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metareward.config.schema import Recipe
 from metareward.generation.usage import ServerUsageTotal
-from metareward.method.gates import HealthCheck
+from metareward.method.health_checks import HealthCheck
 from metareward.report.facts import Iteration, gather
 from metareward.report.judge_health import entry_counts, health_lines
 from metareward.storage.run_dir import RunDir

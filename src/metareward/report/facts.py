@@ -22,7 +22,8 @@ from metareward.evaluation.held_out import WinRate
 from metareward.generation.usage import ServerUsageTotal, read_usage, read_warnings
 from metareward.method.diagnostics import PositionStatistics
 from metareward.method.elo import PositionWeights
-from metareward.method.gates import GATES, HealthCheck
+from metareward.method.gates import GATES
+from metareward.method.health_checks import HealthCheck
 from metareward.method.judge_health import Figure
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import stage_seconds

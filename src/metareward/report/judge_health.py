@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from metareward.method.gates import GATES, Action, Gate, GateResult, HealthCheck, Stage, show_range, show_value
+from metareward.method.gates import GATES, Action, Gate, show_range, show_value
+from metareward.method.health_checks import GateResult, HealthCheck, Stage
 from metareward.report.charts import Chart, line_chart
 from metareward.report.facts import Measure, Run
 from metareward.report.tables import Form

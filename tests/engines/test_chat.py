@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from metareward.engines.chat import ChatEncoder, ChatTemplateError
+from metareward.engines.chat import ChatEncoder, ChatTemplateError, escape_messages
 from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.template import Template
+from metareward.method.template import CONTROL_STARTS, Template, control_starts, control_strings_in
 from metareward.types import Message, Messages, Prompt
 
 JUDGE = "<question>\n{question}\n</question>\n<answer>\n{answer}\n</answer>\nEnd with Score: <points>."
@@ -313,13 +313,27 @@ def check_slots(name: str, text: str) -> None:
     assert found == completion, (name, text)
 
 
+def check_server(name: str, text: str) -> None:
+    """A server tokenizes what it gets with special tokens; none comes from ``text``."""
+    tokenizer, (prompts, _, _) = make_tokenizer(name), expected(name)
+    for starts in (
+        CONTROL_STARTS,
+        control_starts([*FAMILIES[name].delimiters, *control_strings_in(FAMILIES[name].template)]),
+    ):
+        for messages, tokens in zip(conversations(name, text), prompts, strict=False):
+            ids = plain(tokenizer, escape_messages(messages, starts))
+            assert special(tokenizer, ids) == tokens, (name, text)
+
+
 encoders = {name: ChatEncoder(make_tokenizer(name)) for name in FAMILIES}
 
 
 @given(name=st.sampled_from(_NAMES), seed=st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
 def test_no_text_yields_a_special_token(name: str, seed: int) -> None:
-    check_slots(name, generated(random.Random(seed)))
+    text = generated(random.Random(seed))
+    check_slots(name, text)
+    check_server(name, text)
 
 
 @given(name=st.sampled_from(_NAMES), text=st.text(max_size=40))
@@ -333,4 +347,6 @@ def test_no_text_of_any_script_yields_a_special_token(name: str, text: str) -> N
 def test_no_text_yields_a_special_token_at_length(name: str) -> None:
     draw = random.Random(name)
     for _ in range(2_500):
-        check_slots(name, generated(draw))
+        text = generated(draw)
+        check_slots(name, text)
+        check_server(name, text)

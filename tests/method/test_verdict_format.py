@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric, remove_scores
 from metareward.method.verdict_format import (
@@ -236,6 +237,16 @@ def test_prefix_and_choices_of_the_packaged_rubrics() -> None:
     assert (RUBRICS[0].verdict.prefix, RUBRICS[0].verdict.choices) == ("Score:", (" 0", " 1", " 2", " 3", " 4", " 5"))
     assert METARUBRICS[0].verdict.prefix == "Winner:"
     assert METARUBRICS[0].verdict.choices == (" Judgment A", " Judgment B")
+
+
+def test_breaking_one_label_sets_no_other_one_free() -> None:
+    assert SCORES.mask("点数Score = 5") == "点数∶Score∶ = 5"
+
+
+@pytest.mark.parametrize("word", ["", " ", "\u200b", "5", ":"])
+def test_a_word_without_letters_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=r"verdict_format\.words.*has no letter"):
+        _ = Rubric.load("judge", words=[word]).verdict
 
 
 def test_own_words_are_read_and_masked_and_no_others() -> None:

@@ -47,7 +47,10 @@ _ROLES: dict[str, str] = {
 }
 _TOTAL_LABEL = re.compile(rf"final|total|overall|sum\b|gesamt|note|{fold('总分').text}|{fold('總分').text}")
 _TOTAL_POST = re.compile(r"\b(?:final|total|overall|finale?|totale?|general|globale?|complessivo|insgesamt|gesamt)\b")
-_SUPPOSED = re.compile(r"(?<!\bi )\b(?:would|could|might)\b")
+_SUPPOSED = re.compile(
+    r"(?<!\bi )\b(?:would|could|might)\b|"
+    r"\b(?:please|write|asks?|asked|demands?|requests?|wants?|instruct\w*|end with)\b"
+)
 _COUNT = re.compile(r"p(?:oi|u|o)n[kt]|балл|点|分")
 _COUNTED = re.compile(r"(?:\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten))[ \t]*\Z")
 _QUOTED = re.compile(
@@ -108,7 +111,8 @@ def label_context(text: str, anchor: Anchor, begins: bool) -> Context:
     else:
         before = _HTML.sub(" ", text[max(line_start, anchor.start - LINE) : anchor.start])
     role = _role(text[anchor.word : anchor.word_end], anchor, "" if begins else before)
-    beside = _heading(before) if before.rstrip(" *_`").endswith((":", "-", "–", "—", "|", "(")) else ""
+    segment = re.split(r"[,;.]", before)[-1]
+    beside = _heading(segment) if before.rstrip(" *_`").endswith((":", "-", "–", "—", "|", "(")) else ""
     if begins and _SUPPOSED.search(_CLAUSE.split(before)[-1]):
         role = "aside"  # a plain copy would earn Score: 1
     if _QUOTED.search(before) and not text.startswith(('"', "'"), anchor.word_end):

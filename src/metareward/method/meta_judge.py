@@ -99,7 +99,7 @@ class MetaRubric:
 
 _LEAD = re.compile(LEAD_BELOW)
 _MARK = r"[\s*_`\"'“”‘’()\[\]{}【】「」『』$]"
-_NAMED = re.compile(rf"(?:the\s+)?judge?ments?{_MARK}*(?P<letter>[a-z]|\d+)(?![^\W_])")
+_NAMED = re.compile(rf"(?:the\s+)?judge?ments?{_MARK}*-?(?P<letter>[a-z]|\d+)(?![^\W_])")
 _LETTER = re.compile(rf"(?P<letter>[ab])(?={_MARK}*(?:[.!,;:]|\Z|\n|<|\||(?:because|since|as|for)\b))")
 _TIE = re.compile(
     r"(?:(?:it|this)(?:['’]s|\s+is)\s+)?(?:an?\s+)?"
@@ -125,10 +125,15 @@ _BETTER = (
     r"(?:judge?ment[ ]+)?(?:is|was|seems|would be|might be|wins)\b(?:[ ]+(?!not\b|less\b|no\b|than\b)\w+){0,4}?[ ]*\b"
     r"(?:better|best|winner|accurate|preferable|superior|stronger|closer|right|correct|sounder|wins?)\b"
 )
+_NOT_CONCEDED = r"(?<!although )(?<!though )(?<!while )(?<!whereas )"
 _OTHERS = {
     letter: (
         re.compile(rf"\b{_SWITCH}\b[^\w\n]{{1,4}}(?:{_PLAIN_WORD}[^\w\n]{{1,3}}){{0,4}}?{name}"),
-        re.compile(rf"{name}{_MARK}*{_BETTER}(?![^.\n]{{0,40}}\bthan{_MARK}+{name})"),
+        re.compile(rf"{_NOT_CONCEDED}{name}{_MARK}*{_BETTER}(?![^.\n]{{0,40}}\bthan{_MARK}+{name})"),
+        re.compile(
+            rf"[,;][ ](?:and[ ])?(?:judge?ments?{_MARK}+)?{name}{_MARK}*"
+            r"(?:\Z|[.,;]|(?:by|for|in|on|with|if|regarding)\b)"
+        ),
     )
     for letter, name in _NAMES.items()
 }
@@ -247,6 +252,8 @@ def remove_scores(text: str, verdict: VerdictFormat = SCORES) -> str:
             continue
         start, stop = _cut(folded.text, anchor)
         parts.append(text[positions[end] : positions[max(start, end)]])
+        if anchor.form == "copula" and stop > start:
+            parts.append(" …")
         end = stop
     return "".join([*parts, text[positions[end] :]]).rstrip()
 

@@ -34,7 +34,7 @@ _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
 _MARKS = r"[ \t*_`\"'“”‘’()\[\]{}【】「」『』$⭐🌟★]*+(?:\\[()\[\]]|\\text\{)?"
 _SUM = re.compile(rf"((?:\s*[+\-−–]\s*\d+(?:\.\d+)?)+){_MARKS}=(?:{_MARKS})(\d+(?:\.\d+)?)")
 _TERM = re.compile(r"([+\-−–]?)\s*(\d+(?:\.\d+)?)")
-_OF = r"(?:/|out[ ]+of|of|von|sur|su|из|de)(?![^\W_]*[^\W\d_])"
+_OF = r"(?:/|(?:out[ ]+of|of|von|sur|su|из|de)(?![^\W_]*[^\W\d_]))"
 _POSSIBLE = r"(?:[ \t]*(?:a|the|possible|maximum|max|total|of))*"
 _DETAIL = re.compile(
     rf"{_MARKS}(?:"
@@ -42,22 +42,23 @@ _DETAIL = re.compile(
     r"|(?:满分|滿分|満点)[ \t]*(?P<full>\d+)"
     r"|(?:[ \t,=(]|or(?![^\W_])|i\.e\.)*+(?P<percent>\d+(?:\.\d+)?)[ \t\\]*%"
     r"|(?P<unit>points?(?:\(s\))?(?![^\W\d_])|pts?(?![^\W_])\.?|stars?(?![^\W_])|分|点|点数|punkten?(?![^\W_])|"
-    r"puntos?(?![^\W_])|pontos?(?![^\W_])|punti(?![^\W_])|балл\w*|점|criteri(?:a|on)(?![^\W_])))"
+    r"puntos?(?![^\W_])|pontos?(?![^\W_])|punti(?![^\W_])|балл\w*|점|(?<![(\[])criteri(?:a|on)(?![^\W_])))"
 )
-_NOTHING = re.compile(r"[\s*_`\"'“”‘’«»()\[\]{}【】「」『』$|.。!#>~\\✅🎉⭐🌟★☆]*(?:</?[a-z_/|][^<>\n]*>[\s*_`.|]*)*")
+_NOTHING = re.compile(r"[\s*_`\"'“”‘’«»()\[\]{}【】「」『』$|.。!>~\\✅🎉⭐🌟★☆]*(?:</?[a-z_/|][^<>\n]*>[\s*_`.|]*)*")
 
 # What may follow a number without taking it back: a reason or a remark.
 _REMARK = re.compile(
-    r"[ \t*_\"'”’)\]]*(?:[.,;!。，；（(\[—…]|:(?!\d)|[ ][-–][ ]|"
+    r"[ \t*_\"'”’)\]]*(?:[.,;!。，；（(\[—…]|:(?!\d)|[ ](?:[-–]|--)[ ]|"
     r"(?:because|since|as|for|due|given|based|considering|with|meaning|reflecting|indicating|showing|overall|all|the|"
-    r"this|it|which|met|are[ ]met|of[ ]course|under|by|in|per|on|but|though|well|to[ ](?:this|the)|justification|"
+    r"this|it|which|met|are[ ]met|of[ ]course|car|parce|puisque|porque|weil|da|denn|perche|потому|"
+    r"under|by|in|per|on|but|though|well|to[ ](?:this|the)|justification|"
     r"reason|"
     r"(?:very[ ])?(?:good|great|nice|solid|excellent|fair|poor|weak|average|decent)(?=[ *_]*(?:[.,;:!)]|\Z))|"
     r"is[ ](?:fair|appropriate|justified|warranted|reasonable|right|deserved|given|assigned|awarded|the|my|what|"
     r"because|due|based|suitable|fitting|correct|therefore))(?![^\W_])|因|[^\W\d_a-z])"
 )
 _TAKEN_BACK = re.compile(
-    r"[\s*_\"'”’)\]]*(?:[?+^/×½¼¾~≈]|[ _.~≈|&;,]*\d|[-–](?![ ]|\Z)|[-–—−][ ]*\d|"
+    r"[\s*_\"'”’)\]]*(?:[?+^/×½¼¾~≈]|[ _.~≈|&;,]*\d|[-–](?![ -]|\Z)|[-–—−][ ]*\d|"
     r":[ ]?\d+(?![ ]*(?:points?[ ])?for\b)|[到至或]|"
     r"(?:[.,;:(\s—–-]*(?:or|maybe|perhaps|possibly|max|maximum|minus|plus|no|wait|hmm|actually|rather)|"
     r"[,(]?[ ]*(?:if|unless))(?![^\W_]))"
@@ -68,7 +69,7 @@ _AMOUNTS = re.compile(r"[\s*_]*(?:points?[ ]*)?for\b.*?\d[ ]*(?:points?[ ]+)?for
 # Numbers in a remark. One that stands like a score, and is another one, is doubt.
 _WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "zero": 0}
 _BARE = (
-    rf"(?<![a-z0-9_.+=/$-])(?P<number>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})(?![^\W_]))"
+    rf"(?<![a-z0-9_.+=/$-])(?<![<>≥≤] )(?P<number>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})(?![^\W_]))"
     r"(?=[*_\"'”’)\]}$]*[ \t]*(?:[,;:!?)\]]|\.(?!\d)|\Z|\n|/|out of|would|could|is\b|seems|because|since|"
     r"as\b|instead|then|stars?|points?(?![ \t]+(?:for|each|per|in|on|is|are|was|were|has|have|been|deducted|lost|"
     r"missing|off|taken))))"
@@ -102,15 +103,20 @@ _NUMBER_BELOW = re.compile(r"\s*[*_(]*(?P<number>\d+(?:\.\d+)?)[*_)]*[ ]*(?:\n|\
 _SECOND_THOUGHT = re.compile(
     r"(?:\b(?:actually|reflection|second thoughts?|reconsider\w*|correction|instead|rather|i mean|i meant|sorry|wait|"
     r"hmm|no|should be|should have been|fairer|better|make (?:it|that)|chang\w+|revis\w+|adjust\w*|lower\w*|rais\w+|"
-    r"bump\w*|upgrad\w+|downgrad\w+|final answer is|edit|i['’]d say)\b|[→]|[-=]>)[^.!?\n]{0,60}?"
+    r"bump\w*|upgrad\w+|downgrad\w+|final answer is|edit|i['’]d say)\b|[→]|[-=]>)[^.!?\n\d]{0,60}?"
     + _BARE.replace(r"as\b", r"as\b|for\b")
 )
 
 # Who states a score in a sentence such as "I give it a score of 4".
+_SUBJECT = r"(?:(?:it|this|that|the|your)(?:[ ](?:\w+[ ])?(?:answer|response|reply|output|one))?[ ])"
 _GIVEN = re.compile(
-    r"\b(?:i|we|judge|i['’]d|i['’]ll)\b.{0,60}\b(?:give|assign|award|rate|grade|score|gave|go with|settle on)|"
-    r"\b(?:answer|response|reply|it|this)\b.{0,40}\b(?:deserves|earns|gets|receives|merits|warrants|has|obtains)|"
-    r"\b(?:resulting in|leads to|results in|thus|therefore|overall|so|final|total)\b"
+    rf"(?:\b(?:give|gives|gave|assign|assigns|assigned|award|awards|awarded|rate|grade|settle on|go with)[ ]{_SUBJECT}?"
+    r"|(?<!first )(?<!second )(?<!other )(?<!similar )\b(?:answer|response|reply|it|this)[ ](?:\w+[ ]){0,2}?"
+    r"(?:deserves|earns|gets|receives|merits|warrants|has|obtains)[ ]|\b(?:resulting in|leads to|results in|for)[ ])"
+    r"(?:an?[ ]|the[ ]|my[ ])?[*_]*(?:(?:final|total|overall)[ ])*[*_]*\Z"
+)
+_OF_A_CRITERION = re.compile(
+    r"[*_ ]*(?:(?:/|out of)[ ]*\d+)?[*_ ]*(?:points?)?[ ]*for (?!this|the|its|being|that|your|it\b)"
 )
 
 
@@ -185,7 +191,8 @@ def _decisive(text: str, mentions: Sequence[_Mention]) -> _Mention | Reason:
         if not each.prose and each.context.role in ("total", "plain") and not _is_void(text, each)
     ]
     prose = [each for each in mentions if each.prose and _is_assertion(text, each)]
-    unclear = any(each.prose and each.value.outcome in ("out_of_range", "ambiguous") for each in mentions)
+    other = [each for each in mentions if each.prose and each not in prose and each.value.outcome != "missing"]
+    unclear = any(not is_hedged(text, each.anchor.start, each.value.end) for each in other)
     if not stated:
         values = {each.value.outcome for each in prose}
         if prose and len(values) == 1 and not unclear:
@@ -236,6 +243,7 @@ def _is_assertion(text: str, mention: _Mention) -> bool:
     before = sentence_before(text, start)
     copula = text[mention.anchor.word_end : mention.anchor.end].split()
     given = "of" not in copula or _GIVEN.search(before) is not None
+    given = given and not _OF_A_CRITERION.match(text, end)
     return given and "was" not in copula and not is_hedged(text, start, end)
 
 
@@ -274,7 +282,7 @@ def _value(text: str, anchor: Anchor, limit: int, min_score: float, max_score: f
     line_end = text.find("\n", behind, behind + LINE)
     tail = text[behind : min(limit, line_end if line_end >= 0 else behind + LINE)]
     alone = _NOTHING.fullmatch(tail) is not None
-    if "\n" in text[anchor.separator : start] and not alone:
+    if "\n" in text[anchor.separator : start] and (not alone or tail.startswith(". ")):
         return _Value("missing")  # the first item of a list
     following = text[end : end + 1]
     if following.isascii() and following.isalpha() and behind == end:
@@ -328,7 +336,7 @@ def _is_doubtful(tail: str, score: float, max_score: float) -> bool:
     """Whether the rest of a score's line is no remark, takes the score back or names another one."""
     if _has_second_thoughts(tail, score) or _TAKEN_BACK.match(tail) or not _REMARK.match(tail) or _AMOUNTS.match(tail):
         return True
-    if any(float(found["number"]) != score for found in _RESULT.finditer(tail)):
+    if any(score != float(found["number"]) <= max_score for found in _RESULT.finditer(tail)):
         return True
     scaled = (found for found in _SAME_SCALE.finditer(tail) if float(found["scale"]) == max_score)
     if any(float(found["number"]) != score for found in scaled):

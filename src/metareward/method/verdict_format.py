@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from metareward.errors import UserError
 from metareward.method.template import LOOKALIKE_BRACKET, LOOKALIKE_COLON
 from metareward.text import fold
 
 Kind = Literal["label", "tag", "json", "boxed", "brackets"]
 
 _SCORE_WORDS = (
-    "Score|Rating|Grade|Total|Points|Overall|Sum|评分|分数|得分|总分|打分|評分|分數|總分|スコア|点数|評点|점수|평점|"
+    "Score|Rating|Grade|Total|Points|Overall|Sum|评分|分数|得分|总分|打分|評分|分數|總分|スコア|点数|評点|점수|총점|평점|"
     "Punktzahl|Gesamtpunktzahl|Punkte|Bewertung|Note globale|Note finale|Note totale|Puntuación|Puntaje|Calificación|"
     "Pontuação|Punteggio|Оценка|Балл"
 )
@@ -49,8 +50,8 @@ _HTML = r"</?(?!judge?ment)[a-z][^<>\n]{0,60}>"
 _GAP = rf"(?:[ \t*_`\"'“”‘’«»)\]}}】」』]|{_HTML})*+"
 # The same and opening brackets, TeX and table bars, between a separator and the value; line ends, too.
 LEAD = (
-    rf"(?:\n[ \t]*>|[\s*_`\"'“”‘’«»()\[\]{{}}【】「」『』$|:=⭐🌟✅]|{_HTML}"
-    r"|\\(?:boxed|text(?:bf)?|math(?:bf|rm))[ \t]*\{|\\[()\[\]]"
+    rf"(?:\n[ \t]*>|[\s*_`\"'“”‘’«»()\[\]{{}}【】「」『』|:=⭐🌟✅]|{_HTML}"
+    r"|\\(?:boxed|text(?:bf)?|math(?:bf|rm))[ \t]*\{|\\[()\[\]]|\$(?=[^\n]{0,40}\$)"
     r"|<(?=[ \t]*(?:[\d.]+|judge?ment[ \t]*\w)[ \t]*>))*+"
 )
 # The value below a heading or below the header of a table.
@@ -60,7 +61,7 @@ _PAREN = rf"(?:[(\[](?P<scale>[^()\[\]\n:]{{0,40}})[)\]]{_GAP})?"
 _POST = (
     "is|as|was|for|of|to|the|this|that|given|awarded|assigned|earned|obtained|received|total|final|overall|points?|"
     "score|answer|response|reply|assistant|rubric|my|your|its|based|on|out|finale?|totale?|general|global|"
-    "globale|complessivo|insgesamt|gesamt|therefore|thus|would|be|should|will|equals?|calculated|follows"
+    "globale|complessivo|insgesamt|gesamt|after|review|revision|reconsideration|adjustment|comparison|therefore|thus|would|be|should|will|equals?|calculated|follows"
 )
 _POSTS = rf"(?P<post>(?:(?:{_POST})(?![^\W_]){_GAP}){{0,8}})"
 _COPULA = (
@@ -83,8 +84,9 @@ def _patterns(words: tuple[str, ...], value: str) -> tuple[re.Pattern[str], re.P
     folded = sorted({fold(word).text for word in words}, key=len, reverse=True)
     heads = "|".join(sorted({re.escape(word.split()[0]) for word in folded} | set(_GLUED), key=len, reverse=True))
     labels = "|".join(_label(word) for word in folded)
-    weak = rf"(?={_LINE_LEAD}(?:{value}))"
-    below = rf"[ \t|]*\n(?={LEAD_BELOW}(?:{value}))"
+    # A text that ends before the value is masked, too: the judge's own words may follow.
+    weak = rf"(?={_LINE_LEAD}(?:{value}|\Z))"
+    below = rf"[ \t|]*\n(?={LEAD_BELOW}(?:{value}|\Z))"
     separator = (
         rf"{_GAP}{_PAREN}{_POSTS}{_PAREN.replace('scale', 'late')}(?P<colon>:|=(?!=))"
         rf"|{_GAP}{_POSTS.replace('post', 'before')}(?P<copula>{_COPULA}){weak}"
@@ -142,6 +144,12 @@ class VerdictFormat:
     values: tuple[str, ...] = ("0", "1", "2", "3", "4", "5")
     value: str = SCORE_VALUE
 
+    def __post_init__(self) -> None:
+        """Raise `UserError` for a word that can't be found in a text."""
+        for word in self.words:
+            if not any(char.isalpha() for char in fold(word).text):
+                raise UserError(f"verdict_format.words: {word!r} has no letter; fix: name a label such as Score")
+
     @property
     def prefix(self) -> str:
         """What stands before the value at the end of a judgment: ``Score:``, ``<score>``, ``{"score":``, ..."""
@@ -193,6 +201,13 @@ class VerdictFormat:
         ``Score: 5`` becomes ``Score∶ 5``, ``the score is 5`` becomes ``the score∶ is 5``, ``<score>`` becomes
         ``‹score>``. A text without anchors is unchanged.
         """
+        masked = self._broken(text)
+        while masked != text:  # "点数Score = 5": breaking one label may set the next one free
+            text, masked = masked, self._broken(masked)
+        return masked
+
+    def _broken(self, text: str) -> str:
+        """``text`` with every anchor broken."""
         folded = fold(text)
         anchors = self.anchors(folded.text)
         positions = folded.positions() if anchors else ()

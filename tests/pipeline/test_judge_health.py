@@ -171,6 +171,23 @@ def test_a_judge_that_falls_silent_is_stopped_after_the_first_prompts(tmp_path: 
     assert not stages.records_pending(on, 1)
 
 
+REWARD = """
+class Length:
+    async def score(self, prompt, answers):
+        return [float(len(answer)) for answer in answers]
+"""
+
+
+def test_a_judge_that_a_reward_replaces_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "length_of_answers.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    no_judge_pairs = (f"iterations.{t}.judge_pairs=false" for t in (1, 2))
+    of = pocket_experiment(tmp_path, "reward=length_of_answers:Length", *no_judge_pairs)
+    evaluate(of, 0, scripted(mute))
+    check_health(of)
+    assert read_health(of.run) == ()
+
+
 # --- stop, resume ---
 
 
@@ -326,7 +343,7 @@ def test_the_shipped_model_has_no_warning(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_shipped_model_cut_off_in_its_judgments_is_stopped_before_iteration_1(tmp_path: Path) -> None:
-    with pytest.raises(JudgeHealthError, match=r"gate unusable_judge: 0 % of 180 judgments .* 240 truncated"):
+    with pytest.raises(JudgeHealthError, match=r"gate unusable_judge: 0 % of 180 judgments .* 180 truncated"):
         run_recipe(load_recipe("pocket", [*REAL, "judgments.max_tokens=2"]), tmp_path / "run", "")
     assert documents(RunDir(tmp_path / "run").iteration(1).records) == {}
 

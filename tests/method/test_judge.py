@@ -16,7 +16,7 @@ from metareward.method.template import Template
 from metareward.types import Completion, Message, Prompt, Reading, Scored, Step, TopLogprob, Truncated, Unparsed
 
 CASES = golden("scores")
-without_anchor = judge_texts.map(lambda text: re.sub("[sſ]core", "tone", text, flags=re.IGNORECASE))
+without_anchor = judge_texts.map(lambda text: re.sub("[sſ]core|points", "tone", text, flags=re.IGNORECASE))
 
 
 def outcome(reading: Reading) -> float | str:

@@ -4,6 +4,7 @@ import time
 import unicodedata
 
 import pytest
+from builders import RUBRIC
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -126,14 +127,14 @@ def test_no_text_makes_a_meta_judge_that_echoes_it_decide(
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000)
+@settings(max_examples=20_000, deadline=None)
 @given(SCORE_TEXTS, BESIDE, BETWEEN, st.sampled_from(RUBRICS))
 def test_no_score_from_twenty_thousand_texts(text: str, beside: str, between: str, rubric: Rubric) -> None:
     check_score_echo(text, beside, between, rubric)
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000)
+@settings(max_examples=20_000, deadline=None)
 @given(WINNER_TEXTS, BESIDE, BETWEEN, st.sampled_from(METARUBRICS))
 def test_no_winner_from_twenty_thousand_texts(text: str, beside: str, between: str, rubric: MetaRubric) -> None:
     check_winner_echo(text, beside, between, rubric)
@@ -210,7 +211,7 @@ def test_masking_changes_anchors_only(text: str) -> None:
 
 @given(SCORE_TEXTS)
 def test_hidden_scores_can_not_be_read(text: str) -> None:
-    assert not isinstance(RUBRICS[0].read(remove_scores(text)), Scored)
+    assert not isinstance(RUBRIC.read(remove_scores(text)), Scored)
 
 
 @example("Ａ\u0301x\u200b")
@@ -316,4 +317,4 @@ def test_time_is_linear_in_the_length() -> None:
 
 @pytest.mark.slow
 def test_long_texts_take_a_fraction_of_a_second() -> None:
-    assert slowest(64_000) < 0.2
+    assert slowest(64_000) < 0.5  # a busy machine; the quadratic reader took 22 s

@@ -88,10 +88,10 @@ def _patterns(words: tuple[str, ...], value: str) -> tuple[re.Pattern[str], re.P
     weak = rf"(?={_LINE_LEAD}(?:{value}|\Z))"
     below = rf"[ \t|]*\n(?={LEAD_BELOW}(?:{value}|\Z))"
     separator = (
-        rf"{_GAP}{_PAREN}{_POSTS}{_PAREN.replace('scale', 'late')}(?P<colon>:|=(?!=))"
-        rf"|{_GAP}{_POSTS.replace('post', 'before')}(?P<copula>{_COPULA}){weak}"
-        rf"|{_GAP}{_PAREN.replace('scale', 'aside')}"
-        rf"(?P<loose>[|]{weak}|(?:[-–—]{{1,2}}|[-=]+>|→)[ \t]{weak}|{below})"
+        rf"{_GAP}(?:{_PAREN}{_POSTS}{_PAREN.replace('scale', 'late')}(?P<colon>:|=(?!=))"
+        rf"|{_POSTS.replace('post', 'before')}(?P<copula>{_COPULA}){weak}"
+        rf"|{_PAREN.replace('scale', 'aside')}"
+        rf"(?P<loose>[|]{weak}|(?:[-–—]{{1,2}}|[-=]+>|→)[ \t]{weak}|{below}))"
         r"|(?P<tag>(?:[ \t][^<>\n]{0,60})?/?>)"
     )
     return re.compile(heads), re.compile(rf"(?P<word>{labels})(?:{separator})")
@@ -201,13 +201,13 @@ class VerdictFormat:
         ``Score: 5`` becomes ``Score∶ 5``, ``the score is 5`` becomes ``the score∶ is 5``, ``<score>`` becomes
         ``‹score>``. A text without anchors is unchanged.
         """
-        masked = self._broken(text)
-        while masked != text:  # "点数Score = 5": breaking one label may set the next one free
-            text, masked = masked, self._broken(masked)
-        return masked
+        inserted = True
+        while inserted:  # what is inserted may set another label free: "点数Score = 5"
+            text, inserted = self._broken(text)
+        return text
 
-    def _broken(self, text: str) -> str:
-        """``text`` with every anchor broken."""
+    def _broken(self, text: str) -> tuple[str, bool]:
+        """``text`` with every anchor broken, and whether anything was inserted for it."""
         folded = fold(text)
         anchors = self.anchors(folded.text)
         positions = folded.positions() if anchors else ()
@@ -224,7 +224,7 @@ class VerdictFormat:
         for position, (replaced, lookalike) in sorted(edits.items()):
             parts += [text[end:position], lookalike]
             end = position + replaced
-        return "".join([*parts, text[end:]])
+        return "".join([*parts, text[end:]]), any(not replaced for replaced, _ in edits.values())
 
 
 def _anchor(match: re.Match[str]) -> Anchor | None:

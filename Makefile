@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-data test-servers lint bench docs dist clean
+.PHONY: demo test test-slow test-data test-servers mutants lint bench docs dist clean
 
 demo: .venv/ready
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -24,6 +24,12 @@ test-data: .venv/ready
 test-servers: .venv/ready
 	bash tests/support/setup_servers.sh
 	$(BIN)/pytest -m servers --timeout 900 tests/engines
+
+# Mutation testing: all modules of [tool.mutmut] in pyproject.toml, or those that ONLY names, such as "metareward.method.elo*".
+mutants: .venv/ready
+	$(BIN)/python -m pip install --quiet 'mutmut>=3.8'
+	HYPOTHESIS_PROFILE=mutants OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ONLY)
+	$(BIN)/python tests/support/mutation_score.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from metareward.method.stats import fit_logistic
+from metareward.method.elo import _BradleyTerryLoss
+from metareward.method.stats import Loss, _LogisticLoss, fit_logistic, minimize
 
 
 def data(seed: int, rows: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,3 +36,51 @@ def test_separable_data_has_a_finite_optimum() -> None:
     x = np.ones((50, 1))
     found = fit_logistic(x, np.ones(50), np.ones(50), np.full(1, 1e-6))
     assert np.isfinite(found).all() and found[0] > 10
+
+
+def losses() -> list[tuple[Loss, np.ndarray]]:
+    """A loss of each kind, and a point that isn't its optimum."""
+    generator = np.random.default_rng(3)
+    x, y, weights = data(2, rows=7)
+    battles = generator.uniform(0, 4, (4, 4)) * (1 - np.eye(4))
+    ratings = generator.normal(size=4)
+    return [
+        (_LogisticLoss(x, y, weights, np.array([0.3, 1.0, 2.5])), generator.normal(size=3)),
+        (_BradleyTerryLoss(battles, 0.7), ratings - ratings.mean()),
+    ]
+
+
+@pytest.mark.parametrize(("loss", "at"), losses(), ids=["logistic", "Bradley-Terry"])
+def test_gradients_and_curvatures_are_the_derivatives(loss: Loss, at: np.ndarray) -> None:
+    """By differences along directions that sum to 0, which is where ratings live."""
+    size, step = len(at), 1e-5
+    centre = np.eye(size) - 1 / size if isinstance(loss, _BradleyTerryLoss) else np.eye(size)
+    ahead, behind = (np.array([at + sign * step * each for each in centre]) for sign in (1, -1))
+    slopes = [(loss.value(one) - loss.value(other)) / (2 * step) for one, other in zip(ahead, behind, strict=True)]
+    assert slopes == pytest.approx(list(centre @ loss.gradient(at)), rel=1e-6, abs=1e-8)
+    bends = [(loss.gradient(one) - loss.gradient(other)) / (2 * step) for one, other in zip(ahead, behind, strict=True)]
+    np.testing.assert_allclose(bends, centre @ loss.hessian(at), rtol=1e-6, atol=1e-8)
+
+
+def test_values_by_hand() -> None:
+    logistic = _LogisticLoss(np.array([[2.0]]), np.array([0.25]), np.array([3.0]), np.array([0.5]))
+    assert logistic.value(np.array([1.0])) == pytest.approx(3 * (np.log(1 + np.exp(2)) - 0.5) + 0.25)
+    ratings = _BradleyTerryLoss(np.array([[0.0, 2.0], [1.0, 0.0]]), 0.4)
+    expected = 0.2 * 0.5 + 2 * np.log(1 + np.exp(-1)) + np.log(1 + np.exp(1))
+    assert ratings.value(np.array([0.5, -0.5])) == pytest.approx(expected)
+
+
+def test_a_warm_start_takes_fewer_steps() -> None:
+    (loss, _), _ = losses()
+    cold = minimize(loss, np.zeros(3), 1.0)
+    warm = minimize(loss, cold.b_F, 1.0)
+    assert cold.converged and warm.converged
+    assert (cold.steps > 1, warm.steps) == (True, 0)
+
+
+def test_steps_that_would_raise_the_loss_are_halved() -> None:
+    """Newton's full step from a flat place of the logistic overshoots by far."""
+    loss = _LogisticLoss(np.array([[1.0], [1.0]]), np.array([1.0, 0.0]), np.array([1.0, 1.1]), np.array([1e-3]))
+    found = minimize(loss, np.array([12.0]), 2.1)
+    assert found.converged
+    assert found.b_F[0] == pytest.approx(np.log(1 / 1.1), rel=0.01)

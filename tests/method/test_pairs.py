@@ -22,6 +22,7 @@ from metareward.method.pairs import (
     tiers,
 )
 from metareward.method.scores import answer_scores
+from metareward.seeds import derive
 from metareward.types import Candidate, Dropped, PreferencePair, PromptRecord, Tied, Truncated
 
 EVEN = PositionWeights(0.5, 0.5, 0, 0)
@@ -319,6 +320,91 @@ def test_ties_between_ratings_are_broken_by_the_seed() -> None:
 )
 def test_why_there_is_no_judge_pair(of: PromptRecord, rules: PairRules, expected: str) -> None:
     assert reason(judge_pair(of, rules, EVEN, RUBRIC, 0)) == expected
+
+
+TRUNCATED = replace(WORKED, candidates_K=tuple(replace(each, finish="length") for each in WORKED.candidates_K[:4]))
+
+
+@pytest.mark.parametrize(
+    ("of", "rules", "detail"),
+    [
+        (record([candidate(0, [5, 5])]), PairRules(), "1 answers with 2 valid judgments or more, 2 are needed"),
+        (TRUNCATED, PairRules(), "4 of 4 scored answers are cut off, 2 whole ones are needed"),
+        (scored([(3.5, 1), (3.5, 2)]), PairRules(), "all 2 answers have the mean score 3.5"),
+        (
+            scored([(5, 20), (3, 10), (1, 5)]),
+            PairRules(rho=0.5),
+            "answer 1 would be chosen and rejected at rho 0.5",
+        ),
+        (
+            scored([(5, 20), (2, 5), (1, 10), (4, 30)]),
+            PairRules(rho=1.0),
+            "answer 1 (2) would be chosen over answer 3 (4) at rho 1",
+        ),
+        (WORKED, PairRules(max_answer_chars=1899), "1900 characters, at most 1899 are allowed"),
+    ],
+)
+def test_what_is_said_of_an_actor_pair_that_is_dropped(of: PromptRecord, rules: PairRules, detail: str) -> None:
+    outcome = actor_pair(of, rules)
+    assert isinstance(outcome, Dropped)
+    assert (outcome.kind, outcome.prompt_id, outcome.detail) == ("actor", "p", detail)
+
+
+@pytest.mark.parametrize(
+    ("of", "rules", "detail"),
+    [
+        (record([candidate(0, [1, 5])]), PairRules(), "no judgments of this prompt were compared"),
+        (record([candidate(0, [3, 3])]), PairRules(), "the judgments of each answer all give the same score"),
+        (record([candidate(0, [3, None])]), PairRules(min_valid=1), "no answer has 2 valid judgments"),
+        (record([candidate(0, [3, 4])]), PairRules(min_valid=3), "no answer has 3 valid judgments"),
+        (argued(CLEAR), PairRules(min_valid=4), "3 valid judgments of answer 4, 4 are needed"),
+        (argued(CLEAR | {(0, 1): None}), PairRules(min_battles=6), "5 of 6 comparisons readable, 6 are needed"),
+        (argued(dict.fromkeys(CLEAR, Tied())), PairRules(), "3 judgments, no one rated above another"),
+        (argued(CLEAR, ("same", "b", "same")), PairRules(), "judgments 2 and 0 have the same text"),
+        (argued(CLEAR, ("a", "b", "long")), PairRules(max_judgment_chars=3), "4 characters, at most 3 are allowed"),
+    ],
+)
+def test_what_is_said_of_a_judge_pair_that_is_dropped(of: PromptRecord, rules: PairRules, detail: str) -> None:
+    outcome = judge_pair(of, rules, EVEN, RUBRIC, 0)
+    assert isinstance(outcome, Dropped)
+    assert (outcome.kind, outcome.prompt_id, outcome.detail) == ("judge", "p", detail)
+
+
+def test_ties_of_ratings_have_seeds_of_their_own() -> None:
+    """Judgments 0 and 1 win against 2 and 3, and nothing else is decided."""
+    verdicts = {(m, n): Tied() for m in range(4) for n in range(4) if m != n}
+    wins = {(m, n): m for m in (0, 1) for n in (2, 3)} | {(n, m): m for m in (0, 1) for n in (2, 3)}
+    of = argued(verdicts | wins, ("zero", "one", "two", "three"))
+    for seed in range(12):
+        pair = made(judge_pair(of, PairRules(), EVEN, RUBRIC, seed))
+        own = derive(seed, "p", "judge pair")
+        expected = derive(own, "highest") % 2, 2 + derive(own, "lowest") % 2
+        assert (pair.chosen_index, pair.rejected_index) == expected
+
+
+def test_ties_of_answers_have_seeds_of_their_own() -> None:
+    tied = scored([(5, 1), (5, 2), (5, 3), (1, 4), (1, 5)])
+    for seed in range(12):
+        pair = made(actor_pair(tied, PairRules(on_tie="random"), seed))
+        own = derive(seed, "p", "actor pair")
+        expected = derive(own, "chosen") % 3, 3 + derive(own, "rejected") % 2
+        assert (pair.chosen_index, pair.rejected_index) == expected
+
+
+def test_reasoning_is_part_of_what_is_trained() -> None:
+    answers = [
+        replace(candidate(n, [score, score], text), reasoning=f"<think>{n}</think>")
+        for n, (score, text) in enumerate(((5, "good"), (1, "bad")))
+    ]
+    pair = made(actor_pair(record(answers), PairRules()))
+    assert (pair.chosen, pair.rejected) == ("<think>0</think>good", "<think>1</think>bad")
+    of = argued(CLEAR)
+    judged = replace(
+        of.candidates_K[1],
+        judgments_N=tuple(replace(each, reasoning=f"<{each.index}>") for each in of.candidates_K[1].judgments_N),
+    )
+    pair = made(judge_pair(replace(of, candidates_K=(of.candidates_K[0], judged)), PairRules(), EVEN, RUBRIC, 0))
+    assert (pair.chosen, pair.rejected) == ("<2>two", "<0>zero")
 
 
 def test_only_the_chosen_judgment_is_limited() -> None:

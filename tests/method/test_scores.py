@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.method.scores import answer_scores, disputed, mean, valid_scores, variance
+from metareward.seeds import derive
 from metareward.types import Candidate, Truncated, Unparsed
 
 
@@ -73,6 +74,13 @@ def test_ties_are_broken_by_the_seed_alone() -> None:
     chosen = {seed: disputed(answers, 2, seed) for seed in range(40)}
     assert {answer.index for answer in chosen.values() if answer} == {0, 1, 2, 3}
     assert all(disputed(answers[::-1], 2, seed) == answer for seed, answer in chosen.items())
+
+
+def test_ties_have_a_seed_of_their_own() -> None:
+    answers = [candidate(index, [2, 4]) for index in range(7)]
+    for seed in range(20):
+        chosen = disputed(answers, 2, seed)
+        assert chosen is answers[derive(seed, "disputed") % 7]
 
 
 @given(candidates(), st.integers(0, 5), st.integers(0, 3))

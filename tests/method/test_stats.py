@@ -11,6 +11,7 @@ from metareward.method.stats import (
     PairwiseAccuracy,
     kendall,
     mean_interval,
+    mean_or_none,
     pairwise_accuracy,
     same_order,
     spearman,
@@ -45,6 +46,20 @@ def test_rank_correlations_by_hand() -> None:
     assert spearman([], []) is None
 
 
+def test_rank_correlations_of_two_values_and_of_constant_sides() -> None:
+    assert spearman([1, 2], [4, 9]) == pytest.approx(1)
+    assert kendall([1, 2], [4, 9]) == pytest.approx(1)
+    assert kendall([5, 5, 5], [1, 2, 3]) is None
+    assert kendall([1, 2, 3], [5, 5, 5]) is None
+    assert spearman([0.0, 1e-9], [1, 2]) is None  # the first side is constant but for rounding
+    assert spearman([0.0, 2e-9], [1, 2]) == pytest.approx(1)
+
+
+def test_the_mean_of_nothing_is_none() -> None:
+    assert mean_or_none([]) is None
+    assert mean_or_none([1.0, 4.0]) == 2.5
+
+
 def test_pairwise_accuracy_counts_ties_one_half_and_skips_reference_ties() -> None:
     counted = pairwise_accuracy([3, 3, 1, 5], [2, 1, 1, 3])
     # (0,1) tied; (0,2) right; (0,3) right; (1,2) tied by the reference; (1,3) right; (2,3) right
@@ -53,6 +68,7 @@ def test_pairwise_accuracy_counts_ties_one_half_and_skips_reference_ties() -> No
     assert counted.accuracy_without_ties == 1.0
     pooled = counted + pairwise_accuracy([1, 2], [2, 1])
     assert (pooled.pairs, pooled.accuracy) == (6, 0.75)
+    assert PairwiseAccuracy(1, 2, 3) + PairwiseAccuracy(10, 20, 30) == PairwiseAccuracy(11, 22, 33)
 
 
 def test_pairwise_accuracy_without_pairs_is_none() -> None:
@@ -78,6 +94,7 @@ def test_same_order_is_strict() -> None:
     assert same_order([1, 2.5, 3], [-2, 0, 9])
     assert not same_order([1, 1, 3], [1, 2, 3])
     assert not same_order([1, 2, 3], [1, 2, 2])
+    assert not same_order([3, 2, 1], [2, 2, 1])
 
 
 def test_sequences_of_different_length_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from metareward.types import (
     Won,
 )
 
-# A busy machine is no failure of the code.
+# A busy machine is no failure of the code. `make mutants` runs the tests thousands of times, each with few examples.
 settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+settings.register_profile("mutants", deadline=None, max_examples=15, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unhurried"))
 
 RUBRIC = Rubric.load("judge")
 METARUBRIC = MetaRubric.load("metajudge")

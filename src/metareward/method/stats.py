@@ -40,8 +40,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     first, second = _paired(a, b)
     if not (_varies(first) and _varies(second)):
         return None
-    ranks = np.corrcoef(rankdata(first), rankdata(second))
-    return float(np.clip(ranks[0, 1], -1.0, 1.0))
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:

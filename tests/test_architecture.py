@@ -19,7 +19,7 @@ SOURCE = Path(metareward.__file__).parent
 HEAVY = (
     *("torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "peft"),
     *("matplotlib", "vllm", "sklearn", "scipy", "huggingface_hub", "httpx2"),
-    *("if_verifiable", "langdetect", "nltk", "punkt"),
+    *("if_verifiable", "langdetect", "nltk", "punkt", "krippendorff"),
 )
 # Modules that import torch, trl or transformers at the top: they are imported inside functions, too.
 HEAVY_PACKAGES = ("metareward.training.", "metareward.engines.local.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from metareward.evaluation.judge_quality.rankings import (
     ranking_quality,
     scored_by_length,
 )
-from metareward.evaluation.judge_quality.tables import pairs_table, rankings_table
+from metareward.evaluation.judge_quality.tables import krippendorff_alpha, pairs_table, rankings_table
 
 pytestmark = pytest.mark.full_data
 
@@ -137,3 +138,31 @@ def test_the_human_protocol_averages_correlations_over_prompts(judge_data: Path)
     assert length.agreement == pytest.approx(0.6957, abs=1e-4) and length.spearman == pytest.approx(0.4711, abs=1e-4)
     assert (length.n_pairs, length.n_left_out, chance.spearman) == (345, 0, 0.0)
     assert length.low is not None and length.high is not None and 0.6 < length.low < 0.69 < length.high < 0.8
+
+
+def test_judge_bench_is_read_as_published(judge_data: Path) -> None:
+    pairs = read_pairs(judge_data / "judgebench_gpt4o.jsonl")
+    assert Counter(pair.subset for pair in pairs) == {"knowledge": 154, "reasoning": 98, "math": 56, "coding": 42}
+    assert Counter(pair.label for pair in pairs) == {1: 193, 2: 157}
+
+
+def test_judges_of_llmbar_agree_beyond_chance(judge_data: Path) -> None:
+    """Krippendorff's alpha by the coincidence matrix."""
+    verdicts = read_verdicts(judge_data / "llmbar_natural_evaluators.jsonl")
+    units: dict[tuple[str, int], list[int]] = {}
+    for those in verdicts.values():
+        for each in those:
+            for order, winner in enumerate(each.winners):
+                units.setdefault((each.id, order), []).extend([] if winner is None else [winner])
+    coincidences: Counter[tuple[int, int]] = Counter()
+    for values in units.values():
+        for i, one in enumerate(values):
+            for other in values[:i] + values[i + 1 :]:
+                coincidences[one, other] += 1 / (len(values) - 1)  # type: ignore[assignment]
+    sums: Counter[int] = Counter()
+    for (one, _), n in coincidences.items():
+        sums[one] += n
+    total = sum(sums.values())
+    observed = sum(n for (one, other), n in coincidences.items() if one != other)
+    expected = sum(sums[a] * sums[b] for a in sums for b in sums if a != b) / (total - 1)
+    assert krippendorff_alpha(list(verdicts.values())) == pytest.approx(1 - observed / expected)

@@ -3,7 +3,10 @@
 A ranking:  {"id", "conversation": [{"role", "text"}] or "prompt", "responses": [{"text", "rank"}]}; rank 0 is the best.
 A pair:     {"id", "input", "output_1", "output_2", "label"}; the label names the better output, 0 says neither.
 A verdict:  {"id", "evaluator", "winner_original_order", "winner_swapped_order"}; winners by the pair's own numbers,
-            null where none could be read (the form of LLMBar's results, princeton-nlp/LLMBar).
+            null where none could be read (the form of LLMBar's results, princeton-nlp/LLMBar). The judge's
+            probability that output 1 is better may be in "probability_original_order" and "probability_swapped_order".
+
+Public data sets are read as they are published, too (``published``).
 
 A scoring judge adds ``score``, or ``scores`` of several judgments with null for unreadable ones, to a response, and
 ``score_1`` and ``score_2`` (``scores_1``, ``scores_2``) to a pair. A reference judge adds ``comparisons`` to a ranking,
@@ -18,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from metareward.data.files import Row, group_by, read_rows, require_unique
+from metareward.data.files import Row, group_by, require_unique
+from metareward.evaluation.judge_quality.published import pair_rows, ranking_rows, verdict_rows
 from metareward.method.stats import EQUAL
 from metareward.types import ChatRole, Message, Messages, Tied, Won
 
@@ -44,11 +48,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A reference judge's verdict on two responses, by their indices, ``first`` shown first; None: unreadable."""
+    """A reference judge's verdict on two responses, by their indices, ``first`` shown first; None: unreadable.
+
+    ``first_share`` is the probability that the judge gives to the first one, None if it is unknown.
+    """
 
     first: int
     second: int
     verdict: Won | Tied | None
+    first_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,7 @@ class Item:
     messages: Messages
     responses: tuple[Response, ...]
     comparisons: tuple[Comparison, ...] = ()
+    subset: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +88,28 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairVerdicts:
-    """One judge's verdicts on one pair, in one or both orders, by the pair's own numbers; None where unreadable."""
+    """One judge's verdicts on one pair, in one or both orders, by the pair's own numbers; None where unreadable.
+
+    ``probabilities`` of output 1 being better are in the same orders, empty if they are unknown.
+    """
 
     id: str
     winners: tuple[Winner | None, ...]
+    probabilities: tuple[float | None, ...] = ()
 
 
 def read_rankings(path: Path) -> tuple[Item, ...]:
     """The items of a file of rankings."""
     items = []
-    for row in require_unique(read_rows(path), "id"):
+    for row in require_unique(ranking_rows(path), "id"):
         responses = tuple(
             Response(each.text("text"), each.optional_number("rank"), _scores(each, ""))
             for each in row.rows("responses")
         )
         stored = row.rows("comparisons") if row.has("comparisons") else ()
         comparisons = tuple(_comparison(each, len(responses)) for each in stored)
-        items.append(Item(row.text("id"), _messages(row), responses, comparisons))
+        subset = str(row.fields.get("subset") or "")
+        items.append(Item(row.text("id"), _messages(row), responses, comparisons, subset))
     return tuple(items)
 
 
@@ -132,7 +146,7 @@ def _messages(row: Row) -> Messages:
 def read_pairs(path: Path) -> tuple[Pair, ...]:
     """The pairs of a file. The label is ``label``, else the verdict of ``reference`` if both orders agree."""
     pairs = []
-    for row in require_unique(read_rows(path), "id"):
+    for row in require_unique(pair_rows(path), "id"):
         responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}")) for n in (1, 2))
         named = row.has("generator_1", "generator_2")
         item = Item(row.text("id"), _messages(row), responses)
@@ -159,7 +173,7 @@ def _winner(row: Row, field: str, value: Any) -> Winner | None:
 def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
     """The verdicts of a file by evaluator; rows without that field belong to an evaluator named after the file."""
     unnamed = {"evaluator": path.stem}
-    rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in read_rows(path)]
+    rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in verdict_rows(path)]
     names = ("winner_original_order", "winner_swapped_order")
     found: dict[str, tuple[PairVerdicts, ...]] = {}
     for evaluator, those in group_by(rows, "evaluator").items():
@@ -169,18 +183,36 @@ def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
             if not given:
                 raise row.error(names[0], "is missing", "give the winner, or null where none could be read")
             winners = tuple(_winner(row, name, row.fields[name]) for name in given)
-            verdicts.append(PairVerdicts(row.text("id"), winners))
+            shares = [name.replace("winner", "probability") for name in given]
+            probabilities = tuple(_probability(row, name) for name in shares) if set(shares) & row.fields.keys() else ()
+            verdicts.append(PairVerdicts(row.text("id"), winners, probabilities))
         found[evaluator] = tuple(verdicts)
     return found
 
 
+def _probability(row: Row, field: str) -> float | None:
+    value = row.optional_number(field)
+    if value is not None and not 0 <= value <= 1:
+        raise row.error(field, f"is {value:g}", "give a probability from 0 to 1, or null")
+    return value
+
+
 def verdicts_from_scores(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
-    """A scoring judge's verdicts: in one order, a tie where the mean scores are equal."""
+    """A scoring judge's verdicts: in one order, a tie where the mean scores are equal.
+
+    Its probability is the share of the pairs of readable scores that output 1 wins, equal scores half.
+    """
     found = []
     for pair in pairs:
         one, other = (response.score for response in pair.item.responses)
         winner: Winner | None = None
         if one is not None and other is not None:
             winner = 0 if abs(one - other) <= EQUAL else 1 if one > other else 2
-        found.append(PairVerdicts(pair.item.id, (winner,)))
+        found.append(PairVerdicts(pair.item.id, (winner,), (_share_of_first(*pair.item.responses),)))
     return tuple(found)
+
+
+def _share_of_first(first: Response, second: Response) -> float | None:
+    leads = [a - b for a in first.scores_N if a is not None for b in second.scores_N if b is not None]
+    points = [0.5 if abs(lead) <= EQUAL else float(lead > 0) for lead in leads]
+    return sum(points) / len(points) if points else None

@@ -7,6 +7,9 @@ Metrics, over pairs whose label names the better output; each pair is judged in 
 * accuracy_both_orders: the share of pairs where both orders name the label.
 * positional_agreement: pairs with the same verdict in both orders, two unreadable ones included (LLMBar's rule);
   positional_agreement_readable: among pairs with two readable verdicts.
+* accuracy_majority: the share of pairs where more verdicts name the label than the other output (JudgeBench's rule).
+* macro_precision, macro_recall, macro_f1: means over the classes (output 1, output 2, tie) that occur, in all pairs and
+  orders; an unreadable verdict is a miss (PandaLM's measures).
 * kappa: Cohen's kappa of label and verdict, mean over the orders; kappa_between_orders: of the two orders' verdicts. An
   unreadable verdict is a class of its own.
 
@@ -44,6 +47,7 @@ class JudgedPair:
     winners: tuple[Winner | None, ...]
     chars: tuple[int, int]
     generators: tuple[str, str] | None = None
+    subset: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,10 @@ class PairQuality:
     accuracy_readable: float | None
     accuracy_without_ties: float | None
     accuracy_three_classes: float | None
+    accuracy_majority: float | None
+    macro_precision: float | None
+    macro_recall: float | None
+    macro_f1: float | None
     positional_agreement: float | None
     positional_agreement_readable: float | None
     kappa: float | None
@@ -74,7 +82,7 @@ def judged_pairs(pairs: Sequence[Pair], verdicts: Sequence[PairVerdicts]) -> tup
     if unknown:
         raise UserError(f"verdicts: {min(unknown)!r} is no pair's id; fix: give the pairs that were judged")
     return tuple(
-        JudgedPair(pair.item.id, pair.label, by_id[pair.item.id].winners, pair.chars, pair.generators)
+        JudgedPair(pair.item.id, pair.label, by_id[pair.item.id].winners, pair.chars, pair.generators, pair.subset)
         for pair in pairs
         if pair.label is not None and pair.item.id in by_id
     )
@@ -104,11 +112,30 @@ def pair_quality(judged: Sequence[JudgedPair]) -> PairQuality:
         accuracy_readable=mean_or_none([credit(label, winner) for label, winner in verdicts if winner is not None]),
         accuracy_without_ties=mean_or_none([label == winner for label, winner in verdicts if winner]),
         accuracy_three_classes=mean_or_none([label == winner for label, winner in all_verdicts]),
+        accuracy_majority=mean_or_none([_majority(pair) for pair in decided]),
+        **_macro(all_verdicts),
         positional_agreement=mean_or_none([len(set(pair.winners)) == 1 for pair in both]),
         positional_agreement_readable=mean_or_none([len(set(pair.winners)) == 1 for pair in readable]),
         kappa=_mean_kappa([[(pair.label, pair.winners[i]) for pair in judged] for i in range(orders)]),
         kappa_between_orders=cohen_kappa([(pair.winners[0], pair.winners[1]) for pair in both]),
     )
+
+
+def _majority(pair: JudgedPair) -> bool:
+    other = 3 - pair.label
+    return pair.winners.count(pair.label) > sum(winner == other for winner in pair.winners)
+
+
+def _macro(verdicts: Sequence[tuple[Winner, Winner | None]]) -> dict[str, float | None]:
+    """The means over classes of precision, recall and F1; a class without verdicts has precision 0."""
+    counts, labels, winners = Counter(verdicts), Counter(a for a, _ in verdicts), Counter(b for _, b in verdicts)
+    classes = (labels.keys() | winners.keys()) - {None}
+    hits = {each: counts[each, each] for each in classes if each is not None}
+    return {
+        "macro_precision": mean_or_none([n / winners[each] if winners[each] else 0.0 for each, n in hits.items()]),
+        "macro_recall": mean_or_none([n / labels[each] if labels[each] else 0.0 for each, n in hits.items()]),
+        "macro_f1": mean_or_none([2 * n / (winners[each] + labels[each]) for each, n in hits.items()]),
+    }
 
 
 def credit(label: Winner, winner: Winner | None) -> float:

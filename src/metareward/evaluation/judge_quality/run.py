@@ -31,6 +31,7 @@ from metareward.evaluation.base import (
 )
 from metareward.evaluation.compare import SAMPLING, LabelPrompt, ask_labels, load_label_prompt
 from metareward.evaluation.held_out import HeldOut, Oracle
+from metareward.evaluation.judge_quality.calibration import write_reliability_plot
 from metareward.evaluation.judge_quality.data import (
     Comparison,
     Item,
@@ -129,7 +130,9 @@ async def compare_responses(
         verdict: Won | Tied | None = None
         if isinstance(share, float):
             verdict = Tied() if share == 0.5 else Won(first if share > 0.5 else second)
-        found.setdefault(item.id, []).append(Comparison(first, second, verdict))
+        found.setdefault(item.id, []).append(
+            Comparison(first, second, verdict, share if isinstance(share, float) else None)
+        )
     compared = []
     for item in items:
         new = found.get(item.id, [])
@@ -147,7 +150,15 @@ def pair_verdicts(items: Sequence[Item]) -> tuple[PairVerdicts, ...]:
             return 1 if verdict.winner == 0 else 2
         return None if verdict is None else 0
 
-    return tuple(PairVerdicts(item.id, tuple(winner(each.verdict) for each in item.comparisons)) for item in items)
+    def probability(each: Comparison) -> float | None:
+        return each.first_share if each.first_share is None or each.first == 0 else 1 - each.first_share
+
+    return tuple(
+        PairVerdicts(
+            item.id, tuple(winner(each.verdict) for each in item.comparisons), tuple(map(probability, item.comparisons))
+        )
+        for item in items
+    )
 
 
 async def judged_by_prompt(
@@ -175,8 +186,8 @@ def _with_items(pairs: Sequence[Pair], items: Sequence[Item]) -> tuple[Pair, ...
 class JudgeQualityCommand(EvaluateCommand):
     """A judge's agreement with humans or labels, and its biases, beside the length-only judge and chance."""
 
-    rankings: Path | None = Field(None, description="Responses that humans ranked.")
-    pairs: Path | None = Field(None, description="Pairs with labels.")
+    rankings: Path | None = Field(None, description="Responses that humans ranked; RewardBench 2.")
+    pairs: Path | None = Field(None, description="Pairs with labels; a published set as it is.")
     sections: Path | None = Field(None, description="RewardBench's rows, with scores or winners.")
     records: Path | None = Field(None, description="A run's records.sqlite: its meta-judge.")
     verdicts: Path | None = Field(None, description="Judges' verdicts on the pairs.")
@@ -185,6 +196,7 @@ class JudgeQualityCommand(EvaluateCommand):
     own: str | None = Field(None, description="The generator whose outputs are the judge's own.")
     reference_engine: str | None = Field(None, description="The judge that says what is right.")
     prompt: Path | None = Field(None, description="A pairwise question, alpaca_eval_clf.txt.")
+    plot: Path | None = Field(None, description="Write a reliability diagram there (.svg, .png).")
     cache: Path | None = Field(None, description="Stores what the judges answer.")
     rubric: str = Field("judge", description="Packaged rubric, or a .txt file, to grade by.")
     judgments: int = Field(11, ge=1, description="Judgments of each answer.")
@@ -195,8 +207,18 @@ class JudgeQualityCommand(EvaluateCommand):
         """The measures of the protocol, or all that fit the file."""
         table = await self.table(session)
         columns = judge_columns(table.kind, [figures for _, figures in table.rows])
-        result = ResultTable(f"Judges: {table.kind}", columns, table.rows, first="judge")
-        return Evaluated((result,), {"benchmark": "judge_quality", **table.as_dict()})
+        result = ResultTable(f"Judges: {table.kind}", columns, table.rows, table.notes, first="judge")
+        if self.plot is not None:
+            self._write_plot(self.plot, table)
+        return Evaluated((result, *table.by_subset), {"benchmark": "judge_quality", **table.as_dict()})
+
+    @staticmethod
+    def _write_plot(path: Path, table: JudgeTable) -> None:
+        found = {name: measures.get("calibration") for name, measures in table.rows}
+        by_judge = {name: figures for name, figures in found.items() if isinstance(figures, Mapping)}
+        if not by_judge:
+            raise UserError("--plot: no judge gave probabilities; fix: give --pairs that a judge scored, or labelled")
+        write_reliability_plot(path, by_judge)
 
     async def table(self, session: EvaluateSession) -> JudgeTable:
         """The rows. Raises `UserError` for options that don't fit together."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import numpy as np
 
 from metareward.errors import UserError
-from metareward.evaluation.base import Column, Figures, figure
+from metareward.evaluation.base import Column, Figures, ResultTable, figure
+from metareward.evaluation.judge_quality.calibration import verdict_calibration
 from metareward.evaluation.judge_quality.data import Item, Pair, PairVerdicts
 from metareward.evaluation.judge_quality.pairs import (
     Choice,
@@ -33,24 +37,48 @@ from metareward.method.diagnostics import position_statistics
 from metareward.types import PromptRecord
 
 Measures = Mapping[str, object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeTable:
-    """``kind`` says which measures; each row is a judge's name and its measures, ready for JSON."""
+    """``kind`` says which measures; each row is a judge's name and its measures, ready for JSON.
+
+    ``alpha`` is Krippendorff's of the judges in the rows, without the length-only judge and chance; None for one judge.
+    """
 
     kind: str
     rows: tuple[tuple[str, Measures], ...]
+    alpha: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return {"kind": self.kind, "judges": [{"judge": name, **measures} for name, measures in self.rows]}
+        judges = [{"judge": name, **measures} for name, measures in self.rows]
+        return {"kind": self.kind, "judges": judges, "krippendorff_alpha": self.alpha}
+
+    @property
+    def by_subset(self) -> tuple[ResultTable, ...]:
+        """A table of subsets to every judge, where the pairs or rankings have several."""
+        tables = []
+        for name, measures in self.rows:
+            subsets = measures.get("subsets")
+            if isinstance(subsets, Mapping) and len(subsets) > 1:
+                rows = tuple(subsets.items())
+                columns = tuple(c for c in _SUBSET_COLUMNS if any(figure(row, c.key) is not None for _, row in rows))
+                tables.append(ResultTable(f"{name} by subset", columns, rows, first="subset"))
+        return tuple(tables)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How far the judges agree with each other."""
+        return () if self.alpha is None else (f"Krippendorff's alpha among the judges: {self.alpha:.3f}.",)
 
 
 def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTable:
     """A grading judge against human rankings; only the two baselines where the responses carry no scores."""
     scored = any(response.scores_N for item in items for response in item.responses)
-    own = {**asdict(ranking_quality(items, perfect)), "score_histogram": score_histogram(items)}
+    subsets = _subsets(items, lambda item: item.subset, lambda those: asdict(ranking_quality(those, perfect)))
+    own = {**asdict(ranking_quality(items, perfect)), "score_histogram": score_histogram(items), "subsets": subsets}
     rows: list[tuple[str, Measures]] = [(judge, own)] if scored else []
     # A length has no perfect score, so the length-only judge has no 5-best.
     by_length = {**asdict(ranking_quality(scored_by_length(items), perfect)), "five_best": None, "n_fives": 0}
@@ -61,18 +89,48 @@ def pairs_table(
     pairs: Sequence[Pair], judges: Mapping[str, Sequence[PairVerdicts]], own: str | None = None
 ) -> JudgeTable:
     """Judges against pairwise labels, with their biases. Raises `UserError` where one judge mixes one order and two."""
-    rows = [(name, _pair_measures(name, judged_pairs(pairs, verdicts), own)) for name, verdicts in judges.items()]
+    labels = {pair.item.id: pair.label for pair in pairs if pair.label is not None}
+    rows: list[tuple[str, Measures]] = []
+    for name, verdicts in judges.items():
+        measures = _pair_measures(name, judged_pairs(pairs, verdicts), own)
+        calibrated = verdict_calibration(labels, verdicts)
+        rows.append((name, {**measures, "calibration": None if calibrated is None else asdict(calibrated)}))
     orders = max((len(each.winners) for verdicts in judges.values() for each in verdicts), default=1)
     by_length = judged_pairs(pairs, verdicts_by_length(pairs, orders))
     rows += [(LENGTH, _pair_measures(LENGTH, by_length, own)), (CHANCE, chance_pair_quality(by_length))]
-    return JudgeTable("pairs", tuple(rows))
+    return JudgeTable("pairs", tuple(rows), krippendorff_alpha(list(judges.values())))
+
+
+def krippendorff_alpha(judges: Sequence[Sequence[PairVerdicts]]) -> float | None:
+    """Krippendorff's nominal alpha of several judges' verdicts; an unreadable one is missing. None if undefined.
+
+    A unit is a pair in one order.
+    """
+    import krippendorff
+
+    found = [{(each.id, i): w for each in verdicts for i, w in enumerate(each.winners)} for verdicts in judges]
+    units = sorted({unit for each in found for unit in each})
+    data = np.array([[each.get(unit) for unit in units] for each in found], dtype=np.float64)  # None becomes NaN
+    paired = data[:, (~np.isnan(data)).sum(axis=0) > 1] if len(judges) > 1 else np.empty((0, 0))
+    if len(set(paired[~np.isnan(paired)])) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=paired, level_of_measurement="nominal"))
+
+
+def _subsets(
+    rows: Sequence[T], subset: Callable[[T], str], measures: Callable[[Sequence[T]], Measures]
+) -> dict[str, Measures]:
+    """The measures of every named subset."""
+    names = dict.fromkeys(filter(None, map(subset, rows)))
+    return {name: measures([row for row in rows if subset(row) == name]) for name in names}
 
 
 def _pair_measures(name: str, judged: Sequence[JudgedPair], own: str | None) -> Measures:
     orders = {len(pair.winners) for pair in judged}
     if len(orders) > 1:
         raise UserError(f"verdicts of {name}: some pairs have one order, some two; fix: judge all of them in both")
-    measures = {**asdict(pair_quality(judged)), "biases": asdict(biases(judged, own))}
+    subsets = _subsets(judged, lambda pair: pair.subset, lambda those: asdict(pair_quality(those)))
+    measures = {**asdict(pair_quality(judged)), "biases": asdict(biases(judged, own)), "subsets": subsets}
     return measures | ({"llmbar": llmbar_statistics(judged)} if orders == {2} else {})
 
 
@@ -127,7 +185,12 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("of readable %", "accuracy_readable", unit="share"),
         Column("both orders %", "accuracy_both_orders", unit="share"),
         Column("orders agree %", "positional_agreement", unit="share"),
+        Column("majority %", "accuracy_majority", unit="share", detail=True),
+        Column("macro F1", "macro_f1", 3, detail=True),
         Column("kappa", "kappa"),
+        Column("confidence %", "calibration.confidence", unit="share"),
+        Column("ECE", "calibration.ece", 3),
+        Column("Brier", "calibration.brier", 3, detail=True),
         Column("first shown %", "biases.position.p_first_shown", unit="share"),
         Column("longer %", "biases.length.p_longer", unit="share"),
         Column("labels longer %", "biases.label_length.p_longer", unit="share"),
@@ -147,6 +210,19 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("pairs", "all.pairs"),
     ),
 }
+
+
+_SUBSET_COLUMNS: tuple[Column, ...] = (
+    Column("accuracy %", "accuracy", unit="share"),
+    Column("majority %", "accuracy_majority", unit="share"),
+    Column("macro F1", "macro_f1", 3),
+    Column("orders agree %", "positional_agreement", unit="share"),
+    Column("accuracy %, ties half", "pairwise_accuracy_ties_half", unit="share"),
+    Column("best-of %", "best_of_match_ties_shared", unit="share"),
+    Column("pairs", "n_pairs"),
+    Column("prompts", "n_prompts"),
+    Column("unparsable", "n_unparsable"),
+)
 
 
 def judge_columns(kind: str, rows: Sequence[Figures]) -> tuple[Column, ...]:

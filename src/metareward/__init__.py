@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metareward.engines.base import Engine as Engine
     from metareward.engines.base import EngineError as EngineError
     from metareward.engines.base import ScriptedEngine as ScriptedEngine
+    from metareward.errors import JudgeHealthError as JudgeHealthError
     from metareward.errors import UserError as UserError
     from metareward.evaluation.base import Benchmark as Benchmark
     from metareward.evaluation.base import Column as Column
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "config.schema": ("Recipe", "load_recipe"),
     "engines.base": ("Engine", "EngineError", "ScriptedEngine"),
-    "errors": ("UserError",),
+    "errors": ("JudgeHealthError", "UserError"),
     "evaluation.base": ("Benchmark", "Column"),
     "generation.annotate": ("RubricJudge",),
     "generation.verdicts": ("VerdictRules",),

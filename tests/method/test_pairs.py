@@ -474,6 +474,28 @@ def test_position_weights_of_the_whole_iteration() -> None:
     assert of_kind(pairs, "judge")[0] == judge_pair(first_wins, rules, weights, RUBRIC, 0)
 
 
+def test_the_seed_of_the_run_breaks_the_ties_of_both_kinds() -> None:
+    tied = argued({(0, 1): 0, (1, 0): 0, (0, 2): 0, (2, 0): 0, (1, 2): 1, (2, 1): 2})
+    answers = tuple(candidate(index, [score] * 3) for index, score in ((7, 5), (8, 5), (9, 1)))
+    of, rules = replace(tied, candidates_K=(*answers, tied.candidates_K[1])), PairRules(on_tie="random")
+    weights = iteration_weights([of])
+    made_by_seed = {seed: build_pairs([of], rules, RUBRIC, seed) for seed in range(12)}
+    for seed, (pairs, dropped) in made_by_seed.items():
+        assert dropped == ()
+        assert pairs == (actor_pair(of, rules, seed), judge_pair(of, rules, weights, RUBRIC, seed))
+    for side in ("chosen_index", "rejected_index"):
+        assert len({getattr(pair, side) for pairs, _ in made_by_seed.values() for pair in pairs}) > 1
+    assert build_pairs([of], rules) == made_by_seed[0]
+    assert actor_pair(of, rules) == made_by_seed[0][0][0]
+
+
+@pytest.mark.parametrize("rules", [PairRules(), PairRules(min_valid=1), PairRules(min_battles=2)])
+def test_two_judgments_and_two_comparisons_are_enough(rules: PairRules) -> None:
+    judgments = (judgment(0, 1.0, "zero"), judgment(1, 4.0, "one"))
+    of = record([Candidate(4, "the answer", "stop", 5, judgments)], dispute({(0, 1): 1, (1, 0): 1}, 2, 4))
+    assert made(judge_pair(of, rules, EVEN, RUBRIC, 0)).chosen == "one"
+
+
 @given(some_records, rules_drawn, st.integers(0, 2**40))
 def test_every_prompt_gives_a_pair_or_a_reason(of: list[PromptRecord], rules: PairRules, seed: int) -> None:
     pairs, dropped = build_pairs(of, rules, RUBRIC, seed)

@@ -13,6 +13,7 @@ from metareward.method.stats import (
     mean_interval,
     mean_or_none,
     pairwise_accuracy,
+    resample_counts,
     same_order,
     spearman,
 )
@@ -110,6 +111,17 @@ def test_the_interval_is_deterministic() -> None:
     assert one.low < one.mean < one.high
     assert one.n == 60
     assert one.mean == pytest.approx(sum(values) / 60)
+
+
+def test_the_interval_is_that_of_seed_0_unless_told() -> None:
+    values = np.random.default_rng(4).normal(size=30).tolist()
+    assert mean_interval(values) == mean_interval(values, seed=0) != mean_interval(values, seed=1)
+
+
+def test_resampling_in_parts_makes_every_round() -> None:
+    parts = list(resample_counts(300_000, rounds=7, seed=0))
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert all((part.sum(axis=1) == 300_000).all() and part.dtype == np.float64 for part in parts)
 
 
 def test_the_interval_has_the_width_of_the_normal_approximation() -> None:

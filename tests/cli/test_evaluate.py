@@ -88,8 +88,8 @@ def test_a_judge_may_think_first(tmp_path: Path) -> None:
     words = ["alpaca-eval", "--outputs", tmp_path / "own.json", "--reference", tmp_path / "base.json"]
     words += ["--prompt", tmp_path / "clf.txt", "--judge-engine", "mine", "--json", tmp_path / "out.json"]
     aloud, silent = tmp_path / "aloud.json", tmp_path / "silent.json"
-    assert run(*words, "--annotations", aloud, engine=opened).exit_code == 0
-    assert numbers(tmp_path / "out.json")["models"][0]["n_unparsable"] == 5
+    unread = run(*words, "--annotations", aloud, engine=opened)
+    assert unread.exit_code and "none of its rows has a readable preference" in str(unread.exception)
     assert run(*words, "--annotations", silent, "--thinking", "200", engine=opened).exit_code == 0
     assert numbers(tmp_path / "out.json")["models"][0]["win_rate"] == 100
     assert room == {1, 201}

@@ -74,8 +74,15 @@ class Row:
             raise self.error(names[0], "is missing or no finite number", "write a number")
         return value
 
+    def integer(self, *names: str) -> int:
+        """Like `number`, but whole."""
+        value = self.number(*names)
+        if value != int(value):
+            raise self.error(names[0], f"is {value:g}, no whole number", "write a whole number")
+        return int(value)
+
     def optional_number(self, *names: str) -> float | None:
-        """Like `number`, but None for a field that is absent, null, empty or not finite."""
+        """Like `number`, but None for a field that is absent, null, empty or NaN, as tables write what is missing."""
         value = next((self.fields[name] for name in names if self.fields.get(name) not in (None, "")), None)
         if value is None:
             return None
@@ -85,7 +92,9 @@ class Row:
             number = float(value)
         except (ValueError, OverflowError):
             raise self.error(names[0], "is not a number", "write a number") from None
-        return number if math.isfinite(number) else None
+        if math.isinf(number):
+            raise self.error(names[0], "is infinite", "write a finite number")
+        return None if math.isnan(number) else number
 
     def items(self, name: str) -> Sequence[Any]:
         """A field that holds a list."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from metareward.evaluation.alpaca_eval.data import BASELINE, Annotation, Annotations, Gamed
-from metareward.evaluation.alpaca_eval.score import OFFICIAL, evaluate
+from metareward.evaluation.alpaca_eval.score import UNOFFICIAL, evaluate
 
 EXPECTED = json.loads((Path(__file__).parents[2] / "golden" / "alpaca_official.json").read_text(encoding="utf-8"))
 PROMPTS = 150
@@ -97,7 +97,7 @@ def test_an_odd_file_has_the_official_package_s_numbers(name: str) -> None:
         Annotation(n, None if p is None else 0.5 if p == 0 else p - 1, base, own) for n, p, base, own in FILES[name]
     )
     (each,) = evaluate([Annotations("m", BASELINE, "", rows)], difficulty, gamed)
-    assert each.method == OFFICIAL and each.controlled is not None
+    assert each.method == UNOFFICIAL and each.controlled is not None
     assert each.controlled.win_rate == pytest.approx(EXPECTED[name]["length_controlled_winrate"], abs=1e-9)
     assert each.controlled.standard_error == pytest.approx(EXPECTED[name]["lc_standard_error"], abs=1e-9)
     assert each.raw.win_rate == pytest.approx(EXPECTED[name]["win_rate"], abs=1e-9)

@@ -36,7 +36,7 @@ from metareward.evaluation.alpaca_eval.length_control import (
     win_rate_of_weights,
 )
 from metareward.evaluation.alpaca_eval.run import AlpacaEvalCommand, published_rates
-from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, evaluate, mean_chars, win_rate
+from metareward.evaluation.alpaca_eval.score import UNOFFICIAL, AlpacaResult, evaluate, mean_chars, win_rate
 
 shares = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
 compared = st.lists(st.tuples(shares, st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=30)
@@ -153,7 +153,7 @@ def test_the_method_names_the_regression() -> None:
     assert evaluate(models, hard)[0].method == "length, constant, difficulty from the file"
     assert evaluate(models, hard, gamed)[0].method == "length, constant, difficulty from the file"  # another baseline
     official = evaluate([replace(each, baseline=BASELINE) for each in models], hard, gamed)
-    assert {each.method for each in official} == {OFFICIAL}
+    assert {each.method for each in official} == {UNOFFICIAL}
     assert "length_adjusted_winrate" in evaluate(models)[0].as_dict()
     assert "length_controlled_winrate" not in evaluate(models)[0].as_dict()
 
@@ -206,7 +206,8 @@ def test_the_folder_s_model_name_wins_over_the_file_s(tmp_path: Path) -> None:
 
 
 def test_a_historic_0_is_a_draw_and_null_is_unreadable(tmp_path: Path) -> None:
-    rows = [{**ROW, "preference": value} for value in (0, 1.5, None, float("nan"), 1, 2)]
+    values = (0, 1.5, None, float("nan"), 1, 2)
+    rows = [{**ROW, "instruction": f"{i}", "preference": value} for i, value in enumerate(values)]
     (each,) = read_annotations(json_file(tmp_path / "a.json", rows))
     assert [row.preference for row in each.rows] == [0.5, 0.5, None, None, 0, 1]
     assert (each.rows[0].baseline_chars, each.rows[0].model_chars) == (5, 2)
@@ -265,7 +266,7 @@ def test_the_official_fit_on_a_handful_of_rows_is_a_number_or_none(shares: list[
     rows = comparisons(shares, [(100 + i, 90 + 7 * i) for i in range(len(shares))])
     (each,) = evaluate([Annotations("m", BASELINE, "", rows)], generator.normal(size=40), gamed)
     told = json.dumps(each.as_dict(), allow_nan=False)  # raises for NaN
-    assert each.official and "length_controlled_winrate" in told
+    assert not each.official and "length_adjusted_winrate" in told
     assert (each.controlled is None) == (shares == [None])
     assert each.controlled is None or 0 < each.controlled.win_rate < 100
 
@@ -381,13 +382,14 @@ def test_the_raw_columns_of_stored_annotations(tmp_path: Path) -> None:
     assert {name: columns[name] for name in expected} == {
         name: pytest.approx(value, rel=1e-12) if isinstance(value, float) else value for name, value in expected.items()
     }
-    assert found.official and "length_controlled_winrate" in columns
+    assert not found.official and "length_adjusted_winrate" in columns
 
 
 def test_rows_after_a_gap_keep_their_difficulty_only_by_instruction(tmp_path: Path) -> None:
     files = stored_run(tmp_path)
     (by_place,), (by_instruction,) = files.results(), files.model_copy(update={"by_instruction": True}).results()
-    assert any("counted by place" in note for note in by_place.notes) and not by_instruction.notes
+    assert any("counted by place" in note for note in by_place.notes)
+    assert not any("counted by place" in note for note in by_instruction.notes)
     (numbered,) = read_annotations(files.annotations[0], {f"Task {i}": i for i in range(40)})
     assert [row.row for row in numbered.rows] == [i for i in range(40) if i != 7]
     assert files.difficulty is not None and files.gamed is not None

@@ -65,11 +65,11 @@ def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[int, 
         assert each.average == (pytest.approx(sum(read) / len(read)) if read else None)
 
 
-def test_unreadable_repeated_and_missing_turns_are_counted() -> None:
-    rows = [Grade(1, "m", 1, 8.0), Grade(1, "m", 1, 6.0), Grade(1, "m", 2, None), Grade(2, "m", 1, None, refused=True)]
+def test_unreadable_and_missing_turns_are_counted() -> None:
+    rows = [Grade(1, "m", 1, 7.0), Grade(1, "m", 2, None), Grade(2, "m", 1, None, refused=True)]
     (each,) = evaluate(rows, {i: Question(i, "math", ("a", "b")) for i in (1, 2)})
     assert (each.average, each.turn1, each.turn2) == (7.0, 7.0, None)
-    assert (each.n_valid, each.n_failed, each.n_refused, each.n_missing, each.n_repeated) == (2, 1, 1, 1, 1)
+    assert (each.n_valid, each.n_failed, each.n_refused, each.n_missing) == (1, 1, 1, 1)
     assert each.categories["math"].average == 7.0
 
 

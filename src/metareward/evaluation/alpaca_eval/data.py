@@ -7,8 +7,9 @@ weights. A CSV with ``preference``, ``len_1`` and ``len_2`` is enough for all nu
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metareward.data.files import Row, group_by, read_rows, require_unique
+from metareward.evaluation.input_checks import one_value, require_field, require_one_row, score_on_scale
 
 Array = NDArray[np.float64]
 
+# What makes a result the leaderboard's: its baseline, its judge, its instructions in their order. The digest of the
+# baseline's lengths stands for the instructions in a table that has only lengths.
 BASELINE = "gpt4_1106_preview"
+JUDGE = "weighted_alpaca_eval_gpt4_turbo"
+INSTRUCTIONS = 805
+_INSTRUCTIONS_SHA256 = "bfe8c45991f635de0b1f94abeeb1335ef665d58eddd87ddf6fa71b7b0c2ce7a5"
+_LENGTHS_SHA256 = "7e60659a43dbf0768299297733596838c14ed61883f8594eeba14990bd86f312"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,8 @@ class Annotations:
     """All comparisons of one model. ``baseline`` is None where the file doesn't name it.
 
     ``mode`` says how preferences were read, if known; ``differing_name`` is the model's name in the file if the folder
-    has another; ``by_place``: rows were numbered by their place in the file.
+    has another; ``by_place``: rows were numbered by their place in the file; ``judge`` is None where it isn't named.
+    ``official_prompts``: the rows are the leaderboard's 805 instructions in their order.
     """
 
     model: str
@@ -61,6 +70,20 @@ class Annotations:
     rows: tuple[Annotation, ...]
     differing_name: str | None = None
     by_place: bool = False
+    judge: str | None = None
+    official_prompts: bool = False
+
+    @property
+    def unofficial(self) -> tuple[str, ...]:
+        """Why no number of this model is the leaderboard's; empty where it is."""
+        judged = sum(row.preference is not None for row in self.rows)
+        reasons = (
+            (self.judge != JUDGE, f"judge {self.judge}" if self.judge else "its judge is not named"),
+            (self.baseline != BASELINE, f"baseline {self.baseline}" if self.baseline else "its baseline is not named"),
+            (judged != INSTRUCTIONS, f"{judged} of {INSTRUCTIONS} instructions"),
+            (not self.official_prompts and judged >= INSTRUCTIONS, "other instructions, or in another order"),
+        )
+        return tuple(reason for holds, reason in reasons if holds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +138,53 @@ def read_annotations(path: Path, order: Mapping[str, int] | None = None) -> tupl
 
 def _annotations(model: str, rows: Sequence[Row], folder: str | None, order: Mapping[str, int] | None) -> Annotations:
     modes = Counter(str(row.fields["mode"]) for row in rows if row.has("mode"))
-    baseline = rows[0].text("generator_1") if rows[0].has("generator_1") else None
+    numbers = [_row_number(row, place, order) for place, row in enumerate(rows)]
+    fix = "keep one row for each model and instruction"
+    require_one_row(zip(numbers, rows, strict=True), "index", fix)
+    instructions = [(row.text("instruction"), row) for row in rows if row.has("instruction")]
+    require_one_row(instructions, "instruction", fix)
     return Annotations(
         model=folder or model,
-        baseline=baseline,
+        baseline=one_value(rows, "generator_1"),
         mode=" and ".join(sorted(modes)) or "as stored",
         rows=tuple(
             Annotation(
-                row=_row_number(row, place, order),
+                row=number,
                 preference=_share(row),
                 baseline_chars=_chars(row, "len_1", "output_1"),
                 model_chars=_chars(row, "len_2", "output_2"),
                 refused=row.fields.get("outcome") == "refused",
             )
-            for place, row in enumerate(rows)
+            for number, row in zip(numbers, rows, strict=True)
         ),
         differing_name=model if folder not in (None, model) else None,
         by_place=order is None and not any(row.has("index") or row.has("row") for row in rows),
+        judge=one_value(rows, "annotator"),
+        official_prompts=_are_official(rows, numbers),
     )
+
+
+def _are_official(rows: Sequence[Row], numbers: Sequence[int]) -> bool:
+    """Whether these are the leaderboard's instructions, each with its number."""
+    in_order = [row for _, row in sorted(zip(numbers, rows, strict=True), key=lambda each: each[0])]
+    if sorted(numbers) != list(range(INSTRUCTIONS)):
+        return False
+    if all(row.has("instruction") for row in rows):
+        return _digest(row.text("instruction") for row in in_order) == _INSTRUCTIONS_SHA256
+    return _digest(str(_chars(row, "len_1", "output_1")) for row in in_order) == _LENGTHS_SHA256
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
 
 
 def _row_number(row: Row, place: int, order: Mapping[str, int] | None) -> int:
     for name in ("index", "row"):
         if row.has(name):
-            return int(row.number(name))
+            number = row.integer(name)
+            if number < 0:
+                raise row.error(name, f"is {number}", "count instructions from 0")
+            return number
     if order is None:
         return place
     instruction = row.text("instruction")
@@ -150,24 +196,26 @@ def _row_number(row: Row, place: int, order: Mapping[str, int] | None) -> int:
 
 
 def _share(row: Row) -> float | None:
-    value = row.optional_number("preference")
-    if value is None:
-        return None
-    if value == 0:
+    require_field(row, "preference", "give 1 (baseline) to 2 (model), or null")
+    if row.optional_number("preference") == 0:
         return 0.5
-    if not 1 <= value <= 2:
-        raise row.error("preference", f"is {value:g}", "give a number from 1 (baseline) to 2 (model), or null")
-    return value - 1
+    value = score_on_scale(row, "preference", 1, 2)
+    return None if value is None else value - 1
 
 
 def _chars(row: Row, counted: str, written: str) -> int:
-    return int(row.number(counted)) if row.has(counted) else len(row.text(written))
+    if not row.has(counted):
+        return len(row.text(written))
+    count = row.integer(counted)
+    if count < 0:
+        raise row.error(counted, f"is {count}", "give the number of characters")
+    return count
 
 
 def read_difficulty(path: Path) -> Array:
     """The difficulty of every instruction, by its number: ``instruction_difficulty.csv``."""
     rows = read_rows(path)
-    by_index = {int(row.number("index", "")): row.number("instruction_difficulty") for row in rows}
+    by_index = {row.integer("index", ""): row.number("instruction_difficulty") for row in rows}
     if sorted(by_index) != list(range(len(by_index))):
         raise rows[0].error("index", "isn't numbered 0, 1, 2 …", "name upstream's table")
     return np.array([by_index[i] for i in range(len(by_index))])

@@ -22,7 +22,7 @@ from metareward.evaluation.alpaca_eval.data import (
     read_weights,
 )
 from metareward.evaluation.alpaca_eval.length_control import LengthControlled, win_rate_of_weights
-from metareward.evaluation.alpaca_eval.score import OFFICIAL, AlpacaResult, evaluate
+from metareward.evaluation.alpaca_eval.score import AlpacaResult, evaluate
 from metareward.evaluation.base import (
     Column,
     ComparisonBenchmark,
@@ -46,6 +46,7 @@ from metareward.evaluation.compare import (
     load_label_prompt,
 )
 from metareward.evaluation.held_out import HeldOut
+from metareward.evaluation.input_checks import require_readable
 from metareward.evaluation.judges import JudgeClient, JudgeSpec
 from metareward.method.template import conversation
 from metareward.settings import Text
@@ -180,10 +181,32 @@ class AlpacaEvalCommand(EvaluateCommand):
         reference = read_outputs(self.reference) if self.reference else ()
         order = {output.instruction: i for i, output in enumerate(reference)} if self.by_instruction else None
         models = tuple(each for path in self.annotations for each in read_annotations(path, order))
+        names = [each.model for each in models]
+        if len(names) > len(set(names)):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(
+                f"--annotations: two files have annotations of {twice!r}; fix: give one file for each model"
+            )
+        for each in models:
+            if reference and each.baseline not in (None, reference[0].generator):
+                raise UserError(
+                    f"{self.reference}: has outputs of {reference[0].generator!r}, but the annotations of "
+                    f"{each.model!r} are against {each.baseline!r}; fix: name the outputs of that baseline"
+                )
+        require_readable(
+            {each.model: sum(row.preference is not None for row in each.rows) for each in models},
+            ", ".join(map(str, self.annotations)),
+            "preference",
+        )
         chars: dict[str, list[int]] = {}
         if self.outputs:
             outputs = read_outputs(self.outputs)
             model = models[0].model if len(models) == 1 else outputs[0].generator
+            if model not in names:
+                raise UserError(
+                    f"{self.outputs}: has outputs of {model!r}, of which there are no annotations; fix: name the "
+                    f"outputs of {names[0]!r}"
+                )
             chars = {model: [len(output.output) for output in outputs]}
         return evaluate(
             models,
@@ -324,7 +347,7 @@ def _output(record: HeldOut, model: EvaluatedModel) -> Output:
 
 
 def _columns(rows: Sequence[Figures]) -> tuple[Column, ...]:
-    official = {figures["length_method"] == OFFICIAL for figures in rows}
+    official = {bool(figures["official"]) for figures in rows}
     lengths = [Column("LC win rate", "length_controlled_winrate", 1, "lc_standard_error")] if True in official else []
     if False in official:
         lengths.append(Column("length-adjusted", "length_adjusted_winrate", 1, "length_adjusted_standard_error"))

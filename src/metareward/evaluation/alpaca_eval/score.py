@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metareward.evaluation.alpaca_eval.data import BASELINE, Annotations, Gamed
+from metareward.evaluation.alpaca_eval.data import BASELINE, Annotations, Gamed, Weights
 from metareward.evaluation.alpaca_eval.length_control import (
     LengthControlled,
     fit_difficulties,
@@ -22,11 +22,14 @@ from metareward.evaluation.alpaca_eval.length_control import (
     length_controlled,
     row_difficulties,
     standard_error,
+    win_rate_of_weights,
 )
+from metareward.evaluation.input_checks import coverage_caveat
 
 Array = NDArray[np.float64]
 
 OFFICIAL = "length_controlled_v1"
+UNOFFICIAL = "upstream's regression, unofficial data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def mean_chars(lengths: Sequence[int], missing: int = 0) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class AlpacaResult:
-    """One model. ``controlled`` is the leaderboard's number only where ``method`` is `OFFICIAL`."""
+    """One model. Its numbers are the leaderboard's only where ``unofficial``, the reasons against it, is empty."""
 
     model: str
     baseline: str | None
@@ -79,11 +82,13 @@ class AlpacaResult:
     n_unparsable: int
     n_refused: int
     notes: tuple[str, ...]
+    judge: str | None = None
+    unofficial: tuple[str, ...] = ()
 
     @property
     def official(self) -> bool:
         """Whether the length-controlled win rate is the leaderboard's."""
-        return self.method == OFFICIAL
+        return self.method == OFFICIAL and not self.unofficial
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, with the leaderboard's column names only where the numbers are the leaderboard's."""
@@ -98,6 +103,9 @@ class AlpacaResult:
         return {
             "model": self.model,
             "baseline": self.baseline,
+            "judge": self.judge,
+            "official": self.official,
+            "unofficial_because": list(self.unofficial),
             "preferences": self.mode,
             **{field: getattr(self.raw, field) for field in WinRate.__slots__},
             name: fitted.win_rate if fitted else None,
@@ -146,6 +154,8 @@ def evaluate(
                 n_unparsable=len(each.rows) - raw.n_total - refused,
                 n_refused=refused,
                 notes=_notes(each, raw.win_rate, controlled, total or 0),
+                judge=each.judge,
+                unofficial=each.unofficial,
             )
         )
     return tuple(results)
@@ -157,7 +167,10 @@ def _fits(
     """Each model's win rate at equal lengths, and the name of the regression."""
     if difficulty is not None:
         return [
-            (length_controlled(each.rows, difficulty, gamed), OFFICIAL)
+            (
+                _official_fit(each, difficulty, gamed),
+                OFFICIAL if not each.unofficial else UNOFFICIAL,
+            )
             if gamed is not None and each.baseline in (None, BASELINE)
             else (
                 length_adjusted(each.rows, row_difficulties(each.rows, difficulty)),
@@ -178,8 +191,20 @@ def _fits(
     ]
 
 
+def _official_fit(each: Annotations, difficulty: Array, gamed: Gamed) -> LengthControlled | None:
+    """Upstream's fit; by its definition the baseline has 50 against itself."""
+    if each.baseline is not None and each.model == each.baseline:
+        return win_rate_of_weights(Weights(0.0, 0.0, 0.0), row_difficulties(each.rows, difficulty))
+    return length_controlled(each.rows, difficulty, gamed)
+
+
 def _notes(each: Annotations, raw: float | None, controlled: LengthControlled | None, total: int) -> tuple[str, ...]:
     notes = []
+    if each.unofficial and each.baseline in (None, BASELINE):
+        notes.append(f"not comparable with the leaderboard: {'; '.join(each.unofficial)}")
+    partial = coverage_caveat(sum(row.preference is not None for row in each.rows), total, "instructions are judged")
+    if partial is not None:
+        notes.append(partial)
     if each.by_place and len(each.rows) < total:
         notes.append(
             "rows are missing and were counted by place, as upstream does, which shifts difficulties after a gap; "

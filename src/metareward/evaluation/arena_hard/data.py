@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from metareward.data.files import Row, read_all_rows, read_rows, read_text
+from metareward.data.files import Row, group_by, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
+from metareward.evaluation.input_checks import one_value, require_field, require_one_row
 from metareward.method.template import require
 
 Version = Literal["v0.1", "v2"]
@@ -38,8 +39,23 @@ def version_named(name: str) -> Version:
 
 
 def verdict(label: str) -> Verdict | None:
-    """A stored label as one of the five verdicts, else None; ``A<B`` is read as ``B>A``."""
-    return next((each for each in get_args(Verdict) if each == label), _SYNONYMS.get(label))
+    """A stored label as one of the five verdicts, else None; ``A<B`` is read as ``B>A``, ``[[A>B]]`` as ``A>B``."""
+    bare = label.strip().strip("[]")
+    return next((each for each in get_args(Verdict) if each == bare), _SYNONYMS.get(bare))
+
+
+def _stored_verdict(row: Row, field: str) -> Verdict | None:
+    """The verdict in a stored label, None for null, an empty text, or a label that v0.1's pattern finds but is none.
+
+    Raises `UserError` for any other text: it would count as unparsable without being one.
+    """
+    label = row.fields[field]
+    if label is None or (isinstance(label, float) and label != label):
+        return None
+    found = verdict(str(label))
+    if found is None and not re.fullmatch(r"[\[\]AB<>=\s]*|None|nan", str(label)):
+        raise row.error(field, f"is {str(label)[:40]!r}", "give A>>B, A>B, A=B, B>A or B>>A, or null if unreadable")
+    return found
 
 
 def read_verdict(text: str, version: Version) -> Verdict | None:
@@ -139,6 +155,7 @@ class Match:
     baseline: str
     games: tuple[Verdict | None, Verdict | None]
     refused: int = 0
+    judge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +224,14 @@ def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[
 
     Raises `UserError` when neither the rows nor ``baseline`` name the baseline.
     """
-    matches = [_match(row, baseline, version) for row in read_all_rows(path)]
+    rows = read_all_rows(path)
+    require_one_row(
+        (((row.text("model"), row.text(*_ID)), row) for row in rows), _ID[0], "keep one row for each model and question"
+    )
+    for those in group_by(rows, "model").values():
+        one_value(those, "judge")
+        one_value(those, "baseline")
+    matches = [_match(row, baseline, version) for row in rows]
     return tuple(match for match in matches if match.model != match.baseline)
 
 
@@ -218,12 +242,15 @@ def _match(row: Row, baseline: str | None, version: Version) -> Match:
     if row.has("games"):
         games = [_game(row, game, version) for game in row.items("games")]
     else:
-        games = [verdict(str(row.fields.get(name) or "")) for name in ("game1", "game2")]
+        for name in ("game1", "game2"):
+            require_field(row, name, "give both games, the baseline first in game 1 and the model first in game 2")
+        games = [_stored_verdict(row, name) for name in ("game1", "game2")]
     if len(games) != 2:
         raise row.error("games", f"has {len(games)} games", "give both: baseline first, then model first")
     category = str(row.fields.get("category") or "")
-    refused = int(row.optional_number("refused") or 0)
-    return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused)
+    refused = row.integer("refused") if row.has("refused") else 0
+    judge = row.text("judge") if row.has("judge") else None
+    return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused, judge)
 
 
 def _game(row: Row, game: object, version: Version) -> Verdict | None:
@@ -233,7 +260,7 @@ def _game(row: Row, game: object, version: Version) -> Verdict | None:
     if not isinstance(game, dict):
         raise row.error("games", "holds something that is no game", 'write {"score": "A>B"} or null')
     if "score" in game:
-        return verdict(str(game["score"]))
+        return _stored_verdict(Row(f"{row.where} games", game), "score")
     return read_verdict(Row(row.where, game).text("judgment"), version)
 
 

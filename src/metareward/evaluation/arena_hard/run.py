@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from metareward.data.files import read_all_rows
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import (
     Answer,
@@ -45,6 +46,7 @@ from metareward.evaluation.base import (
     ScoringInputs,
 )
 from metareward.evaluation.compare import FirstShare, OutputPair, PairwiseJudge
+from metareward.evaluation.input_checks import require_known, require_readable
 from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
 from metareward.method.scores import TOLERANCE
 from metareward.method.stats import ROUNDS
@@ -207,7 +209,7 @@ class ArenaHardCommand(EvaluateCommand):
     version: str = Field("v0.1", description="v0.1 or v2: how verdicts are read and scored.")
     baseline: str | None = Field(None, description="The baseline, if the file doesn't name it.")
     answers: Path | None = Field(None, description="Answers, a file or a folder: gives style control.")
-    questions: Path | None = Field(None, description="question.jsonl, to ask a judge.")
+    questions: Path | None = Field(None, description="question.jsonl: checks ids; needed to ask a judge.")
     prompt: Path | None = Field(None, description="judge_config.yaml, to ask a judge.")
     rounds: int = Field(ROUNDS, ge=1, description="Rounds of the bootstrap.")
     style_rounds: int = Field(0, ge=0, description="Rounds for intervals of style-controlled scores.")
@@ -221,6 +223,10 @@ class ArenaHardCommand(EvaluateCommand):
                 )
             given = (self.judgments, self.answers, self.questions, self.prompt, self.baseline)
             await judge_models(session.judge, *given, version_named(self.version))
+        elif self.questions is not None:
+            known = [question.id for question in read_questions(self.questions)]
+            for row in read_all_rows(self.judgments):
+                require_known(row, "question_id", row.text("question_id", "uid"), known, str(self.questions))
         categories = [each.as_dict() for each in self.results(session.seed)]
         tables = tuple(_category_table(each) for each in categories)
         return Evaluated(tables, {"benchmark": "arena_hard", "categories": categories})
@@ -228,7 +234,10 @@ class ArenaHardCommand(EvaluateCommand):
     def results(self, seed: int = 0) -> tuple[ArenaResult, ...]:
         """Every category of the judgments. Raises `UserError` for files that can't be read."""
         version = version_named(self.version)
-        return results(self.judgments, self.answers, version, self.baseline, self.rounds, self.style_rounds, seed)
+        found = results(self.judgments, self.answers, version, self.baseline, self.rounds, self.style_rounds, seed)
+        battles = {f"{each.model} {result.category}": each.n_battles for result in found for each in result.models}
+        require_readable(battles, str(self.judgments), "verdict")
+        return found
 
 
 def _category_table(category: Figures) -> ResultTable:
@@ -244,6 +253,7 @@ def _category_table(category: Figures) -> ResultTable:
             f"Style control: {category['n_without_style']} questions of models left out, as an answer's style is not "
             "known."
         )
+    notes += [f"{caveat}." for caveat in category["caveats"]]
     rows = tuple((each["model"], each) for each in category["models"])
     columns = _columns(category["models"], f"{category['interval_percent']:g} %")
     return ResultTable(f"{title}, against {category['baseline']}", columns, rows, tuple(notes))
@@ -326,11 +336,19 @@ class ArenaHard(ComparisonBenchmark):
 
     def rows(self, results: Results) -> Sequence[tuple[str, Figures]]:
         """A row to each category."""
-        return [(f" {category['category']}".rstrip(), each) for category in results for each in category["models"]]
+        return [
+            (f" {category['category']}".rstrip(), {**each, "caveats": category["caveats"]})
+            for category in results
+            for each in category["models"]
+        ]
 
     def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:
         """The score, its interval, style-controlled scores."""
         return _columns(rows)
+
+    def notes(self, rows: Sequence[Figures]) -> tuple[str, ...]:
+        """What keeps the scores from being the leaderboard's."""
+        return tuple(dict.fromkeys(f"{caveat}." for each in rows for caveat in each["caveats"]))
 
 
 def _answer_row(model: str, question: str, text: str) -> dict[str, object]:

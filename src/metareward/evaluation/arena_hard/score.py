@@ -23,6 +23,7 @@ v2:   length (a - b) / (a + b), markdown as densities d = count / tokens with (d
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -33,6 +34,7 @@ from scipy.special import expit
 
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, Version, is_significant, score_for_a
+from metareward.evaluation.input_checks import coverage_caveat
 from metareward.method.stats import ROUNDS, fit_logistic, resample_counts
 
 Array = NDArray[np.float64]
@@ -42,6 +44,7 @@ STRONG_WEIGHT = 3
 ANCHOR = 1000.0
 # Published intervals: 95 % in v0.1, 90 % in v2.
 PERCENTILES: dict[Version, tuple[float, float]] = {"v0.1": (2.5, 97.5), "v2": (5.0, 95.0)}
+_JUDGE, _BASELINE, _QUESTIONS = "gpt-4-1106-preview", "gpt-4-0314", 500  # of v0.1's leaderboard
 _FEATURES = ("length", "headers", "lists", "bold")
 _CONTROLLED: dict[Control, tuple[int, ...]] = {"style": (0, 1, 2, 3), "length": (0,), "markdown": (1, 2, 3)}
 _RIDGE: dict[Version, float] = {"v0.1": 0.5, "v2": 1e-6}
@@ -305,6 +308,7 @@ class ArenaResult:
     coefficients: Mapping[str, Mapping[str, float]]
     length_in: str | None
     n_without_style: int
+    caveats: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -318,6 +322,8 @@ class ArenaResult:
             "style_coefficients": {name: dict(each) for name, each in self.coefficients.items()},
             "length_in": self.length_in,
             "n_without_style": self.n_without_style,
+            "official": not self.caveats,
+            "caveats": list(self.caveats),
         }
 
 
@@ -389,7 +395,32 @@ def _category(
         coefficients={name: each.coefficients for name, each in fits.items()},
         length_in=None if styled is None else "tokens" if styled.in_tokens else "characters",
         n_without_style=0 if styled is None else styled.left_out,
+        caveats=_caveats(matches, version, len(battles.questions)),
     )
+
+
+def _caveats(matches: Sequence[Match], version: Version, questions: int) -> tuple[str, ...]:
+    """What keeps the numbers from being the leaderboard's, and which models were judged on a part of the questions."""
+    judges, baseline = sorted({match.judge or "not named" for match in matches}), matches[0].baseline
+    reasons = []
+    if version == "v2":
+        reasons.append("v2 is published for several judges and baselines")
+    elif judges != [_JUDGE]:
+        reasons.append(f"judge {' and '.join(judges)}")
+    if version == "v0.1" and baseline != _BASELINE:
+        reasons.append(f"baseline {baseline}")
+    if version == "v0.1" and questions != _QUESTIONS:
+        reasons.append(f"{questions} of {_QUESTIONS} questions")
+    caveats = [f"not comparable with the leaderboard: {'; '.join(reasons)}"] if reasons else []
+    if len(judges) > 1:
+        caveats.append("the models have different judges: their scores are not comparable")
+    own = Counter(match.model for match in matches)
+    caveats += [
+        f"{model}: {caveat}"
+        for model, judged in own.items()
+        if (caveat := coverage_caveat(judged, questions, "questions are judged")) is not None
+    ]
+    return tuple(caveats)
 
 
 def _mean_of_known(values: Sequence[float | None]) -> float | None:

@@ -16,12 +16,14 @@ a list with the winner in each order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metareward.data.files import Row, group_by, require_unique
+from metareward.evaluation.input_checks import require_field, score_on_scale
 from metareward.evaluation.judge_quality.published import pair_rows, ranking_rows, verdict_rows
 from metareward.method.stats import EQUAL
 from metareward.types import ChatRole, Message, Messages, Tied, Won
@@ -98,12 +100,15 @@ class PairVerdicts:
     probabilities: tuple[float | None, ...] = ()
 
 
-def read_rankings(path: Path) -> tuple[Item, ...]:
-    """The items of a file of rankings."""
+Scale = tuple[float, float]  # the lowest and the highest score
+
+
+def read_rankings(path: Path, scale: Scale | None = None) -> tuple[Item, ...]:
+    """The items of a file of rankings. Raises `UserError` for a stored score off the ``scale``."""
     items = []
     for row in require_unique(ranking_rows(path), "id"):
         responses = tuple(
-            Response(each.text("text"), each.optional_number("rank"), _scores(each, ""))
+            Response(each.text("text"), each.optional_number("rank"), _scores(each, "", scale))
             for each in row.rows("responses")
         )
         stored = row.rows("comparisons") if row.has("comparisons") else ()
@@ -114,20 +119,25 @@ def read_rankings(path: Path) -> tuple[Item, ...]:
 
 
 def _comparison(row: Row, count: int) -> Comparison:
-    first, second = int(row.number("first")), int(row.number("second"))
+    first, second = row.integer("first"), row.integer("second")
+    if first == second or not {first, second} <= set(range(count)):
+        raise row.error("first", "is not about two responses of this row", "give two indices of responses")
     if row.fields.get("winner") == "tie":
         return Comparison(first, second, Tied())
     winner = row.optional_number("winner")
-    if not {first, second} <= set(range(count)) or winner not in (None, first, second):
+    if winner not in (None, first, second):
         raise row.error("winner", "is not about two responses of this row", 'give an index of the two, "tie" or null')
     return Comparison(first, second, None if winner is None else Won(int(winner)))
 
 
-def _scores(row: Row, suffix: str) -> tuple[float | None, ...]:
+def _scores(row: Row, suffix: str, scale: Scale | None) -> tuple[float | None, ...]:
+    low, high = scale or (-math.inf, math.inf)
     if row.has(f"scores{suffix}"):
-        given = row.items(f"scores{suffix}")
-        return tuple(Row(row.where, {"score": each}).optional_number("score") for each in given)
-    return (row.optional_number(f"score{suffix}"),) if f"score{suffix}" in row.fields else ()
+        given = enumerate(row.items(f"scores{suffix}"))
+        rows = [(f"scores{suffix}[{i}]", each) for i, each in given]
+        return tuple(score_on_scale(Row(row.where, {name: each}), name, low, high) for name, each in rows)
+    name = f"score{suffix}"
+    return (score_on_scale(row, name, low, high),) if name in row.fields else ()
 
 
 def _messages(row: Row) -> Messages:
@@ -143,11 +153,15 @@ def _messages(row: Row) -> Messages:
     return tuple(messages)
 
 
-def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """The pairs of a file. The label is ``label``, else the verdict of ``reference`` if both orders agree."""
-    pairs = []
-    for row in require_unique(pair_rows(path), "id"):
-        responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}")) for n in (1, 2))
+def read_pairs(path: Path, scale: Scale | None = None) -> tuple[Pair, ...]:
+    """The pairs of a file. The label is ``label``, else the verdict of ``reference`` if both orders agree.
+
+    Raises `UserError` for a stored score off the ``scale``.
+    """
+    pairs, rows = [], require_unique(pair_rows(path), "id")
+    labelled = any("label" in row.fields for row in rows)
+    for row in rows:
+        responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}", scale)) for n in (1, 2))
         named = row.has("generator_1", "generator_2")
         item = Item(row.text("id"), _messages(row), responses)
         label: Winner | None
@@ -155,6 +169,8 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
             orders = {_winner(row, "reference", each) for each in row.items("reference")}
             label = orders.pop() if len(orders) == 1 else None
         else:
+            if labelled:
+                require_field(row, "label", "give 1, 2, 0 for neither, or null where nobody knows")
             label = _winner(row, "label", row.fields.get("label"))
         generators = (row.text("generator_1"), row.text("generator_2")) if named else None
         pairs.append(Pair(item, label, str(row.fields.get("subset") or ""), generators))
@@ -182,6 +198,8 @@ def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
             given = [name for name in names if name in row.fields]
             if not given:
                 raise row.error(names[0], "is missing", "give the winner, or null where none could be read")
+            if (names[1] in row.fields) != (names[1] in those[0].fields):
+                raise row.error(names[1], "is in some rows only", "give every pair's winner in both orders, or in one")
             winners = tuple(_winner(row, name, row.fields[name]) for name in given)
             shares = [name.replace("winner", "probability") for name in given]
             probabilities = tuple(_probability(row, name) for name in shares) if set(shares) & row.fields.keys() else ()

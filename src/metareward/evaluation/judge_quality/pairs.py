@@ -32,6 +32,7 @@ from statistics import fmean
 
 from metareward.data.files import read_rows
 from metareward.errors import UserError
+from metareward.evaluation.input_checks import require_field, require_one_row
 from metareward.evaluation.judge_quality.data import Pair, PairVerdicts, Winner
 from metareward.method.stats import mean_or_none
 
@@ -366,9 +367,16 @@ class SectionScores:
 def read_choices(path: Path) -> tuple[Choice, ...]:
     """Rows ``{"subset", "chosen", "rejected"}`` with ``score_chosen`` and ``score_rejected``, or with a ``winner``
     (``chosen``, ``rejected``, ``tie`` or null). A subset that isn't upstream's may name its ``section``."""
-    choices = []
-    for row in read_rows(path):
+    choices, rows = [], read_rows(path)
+    for name in ("id", "prompt"):
+        if all(row.has(name) for row in rows):
+            keyed = (
+                ((row.text("subset"), row.text(name), row.text("chosen"), row.text("rejected")), row) for row in rows
+            )
+            require_one_row(keyed, name, "keep one row for each prompt and pair of answers")
+    for row in rows:
         if "score_chosen" in row.fields:
+            require_field(row, "score_rejected", "give both scores, null for an unreadable one")
             chosen, rejected = row.optional_number("score_chosen"), row.optional_number("score_rejected")
             readable = chosen is not None and rejected is not None
             earned = 0.5 if chosen is None or rejected is None else float(chosen > rejected)

@@ -31,6 +31,7 @@ from metareward.evaluation.base import (
 )
 from metareward.evaluation.compare import SAMPLING, LabelPrompt, ask_labels, load_label_prompt
 from metareward.evaluation.held_out import HeldOut, Oracle
+from metareward.evaluation.input_checks import require_readable
 from metareward.evaluation.judge_quality.calibration import write_reliability_plot
 from metareward.evaluation.judge_quality.data import (
     Comparison,
@@ -199,6 +200,8 @@ class JudgeQualityCommand(EvaluateCommand):
     plot: Path | None = Field(None, description="Write a reliability diagram there (.svg, .png).")
     cache: Path | None = Field(None, description="Stores what the judges answer.")
     rubric: str = Field("judge", description="Packaged rubric, or a .txt file, to grade by.")
+    min_score: float = Field(0.0, description="The rubric's lowest score, also of scores in the file.")
+    max_score: float = Field(5.0, description="The highest.")
     judgments: int = Field(11, ge=1, description="Judgments of each answer.")
     constrained: bool = Field(False, description="Draw scores from the rubric's values: always readable.")
     retries: int = Field(0, ge=0, description="How often an unreadable judgment is asked again.")
@@ -227,15 +230,19 @@ class JudgeQualityCommand(EvaluateCommand):
         name = session.judge.name if session.judge else self.name
         # The paper's sampling.
         rules = VerdictRules(self.constrained, self.retries)
-        grader = RubricGrader(Rubric.load(self.rubric), self.judgments, Sampling(0.8, 0.95, 1024), rules=rules)
+        rubric = Rubric.load(self.rubric, min_score=self.min_score, max_score=self.max_score)
+        grader, scale = (
+            RubricGrader(rubric, self.judgments, Sampling(0.8, 0.95, 1024), rules=rules),
+            (rubric.min_score, rubric.max_score),
+        )
         if kind == "records":
             with RecordStore.read(path) as store:
                 return meta_judge_table(list(read_records(store)), name)
         if kind == "sections":
             return sections_table(read_choices(path), name)
         if kind == "pairs":
-            return await self._pairs(read_pairs(path), session, grader, name, protocol)
-        items: Sequence[Item] = read_rankings(path)
+            return await self._pairs(read_pairs(path, scale), session, grader, name, protocol)
+        items: Sequence[Item] = read_rankings(path, scale)
         if session.judge is not None:
             items = await score_responses(session.judge, self._store(), grader, items)
         if protocol == "human":
@@ -275,8 +282,16 @@ class JudgeQualityCommand(EvaluateCommand):
                     for pair, winners in zip(_with_items(pairs, items), labels, strict=True)
                 ]
             return protocol_table(protocol, gpt4_chosen(pairs, name))
+        if all(pair.label is None for pair in pairs):
+            raise UserError(f"{self.pairs}: no pair has a label; fix: add label, 1 or 2, to its rows")
         if self.verdicts is not None:
-            return pairs_table(pairs, read_verdicts(self.verdicts), self.own)
+            verdicts = read_verdicts(self.verdicts)
+            readable = {
+                name: sum(each.winners != (None,) * len(each.winners) for each in those)
+                for name, those in verdicts.items()
+            }
+            require_readable(readable, str(self.verdicts), "verdict")
+            return pairs_table(pairs, verdicts, self.own)
         if judge is not None and self.prompt is not None:
             return await judged_by_prompt(judge, store, load_label_prompt(self.prompt), pairs, self.own)
         return await judged_by_scores(judge, store, grader, pairs, name, self.own)

@@ -5,8 +5,8 @@
 equal FastChat's byte for byte: turn 1 is graded on the whole question, turn 2 on both turns of the conversation.
 
 Scores are means overall, per turn, per category, and per category and turn. The overall score is the mean over all
-readable scores, not of the two turns' means. Unreadable scores are excluded and counted. Repeated rows enter the means
-again, as upstream, and are counted.
+readable scores, not of the two turns' means. Unreadable scores are excluded and counted. Upstream lets a repeated row
+enter the means again; here it is an error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metareward.data.files import Row, read_all_rows, read_rows, read_text
+from metareward.data.files import Row, group_by, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
+from metareward.evaluation.input_checks import one_value, require_field, require_known, require_one_row, score_on_scale
 from metareward.method.stats import mean_or_none
 from metareward.method.template import fill
 from metareward.types import Message, Messages
 
 Turns = tuple[str, str]
+
+SCALE = (0.0, 10.0)  # the judge is asked for 1 to 10; upstream counts a 0 as well
+UNREADABLE = -1
+# What is published: its judge, and both turns of its 80 questions.
+_JUDGE, _TURNS = "gpt-4", 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class Grade:
     turn: int
     score: float | None
     refused: bool = False
+    judge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,14 @@ class GradingPrompts:
 
 def read_questions(path: Path) -> dict[int, Question]:
     """The questions by id. Raises `UserError` for a question without two turns."""
-    questions = (Question(_id(row), row.text("category"), _two(row, row.items("turns"))) for row in read_rows(path))
+    rows = read_rows(path)
+    require_one_row(((_id(row), row) for row in rows), "question_id", "keep one question to an id")
+    questions = (Question(_id(row), row.text("category"), _two(row, row.items("turns"))) for row in rows)
     return {question.id: question for question in questions}
 
 
 def _id(row: Row) -> int:
-    return int(row.number("question_id"))
+    return row.integer("question_id")
 
 
 def _two(row: Row, turns: object) -> Turns:
@@ -102,17 +111,35 @@ def read_prompts(path: Path) -> GradingPrompts:
     return GradingPrompts({prompt.name: prompt for prompt in prompts}, digest)
 
 
-def read_grades(path: Path) -> tuple[Grade, ...]:
-    """The judgments of a file, or of a folder's ``.jsonl`` files. A stored score of -1 means unreadable."""
-    grades = []
-    for row in read_all_rows(path):
-        turn, score = int(row.number("turn")), row.optional_number("score")
+def read_grades(path: Path, questions: Mapping[int, Question] | None = None) -> tuple[Grade, ...]:
+    """The judgments of a file, or of a folder's ``.jsonl`` files. A stored score of -1 means unreadable.
+
+    Raises `UserError` for a score off the scale, a repeated turn, a model with two judges, and, where ``questions`` are
+    given, a question that is not among them.
+    """
+    rows, grades = read_all_rows(path), []
+    for row in rows:
+        turn = row.integer("turn")
         if turn not in (1, 2):
             raise row.error("turn", f"is {turn}", "give 1 or 2")
-        readable = None if score is None or score < 0 else score
+        require_field(row, "score", "give a grade from 0 to 10, or -1 or null if it is unreadable")
+        unreadable = row.optional_number("score") == UNREADABLE
+        score = None if unreadable else score_on_scale(row, "score", *SCALE)
+        if questions:
+            require_known(row, "question_id", _id(row), questions, "the questions")
         refused = row.fields.get("outcome") == "refused"
-        grades.append(Grade(_id(row), row.text("model"), turn, readable, refused))
+        grades.append(Grade(_id(row), row.text("model"), turn, score, refused, _judge(row)))
+    keyed = zip(((each.model, each.question, each.turn) for each in grades), rows, strict=True)
+    require_one_row(keyed, "question_id", "keep one judgment of each model's turn")
+    for those in group_by(rows, "model").values():
+        one_value([Row(row.where, {**row.fields, "judge": _judge(row)}) for row in those], "judge")
     return tuple(grades)
+
+
+def _judge(row: Row) -> str | None:
+    """Upstream stores ``[name, prompt]``; the prompt differs by category and turn."""
+    judge = row.fields.get("judge")
+    return str(judge[0]) if isinstance(judge, list) and judge else None if judge is None else str(judge)
 
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
@@ -149,7 +176,8 @@ def read_score(text: str) -> float | None:
     for pattern in _SCORES:
         found = pattern.search(text)
         if found:
-            return float(found[1])
+            score = float(found[1])
+            return score if score <= SCALE[1] else None
     return None
 
 
@@ -179,12 +207,15 @@ class MtBenchScore:
     n_failed: int
     n_refused: int
     n_missing: int
-    n_repeated: int
+    caveats: tuple[str, ...] = ()
 
 
 def evaluate(grades: Sequence[Grade], questions: Mapping[int, Question] | None = None) -> tuple[MtBenchScore, ...]:
     """The score of each model, the best first. ``questions`` are needed for categories and missing turns."""
     models = dict.fromkeys(grade.model for grade in grades)
+    if questions is None:  # a turn that one model has is missing where another lacks it
+        asked = {grade.question for grade in grades}
+        questions = {number: Question(number, "", ("", "")) for number in asked}
     found = [_model(name, [grade for grade in grades if grade.model == name], questions or {}) for name in models]
     return tuple(sorted(found, key=lambda each: -1.0 if each.average is None else each.average, reverse=True))
 
@@ -202,13 +233,24 @@ def _model(name: str, grades: Sequence[Grade], questions: Mapping[int, Question]
         categories={
             category: CategoryScore(*_means(those), sum(grade.score is not None for grade in those))
             for category, those in sorted(by_category.items())
+            if category
         },
         n_valid=len(grades) - len(unread),
         n_failed=sum(not grade.refused for grade in unread),
         n_refused=sum(grade.refused for grade in unread),
         n_missing=sum((question, turn) not in judged for question in questions for turn in (1, 2)),
-        n_repeated=len(grades) - len(judged),
+        caveats=_caveats(grades, len(judged)),
     )
+
+
+def _caveats(grades: Sequence[Grade], judged: int) -> tuple[str, ...]:
+    """What keeps the score from being comparable with published ones."""
+    reasons = []
+    if grades[0].judge != _JUDGE:
+        reasons.append(f"judge {grades[0].judge or 'not named'}")
+    if judged != _TURNS:
+        reasons.append(f"{judged} of {_TURNS} turns")
+    return (f"not comparable with published scores: {'; '.join(reasons)}",) if reasons else ()
 
 
 def _means(grades: Sequence[Grade]) -> tuple[float | None, float | None, float | None]:

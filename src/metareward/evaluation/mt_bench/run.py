@@ -25,6 +25,7 @@ from metareward.evaluation.base import (
     ResultTable,
     ScoringInputs,
 )
+from metareward.evaluation.input_checks import require_readable
 from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, cached_queries, grade
 from metareward.evaluation.mt_bench.data import (
     GradingPrompts,
@@ -165,7 +166,8 @@ async def judge_answers(
 
 def results(judgments: Path, questions: Path | None = None) -> tuple[MtBenchScore, ...]:
     """The scores of every model; with questions, by category and with what is missing."""
-    return evaluate(read_grades(judgments), read_questions(questions) if questions else None)
+    asked = read_questions(questions) if questions else None
+    return evaluate(read_grades(judgments, asked), asked)
 
 
 class MtBenchCommand(EvaluateCommand):
@@ -186,8 +188,11 @@ class MtBenchCommand(EvaluateCommand):
                 )
             given = (self.answers, self.questions, self.references, self.prompts)
             await judge_answers(session.judge, self.judgments, *given)
-        figures = [asdict(each) for each in results(self.judgments, self.questions)]
-        models = ResultTable("MT-Bench", _MODELS, tuple((str(each["model"]), each) for each in figures))
+        found = results(self.judgments, self.questions)
+        require_readable({each.model: each.n_valid for each in found}, str(self.judgments), "score")
+        figures = [asdict(each) for each in found]
+        rows = tuple((str(each["model"]), each) for each in figures)
+        models = ResultTable("MT-Bench", _MODELS, rows, _notes(figures))
         categories = (
             ResultTable(f"{each['model']} by category", _SCORES, tuple(each["categories"].items()), first="category")
             for each in figures
@@ -203,7 +208,11 @@ _SCORES = (
     Column("judged", "n_valid"),
 )
 _LEFT_OUT = (("missing", "n_missing"), ("unparsable", "n_failed"), ("refused", "n_refused"))
-_MODELS = (*_SCORES, Column("repeated", "n_repeated", detail=True), Column("left out", counts=_LEFT_OUT))
+_MODELS = (*_SCORES, Column("left out", counts=_LEFT_OUT))
+
+
+def _notes(rows: Sequence[Figures]) -> tuple[str, ...]:
+    return tuple(f"{each['model']}: {caveat}." for each in rows for caveat in each.get("caveats", ()))
 
 
 class MtBench(JudgedBenchmark):
@@ -273,3 +282,7 @@ class MtBench(JudgedBenchmark):
     def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:  # noqa: ARG002
         """The score, overall and by turn."""
         return _MODELS
+
+    def notes(self, rows: Sequence[Figures]) -> tuple[str, ...]:
+        """What keeps the scores from being comparable with published ones."""
+        return _notes(rows)

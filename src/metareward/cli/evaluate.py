@@ -68,11 +68,14 @@ def _evaluate() -> None:
 
 
 def evaluate_commands(benchmarks: Mapping[str, type[Benchmark]]) -> typer.Typer:
-    """A command for every benchmark, called like its kind with dashes."""
+    """A command for every benchmark, called like its kind with dashes, and ``compare``."""
+    from metareward.evaluation.comparison import CompareCommand
+
     app = typer.Typer(no_args_is_help=True, help=HELP)
     app.callback()(_evaluate)
     for kind, benchmark in benchmarks.items():
         app.command(kind.replace("_", "-"), help=benchmark.command.__doc__)(_command(benchmark.command))
+    app.command("compare", help=CompareCommand.__doc__)(_command(CompareCommand))
     return app
 
 

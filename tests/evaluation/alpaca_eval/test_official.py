@@ -64,6 +64,10 @@ def odd_files() -> dict[str, Rows]:
         "empty outputs": [(n, p, b, 0) for n, p, b, _ in base],
         "very long outputs": [(n, p, b, o * 1000) for n, p, b, o in base],
         "one outlier": [(n, p, b, 10**7 if n == 4 else o) for n, p, b, o in base],
+        # Three that choose another C where each of the ten fits starts its own random state.
+        "first of another C": plain(20, liking=-1.0, quality=-1.0),
+        "second of another C": plain(24, liking=1.0, quality=1.0),
+        "third of another C": plain(35, liking=-1.0, quality=2.0),
         "model longer in every row": [(n, p, b, b + 10 + n) for n, p, b, _ in base],
     }
 

@@ -1,0 +1,108 @@
+"""Paired differences: coverage of the intervals, power, and prompts saved, on made-up models of known difference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from metareward.method.paired import holm, paired_difference
+
+DRAWS = 2000
+
+
+def models(generator: np.random.Generator, prompts: int, difference: float, share: float = 0.6) -> np.ndarray:
+    """Values of two models, (2, prompts): ``share`` of the variance is the prompt's, the same for both."""
+    hard = generator.normal(0, share**0.5, prompts)
+    own = generator.normal(0, (1 - share) ** 0.5, (2, prompts))
+    return np.asarray(hard + own + np.array([[0.0], [difference]]))
+
+
+def test_it_is_the_paired_t_test_of_scipy() -> None:
+    a, b = models(np.random.default_rng(1), 40, 0.4)
+    found, theirs = paired_difference(a[None], b[None]), ttest_rel(b, a)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.difference, found.p_value) == pytest.approx((float(np.mean(b - a)), float(theirs.pvalue)))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert (found.a_better + found.equal + found.b_better, found.n_prompts) == (40, 40)
+
+
+@pytest.mark.parametrize("kind", ["normal", "right or wrong", "skewed"])
+def test_intervals_cover_at_95_percent(kind: str) -> None:
+    generator, prompts, covered, p_below = np.random.default_rng(2), 100, 0, 0
+    for _ in range(DRAWS):
+        if kind == "normal":
+            (a, b), truth = models(generator, prompts, 0.3), 0.3
+        elif kind == "right or wrong":
+            chance = generator.uniform(0.1, 0.8, prompts)
+            a, b = (generator.uniform(size=prompts) < chance + lift for lift in (0, 0.1))
+            truth = 0.1
+        else:
+            a, b = (generator.exponential(1.0, prompts) ** 1.5 for _ in range(2))
+            truth = 0.0
+        found = paired_difference(np.array([a], dtype=float), np.array([b], dtype=float))
+        assert found.low is not None and found.high is not None and found.p_value is not None
+        covered += found.low <= truth <= found.high
+        p_below += found.p_value < 0.05 if truth == 0 else 0
+    assert 0.935 <= covered / DRAWS <= 0.965  # three standard errors of 2,000 draws
+    assert p_below / DRAWS < 0.065
+
+
+def test_the_two_level_bootstrap_covers_with_several_seeds() -> None:
+    """Seeds differ by 0.3, so that an interval over prompts alone would cover far less."""
+    generator, covered, alone, draws = np.random.default_rng(3), 0, 0, 150
+    for _ in range(draws):
+        a, b = models(generator, 60, 0.5)
+        seeds_a, seeds_b = (
+            each + generator.normal(0, 0.3, (6, 1)) + generator.normal(0, 0.3, (6, 60)) for each in (a, b)
+        )
+        found = paired_difference(seeds_a, seeds_b, seed=int(generator.integers(2**31)), rounds=300)
+        assert found.low is not None and found.high is not None and found.n_seeds == (6, 6)
+        covered += found.low <= 0.5 <= found.high
+        plain = paired_difference(seeds_a[:1], seeds_b[:1])
+        assert plain.low is not None and plain.high is not None
+        alone += plain.low <= 0.5 <= plain.high
+    assert covered / draws >= 0.88
+    assert alone / draws < 0.75
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_pairing_saves_the_prompts_share_of_the_variance(share: float) -> None:
+    """var d = 2 (1 - share), var a + var b = 2: a paired comparison needs 1 - share of an unpaired one's prompts."""
+    a, b = models(np.random.default_rng(4), 20_000, 0.1, share)
+    assert paired_difference(a[None], b[None]).prompts_saved == pytest.approx(share, abs=0.03)
+
+
+def test_the_detectable_difference_is_found_in_80_percent() -> None:
+    generator, found, prompts = np.random.default_rng(5), 0, 100
+    wanted = paired_difference(*(each[None] for each in models(generator, 200_000, 0.0))).detectable
+    assert wanted is not None
+    wanted *= (200_000 / prompts) ** 0.5
+    for _ in range(DRAWS):
+        a, b = models(generator, prompts, wanted)
+        p_value = paired_difference(a[None], b[None]).p_value
+        found += p_value is not None and p_value < 0.05
+    assert 0.77 <= found / DRAWS <= 0.83
+
+
+def test_edges() -> None:
+    one = paired_difference(np.array([[1.0]]), np.array([[2.0]]))
+    assert (one.difference, one.low, one.p_value, one.detectable) == (1.0, None, None, None)
+    same = paired_difference(np.ones((1, 5)), np.ones((1, 5)))
+    assert (same.difference, same.low, same.p_value, same.equal, same.prompts_saved) == (0.0, 0.0, 1.0, 5, None)
+    always = paired_difference(np.zeros((1, 5)), np.ones((1, 5)))
+    assert (always.low, always.high, always.p_value) == (1.0, 1.0, 0.0)
+    for a, b in (([[]], [[]]), ([[1.0]], [[1.0, 2.0]]), ([[np.nan]], [[1.0]])):
+        with pytest.raises(ValueError, match="finite values on the same prompts"):
+            paired_difference(np.array(a), np.array(b))
+
+
+def test_swapping_the_models_swaps_everything() -> None:
+    a, b = models(np.random.default_rng(6), 30, 0.2)
+    here, there = paired_difference(a[None], b[None]), paired_difference(b[None], a[None])
+    assert (here.difference, here.low, here.a_better) == (-there.difference, -(there.high or 0), there.b_better)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+    assert holm([]) == ()

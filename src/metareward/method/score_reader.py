@@ -41,8 +41,8 @@ _DETAIL = re.compile(
     rf"{_OF}{_POSSIBLE}{_MARKS}(?P<scale>\d+(?:\.\d+)?)"
     r"|(?:满分|滿分|満点)[ \t]*(?P<full>\d+)"
     r"|(?:[ \t,=(]|or(?![^\W_])|i\.e\.)*+(?P<percent>\d+(?:\.\d+)?)[ \t\\]*%"
-    r"|(?P<unit>points?(?:\(s\))?(?![^\W\d_])|pts?(?![^\W_])\.?|stars?(?![^\W_])|分|点|点数|punkten?(?![^\W_])|"
-    r"puntos?(?![^\W_])|pontos?(?![^\W_])|punti(?![^\W_])|балл\w*|점|(?<![(\[])criteri(?:a|on)(?![^\W_])))"
+    r"|(?P<unit>(?:possible[ ])?points?(?:\(s\))?(?![^\W\d_])|pts?(?![^\W_])\.?|stars?(?![^\W_])|分|点|点数|"
+    r"punkten?(?![^\W_])|puntos?(?![^\W_])|pontos?(?![^\W_])|punti(?![^\W_])|балл\w*|점|(?<![(\[])criteri(?:a|on)(?![^\W_])))"
 )
 _NOTHING = re.compile(r"[\s*_`\"'“”‘’«»()\[\]{}【】「」『』$|.。!>~\\✅🎉⭐🌟★☆]*(?:</?[a-z_/|][^<>\n]*>[\s*_`.|]*)*")
 
@@ -60,7 +60,8 @@ _REMARK = re.compile(
 _TAKEN_BACK = re.compile(
     r"[\s*_\"'”’)\]]*(?:[?+^/×½¼¾~≈]|[ _.~≈|&;,]*\d|[-–](?![ -]|\Z)|[-–—−][ ]*\d|"
     r":[ ]?\d+(?![ ]*(?:points?[ ])?for\b)|[到至或]|"
-    r"(?:[.,;:(\s—–-]*(?:or|maybe|perhaps|possibly|max|maximum|minus|plus|no|wait|hmm|actually|rather)|"
+    r"(?:[.,;:(\s—–-]*(?:or|maybe|perhaps|possibly|max|maximum|minus|plus|no(?=[,.;:!]|[ ]wait)|wait|hmm|actually|"
+    r"rather)|"
     r"[,(]?[ ]*(?:if|unless))(?![^\W_]))"
 )
 # Several amounts, "4 for relevance and 3 for clarity": none of them is the score.
@@ -70,18 +71,18 @@ _AMOUNTS = re.compile(r"[\s*_]*(?:points?[ ]*)?for\b.*?\d[ ]*(?:points?[ ]+)?for
 _WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "zero": 0}
 _BARE = (
     rf"(?<![a-z0-9_.+=/$-])(?<![<>≥≤] )(?P<number>\d+(?:\.\d+)?|(?:{'|'.join(_WORDS)})(?![^\W_]))"
-    r"(?=[*_\"'”’)\]}$]*[ \t]*(?:[,;:!?)\]]|\.(?!\d)|\Z|\n|/|out of|would|could|is\b|seems|because|since|"
+    r"(?=[*_\"'”’)\]}$]*[ \t]*(?:[,;:!?()\]]|\.(?!\d)|\Z|\n|/|out of|if\b|after\b|would|could|is\b|seems|because|since|"
     r"as\b|instead|then|stars?|points?(?![ \t]+(?:for|each|per|in|on|is|are|was|were|has|have|been|deducted|lost|"
     r"missing|off|taken))))"
 )
 _NUMBER_LIKE_A_SCORE = re.compile(_BARE)
 _ENUMERATED = re.compile(
     r"(?:criteri\w+|points?|steps?|items?|parts?|sections?|questions?|numbers?|no\.|#)[ ]?"
-    r"\(?\d(?:[ ,&\d–-]|and|to|through)*"
+    r"\(?\d(?:[ ,&\d–-]|and|to|through)*|\(\d\)(?=[ ][a-z])"
 )
 _BENIGN = re.compile(
     r"(?:\b(?:not(?: quite| yet| really)?|than|from|previously|almost|close to|nearly|short of|miss\w*|lack\w*|"
-    r"considered|need\w*|first thought|get|earn|reach|for|why not|deduct\w*|subtract\w*)|"
+    r"considered|need\w*|first thought|get|earn|reach|(?:short|enough|ready) for|why not|deduct\w*|subtract\w*)|"
     r"\b(?:if|with|had|to)\b[^.]{0,80}\b(?:would|could|might)(?: have)? be(?:en)?)(?: an?| the)?[ *_]+\Z"
 )
 _SAME_SCALE = re.compile(r"(?<![\d.])(?P<number>\d+(?:\.\d+)?)\s*(?:/|out of)\s*(?P<scale>\d+(?:\.\d+)?)")
@@ -99,11 +100,15 @@ _OTHER_SCALE = re.compile(
     r"\bscale (?:of|from) (?:\d+ ?(?:to|-|–) ?)?(?P<top>\d+)|(?P<points>\d+)[ -]point scale|out of (?P<ten>ten)\b"
 )
 _NUMBER_BELOW = re.compile(r"\s*[*_(]*(?P<number>\d+(?:\.\d+)?)[*_)]*[ ]*(?:\n|\Z)")
+_TOO_HIGH = re.compile(
+    r"\b(?:it|that|this|which)(?:['’]s| is| was| seems)(?: \w+){0,2} too "
+    r"(?:high|low|generous|harsh|kind|lenient|strict)\b"
+)
 # Second thoughts in the lines below.
 _SECOND_THOUGHT = re.compile(
     r"(?:\b(?:actually|reflection|second thoughts?|reconsider\w*|correction|instead|rather|i mean|i meant|sorry|wait|"
-    r"hmm|no|should be|should have been|fairer|better|make (?:it|that)|chang\w+|revis\w+|adjust\w*|lower\w*|rais\w+|"
-    r"bump\w*|upgrad\w+|downgrad\w+|final answer is|edit|i['’]d say)\b|[→]|[-=]>)[^.!?\n\d]{0,60}?"
+    r"hmm|no(?=[,.;:!])|should be|should have been|fairer|better|make (?:it|that)|chang\w+|revis\w+|adjust\w*|lower\w*|"
+    r"rais\w+|bump\w*|updat\w+|upgrad\w+|downgrad\w+|final answer is|edit|i['’]d say)\b|[→]|[-=]>)[^.!?\n\d]{0,60}?"
     + _BARE.replace(r"as\b", r"as\b|for\b")
 )
 
@@ -356,7 +361,8 @@ def _is_doubtful(tail: str, score: float, max_score: float) -> bool:
 
 def _has_second_thoughts(text: str, score: float) -> bool:
     """Whether what follows a score changes it."""
-    return any(_number(found["number"]) != score for found in _SECOND_THOUGHT.finditer(text))
+    thoughts = (_number(found["number"]) for found in _SECOND_THOUGHT.finditer(text))
+    return any(number != score for number in thoughts) or _TOO_HIGH.search(text) is not None
 
 
 def _number(text: str) -> float:

@@ -242,6 +242,8 @@ def test_prefix_and_choices_of_the_packaged_rubrics() -> None:
 
 def test_breaking_one_label_sets_no_other_one_free() -> None:
     assert SCORES.mask("点数Score = 5") == "点数∶Score∶ = 5"
+    assert SCORES.mask("Rating [Score: 5]: 4") == "Rating [Score∶ 5]: 4"
+    assert score_format("brackets", (), 0, 5).mask("[[[5]]]") == "⁅⁅[5]]]"
 
 
 @pytest.mark.parametrize("word", ["", " ", "\u200b", "5", ":"])

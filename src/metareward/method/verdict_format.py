@@ -57,7 +57,7 @@ LEAD = (
 # The value below a heading or below the header of a table.
 LEAD_BELOW = rf"{LEAD}(?:-{{2,}}[-|: \n]*+{LEAD})?"
 _LINE_LEAD = LEAD.replace(r"\n[ \t]*>|[\s", r"[ \t")
-_PAREN = rf"(?:[(\[](?P<scale>[^()\[\]\n:]{{0,40}})[)\]]{_GAP})?"
+_PAREN = rf"(?:[(\[](?P<scale>[^()\[\]\n:∶]{{0,40}})[)\]]{_GAP})?"
 _POST = (
     "is|as|was|for|of|to|the|this|that|given|awarded|assigned|earned|obtained|received|total|final|overall|points?|"
     "score|answer|response|reply|assistant|rubric|my|your|its|based|on|out|finale?|totale?|general|global|"
@@ -107,7 +107,7 @@ def _label(word: str) -> str:
 
 _TAG_OPEN = re.compile(r"<[ \t]*(?:[\w-]{0,30}[ \t_-])?\Z")
 _BOXED = re.compile(r"\\boxed[ \t]*\{")
-_BRACKETS = re.compile(r"\[[ \t]*\[")
+_BRACKETS = re.compile(r"\[(?=[ \t]*\[)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +201,13 @@ class VerdictFormat:
         ``Score: 5`` becomes ``Score∶ 5``, ``the score is 5`` becomes ``the score∶ is 5``, ``<score>`` becomes
         ``‹score>``. A text without anchors is unchanged.
         """
-        inserted = True
-        while inserted:  # what is inserted may set another label free: "点数Score = 5"
-            text, inserted = self._broken(text)
-        return text
+        masked = self._broken(text)
+        while masked != text:  # what breaks one label may set another one free: "点数Score = 5"
+            text, masked = masked, self._broken(masked)
+        return masked
 
-    def _broken(self, text: str) -> tuple[str, bool]:
-        """``text`` with every anchor broken, and whether anything was inserted for it."""
+    def _broken(self, text: str) -> str:
+        """``text`` with every anchor broken."""
         folded = fold(text)
         anchors = self.anchors(folded.text)
         positions = folded.positions() if anchors else ()
@@ -224,7 +224,7 @@ class VerdictFormat:
         for position, (replaced, lookalike) in sorted(edits.items()):
             parts += [text[end:position], lookalike]
             end = position + replaced
-        return "".join([*parts, text[end:]]), any(not replaced for replaced, _ in edits.values())
+        return "".join([*parts, text[end:]])
 
 
 def _anchor(match: re.Match[str]) -> Anchor | None:

@@ -26,7 +26,7 @@ from metareward.evaluation.input_checks import one_value, require_field, require
 from metareward.evaluation.mt_bench.data import read_grades
 from metareward.method.paired import PairedDifference, holm, paired_difference
 
-_FILES = ("annotations.json", "judgments.jsonl", "verdicts.jsonl")
+RUN_FILES = ("annotations.json", "judgments.jsonl", "verdicts.jsonl")  # in a folder iter-*/eval/NAME of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def read_run_scores(run: Path, benchmark: str | None) -> tuple[PromptScores, ...
 
     Raises `UserError` when the run has no such results, or several benchmarks and none is named.
     """
-    files = [path for name in _FILES for path in run.glob(f"iter-*/eval/*/{name}")]
+    files = [path for name in RUN_FILES for path in run.glob(f"iter-*/eval/*/{name}")]
     names = sorted({path.parent.name for path in files})
     if benchmark is None and len(names) == 1:
         benchmark = names[0]

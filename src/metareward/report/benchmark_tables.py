@@ -13,7 +13,15 @@ from rich.console import Group
 from rich.table import Table
 
 from metareward.evaluation.base import ResultTable
+from metareward.evaluation.comparison import (
+    RUN_FILES,
+    ModelComparison,
+    compare_all,
+    comparison_table,
+    read_run_scores,
+)
 from metareward.report.facts import Run
+from metareward.storage.run_dir import RunDir
 from metareward.text import escape_control
 
 Cells = tuple[str, ...]
@@ -56,6 +64,39 @@ def benchmark_tables(run: Run) -> tuple[BenchmarkTable, ...]:
             )
         )
     return tuple(tables)
+
+
+def run_comparisons(folder: RunDir, run: Run) -> tuple[tuple[str, tuple[ModelComparison, ...]], ...]:
+    """Every two models of the run on each benchmark that compares all of them with one judge and one baseline.
+
+    Raises `UserError` for stored results that can't be read.
+    """
+    found = []
+    for benchmark in run.recipe.benchmarks:
+        name = benchmark.name
+        if not any(path for file in RUN_FILES for path in folder.path.glob(f"iter-*/eval/{name}/{file}")):
+            continue
+        models = read_run_scores(folder.path, name)
+        alike = len({(each.judge, each.baseline) for each in models}) == 1
+        shared = (prompt for prompt in models[0].values if all(m.values.get(prompt) is not None for m in models))
+        if alike and len(models) > 1 and next(shared, None) is not None:
+            found.append((name, compare_all(models, run.recipe.seed % 2**32)))
+    return tuple(found)
+
+
+def comparison_text(name: str, comparisons: Sequence[ModelComparison]) -> BenchmarkTable:
+    """The comparisons of one benchmark as text, without the counts of prompts."""
+    table = comparison_table(f"{name}: which models differ", comparisons)
+    columns = tuple(each for each in table.columns if each.key in _SHOWN)
+    return BenchmarkTable(
+        title=table.title,
+        columns=("", *(column.label for column in columns)),
+        rows=tuple((label, *(column.cell(figures) for column in columns)) for label, figures in table.rows),
+        notes=table.notes,
+    )
+
+
+_SHOWN = ("difference", "interval", "p_adjusted", "detectable", "a_better", "equal", "b_better", "n_prompts")
 
 
 def benchmarks_text(run: Run) -> Group | None:

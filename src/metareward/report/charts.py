@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from metareward.evaluation.comparison import ModelComparison
 from metareward.method.diagnostics import PositionStatistics
 from metareward.report.facts import Curve, Evaluation, Iteration, Measure, PairSummary
 from metareward.report.svg import AMBER, BLUE, INK, SOFT, drawing, ticks
@@ -238,6 +239,23 @@ def position_charts(summaries: Sequence[PairSummary]) -> tuple[Chart, ...]:
             chart.axes.yaxis.set_major_formatter(_formatter("share"))
         drawn.append(Chart(title, _colour_names(texts), note, _colour_names(shares), chart.svg))
     return tuple(drawn)
+
+
+def comparison_chart(name: str, comparisons: Sequence[ModelComparison]) -> Chart:
+    """A row to each comparison: the paired difference with its 95 % interval, coloured where the models differ."""
+    title = f"{name}: paired differences"
+    differ = sum(each.differ for each in comparisons)
+    caption = f"{title}: {differ} of {len(comparisons)} pairs of models differ"
+    with drawing(f"paired-{name}", caption, height=40 + 18 * len(comparisons), margins=(80, 12, 8, 24)) as chart:
+        for place, each in enumerate(comparisons):
+            found, colour = each.found, BLUE if each.differ else SOFT
+            ends = [found.difference if end is None else end for end in (found.low, found.high)]
+            chart.axes.plot(ends, [place, place], color=colour, linewidth=1.4)
+            chart.axes.plot([found.difference], [place], "o", color=colour)
+        chart.axes.axvline(0, **_DASHED)
+        chart.axes.set_yticks(range(len(comparisons)), [f"{each.b} - {each.a}" for each in comparisons])
+        chart.axes.invert_yaxis()
+    return Chart(title, (), "Second model minus first, 95 % intervals; grey: no difference shown", (), chart.svg)
 
 
 # Key, title, note, reference line, and the smallest range of the axis.

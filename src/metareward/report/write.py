@@ -16,8 +16,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from metareward.report.benchmark_tables import benchmark_tables
-from metareward.report.charts import histogram_charts, position_charts, training_charts, trend_charts
+from metareward.report.benchmark_tables import benchmark_tables, comparison_text, run_comparisons
+from metareward.report.charts import comparison_chart, histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.examples import examples
 from metareward.report.facts import Evaluation, Run, gather, setting_rows
 from metareward.report.judge_health import entries, entry_counts, figure_tables, headline, health_charts, models
@@ -80,6 +80,9 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "win_rates": win_rate_rows(evaluated),
         "win_rate_columns": WIN_RATE_COLUMNS,
         "benchmarks": benchmark_tables(facts),
+        "comparisons": [
+            (comparison_text(name, found), comparison_chart(name, found)) for name, found in run_comparisons(run, facts)
+        ],
         "any_direction": any(row.metric.better != "neither" for row in table),
         "bars": pair_bars(facts.summaries),
         "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),

@@ -58,7 +58,7 @@ def test_loose_forgives_asterisks(tmp_path: Path) -> None:
 
 
 def test_the_language_of_a_short_response_has_one_verdict(tmp_path: Path) -> None:
-    found = {followed(tmp_path, "Oui, no, ja", FRENCH) for _ in range(20)}
+    found = {followed(tmp_path, "chat noir table", FRENCH) for _ in range(20)}  # unseeded: French, or English
     assert len(found) == 1
     assert followed(tmp_path, "Il fait beau à Paris aujourd'hui.", FRENCH).strict == (True,)
 

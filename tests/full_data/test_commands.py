@@ -35,9 +35,14 @@ def test_alpaca_with_the_leaderboard_s_tables(alpaca_data: Path, tmp_path: Path)
     )
     told = run("alpaca-eval", "--annotations", annotations, *tables, "--json", tmp_path / "out.json")
     assert told.exit_code == 0, told.exception
-    assert "LC win rate" in told.output and "86.46" in told.output
+    assert "length-adjusted" in told.output and "86.46" in told.output  # the table names no judge, so it is unofficial
     models = {each["model"]: each for each in numbers(tmp_path / "out.json")["models"]}
-    assert models["NullModel"]["length_controlled_winrate"] == pytest.approx(86.4578, abs=0.01)
+    assert models["NullModel"]["length_adjusted_winrate"] == pytest.approx(86.4578, abs=0.01)
+    folder = alpaca_data / "results" / "gemma-7b-it" / "weighted_alpaca_eval_gpt4_turbo"
+    told = run("alpaca-eval", "--annotations", folder / "annotations.json", *tables, "--json", tmp_path / "out.json")
+    assert "LC win rate" in told.output and "not comparable" not in told.output
+    (gemma,) = numbers(tmp_path / "out.json")["models"]
+    assert gemma["official"] and gemma["length_controlled_winrate"] == pytest.approx(10.426, abs=0.001)
 
 
 def test_alpaca_from_published_weights(alpaca_data: Path) -> None:

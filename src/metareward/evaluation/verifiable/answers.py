@@ -198,7 +198,8 @@ def _last_line(response: str) -> str:
 def normalized(text: str) -> str:
     """Text as exact answers are compared."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().replace("*", "").split())
-    return folded.strip("\"'`“”‘’ ").removesuffix(".").strip("\"'`“”‘’ ")
+    quotes = "\"'`“”‘’ "
+    return folded.lstrip(quotes).rstrip(quotes + ".")
 
 
 def counts(checked: Mapping[str, Checked]) -> dict[str, int]:

@@ -10,8 +10,9 @@ export TOKENIZERS_PARALLELISM := false
 demo: .venv/ready
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
 
+# Compiled modules are kept, as dozens of processes that the tests start read them again.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow --timeout 3600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from whole_runs import HELD_OUT, PROMPTS, Workspace, documents, kill_tree, processes_of, run_results
+from whole_runs import HELD_OUT, ITERATIONS, PROMPTS, Workspace, documents, kill_tree, processes_of, run_results
 
 from metareward.errors import UserError
 from metareward.storage.run_dir import RunDir
@@ -127,8 +128,24 @@ WHOLE = (
 )
 
 
-def test_killed_in_training_it_ends_as_if_not_killed(workspace: Workspace) -> None:
-    check(workspace, "killed", moments(SEED, [("training", 1)]))
+def test_killed_in_the_last_training_it_ends_as_if_not_killed(workspace: Workspace) -> None:
+    """It begins where the reference run had written its last records, which spares the time up to there."""
+    last = RunDir(Path(shutil.copytree(workspace.reference().path, workspace.folder / "killed"))).iteration(ITERATIONS)
+    for folder in (last.evaluation, last.model, last.path / "pairs"):
+        shutil.rmtree(folder)
+    for file in (
+        last.done,
+        last.path / "seconds.json",
+        *last.path.glob("training.*"),
+        last.path.parents[0] / "report.html",
+    ):
+        file.unlink()
+    check(workspace, "killed", moments(SEED, [("training", ITERATIONS)]))
+
+
+@pytest.mark.slow
+def test_killed_in_the_first_training_it_ends_as_if_not_killed(workspace: Workspace) -> None:
+    check(workspace, "killed-first", moments(SEED, [("training", 1)]))
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import time
 
 import pytest
 from tiny_models import tiny_llama
+from typer.testing import CliRunner
 from whole_runs import Workspace, documents, kill_tree, write_inputs
 
+from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.storage.records import record_from_json
 from metareward.storage.run_dir import RunDir
@@ -94,7 +96,12 @@ def test_a_judge_takes_the_place_of_the_rubric(place: Workspace) -> None:
         (("reward=nocolon",), "expected"),
     ],
 )
-def test_errors_before_the_start(place: Workspace, words: tuple[str, ...], message: str) -> None:
-    code, _, errors = place.run("refused", *(each for word in words for each in ("--set", word)))
-    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
+def test_errors_before_the_start(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(place.folder)
+    (place.folder / "length_reward.py").write_text(REWARD)
+    settings = [each for word in words for each in ("--set", word)]
+    refusal = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "refused", *settings]).exception
+    assert isinstance(refusal, UserError) and message in str(refusal) and "\n" not in str(refusal)
     assert not (place.folder / "refused").exists()

@@ -18,10 +18,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from metareward.storage.atomic import atomic_dir
 from metareward.storage.pair_files import write_pairs
 from metareward.training.callbacks import StepLog
-from metareward.training.config import DpoJob, TrainingJob, TrainingSettings
-from metareward.training.data import fit_pairs, read_training_pairs
+from metareward.training.config import DpoJob, SftJob, TrainingJob, TrainingSettings
+from metareward.training.data import fit_pairs, read_examples, read_training_pairs
+from metareward.training.fit import fit
+from metareward.training.launch import Event
 from metareward.training.models import load_dpo_models, load_tokenizer
 from metareward.training.sanity_checks import SanityCheck
 from metareward.training.trainer import PairTrainer, make_dpo_trainer
@@ -111,6 +114,18 @@ def changed(job: J, **changes: Any) -> J:
 def moved(job: J, folder: Path) -> J:
     """The same training with its output elsewhere."""
     return changed(job, output=folder / "model", log=folder / "training.jsonl")
+
+
+def train_here(job: DpoJob | SftJob) -> list[Event]:
+    """Train ``job`` in this process, which spares a start of torch and TRL. Returns the events of its steps."""
+    events: list[Event] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.threads_each)
+    with atomic_dir(job.product) as folders:
+        data = read_training_pairs(job.data) if isinstance(job, DpoJob) else read_examples(job.data)
+        fit(job, data, folders, events.append, None)
+    torch.set_num_threads(threads)
+    return [event for event in events if event["event"] == "step"]
 
 
 def small_job(folder: Path, kind: type[PretrainedConfig] = LlamaConfig) -> DpoJob:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from training_world import changed, make_job, moved, save_model, save_pairs
+from training_world import changed, make_job, moved, save_model, save_pairs, train_here
 
 from metareward.errors import UserError
 from metareward.training.checkpoints import latest_resume_state
@@ -67,8 +67,7 @@ def pids(job: DpoJob) -> list[int]:
 
 def test_two_processes_make_what_one_makes(job: DpoJob, tmp_path: Path) -> None:
     single, double = moved(job, tmp_path / "single"), changed(moved(job, tmp_path / "double"), num_processes=2)
-    alone: list[Mapping[str, float]] = []
-    run_training(single, alone.append)
+    alone = train_here(single)
     together: list[Mapping[str, float]] = []
     result = run_training(double, together.append)
     assert difference(single, double) < ROUNDING

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import WORDS, changed, save_model
+from training_world import WORDS, changed, save_model, train_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metareward.errors import UserError
@@ -98,8 +98,7 @@ def nll_of_the_answers(job: SftJob) -> float:
 def test_the_loss_is_on_the_answers_alone(trained: Trained, tmp_path: Path) -> None:
     job = changed(trained.job, output=tmp_path / "model", log=tmp_path / "training.jsonl")
     job = changed(job, batch_size=COUNT, per_device_train_batch_size=4, num_train_epochs=1, stop_after_epoch=None)
-    steps: list[Mapping[str, float]] = []
-    run_training(job, steps.append)
+    steps = train_here(job)
     assert len(steps) == 1
     assert steps[0]["loss"] == pytest.approx(nll_of_the_answers(job), rel=1e-4)
 

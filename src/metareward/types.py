@@ -83,12 +83,14 @@ class Completion:
     """A sampled completion. ``finish`` is ``length`` when ``max_tokens`` cut it off; ``tokens`` counts new tokens.
 
     ``steps``, one per token, are present if ``Sampling.top_logprobs`` is above 0; their texts joined are ``text``.
+    ``refused``: the server marks ``text`` as a refusal, or its content filter left nothing; there are no steps.
     """
 
     text: str
     finish: Literal["stop", "length"]
     tokens: int
     steps: tuple[Step, ...] = ()
+    refused: bool = False
 
 
 # The result of parsing a judgment. Only `Scored` has a number (Meta-Rewarding section 2.1).

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from chat_server import Answer as Served
-from chat_server import Body, FakeChatServer, choice, completion
+from chat_server import Body, FakeChatServer, Troubled, choice, completion, error
 from made_up import LABEL_PROMPT, lines
 from rich.console import Console
 from run_folders import HELD_OUT, begin_experiment, model_folder, write_recipe
@@ -304,22 +304,36 @@ def test_a_judge_that_reads_nothing_leaves_dashes(tmp_path: Path) -> None:
 
 
 def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path) -> None:
+    """Also by a server that throttles and fails, which changes nothing; what it refuses is counted."""
+
+    refused: list[str] = []
+
     def manner(body: Body, _: int) -> Served:
+        if any(text in body["messages"][-1]["content"] for text in refused):
+            return error(400, "filtered")
         return Served(completion(*(choice(f"Score: {(i + len(str(body))) % 5}", i) for i in range(body["n"]))))
 
-    async def judged() -> tuple[Experiment, int]:
-        async with FakeChatServer(manner) as server:
-            far = f"{{name: far, kind: alpaca_eval, judge: '{server.url}#j', judgments: 2, models: [1]}}"
-            of = furnished(tmp_path, far)
-            for t in (0, 1):
-                await stages.evaluate_model(of, t, ScriptedEngine(speaker(t)), SILENT)
-                assert not benchmarking.needs_model(of, t)
-                await benchmarking.ask_others(of, t, SILENT)
-            return of, len(server.bodies)
+    async def judged(folder: Path, server: FakeChatServer) -> Experiment:
+        far = f"{{name: far, kind: alpaca_eval, judge: '{server.url}#j', judgments: 2, models: [1]}}"
+        of = furnished(folder, far)
+        refused.append(of.held_out[0].messages[-1].content)
+        for t in (0, 1):
+            await stages.evaluate_model(of, t, ScriptedEngine(speaker(t)), SILENT)
+            assert not benchmarking.needs_model(of, t)
+            await benchmarking.ask_others(of, t, SILENT)
+        return of
 
-    of, asked = asyncio.run(judged())
-    (far,) = result(of, 1, "far")["results"]
-    assert far["n_judged"] == HELD_OUT and asked > HELD_OUT
+    async def both() -> tuple[Experiment, Experiment, int]:
+        async with FakeChatServer(manner) as server:
+            calm = await judged(tmp_path / "calm", server)
+            asked = len(server.bodies)
+            server.manner = Troubled(manner, every=4)
+            return calm, await judged(tmp_path / "troubled", server), asked
+
+    calm, troubled, asked = asyncio.run(both())
+    (far,) = result(calm, 1, "far")["results"]
+    assert (far["n_judged"], far["n_refused"]) == (HELD_OUT - 1, 1) and asked > HELD_OUT
+    assert result(troubled, 1, "far") == result(calm, 1, "far")
 
 
 @pytest.mark.parametrize(

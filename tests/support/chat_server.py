@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -158,6 +160,54 @@ class FakeChatServer:
         if answer.stalls:
             await asyncio.sleep(3600.0)
         return answer.cut is None
+
+
+@contextmanager
+def served_beside(manner: Manner = good, models: Answer = NO_ROUTE) -> Iterator[FakeChatServer]:
+    """A server in a thread of its own, for code that starts its own event loop, such as a command."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def call(work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    server = FakeChatServer(manner, models)
+    call(server.live())
+    try:
+        yield server
+    finally:
+        call(server.die())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+class Troubled:
+    """``manner``, but the first request with each body gets one of ``troubles`` in turn, which all pass."""
+
+    troubles = (
+        error(429, "slow down", retry_after="0.01"),
+        error(500, "out of memory"),
+        Answer(completion(choice("half of a reply")), cut=40),
+        error(503, "loading", retry_after="0.01"),
+    )
+
+    def __init__(self, manner: Manner, every: int = 1) -> None:
+        self._manner = manner
+        self._every = every
+        self._seen: set[str] = set()
+        self.given = 0
+
+    def __call__(self, body: Body, place: int) -> Answer:
+        key = json.dumps(body)
+        if key in self._seen:
+            return self._manner(body, place)
+        self._seen.add(key)
+        if len(self._seen) % self._every:
+            return self._manner(body, place)
+        self.given += 1
+        return self.troubles[self.given % len(self.troubles)]
 
 
 class TokenBucket:

@@ -30,7 +30,7 @@ from metareward.data.files import read_text
 from metareward.engines.base import LogprobsUnavailableError
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
-from metareward.evaluation.judges import JudgeClient, Output, QueryResults, cached_queries, grade
+from metareward.evaluation.judges import JudgeClient, Output, QueryResults, ask_judge, cached_queries, grade
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation, fill, require
@@ -178,11 +178,11 @@ async def ask_labels(
         if refused and not answered:
             sampling = replace(sampling, top_logprobs=0)
         try:
-            (completion,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+            (completion,) = await ask_judge(client.engine, query.messages, sampling)
             answered = answered or bool(completion.steps)
         except LogprobsUnavailableError:
             refused, sampling = True, replace(sampling, top_logprobs=0)
-            (completion,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+            (completion,) = await ask_judge(client.engine, query.messages, sampling)
         read = read_label(completion)
         return {} if read is None else {"first_share": read.share, "mode": read.mode}
 

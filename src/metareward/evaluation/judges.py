@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from metareward.data.prompts import digest_prompts
-from metareward.engines.base import Engine
+from metareward.engines.base import Engine, EngineError, LazyEngine
 from metareward.errors import UserError
 from metareward.generation.progress import JUDGMENTS, SILENT, Progress
 from metareward.generation.runner import run_tasks
 from metareward.generation.verdicts import RubricGrader
 from metareward.seeds import derive
 from metareward.storage.store import RecordStore
+from metareward.text import one_line
 from metareward.types import Completion, Judge, Messages, Prompt, Reading, Sampling, Scored
 
 T = TypeVar("T")
@@ -63,9 +64,7 @@ class JudgeClient:
     @property
     def engine(self) -> Engine:
         """The engine. Raises `UserError` for a judge that only grades."""
-        if isinstance(self.backend, Judge):
-            raise UserError(f"judge {self.name}: only grades answers; fix: leave the benchmark's judge prompt out")
-        return self.backend
+        return _engine(self.backend, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +78,12 @@ class JudgeSpec:
     cache_key: Mapping[str, object] = field(default_factory=dict)
 
     async def run(self, records: Path, work: Callable[[JudgeClient], Awaitable[T]]) -> T:
-        """``work`` with the open judge, whose replies are stored in ``records``; it is closed whatever happens."""
-        backend = await self.open(self.name)
+        """``work`` with the judge, whose replies are stored in ``records``; it is closed whatever happens.
+
+        Where there are records already, it is opened at the first question that they don't answer.
+        """
+        resumed = records.is_file() and judge_kind(self.name) != "object"
+        backend = LazyEngine(self._open_engine) if resumed else await self.open(self.name)
         try:
             client = JudgeClient(
                 backend, self.name, records, self.seed, progress=self.progress, cache_key=self.cache_key
@@ -89,6 +92,26 @@ class JudgeSpec:
         finally:
             if not isinstance(backend, Judge):
                 await backend.aclose()
+
+    async def _open_engine(self) -> Engine:
+        return _engine(await self.open(self.name), self.name)
+
+
+def _engine(judge: Engine | Judge, name: str) -> Engine:
+    if isinstance(judge, Judge):
+        raise UserError(f"judge {name}: only grades answers; fix: leave the benchmark's judge prompt out")
+    return judge
+
+
+async def ask_judge(engine: Engine, messages: Messages, sampling: Sampling, n: int = 1) -> Sequence[Completion]:
+    """``n`` replies of a judge, a refusal without its text, so that no score or verdict is read in it.
+
+    Raises `EngineError` as the engine does, and when the judge refuses all of them.
+    """
+    replies = await engine.complete(messages, sampling, n, "judge")
+    if all(reply.refused for reply in replies):
+        raise EngineError(f"the judge refuses to answer: {one_line(replies[0].text, 80) or 'content_filter'}")
+    return [replace(reply, text="") if reply.refused else reply for reply in replies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +188,7 @@ async def grade(
         engine: Engine, query: Prompt, messages: Messages, sampling: Sampling, n: int, *of: str | int
     ) -> Sequence[Completion]:
         seeded = replace(sampling, seed=derive(client.seed, purpose, query.id, *of))
-        return await engine.complete(messages, seeded, n, "judge")
+        return await ask_judge(engine, messages, seeded, n)
 
     return await cached_queries(client, [output.query(grader) for output in outputs], work, grader.settings)
 

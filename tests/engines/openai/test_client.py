@@ -30,6 +30,7 @@ def test_a_filtered_text_is_one_that_was_cut_off_and_counted() -> None:
         ("fine", "stop"),
     ]
     assert reply.filtered == 2
+    assert [each.refused for each in reply.choices] == [False, True, False]
 
 
 @pytest.mark.parametrize("finish", ["tool_calls", "function_call", "eos", None])
@@ -47,7 +48,9 @@ def test_nothing_said_is_an_empty_text_if_it_ended_well() -> None:
 
 def test_a_refusal_is_what_was_said() -> None:
     refused = {"index": 0, "message": {"content": None, "refusal": "I'd rather not."}, "finish_reason": "stop"}
-    assert read(refused).choices[0].text == "I'd rather not."
+    for top_logprobs in (0, 5):  # a refusal has none
+        (found,) = read(refused, top_logprobs=top_logprobs).choices
+        assert (found.text, found.steps, found.refused) == ("I'd rather not.", (), True)
 
 
 def bare(message: Any, **more: Any) -> Body:

@@ -197,6 +197,8 @@ class Client:
             reply = read_reply(response.content, request.n, request.top_logprobs)
             if request.choice_field is None:
                 return reply
+            if refused := [each.text for each in reply.choices if each.refused]:
+                raise EngineError(f"refuses to choose: {refused[0] or 'content_filter'}")
             chosen = (read_choice(each, request.choices, request.choice_field) for each in reply.choices)
             return replace(reply, choices=tuple(chosen))
         except ValueError as error:
@@ -313,6 +315,10 @@ class _Choice(BaseModel):
     def text(self) -> str:
         return self.content or self.refusal or ""
 
+    @property
+    def refused(self) -> bool:
+        return not self.content and (bool(self.refusal) or self.finish_reason == "content_filter")
+
 
 class _Usage(BaseModel):
     prompt_tokens: NonNegativeInt = 0
@@ -354,7 +360,8 @@ def read_reply(raw: bytes, n: int, top_logprobs: int) -> Reply:
             choice.text,
             "stop" if choice.finish_reason == "stop" else "length",
             count,
-            _steps(choice, top_logprobs) if top_logprobs else (),
+            _steps(choice, top_logprobs) if top_logprobs and not choice.refused else (),
+            choice.refused,
         )
         for choice, count in zip(choices[:n], counts, strict=False)
     )

@@ -47,7 +47,7 @@ from metareward.evaluation.base import (
 )
 from metareward.evaluation.compare import FirstShare, OutputPair, PairwiseJudge
 from metareward.evaluation.input_checks import require_known, require_readable
-from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, ask_judge, cached_queries
 from metareward.method.scores import TOLERANCE
 from metareward.method.stats import ROUNDS
 from metareward.method.template import conversation, fill
@@ -120,7 +120,7 @@ async def judge_games(
         judgment, messages = "", game.messages
         for attempt in (1, 2):
             sampling = replace(SAMPLING, seed=derive(client.seed, "arena", game.id, attempt))
-            (reply,) = await client.engine.complete(messages, sampling, 1, "judge")
+            (reply,) = await ask_judge(client.engine, messages, sampling)
             text = replace_surrogates(reply.text)
             judgment = f"{judgment}\n{text}"
             if not needs_retry(judgment, version):

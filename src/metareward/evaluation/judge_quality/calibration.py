@@ -70,7 +70,7 @@ def verdict_calibration(labels: Mapping[str, Winner], verdicts: Sequence[PairVer
         (probability, labels[each.id] == 1)
         for each in verdicts
         for probability in each.probabilities
-        if labels.get(each.id) and probability is not None
+        if labels.get(each.id) and probability is not None and not each.refused
     ]
     return calibration([p for p, _ in rows], [y for _, y in rows])
 

@@ -52,13 +52,15 @@ class Response:
 class Comparison:
     """A reference judge's verdict on two responses, by their indices, ``first`` shown first; None: unreadable.
 
-    ``first_share`` is the probability that the judge gives to the first one, None if it is unknown.
+    ``first_share`` is the probability that the judge gives to the first one, None if it is unknown. ``refused``: the
+    judge couldn't be asked.
     """
 
     first: int
     second: int
     verdict: Won | Tied | None
     first_share: float | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,14 @@ class Pair:
 class PairVerdicts:
     """One judge's verdicts on one pair, in one or both orders, by the pair's own numbers; None where unreadable.
 
-    ``probabilities`` of output 1 being better are in the same orders, empty if they are unknown.
+    ``probabilities`` of output 1 being better are in the same orders, empty if they are unknown. ``refused``: the judge
+    couldn't be asked in one of the orders, so the pair is left out.
     """
 
     id: str
     winners: tuple[Winner | None, ...]
     probabilities: tuple[float | None, ...] = ()
+    refused: bool = False
 
 
 Scale = tuple[float, float]  # the lowest and the highest score
@@ -226,7 +230,8 @@ def verdicts_from_scores(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
         winner: Winner | None = None
         if one is not None and other is not None:
             winner = 0 if abs(one - other) <= EQUAL else 1 if one > other else 2
-        found.append(PairVerdicts(pair.item.id, (winner,), (_share_of_first(*pair.item.responses),)))
+        refused = any(response.refused for response in pair.item.responses)
+        found.append(PairVerdicts(pair.item.id, (winner,), (_share_of_first(*pair.item.responses),), refused))
     return tuple(found)
 
 

@@ -77,7 +77,10 @@ class PairQuality:
 
 
 def judged_pairs(pairs: Sequence[Pair], verdicts: Sequence[PairVerdicts]) -> tuple[JudgedPair, ...]:
-    """The labelled pairs that have verdicts. Raises `UserError` for a verdict whose id is no pair's."""
+    """The labelled pairs that have verdicts, none of them refused.
+
+    Raises `UserError` for a verdict whose id is no pair's.
+    """
     by_id = {each.id: each for each in verdicts}
     unknown = by_id.keys() - {pair.item.id for pair in pairs}
     if unknown:
@@ -85,7 +88,7 @@ def judged_pairs(pairs: Sequence[Pair], verdicts: Sequence[PairVerdicts]) -> tup
     return tuple(
         JudgedPair(pair.item.id, pair.label, by_id[pair.item.id].winners, pair.chars, pair.generators, pair.subset)
         for pair in pairs
-        if pair.label is not None and pair.item.id in by_id
+        if pair.label is not None and pair.item.id in by_id and not by_id[pair.item.id].refused
     )
 
 

@@ -127,12 +127,13 @@ async def compare_responses(
     results = await judge.run(store, lambda client: ask_labels(client, prompt, queries, "reference", {}))
     found: dict[str, list[Comparison]] = {}
     for key, (item, first, second) in orders.items():
-        share = results.documents.get(key, {}).get("first_share")
+        document = results.documents.get(key)
+        share = None if document is None else document.get("first_share")
         verdict: Won | Tied | None = None
         if isinstance(share, float):
             verdict = Tied() if share == 0.5 else Won(first if share > 0.5 else second)
         found.setdefault(item.id, []).append(
-            Comparison(first, second, verdict, share if isinstance(share, float) else None)
+            Comparison(first, second, verdict, share if isinstance(share, float) else None, document is None)
         )
     compared = []
     for item in items:
@@ -156,7 +157,10 @@ def pair_verdicts(items: Sequence[Item]) -> tuple[PairVerdicts, ...]:
 
     return tuple(
         PairVerdicts(
-            item.id, tuple(winner(each.verdict) for each in item.comparisons), tuple(map(probability, item.comparisons))
+            item.id,
+            tuple(winner(each.verdict) for each in item.comparisons),
+            tuple(map(probability, item.comparisons)),
+            any(each.refused for each in item.comparisons),
         )
         for item in items
     )

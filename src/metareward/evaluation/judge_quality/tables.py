@@ -94,7 +94,9 @@ def pairs_table(
     for name, verdicts in judges.items():
         measures = _pair_measures(name, judged_pairs(pairs, verdicts), own)
         calibrated = verdict_calibration(labels, verdicts)
-        rows.append((name, {**measures, "calibration": None if calibrated is None else asdict(calibrated)}))
+        refused = sum(each.refused for each in verdicts if each.id in labels)
+        calibrated_measures = None if calibrated is None else asdict(calibrated)
+        rows.append((name, {**measures, "n_refused": refused, "calibration": calibrated_measures}))
     orders = max((len(each.winners) for verdicts in judges.values() for each in verdicts), default=1)
     by_length = judged_pairs(pairs, verdicts_by_length(pairs, orders))
     rows += [(LENGTH, _pair_measures(LENGTH, by_length, own)), (CHANCE, chance_pair_quality(by_length))]
@@ -198,6 +200,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("labels own %", "biases.self_preference.label", unit="share"),
         Column("pairs", "n_pairs"),
         Column("unparsable", "n_unparsable"),
+        Column("refused", "n_refused"),
     ),
     "meta-judge": (
         Column("higher score wins %", "higher_score_wins", unit="share"),

@@ -26,7 +26,7 @@ from metareward.evaluation.base import (
     ScoringInputs,
 )
 from metareward.evaluation.input_checks import require_readable
-from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, cached_queries, grade
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, Output, ask_judge, cached_queries, grade
 from metareward.evaluation.mt_bench.data import (
     GradingPrompts,
     MtBenchScore,
@@ -113,7 +113,7 @@ async def grade_turns(
 
     async def work(query: Prompt) -> dict[str, object]:
         sampling = replace(SAMPLING, seed=derive(client.seed, "mt-bench", query.id))
-        (reply,) = await client.engine.complete(query.messages, sampling, 1, "judge")
+        (reply,) = await ask_judge(client.engine, query.messages, sampling)
         return {"judgment": replace_surrogates(reply.text)}
 
     documents = (await cached_queries(client, queries, work, {"prompt": prompts.sha256})).documents

@@ -188,6 +188,10 @@ def test_a_template_that_fails_gives_one_line(template: str, reason: str) -> Non
     assert "\n" not in str(raised.value)
     with pytest.raises(ChatTemplateError, match="leaves out the assistant's text"):
         ChatEncoder(with_template("{{ messages[0].content }}")).encode_completion(user("a"), "b")
+    only_the_last = ChatEncoder(with_template("{{ messages[-1].content }}"))
+    assert only_the_last.encode(user("a"))
+    with pytest.raises(ChatTemplateError, match="leaves out the system's text"):
+        only_the_last.encode((Message("system", "b"), *user("a")))
     with pytest.raises(UnicodeEncodeError):
         ChatEncoder(make_tokenizer("chatml")).encode(user("\ud800"))
 

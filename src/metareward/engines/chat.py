@@ -94,14 +94,13 @@ class Turn:
 
     ``before``: between the last message and what the model writes, as before generation; ``gap``: white space that the
     template puts before an answer; ``after``: the end of the turn. ``otherwise``: what the template writes before an
-    answer instead of ``before``; empty if it writes the same. ``unwritten``: roles whose messages it leaves out.
+    answer instead of ``before``; empty if it writes the same.
     """
 
     before: str
     gap: str
     after: str
     otherwise: str = ""
-    unwritten: frozenset[str] = frozenset()
 
     @property
     def opens_reasoning(self) -> bool:
@@ -131,19 +130,21 @@ class ChatEncoder:
         self._control_start = re.compile(f"(?={self._control.pattern})")
         self._live_tags = frozenset(token.content for token in added.values() if not token.special)
         self._turns: dict[tuple[str, ...], Turn] = {}
+        self._written = set[tuple[str, ...]]()  # the roles of prompts that the template is known to write wholly
         self._delimiters = self._plain_delimiters()
 
     def encode(self, messages: Messages, *, continue_last: bool = False) -> list[int]:
         """The ids of a prompt: the messages and the header of the assistant's turn.
 
         With ``continue_last`` the last message is the assistant's and the ids end with it, so that the model goes on
-        with its turn. Raises `ChatTemplateError` if the template rejects the messages, `UnicodeEncodeError` if they
-        hold lone surrogates.
+        with its turn. Raises `ChatTemplateError` if the template rejects the messages or leaves one out, such as the
+        system prompt, `UnicodeEncodeError` if they hold lone surrogates.
         """
         if continue_last:
             if messages[-1].role != "assistant":
                 raise ValueError("continue_last needs a last message of the assistant")
             return self.encode(messages[:-1]) + self.encode_completion(messages[:-1], messages[-1].content, False)
+        self._refuse_unwritten(messages)
         contents = [self._delimiters.sub(_lookalike, message.content) for message in messages]
         for spread in (False, True):
             mark = _unused_character(contents) if spread or any(map(self._control.search, contents)) else ""
@@ -209,12 +210,22 @@ class ChatEncoder:
         generation = self._render(stubs, True)
         head, found, after = self._render([*stubs, Message("assistant", answer)], False).partition(answer)
         if not found:
-            raise ChatTemplateError("it leaves out the assistant's text")
+            raise ChatTemplateError("the chat template leaves out the assistant's text")
         before = _SENTINELS.split(generation)[-1]
-        unwritten = frozenset(stub.role for stub in stubs if stub.content not in generation)
         if head.startswith(generation) and not head[len(generation) :].strip():
-            return Turn(before, head[len(generation) :], after, "", unwritten)
-        return Turn(before, "", after, _SENTINELS.split(head)[-1], unwritten)
+            return Turn(before, head[len(generation) :], after)
+        return Turn(before, "", after, _SENTINELS.split(head)[-1])
+
+    def _refuse_unwritten(self, prompt: Messages) -> None:
+        """Raise `ChatTemplateError` if the template writes nothing of a message of ``prompt``, by the roles alone."""
+        roles = tuple(message.role for message in prompt)
+        if roles not in self._written:
+            stubs = [Message(role, _SENTINEL.format(place)) for place, role in enumerate(roles)]
+            text = self._render(stubs, True)
+            for stub in stubs:
+                if stub.content not in text:
+                    raise ChatTemplateError(f"the chat template leaves out the {stub.role}'s text")
+            self._written.add(roles)
 
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]

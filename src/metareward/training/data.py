@@ -250,15 +250,14 @@ class _CheckedTokenizer:
         messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
         try:
             ids = self._encoder.encode(messages)
-            unwritten = self._encoder.turn(messages).unwritten
         except ChatTemplateError as error:
             raise self._unwritten(error) from None
         written = _squeeze(self._tokenizer.decode(ids))
         for message in messages:
-            if message.role not in unwritten and self._holds(written, message.content):
+            if self._holds(written, message.content):
                 continue
             answer = message.content[thinking_end(message.content) :]
-            if message.role != "assistant" or message.role in unwritten or not self._holds(written, answer):
+            if message.role != "assistant" or not self._holds(written, answer):
                 raise self._left_out(f"the {message.role}'s text {one_line(message.content, 40)!r}")
             self._note("leaves out the thinking of earlier turns, in generation as in training")
         return messages, ids

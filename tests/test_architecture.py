@@ -18,7 +18,7 @@ SOURCE = Path(metareward.__file__).parent
 # Imported inside functions, because they take seconds or are optional.
 HEAVY = (
     *("torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "peft"),
-    *("matplotlib", "vllm", "sklearn", "scipy", "huggingface_hub", "httpx2"),
+    *("matplotlib", "vllm", "sklearn", "scipy", "huggingface_hub", "httpx2", "pyarrow"),
     *("if_verifiable", "langdetect", "nltk", "punkt", "krippendorff"),
 )
 # Modules that import torch, trl or transformers at the top: they are imported inside functions, too.

@@ -1,6 +1,8 @@
 """``metareward evaluate`` as it is typed: tables, JSON, one line for a mistake, engines through the context."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,47 @@ def test_a_user_s_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     told = run(*words.split())
     assert isinstance(told.exception, UserError)
     assert str(told.exception).startswith(line) and "\n" not in str(told.exception)
+
+
+HEAVY = (
+    *("torch", "transformers", "trl", "datasets", "pyarrow", "pandas", "matplotlib", "sklearn", "huggingface_hub"),
+    *("httpx2", "tenacity", "krippendorff", "nltk", "langdetect", "scipy.optimize", "scipy.stats", "jinja2"),
+    *("metareward.config", "metareward.pipeline", "metareward.training", "metareward.engines.openai"),
+)
+
+
+def test_stored_results_are_evaluated_without_anything_heavy(tmp_path: Path, annotations: Path) -> None:
+    """All in one process, which says what it has imported."""
+    games = [{"question_id": f"q{i}", "model": "me", "baseline": "b", "games": [{"score": "A<B"}] * 2} for i in (0, 1)]
+    grades = [{"question_id": 81, "model": "me", "turn": turn, "score": 6} for turn in (1, 2)]
+    pair = {"id": "1", "input": "Why?", "output_1": "no", "output_2": "yes", "label": 2, "score_1": 1, "score_2": 2}
+    task = {"id": "1", "prompt": "1 + 1?", "kind": "number", "answer": 2}
+    responses = lines(tmp_path / "r.jsonl", [{"id": "1", "response": "2"}])
+    commands: list[list[object]] = [
+        ["--help"],
+        ["alpaca-eval", "--annotations", annotations],
+        ["arena-hard", "--judgments", lines(tmp_path / "j.jsonl", games), "--rounds", "20"],
+        ["mt-bench", "--judgments", lines(tmp_path / "g.jsonl", grades)],
+        ["judge-quality", "--pairs", lines(tmp_path / "p.jsonl", [pair])],
+        ["verifiable", "--questions", lines(tmp_path / "t.jsonl", [task]), "--responses", responses],
+        ["compare", "--first", annotations, "--second", annotations],
+    ]
+    code = """
+import json, sys
+from metareward.cli.main import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["metareward", "evaluate", *words]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, words
+print("imported", *sys.modules)
+"""
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    said = subprocess.run([sys.executable, "-c", code, words], capture_output=True, text=True, check=True).stdout
+    modules = said.rsplit("imported", 1)[1].split()
+    assert "metareward.evaluation.benchmarks" in modules
+    assert [name for name in modules if name.startswith(HEAVY)] == []
 
 
 def test_every_command_explains_itself() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
@@ -18,12 +18,14 @@ from typer.core import TyperGroup
 
 from metareward.cli.data import print_rich
 from metareward.errors import UserError
+from metareward.text import escape_control
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+    from rich.console import Group
 
     from metareward.engines.base import Engine
-    from metareward.evaluation.base import Benchmark, EvaluateCommand
+    from metareward.evaluation.base import Benchmark, EvaluateCommand, ResultTable
     from metareward.evaluation.judges import JudgeSpec
     from metareward.types import Judge
 
@@ -91,7 +93,6 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
         **given: Any,
     ) -> None:
         from metareward.evaluation.base import EvaluateSession
-        from metareward.report.benchmark_tables import evaluated_text
         from metareward.storage.atomic import write_atomic
 
         def judge_named(name: str) -> JudgeSpec:
@@ -102,7 +103,7 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
         )
         session = EvaluateSession(judge_named(judge_engine) if judge_engine else None, judge_named, seed)
         evaluated = asyncio.run(command.evaluate(session))
-        print_rich(evaluated_text(evaluated.tables), 200)
+        print_rich(_tables_text(evaluated.tables), 200)
         if out is not None:  # JSON without NaN
             write_atomic(out, json.dumps(evaluated.numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -148,6 +149,25 @@ def _value(field: FieldInfo, given: Any) -> Any:
     if isinstance(given, str) and Path in (field.annotation, *get_args(field.annotation)):
         return resolve_file(given, network=True)
     return given
+
+
+def _tables_text(tables: Sequence[ResultTable]) -> Group:
+    """The tables with every column; names from files are made safe to look at."""
+    from rich.console import Group
+    from rich.table import Table
+
+    shown: list[Table | str] = []
+    for each in tables:
+        table = Table(title=escape_control(each.title), title_justify="left")
+        table.add_column(each.first, overflow="fold")
+        for column in each.columns:
+            table.add_column(escape_control(column.label), justify="right")
+        for name, figures in each.rows:
+            table.add_row(
+                escape_control(name), *(escape_control(column.cell(figures, least_digits=2)) for column in each.columns)
+            )
+        shown += [table, *map(escape_control, each.notes)]
+    return Group(*shown)
 
 
 def _judge(context: typer.Context, name: str, seed: int, thinking: int | None) -> JudgeSpec:

@@ -22,9 +22,6 @@ from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from metareward.errors import UserError
 
 HUB = "hub:"
@@ -233,6 +230,9 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -246,6 +246,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _saved_dataset(folder: Path) -> Iterator[Row]:
+    import pyarrow as pa
     from datasets import load_from_disk
 
     try:

@@ -1,4 +1,4 @@
-"""Benchmark results as tables: a run's benchmarks in the report, and what ``metareward evaluate`` prints.
+"""A run's benchmark results as tables, for the report and the terminal.
 
 A figure for which there is nothing to count is a dash. How many were judged stands beside it, and what was left out.
 """
@@ -12,7 +12,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from metareward.evaluation.base import ResultTable
 from metareward.evaluation.comparison import (
     RUN_FILES,
     ModelComparison,
@@ -117,19 +116,3 @@ def benchmarks_text(run: Run) -> Group | None:
             shown.add_row(*map(escape_control, row))
         tables.append(shown)
     return Group(*tables) if tables else None
-
-
-def evaluated_text(tables: Sequence[ResultTable]) -> Group:
-    """The tables of ``metareward evaluate`` with every column; names from files are made safe to look at."""
-    shown: list[Table | str] = []
-    for each in tables:
-        table = Table(title=escape_control(each.title), title_justify="left")
-        table.add_column(each.first, overflow="fold")
-        for column in each.columns:
-            table.add_column(escape_control(column.label), justify="right")
-        for name, figures in each.rows:
-            table.add_row(
-                escape_control(name), *(escape_control(column.cell(figures, least_digits=2)) for column in each.columns)
-            )
-        shown += [table, *map(escape_control, each.notes)]
-    return Group(*shown)

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from metareward.errors import UserError
@@ -223,6 +222,8 @@ def fit_difficulties(models: Sequence[Sequence[Annotation]]) -> dict[int, float]
             np.bincount(item_R, error, len(numbers)),
         )
         return loss, np.concatenate(parts) + ridge * b_F
+
+    from scipy.optimize import minimize  # takes a quarter of a second
 
     found = minimize(loss_and_gradient, np.zeros(len(ridge)), jac=True, method="L-BFGS-B")
     return dict(zip(numbers, found.x[2 * len(models) :].tolist(), strict=True))

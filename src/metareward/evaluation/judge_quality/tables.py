@@ -108,14 +108,14 @@ def krippendorff_alpha(judges: Sequence[Sequence[PairVerdicts]]) -> float | None
 
     A unit is a pair in one order.
     """
-    import krippendorff
-
     found = [{(each.id, i): w for each in verdicts for i, w in enumerate(each.winners)} for verdicts in judges]
     units = sorted({unit for each in found for unit in each})
     data = np.array([[each.get(unit) for unit in units] for each in found], dtype=np.float64)  # None becomes NaN
     paired = data[:, (~np.isnan(data)).sum(axis=0) > 1] if len(judges) > 1 else np.empty((0, 0))
     if len(set(paired[~np.isnan(paired)])) < 2:
         return None
+    import krippendorff
+
     return float(krippendorff.alpha(reliability_data=paired, level_of_measurement="nominal"))
 
 

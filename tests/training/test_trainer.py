@@ -24,10 +24,10 @@ from metareward.training.config import (
     SftSettings,
     TrainingSettings,
 )
-from metareward.training.data import fit_examples, read_examples
+from metareward.training.data import fit_examples, fit_pairs, read_examples, read_training_pairs
 from metareward.training.launch import command
-from metareward.training.models import load_model, load_tokenizer, save_trained
-from metareward.training.trainer import ExampleTrainer, LengthSortedBatches, make_sft_trainer
+from metareward.training.models import load_dpo_models, load_model, load_tokenizer, save_trained
+from metareward.training.trainer import ExampleTrainer, LengthSortedBatches, make_dpo_trainer, make_sft_trainer
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=50), st.integers(1, 9), st.integers(0, 3))
@@ -239,6 +239,16 @@ def test_an_adapter_is_as_set(dpo_job: DpoJob, tmp_path: Path) -> None:
     trainer = prepare_trainer(changed(dpo_job, method="lora", lora=LORA), tmp_path, sharing=False)
     config = trainer.model.peft_config["default"]
     assert dict.fromkeys(ADAPTER, True) == {name: holds(config) for name, holds in ADAPTER.items()}
+
+
+def test_an_adapter_on_a_4_bit_base_is_trained_in_float32(dpo_job: DpoJob, tmp_path: Path) -> None:
+    job = changed(dpo_job, method="lora", lora=LORA)
+    models, tokenizer = load_dpo_models(job), load_tokenizer(job.start)
+    models.policy.is_loaded_in_4bit = True  # what TRL looks at; its weights aren't
+    data = fit_pairs(read_training_pairs(job.data), tokenizer, job, CONTEXT)
+    trainer = make_dpo_trainer(job, data, models.policy, None, tokenizer, tmp_path, [], models.adapter)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    assert trained and all(weight.dtype == torch.float32 for weight in trained)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

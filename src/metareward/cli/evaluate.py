@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
@@ -32,14 +32,7 @@ if TYPE_CHECKING:
 HELP = "Benchmarks of the papers, and the quality of judges."
 
 # The options that every benchmark has.
-JudgeEngine = Annotated[
-    str | None, typer.Option("--judge-engine", metavar="ENGINE", help="Ask this judge what isn't stored yet.")
-]
-Thinking = Annotated[
-    int | None,
-    typer.Option("--thinking", metavar="TOKENS", min=1, help="Tokens for the judge's reasoning, which is stripped."),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the judge's sampling and of the intervals.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling and of the intervals.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there, too.")]
 
 
@@ -86,10 +79,10 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
 
     def run(
         context: typer.Context,
-        judge_engine: str | None,
-        thinking: int | None,
         seed: int,
         out: Path | None,
+        engine: str | None = None,
+        thinking: int | None = None,
         **given: Any,
     ) -> None:
         from metareward.evaluation.base import EvaluateSession
@@ -101,7 +94,7 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
         command = options.model_validate(
             {name: _value(options.model_fields[name], each) for name, each in given.items()}
         )
-        session = EvaluateSession(judge_named(judge_engine) if judge_engine else None, judge_named, seed)
+        session = EvaluateSession(judge_named(engine) if engine else None, judge_named, seed)
         evaluated = asyncio.run(command.evaluate(session))
         print_rich(_tables_text(evaluated.tables), 200)
         if out is not None:  # JSON without NaN
@@ -109,14 +102,25 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
 
     parameters = [
         *(_parameter(name, field) for name, field in options.model_fields.items()),
-        _keyword("judge_engine", JudgeEngine, None),
-        _keyword("thinking", Thinking, None),
+        *_engine_options(options.asks),
         _keyword("seed", Seed, 0),
         _keyword("out", Json, None),
     ]
     run.__signature__ = inspect.Signature([_keyword("context", typer.Context), *parameters])  # type: ignore[attr-defined]
     run.__annotations__ = {"context": typer.Context, **{each.name: each.annotation for each in parameters}}
     return run
+
+
+def _engine_options(asks: str) -> Iterator[inspect.Parameter]:
+    """Which engine a command asks."""
+    if asks == "nobody":
+        return
+    flag = "--judge-engine" if asks == "judge" else "--engine"
+    engine = typer.Option(flag, metavar="ENGINE", help=f"Ask this {asks} what isn't stored yet.")
+    reasoning = f"Tokens for the {asks}'s reasoning, which is stripped."
+    yield _keyword("engine", Annotated[str | None, engine], None)
+    thinking = typer.Option("--thinking", metavar="TOKENS", min=1, help=reasoning)
+    yield _keyword("thinking", Annotated[int | None, thinking], None)
 
 
 def _keyword(name: str, annotation: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:

@@ -144,7 +144,7 @@ class ResultTable:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateSession:
-    """What ``metareward evaluate`` gives every command: the judge if one is named, how to name others, the seed."""
+    """What ``metareward evaluate`` gives every command: whom it asks if one is named, how to name others, the seed."""
 
     judge: JudgeSpec | None
     judge_named: Callable[[str], JudgeSpec]
@@ -160,7 +160,13 @@ class Evaluated:
 
 
 class EvaluateCommand(Section):
-    """``metareward evaluate KIND``: its fields are the command's options, its docstring the command's help."""
+    """``metareward evaluate KIND``: its fields are the command's options, its docstring the command's help.
+
+    ``asks``: whom `EvaluateSession.judge` names, a judge (``--judge-engine``), the evaluated model (``--engine``) or
+    nobody.
+    """
+
+    asks: ClassVar[Literal["judge", "model", "nobody"]] = "judge"
 
     async def evaluate(self, session: EvaluateSession) -> Evaluated:
         """The numbers from named files, after the judge was asked for what isn't stored. Raises `UserError`."""

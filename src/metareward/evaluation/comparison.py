@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -259,6 +260,8 @@ class CompareCommand(EvaluateCommand):
     first_model: str | None = Field(None, description="The model of --first, such as M0, where there are several.")
     second_model: str | None = Field(None, description="The model of --second, or of --first where that is all.")
     plot: Path | None = Field(None, description="Write the differences with their intervals there, as .svg or .png.")
+
+    asks: ClassVar[Literal["judge", "model", "nobody"]] = "nobody"
 
     async def evaluate(self, session: EvaluateSession) -> Evaluated:
         """The table of comparisons, and the plot."""

@@ -127,7 +127,8 @@ def test_evaluate_tasks_on_stored_responses(tmp_path: Path) -> None:
     assert (model["model"], model["accuracy"], model["n_unreadable"]) == ("mine", 50, 1)
     assert model["accuracy_readable"] == pytest.approx(200 / 3)
     assert model["verdicts"][3] == {"id": "t3", "outcome": "correct", "answer": "6"}
-    assert "give --responses" in str(run("verifiable", "--questions", tasks_file(tmp_path)).exception)
+    line = "give --responses, a file of the model's responses, or --engine to ask a model"
+    assert line == str(run("verifiable", "--questions", tasks_file(tmp_path)).exception)
 
 
 def test_scores_by_prompt_and_by_instruction() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -27,6 +27,7 @@ from metareward.evaluation.base import (
     ResultTable,
     ScoringInputs,
 )
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
 from metareward.evaluation.verifiable.answers import Checked, Task, check, counts, read_tasks
 from metareward.evaluation.verifiable.instructions import (
     Followed,
@@ -34,12 +35,15 @@ from metareward.evaluation.verifiable.instructions import (
     follow,
     read_instructed_prompts,
 )
+from metareward.generation.progress import ANSWERS
 from metareward.method.stats import mean_interval
 from metareward.method.template import conversation
+from metareward.seeds import derive
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
 from metareward.storage.serialization import json_lines
-from metareward.types import Message, Prompt
+from metareward.text import replace_surrogates
+from metareward.types import Judge, Message, Prompt, Sampling
 
 VerdictRows = Sequence[Mapping[str, object]]
 
@@ -74,6 +78,33 @@ def read_responses(path: Path, prompts: Mapping[str, str]) -> Responses:
         if len(models) > 1:
             raise row.error("model", f"is not {next(iter(models))}", "write one file for each model")
     return Responses(next(iter(models)), found)
+
+
+def responses_text(model: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> str:
+    """The file of one model's responses to ``prompts``."""
+    return json_lines(
+        {"key": prompt.id, "model": model, "prompt": conversation(prompt.messages), "response": text}
+        for prompt, text in zip(prompts, texts, strict=True)
+    )
+
+
+async def respond(client: JudgeClient, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, str]:
+    """The model's responses by prompt id, without those that it couldn't give. Raises `UserError` as `cached_queries`.
+
+    A refusal in words is a response like any other.
+    """
+    if isinstance(client.backend, Judge):
+        raise UserError(f"--engine {client.name}: only grades answers; fix: name a model, a recipe or a server")
+    engine = client.engine
+
+    async def work(prompt: Prompt) -> dict[str, object]:
+        seeded = replace(sampling, seed=derive(client.seed, "answer", prompt.id))
+        (reply,) = await engine.complete(prompt.messages, seeded, 1, "actor")
+        return {"response": replace_surrogates(reply.text)}
+
+    settings = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+    results = await cached_queries(client, prompts, work, settings, "answering", ANSWERS)
+    return {key: str(document["response"]) for key, document in results.documents.items()}
 
 
 # --- scores, in percent ---
@@ -184,10 +215,7 @@ class VerifiableBenchmark(Benchmark):
 
     def answers_text(self, model: str, prompts: Sequence[Prompt], turns: Sequence[Sequence[str]]) -> str:
         """As ``metareward evaluate`` and IFEval's own programs read it."""
-        return json_lines(
-            {"key": prompt.id, "model": model, "prompt": conversation(prompt.messages), "response": each[0]}
-            for prompt, each in zip(prompts, turns, strict=True)
-        )
+        return responses_text(model, prompts, [each[0] for each in turns])
 
     async def score(self, inputs: ScoringInputs) -> Results:
         """The figures; every verdict is in ``verdicts.jsonl``."""
@@ -214,17 +242,22 @@ def partial_notes(rows: Sequence[Figures]) -> tuple[str, ...]:
 
 
 class ResponsesCommand(EvaluateCommand):
-    """Stored responses to a file of questions."""
+    """Responses to a file of questions: stored ones, or those of a model that is asked first."""
 
     questions: Path = Field(description="File of the questions.")
-    responses: tuple[Path, ...] = Field((), description="The model's responses. Again for more models.")
+    responses: tuple[Path, ...] = Field((), description="The model's responses, or the file to write. Again for more.")
+    temperature: float = Field(0.0, ge=0.0, description="Sampling temperature of the model that is asked.")
+    max_tokens: int = Field(1024, ge=1, description="Its longest response, in new tokens.")
 
+    asks: ClassVar[Literal["judge", "model", "nobody"]] = "model"
     benchmark: ClassVar[type[VerifiableBenchmark]]
 
     async def evaluate(self, session: EvaluateSession) -> Evaluated:
         """A row to each file of responses; the verdicts on single responses are in the numbers."""
-        if not self.responses:
-            raise UserError("give --responses, a file of the model's responses")
+        if session.judge is not None:
+            await self._respond(session.judge)
+        elif not self.responses:
+            raise UserError("give --responses, a file of the model's responses, or --engine to ask a model")
         found = [self.benchmark.measure(self.questions, path, session.seed) for path in self.responses]
         rows = tuple((str(figures["model"]), figures) for figures, _ in found)
         notes = partial_notes([figures for figures, _ in found])
@@ -232,6 +265,17 @@ class ResponsesCommand(EvaluateCommand):
         models = [{**figures, "verdicts": list(verdicts)} for figures, verdicts in found]
         kind = self.benchmark.model_fields["kind"].default
         return Evaluated((table, *self.details(rows)), {"benchmark": kind, "models": models})
+
+    async def _respond(self, model: JudgeSpec) -> None:
+        """Write the model's responses to ``responses``; its replies are stored beside them."""
+        if len(self.responses) != 1:
+            raise UserError("--engine: needs one --responses, the file to write")
+        (path,), prompts = self.responses, self.benchmark.prompts(self.questions)
+        sampling = Sampling(self.temperature, 1.0, self.max_tokens)
+        found = await model.run(path.with_suffix(".sqlite"), lambda client: respond(client, prompts, sampling))
+        answered = [prompt for prompt in prompts if prompt.id in found]
+        rows = responses_text(model.name, answered, [found[prompt.id] for prompt in answered])
+        write_atomic(path, rows)
 
     def details(self, rows: Sequence[tuple[str, Figures]]) -> Sequence[ResultTable]:  # noqa: ARG002
         """Tables beside the one of all models."""

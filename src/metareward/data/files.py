@@ -16,6 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
@@ -323,26 +324,55 @@ def _only_split(source: str, splits: Sequence[tuple[str, ...]]) -> tuple[str, ..
 
 
 def _resolve_hub(source: str, network: bool) -> tuple[Path, ...]:
-    owner, _, rest = source.removeprefix(HUB).partition("/")
-    name, _, pattern = rest.partition("/")
-    if not (owner and name):
-        raise UserError(f"{source}: names no data set; fix: write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
-    if not network:
-        raise UserError(
-            f"{source}: is on the Hugging Face hub, and the network is off; fix: allow it (prompts.network: true in a "
-            "recipe, --network in a command), or name a local copy"
-        )
+    repository, pattern = _on_hub(source, network, "data set")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    repository = f"{owner}/{name}"
-    try:
+    with _hub_errors(source):
         if pattern and not has_magic(pattern):
             return (Path(hf_hub_download(repository, pattern, repo_type="dataset")),)
         names = HfApi().list_repo_files(repository, repo_type="dataset")
         matching = sorted(name for name in names if not pattern or fnmatchcase(name, pattern))
         wanted = tuple(matching) if pattern and matching else _only_split(source, splits_of(matching))
         folder = snapshot_download(repository, repo_type="dataset", allow_patterns=list(wanted))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{source}: can't be fetched ({reason}); fix: check the name and the network") from None
     return tuple(Path(folder) / name for name in wanted)
+
+
+def fetch_hub_model(source: str, network: bool) -> tuple[Path, str | None]:
+    """The folder of the model ``hub:OWNER/NAME``, named after its commit, and the licence that the hub states.
+
+    Configuration, tokenizer and safetensors weights are downloaded or cached. Raises `UserError` like `resolve_files`.
+    """
+    repository, rest = _on_hub(source, network, "model")
+    if rest:
+        raise UserError(f"{source}: names a file; fix: write hub:OWNER/NAME")
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
+    with _hub_errors(source):
+        card = HfApi().model_info(repository).card_data
+        folder = snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*/*"])
+    return Path(folder), str(card.get("license")) if card and card.get("license") else None
+
+
+def _on_hub(source: str, network: bool, kind: str) -> tuple[str, str]:
+    """OWNER/NAME of ``hub:OWNER/NAME/REST``, and REST. Raises `UserError` for another form, or without ``network``."""
+    owner, _, rest = source.removeprefix(HUB).partition("/")
+    name, _, pattern = rest.partition("/")
+    if not (owner and name):
+        raise UserError(f"{source}: names no {kind}; fix: write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
+    if not network:
+        raise UserError(
+            f"{source}: is on the Hugging Face hub, and the network is off; fix: allow it (prompts.network: true in a "
+            "recipe, --network in a command), or name a local copy"
+        )
+    return f"{owner}/{name}", pattern
+
+
+@contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    """Turn an error of the hub's library into a `UserError` of one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{source}: can't be fetched ({reason}); fix: check the name and the network") from None

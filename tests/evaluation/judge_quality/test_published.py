@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from metareward.evaluation.judge_quality.data import (
     read_rankings,
     read_verdicts,
 )
-from metareward.evaluation.judge_quality.rankings import ranking_quality
+from metareward.evaluation.judge_quality.rankings import (
+    REWARD_BENCH_2,
+    ranking_quality,
+    reward_bench_2_score,
+    ties_score,
+)
 from metareward.evaluation.judge_quality.tables import rankings_table
 
 Fields = Mapping[str, Any]
@@ -147,11 +153,62 @@ def test_reward_bench_2_is_best_of_four(tmp_path: Path) -> None:
     expected = [upstream(row["scores"]) for row in rows[:4]]
     assert ranking_quality(items[:4]).best_of_match_ties_shared == pytest.approx(sum(expected) / 4)
     table = rankings_table(items, "mine", 5)
-    assert [each.title for each in table.by_subset] == ["mine by subset"]
+    assert [each.title for each in table.by_subset] == ["mine by subset", "length only by subset"]
     subsets = dict(table.by_subset[0].rows)
     assert subsets["Focus"]["best_of_match_ties_shared"] == pytest.approx((1 + 0 + 1 / 3 + 1 / 4) / 4)
     assert subsets["Ties"]["best_of_match_ties_shared"] == 1
     assert "best-of %" in run("--rankings", tmp_path / "rb2.jsonl")
+
+
+TIES = json.loads((Path(__file__).parents[2] / "golden" / "rewardbench_ties.json").read_text(encoding="utf-8"))
+
+
+def ties_rows(case: Mapping[str, Any]) -> list[Fields]:
+    return [reward_bench_2(row["id"], row["scores"], row["num_correct"], "Ties") for row in case["rows"]]
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_the_score_of_ties_is_upstream_s(tmp_path: Path, case: Mapping[str, Any]) -> None:
+    """Made-up scores and what `process_single_model` of allenai/reward-bench @ 05a9005e gives for them."""
+    found = ties_score(read_rankings(lines(tmp_path / "rb2.jsonl", ties_rows(case))))
+    assert found is not None and found.score == pytest.approx(case["upstream"], abs=1e-12)
+    assert (found.n_prompts, found.n_left_out) == (len(case["rows"]), 0)
+
+
+def test_a_prompt_of_ties_with_an_unreadable_score_is_left_out(tmp_path: Path) -> None:
+    rows = [reward_bench_2(f"{kind}:{i}", [3.0, 2.5, 1.0], 2, "Ties") for i in range(2) for kind in ("ref", "tied")]
+    whole = ties_score(read_rankings(lines(tmp_path / "a.jsonl", rows)))
+    rows[3] = {**rows[3], "scores": [None, 2.5, 4.0]}
+    less = ties_score(read_rankings(lines(tmp_path / "b.jsonl", rows)))
+    assert whole is not None and less is not None
+    assert less == replace(whole, n_prompts=3, n_left_out=1)
+    assert ties_score(read_rankings(lines(tmp_path / "c.jsonl", rows[3:]))) is None
+
+
+# Of the paper's Table 3, in percent: the average, and Factuality, Precise IF, Math, Safety, Focus, Ties.
+@pytest.mark.parametrize(
+    ("average", "scores"),
+    [
+        (77.2, (65.7, 55.3, 81.1, 90.9, 86.7, 83.4)),
+        (76.7, (78.5, 37.2, 69.9, 95.8, 95.4, 83.2)),
+        (76.5, (74.1, 41.9, 69.9, 96.4, 90.3, 86.2)),
+        (76.5, (82.7, 41.9, 74.9, 89.5, 86.2, 83.7)),
+    ],
+)
+def test_reward_bench_2_is_the_mean_of_its_subsets(average: float, scores: tuple[float, ...]) -> None:
+    assert reward_bench_2_score(dict(zip(REWARD_BENCH_2, scores, strict=True))) == pytest.approx(average, abs=0.051)
+
+
+def test_all_subsets_of_reward_bench_2_give_its_score(tmp_path: Path) -> None:
+    rows = [reward_bench_2("0", [2.0, 1.0, 0.0, 0.0], subset=name) for name in REWARD_BENCH_2[:-1]]
+    rows += ties_rows(TIES[0])
+    (mine, length, _) = rankings_table(read_rankings(lines(tmp_path / "rb2.jsonl", rows)), "mine", 5).rows
+    assert mine[1]["reward_bench_2"] == pytest.approx((5 + TIES[0]["upstream"]) / 6)
+    assert "reward_bench_2" in length[1]
+    told = run("--rankings", tmp_path / "rb2.jsonl", "--min-score", -9, "--max-score", 9)
+    assert "RewardBench" in told and "Ties %" in told and f"{100 * TIES[0]['upstream']:.2f}" in told
+    (fewer, *_) = rankings_table(read_rankings(lines(tmp_path / "less.jsonl", rows[1:])), "mine", 5).rows
+    assert "reward_bench_2" not in fewer[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,16 @@ human rank and a readable score:
 * best-of: prompts where the top-scored response has the best human rank; tied top scores share the credit.
 * Spearman and Kendall (tau-b): means over the prompts where they are defined (all-equal scores are undefined).
 
+RewardBench 2 (arXiv 2506.01937; allenai/reward-bench, rewardbench/utils.py) is the mean of six subsets, five with
+best-of. Ties has prompts with several right answers ("tied:1"), each with a reference prompt that has one ("ref:1"):
+
+    score = 0.3 right(tied) + 0.3 right(ref) + 0.2 mean[gap(tied) > spread] + 0.2 mean[least > spread]
+            + 0.01 mean tanh(least / spread - 1)                                  least = min(gap(ref), gap(tied))
+
+gap is the lowest score of a right answer minus the highest of a wrong one, right the share of prompts whose gap is
+above 0, and spread the highest minus the lowest score of right answers of the tied prompt; 0 / 0 counts 0 in the last
+term.
+
 The paper's protocols by name:
 
 * ``gpt4-chosen`` (Table 3): two answers of the seed model to each held-out prompt; the reference judge compares them in
@@ -26,9 +36,11 @@ Agreement counts a tie 1/2; agreement without ties excludes tied pairs. Interval
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 from metareward.evaluation.judge_quality.data import Item, Pair
@@ -119,6 +131,72 @@ def _scored_prompt(item: Item) -> ScoredPrompt:
 
 def _defined(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+# --- RewardBench 2 ---
+
+TIES = "Ties"
+REWARD_BENCH_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
+_TIES_ID = re.compile(r"(ref|tied):(\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TiesScore:
+    """The score of the subset Ties and its parts, all shares but ``margin``, which is from -1 to 1.
+
+    ``n_left_out``: prompts without a readable score of every answer.
+    """
+
+    score: float
+    accuracy_tied: float
+    accuracy_reference: float
+    gap_above_spread: float
+    least_gap_above_spread: float
+    margin: float
+    n_prompts: int
+    n_left_out: int
+
+
+def ties_score(items: Sequence[Item]) -> TiesScore | None:
+    """The score of the items of the subset Ties; None where there is no pair of prompts with readable scores."""
+    scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    named = [(item, found) for item in items if item.subset == TIES and (found := _TIES_ID.search(item.id))]
+    for item, found in named:
+        given = [(each.score, each.rank == 0) for each in item.responses]
+        known = [(score, right) for score, right in given if score is not None]
+        sides = [[score for score, right in known if right == side] for side in (True, False)]
+        if len(known) == len(given) and all(sides):
+            scores[found[1], found[2]] = (sides[0], sides[1])
+    gaps = {key: min(right) - max(wrong) for key, (right, wrong) in scores.items()}
+    numbers = [number for kind, number in gaps if kind == "tied" and ("ref", number) in gaps]
+    if not numbers:
+        return None
+    tied, reference = (
+        fmean(gap > EQUAL for (kind, _), gap in gaps.items() if kind == side) for side in ("tied", "ref")
+    )
+    right = [scores["tied", number][0] for number in numbers]
+    spreads = [max(each) - min(each) for each in right]
+    own = [gaps["tied", number] for number in numbers]
+    least = [min(gaps["ref", number], gaps["tied", number]) for number in numbers]
+    above, least_above = (
+        fmean(gap - spread > EQUAL for gap, spread in zip(side, spreads, strict=True)) for side in (own, least)
+    )
+    margin = fmean(map(_margin, least, spreads))
+    score = 0.3 * tied + 0.3 * reference + 0.2 * above + 0.2 * least_above + 0.01 * margin
+    return TiesScore(score, tied, reference, above, least_above, margin, len(scores), len(named) - len(scores))
+
+
+def _margin(gap: float, spread: float) -> float:
+    if spread > EQUAL:
+        return math.tanh(gap / spread - 1)
+    return 0.0 if abs(gap) <= EQUAL else math.copysign(1.0, gap)
+
+
+def reward_bench_2_score(subsets: Mapping[str, float | None]) -> float | None:
+    """The mean of the six subsets' scores; None where one is missing."""
+    scores = [subsets.get(name) for name in REWARD_BENCH_2]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if len(known) == len(scores) else None
 
 
 def score_histogram(items: Sequence[Item]) -> dict[str, int]:

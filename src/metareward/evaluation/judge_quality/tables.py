@@ -27,11 +27,14 @@ from metareward.evaluation.judge_quality.pairs import (
 from metareward.evaluation.judge_quality.rankings import (
     CHANCE,
     LENGTH,
+    TIES,
     Agreement,
     chance_ranking_quality,
     ranking_quality,
+    reward_bench_2_score,
     score_histogram,
     scored_by_length,
+    ties_score,
 )
 from metareward.method.diagnostics import position_statistics
 from metareward.types import PromptRecord
@@ -77,12 +80,28 @@ class JudgeTable:
 def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTable:
     """A grading judge against human rankings; only the two baselines where the responses carry no scores."""
     scored = any(response.scores_N for item in items for response in item.responses)
-    subsets = _subsets(items, lambda item: item.subset, lambda those: asdict(ranking_quality(those, perfect)))
-    own = {**asdict(ranking_quality(items, perfect)), "score_histogram": score_histogram(items), "subsets": subsets}
+    own = {**_ranking_measures(items, perfect), "score_histogram": score_histogram(items)}
     rows: list[tuple[str, Measures]] = [(judge, own)] if scored else []
     # A length has no perfect score, so the length-only judge has no 5-best.
-    by_length = {**asdict(ranking_quality(scored_by_length(items), perfect)), "five_best": None, "n_fives": 0}
+    by_length = {**_ranking_measures(scored_by_length(items), perfect), "five_best": None, "n_fives": 0}
     return JudgeTable("rankings", (*rows, (LENGTH, by_length), (CHANCE, chance_ranking_quality(items))))
+
+
+def _ranking_measures(items: Sequence[Item], perfect: float) -> dict[str, object]:
+    """The measures of all items and of every subset; with all of RewardBench 2's subsets also its score."""
+
+    def measures(those: Sequence[Item]) -> dict[str, object]:
+        ties = ties_score(those)
+        return {**asdict(ranking_quality(those, perfect)), **({} if ties is None else {"ties": asdict(ties)})}
+
+    subsets = _subsets(items, lambda item: item.subset, measures)
+    scores = {
+        name: figure(found, "ties.score" if name == TIES else "best_of_match_ties_shared")
+        for name, found in subsets.items()
+    }
+    overall = reward_bench_2_score(scores)
+    whole = {**measures(items), "subsets": subsets}
+    return whole if overall is None else {**whole, "reward_bench_2": overall}
 
 
 def pairs_table(
@@ -175,6 +194,8 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("exact match %", "exact_match", unit="share"),
         Column("5-best %", "five_best", unit="share"),
         Column("best-of %", "best_of_match_ties_shared", unit="share"),
+        Column("RewardBench 2 %", "reward_bench_2", unit="share"),
+        Column("Ties %", "ties.score", unit="share", detail=True),
         Column("Spearman", "mean_spearman_defined"),
         Column("Kendall", "mean_kendall_tau_b_defined"),
         Column("prompts", "n_prompts"),
@@ -222,6 +243,7 @@ _SUBSET_COLUMNS: tuple[Column, ...] = (
     Column("orders agree %", "positional_agreement", unit="share"),
     Column("accuracy %, ties half", "pairwise_accuracy_ties_half", unit="share"),
     Column("best-of %", "best_of_match_ties_shared", unit="share"),
+    Column("Ties %", "ties.score", unit="share"),
     Column("pairs", "n_pairs"),
     Column("prompts", "n_prompts"),
     Column("unparsable", "n_unparsable"),

@@ -68,7 +68,7 @@ def test_seeds_of_two_recipes(tmp_path: Path) -> None:
     (found,), notes = compared(first=first, second=second)
     assert (found["a"], found["n_seeds"]) == ("M4 of --first", (3, 3))
     assert found["low"] < 20 < found["high"] and found["high"] - found["low"] > 1
-    assert any("two-level bootstrap" in note for note in notes)
+    assert any("over seeds and prompts" in note for note in notes)
 
 
 def test_files_of_every_benchmark_are_read(tmp_path: Path) -> None:

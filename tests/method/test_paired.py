@@ -48,22 +48,61 @@ def test_intervals_cover_at_95_percent(kind: str) -> None:
     assert p_below / DRAWS < 0.065
 
 
-def test_the_two_level_bootstrap_covers_with_several_seeds() -> None:
-    """Seeds differ by 0.3, so that an interval over prompts alone would cover far less."""
-    generator, covered, alone, draws = np.random.default_rng(3), 0, 0, 150
-    for _ in range(draws):
-        a, b = models(generator, 60, 0.5)
-        seeds_a, seeds_b = (
-            each + generator.normal(0, 0.3, (6, 1)) + generator.normal(0, 0.3, (6, 60)) for each in (a, b)
+def seeds_of(generator: np.random.Generator, kind: str, seeds: int, prompts: int = 60) -> tuple[np.ndarray, ...]:
+    """Values of two models (seeds, prompts), whose seeds differ by 0.3 standard deviations or 8 points; the truth."""
+    shift_a, shift_b = generator.normal(0, 0.3, (2, seeds, 1))
+    if kind == "right or wrong":
+        chance, moved = (
+            generator.uniform(0.2, 0.7, prompts),
+            (np.clip(each, -0.6, 0.6) * 0.27 for each in (shift_a, shift_b)),
         )
-        found = paired_difference(seeds_a, seeds_b, seed=int(generator.integers(2**31)), rounds=300)
-        assert found.low is not None and found.high is not None and found.n_seeds == (6, 6)
-        covered += found.low <= 0.5 <= found.high
-        plain = paired_difference(seeds_a[:1], seeds_b[:1])
-        assert plain.low is not None and plain.high is not None
-        alone += plain.low <= 0.5 <= plain.high
-    assert covered / draws >= 0.88
-    assert alone / draws < 0.75
+        a, b = (generator.uniform(size=(seeds, prompts)) < chance + each for each in moved)
+        return np.asarray(a, float), np.asarray(b, float), np.array(0.0)
+    if kind == "skewed":
+        a, b = (generator.exponential(1, prompts) ** 1.5 + generator.exponential(1, (seeds, prompts)) for _ in "ab")
+        return a + shift_a, b + shift_b, np.array(0.0)
+    a, b = models(generator, prompts, 0.5)
+    noise = generator.normal(0, 0.5, (2, seeds, prompts))
+    one_model = 0.1 if kind == "one model's seeds alike" else 1.0
+    return a + one_model * shift_a + noise[0], b + shift_b + noise[1], np.array(0.5)
+
+
+def coverage(kind: str, seeds: int, draws: int, first_only: bool = False) -> float:
+    generator, covered = np.random.default_rng(3), 0.0
+    for _ in range(draws):
+        a, b, truth = seeds_of(generator, kind, seeds)
+        found = paired_difference(a[:1], b[:1]) if first_only else paired_difference(a, b)
+        assert found.low is not None and found.high is not None
+        covered += float(found.low <= truth <= found.high)
+    return covered / draws
+
+
+def test_intervals_cover_with_three_seeds() -> None:
+    """Seeds differ by 0.3, so that an interval over prompts alone covers far less."""
+    assert 0.92 <= coverage("normal", 3, 300) <= 0.98
+    assert coverage("normal", 3, 300, first_only=True) < 0.75
+
+
+KINDS = ("normal", "right or wrong", "skewed", "one model's seeds alike")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_intervals_cover_at_95_percent_with_few_seeds(seeds: int) -> None:
+    covered = [coverage(kind, seeds, DRAWS) for kind in KINDS]
+    assert 0.94 <= sum(covered) / len(covered) <= 0.96
+    assert min(covered) > 0.92 and max(covered) < 0.975
+
+
+def test_seeds_that_are_alike_change_nothing() -> None:
+    """The same values for every seed give the paired t-test of one seed."""
+    a, b = models(np.random.default_rng(8), 50, 0.3)
+    one, three = paired_difference(a[None], b[None]), paired_difference(np.tile(a, (3, 1)), np.tile(b, (3, 1)))
+    assert (three.low, three.high, three.p_value) == pytest.approx((one.low, one.high, one.p_value))
+    assert (one.n_seeds, three.n_seeds) == ((1, 1), (3, 3))
+    moved = np.tile(a, (3, 1)) + np.array([[-1.0], [0.0], [1.0]])
+    wider = paired_difference(moved, np.tile(b, (3, 1)))
+    assert wider.difference == pytest.approx(one.difference) and (wider.low or 0) < (one.low or 0) - 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8])

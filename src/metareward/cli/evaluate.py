@@ -79,8 +79,8 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
 
     def run(
         context: typer.Context,
-        seed: int,
         out: Path | None,
+        seed: int = 0,
         engine: str | None = None,
         thinking: int | None = None,
         **given: Any,
@@ -103,7 +103,6 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
     parameters = [
         *(_parameter(name, field) for name, field in options.model_fields.items()),
         *_engine_options(options.asks),
-        _keyword("seed", Seed, 0),
         _keyword("out", Json, None),
     ]
     run.__signature__ = inspect.Signature([_keyword("context", typer.Context), *parameters])  # type: ignore[attr-defined]
@@ -112,7 +111,7 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
 
 
 def _engine_options(asks: str) -> Iterator[inspect.Parameter]:
-    """Which engine a command asks."""
+    """Which engine a command asks, and the seed; a command that asks nobody draws nothing at random."""
     if asks == "nobody":
         return
     flag = "--judge-engine" if asks == "judge" else "--engine"
@@ -121,6 +120,7 @@ def _engine_options(asks: str) -> Iterator[inspect.Parameter]:
     yield _keyword("engine", Annotated[str | None, engine], None)
     thinking = typer.Option("--thinking", metavar="TOKENS", min=1, help=reasoning)
     yield _keyword("thinking", Annotated[int | None, thinking], None)
+    yield _keyword("seed", Seed, 0)
 
 
 def _keyword(name: str, annotation: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:

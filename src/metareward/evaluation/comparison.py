@@ -179,7 +179,7 @@ def read_source(path: Path, benchmark: str | None) -> tuple[PromptScores, ...]:
 
 
 def compare_models(
-    pairs: Iterable[tuple[str, Sequence[PromptScores], str, Sequence[PromptScores]]], seed: int = 0
+    pairs: Iterable[tuple[str, Sequence[PromptScores], str, Sequence[PromptScores]]],
 ) -> tuple[ModelComparison, ...]:
     """Comparisons of two names with the scores of their seeds, on the prompts that all of them have a value for.
 
@@ -202,7 +202,7 @@ def compare_models(
         if len(common) < len(every):
             caveats.append(f"partial: {len(common)} of {len(every)} prompts have a value for both")
         a_SP, b_TP = (np.array([[each.values[key] for key in common] for each in x], dtype=float) for x in (a_S, b_T))
-        found.append((a, b, paired_difference(a_SP, b_TP, seed), len(every) - len(common), tuple(caveats)))
+        found.append((a, b, paired_difference(a_SP, b_TP), len(every) - len(common), tuple(caveats)))
     known = [difference.p_value for _, _, difference, _, _ in found if difference.p_value is not None]
     adjusted = iter(holm(known))
     return tuple(
@@ -211,9 +211,9 @@ def compare_models(
     )
 
 
-def compare_all(models: Sequence[PromptScores], seed: int = 0) -> tuple[ModelComparison, ...]:
+def compare_all(models: Sequence[PromptScores]) -> tuple[ModelComparison, ...]:
     """Every two of these models."""
-    return compare_models(((a.model, [a], b.model, [b]) for a, b in combinations(models, 2)), seed)
+    return compare_models(((a.model, [a], b.model, [b]) for a, b in combinations(models, 2)))
 
 
 COLUMNS = (
@@ -247,7 +247,7 @@ def comparison_table(title: str, comparisons: Sequence[ModelComparison]) -> Resu
         *(f"{each.a} and {each.b}: {caveat}." for each in comparisons for caveat in each.caveats),
     ]
     if any(each.found.n_seeds != (1, 1) for each in comparisons):
-        notes.append("Several seeds: intervals from a two-level bootstrap over seeds and prompts.")
+        notes.append("Several seeds: intervals over seeds and prompts.")
     return ResultTable(title, COLUMNS, tuple(rows), tuple(notes), first="models")
 
 
@@ -263,16 +263,16 @@ class CompareCommand(EvaluateCommand):
 
     asks: ClassVar[Literal["judge", "model", "nobody"]] = "nobody"
 
-    async def evaluate(self, session: EvaluateSession) -> Evaluated:
+    async def evaluate(self, session: EvaluateSession) -> Evaluated:  # noqa: ARG002
         """The table of comparisons, and the plot."""
-        comparisons = self.comparisons(session.seed)
+        comparisons = self.comparisons()
         title = f"Paired comparison{f' on {self.benchmark}' if self.benchmark else ''}"
         if self.plot is not None:
             plot_differences(comparisons, self.plot)
         numbers = {"benchmark": "compare", "comparisons": [each.as_dict() for each in comparisons]}
         return Evaluated((comparison_table(title, comparisons),), numbers)
 
-    def comparisons(self, seed: int = 0) -> tuple[ModelComparison, ...]:
+    def comparisons(self) -> tuple[ModelComparison, ...]:
         """Raises `UserError` for files that can't be read or compared."""
         if not self.first:
             raise UserError("give --first, a file of results or a run folder")
@@ -281,14 +281,14 @@ class CompareCommand(EvaluateCommand):
             models = sources[0]
             if len(models) < 2:
                 raise UserError(f"{self.first[0]}: has one model, {models[0].model}; fix: give --second")
-            return compare_all(models, seed)
+            return compare_all(models)
         others = [read_source(path, self.benchmark) for path in self.second] if self.second else sources
         a_S = [_model(models, self.first_model, "--first-model") for models in sources]
         b_T = [_model(models, self.second_model, "--second-model") for models in others]
         names = [a_S[0].model, b_T[0].model]
         if names[0] == names[1]:
             names = [f"{names[0]} of --first", f"{names[1]} of --second"]
-        return compare_models([(names[0], a_S, names[1], b_T)], seed)
+        return compare_models([(names[0], a_S, names[1], b_T)])
 
 
 def _model(models: Sequence[PromptScores], name: str | None, option: str) -> PromptScores:

@@ -4,8 +4,13 @@ With d_p = b_p - a_p over P prompts the difference is mean(d), its standard erro
 mean(d) +- t s and the p-value that of the paired t-test. The smallest difference that is found in 80 % of such
 comparisons is (t + 0.84) s. Unpaired comparisons need (var a + var b) / var d times as many prompts.
 
-With several seeds to a model a two-level bootstrap resamples the seeds of each model and the prompts, one fewer than
-there are of each, which makes its variance unbiased (McCarthy and Snowden 1985).
+Several seeds of a model add what they vary by beyond their noise on single prompts, which var(d) has already:
+
+    s^2 = var(d) / P + sum over models of max(0, v - w / (S P))                v = var(means of the S seeds) / S
+
+w is the mean square of what is left of the model's values without the means of seeds and prompts. The t distribution
+has Satterthwaite's (1946) degrees of freedom, s^4 over the sum of (var(d) / P)^2 / (P - 1) and, for each model whose
+seeds add something, v^2 / (S - 1). A model with a single seed adds nothing: the interval is then about that seed.
 """
 
 from __future__ import annotations
@@ -17,13 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from metareward.method.stats import ROUNDS
-
 Array = NDArray[np.float64]
 
 POWER_QUANTILE = 0.8416212335729143  # of the standard normal distribution at 80 %
 _LEVEL = 0.975
-_CHUNK = 1_000_000  # entries of drawn counts held in memory at once
 _EQUAL = 1e-9
 
 
@@ -50,8 +52,8 @@ class PairedDifference:
     n_seeds: tuple[int, int]
 
 
-def paired_difference(a_SP: Array, b_TP: Array, seed: int = 0, rounds: int = ROUNDS) -> PairedDifference:
-    """Models a (S seeds) and b (T seeds) on the same P prompts; one seed each gives the t-interval, more the bootstrap.
+def paired_difference(a_SP: Array, b_TP: Array) -> PairedDifference:
+    """Models a (S seeds) and b (T seeds) on the same P prompts.
 
     Raises `ValueError` without prompts or for values that are not finite.
     """
@@ -63,17 +65,11 @@ def paired_difference(a_SP: Array, b_TP: Array, seed: int = 0, rounds: int = ROU
     difference, seeds = float(d_P.mean()), (len(a_SP), len(b_TP))
     low = high = p_value = detectable = saved = None
     if prompts > 1:
-        error, quantile = float(d_P.std(ddof=1)) / prompts**0.5, float(stdtrit(prompts - 1, _LEVEL))
-        if seeds == (1, 1):
-            low, high = difference - quantile * error, difference + quantile * error
-            t = abs(difference) / error if error > 0 else np.inf if difference else 0.0
-            p_value = 2 * float(stdtr(prompts - 1, -t))
-        else:
-            drawn_B = _two_level(a_SP, b_TP, seed, rounds)
-            error = float(drawn_B.std())
-            low, high = (float(end) for end in np.quantile(drawn_B, [1 - _LEVEL, _LEVEL]))
-            tail = min((drawn_B <= 0).mean(), (drawn_B >= 0).mean())
-            p_value = float(min(1.0, max(2 * tail, 2 / rounds)))
+        squared, freedom = _squared_error(d_P, a_SP, b_TP)
+        error, quantile = squared**0.5, float(stdtrit(freedom, _LEVEL))
+        low, high = difference - quantile * error, difference + quantile * error
+        t = abs(difference) / error if error > 0 else np.inf if difference else 0.0
+        p_value = 2 * float(stdtr(freedom, -t))
         detectable = (quantile + POWER_QUANTILE) * error
         apart = float(a_P.var(ddof=1) + b_P.var(ddof=1))
         saved = 1 - float(d_P.var(ddof=1)) / apart if apart > 0 else None
@@ -94,27 +90,24 @@ def paired_difference(a_SP: Array, b_TP: Array, seed: int = 0, rounds: int = ROU
     )
 
 
-def _two_level(a_SP: Array, b_TP: Array, seed: int, rounds: int) -> Array:
-    """The difference in each bootstrap round."""
-    generator, prompts = np.random.default_rng(seed), a_SP.shape[1]
-    at_once = max(1, _CHUNK // prompts)
-    found = []
-    for start in range(0, rounds, at_once):
-        count = min(at_once, rounds - start)
-        times_BP = _counts(generator, prompts, count)
-        means = [
-            np.einsum("bs,sp,bp->b", _counts(generator, len(x_XP), count), x_XP, times_BP, optimize=True)
-            for x_XP in (a_SP, b_TP)
-        ]
-        found.append(means[1] - means[0])
-    return np.concatenate(found)
-
-
-def _counts(generator: np.random.Generator, size: int, rounds: int) -> Array:
-    """Shares of ``size`` items in each round: ``size`` - 1 of them are drawn, the only one if there is one."""
-    draws = max(1, size - 1)
-    drawn = generator.integers(size, size=(rounds, draws)) + size * np.arange(rounds)[:, None]
-    return np.asarray(np.bincount(drawn.ravel(), minlength=rounds * size).reshape(rounds, size) / draws)
+def _squared_error(d_P: Array, a_SP: Array, b_TP: Array) -> tuple[float, float]:
+    """The squared standard error of the difference, and its degrees of freedom."""
+    prompts = len(d_P)
+    parts = [(float(d_P.var(ddof=1)) / prompts, prompts - 1)]
+    total = parts[0][0]
+    for x_XP in (a_SP, b_TP):
+        seeds = len(x_XP)
+        if seeds == 1:
+            continue
+        means_X = x_XP.mean(axis=1)
+        rest_XP = x_XP - means_X[:, None] - x_XP.mean(axis=0) + x_XP.mean()
+        of_means = float(means_X.var(ddof=1)) / seeds
+        added = of_means - float((rest_XP**2).sum()) / ((seeds - 1) * (prompts - 1) * seeds * prompts)
+        if added > 0:
+            total += added
+            parts.append((of_means, seeds - 1))
+    doubt = sum(part**2 / freedom for part, freedom in parts)
+    return total, total**2 / doubt if doubt > 0 else prompts - 1
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

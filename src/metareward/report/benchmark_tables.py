@@ -79,7 +79,7 @@ def run_comparisons(folder: RunDir, run: Run) -> tuple[tuple[str, tuple[ModelCom
         alike = len({(each.judge, each.baseline) for each in models}) == 1
         shared = (prompt for prompt in models[0].values if all(m.values.get(prompt) is not None for m in models))
         if alike and len(models) > 1 and next(shared, None) is not None:
-            found.append((name, compare_all(models, run.recipe.seed % 2**32)))
+            found.append((name, compare_all(models)))
     return tuple(found)
 
 

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
-from scripted_models import prompts, reply, role_of, settings
+from scripted_models import SlowEngine, prompts, reply, role_of, settings
 
 from metareward.engines.base import Call, ScriptedEngine
 from metareward.evaluation.held_out import HeldOut, evaluate, held_out_records
@@ -171,3 +173,83 @@ def test_another_seed_gives_other_records(store: RecordStore, later: RecordStore
     other = replace(SETTINGS, seed=derive(SETTINGS.seed, "other"))
     asyncio.run(evaluate(ScriptedEngine(reply), PROMPTS, other, META_PAIRS, later, None, SILENT))
     assert dict(store.documents()) != dict(later.documents())
+
+
+def test_every_seed_is_derived_from_the_prompt_and_the_place(store: RecordStore, later: RecordStore) -> None:
+    """Records on disk and resumed runs depend on them."""
+    anchors = anchors_of(store)
+    engine = marked("!")
+    run(engine, later, anchors)
+    own, again = (derive(SETTINGS.seed, purpose) for purpose in ("own", "anchors"))
+    due = []
+    for name, record in by_id(later).items():
+        due += [("actor", derive(own, name, "answers"))]
+        judged = {answer.text: answer.index for answer in record.own[::-1]}.values()  # the first of equal answers
+        due += [("judge", derive(own, name, "judgments", index)) for index in judged]
+        due += [("judge", derive(again, name, "judgments", answer.index)) for answer in record.anchors_K]
+        pairs = [
+            (answer.index, first.index, second.index)
+            for answer in anchors[name].own
+            for first, second in combinations(answer.judgments_N, 2)
+            if isinstance(first.reading, Scored) and isinstance(second.reading, Scored) and first.text != second.text
+        ]
+        drawn = sorted(pairs, key=lambda pair: derive(derive(again, name, "pairs"), *pair))[:META_PAIRS]
+        for index, first, second in drawn:
+            seed = derive(again, "compare", index)
+            due += [("meta", derive(seed, name, "meta", *pair)) for pair in ((first, second), (second, first))]
+    assert sorted((role_of(call.messages), call.sampling.seed) for call in engine.calls) == sorted(due)
+
+
+def test_comparisons_are_of_the_judgments_shown(store: RecordStore) -> None:
+    engine = ScriptedEngine(reply)
+    run(engine, store)
+    metarubric = SETTINGS.metarubric
+    due = []
+    for record in by_id(store).values():
+        answers = {answer.index: answer for answer in record.own}
+        for each in record.comparisons:
+            answer = answers[each.candidate]
+            first, second = (answer.judgments_N[place].text for place in (each.meta.first, each.meta.second))
+            due.append(metarubric.render(record.prompt, answer.text, first, second)[0].content)
+    shown = [call.messages[0].content for call in engine.calls if role_of(call.messages) == "meta"]
+    assert sorted(shown) == sorted(due)
+
+
+class Tally:
+    """A progress that counts."""
+
+    def __init__(self) -> None:
+        self.totals: list[tuple[str, dict[str, int]]] = []
+        self.done = Counter[str]()
+
+    def start(self, stage: str, total: Mapping[str, int]) -> None:
+        self.totals.append((stage, dict(total)))
+
+    def advance(self, kind: str, n: int) -> None:
+        self.done[kind] += n
+
+    def finish(self) -> None:
+        pass
+
+
+def test_progress_counts_every_completion(store: RecordStore, later: RecordStore) -> None:
+    anchors = anchors_of(store)
+    for given, judged, opened in ((None, 12, later.path.with_name("m0b.sqlite")), (anchors, 24, later.path)):
+        tally, engine = Tally(), marked("!")
+        with RecordStore.open(opened, {}) as into:
+            asyncio.run(evaluate(engine, PROMPTS, SETTINGS, META_PAIRS, into, given, tally))
+        assert tally.totals == [
+            ("evaluating", {"prompts": 6, "answers": 3 * 6, "judgments": judged * 6, "meta-judgments": 4 * 6})
+        ]
+        asked = Counter[str]()
+        for call in engine.calls:
+            asked[{"actor": "answers", "judge": "judgments", "meta": "meta-judgments"}[role_of(call.messages)]] += (
+                call.n
+            )
+        assert tally.done == asked + Counter(prompts=6)
+
+
+def test_no_more_prompts_at_once_than_asked_for(store: RecordStore) -> None:
+    slow = SlowEngine(0.001)
+    asyncio.run(evaluate(slow, PROMPTS, SETTINGS, 0, store, None, SILENT, max_concurrent_prompts=2))
+    assert slow.max_in_flight <= 2 * SETTINGS.k

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metareward.evaluation.held_out import HeldOut, WinRate, held_out_win_rates
+from metareward.evaluation.alpaca_eval.data import Annotation
+from metareward.evaluation.alpaca_eval.length_control import length_adjusted
+from metareward.evaluation.held_out import HeldOut, WinRate, held_out_win_rates, win_rate_by
+from metareward.method.stats import mean_interval
 from metareward.types import Candidate, Judgment, Message, Prompt, Scored, Unparsed
 
 
@@ -24,7 +27,7 @@ class Lengthy:
 
 def answer(score: float, chars: int, given: float | None = None) -> Candidate:
     reading = Unparsed("missing") if given is None else Scored(given)
-    return Candidate(0, f"{score} ".ljust(chars, "x"), "stop", 1, (Judgment(0, "", 1, reading),))
+    return Candidate(0, f"{score:g} ".ljust(chars, "x"), "stop", 1, (Judgment(0, "", 1, reading),))
 
 
 def held(number: int, own: Candidate, anchor: Candidate) -> HeldOut:
@@ -76,3 +79,56 @@ def test_swapping_the_models_gives_100_minus_the_win_rate(rows: list[tuple[int, 
     assert (forth.wins, forth.losses, forth.p_value) == (back.losses, back.wins, back.p_value)
     assert forth.length_adjusted is not None and back.length_adjusted is not None
     assert forth.length_adjusted + back.length_adjusted == pytest.approx(100, abs=1e-3)
+
+
+def answers(*scores_and_lengths: tuple[float, int, float | None]) -> tuple[Candidate, ...]:
+    return tuple(replace(answer(*each), index=index) for index, each in enumerate(scores_and_lengths))
+
+
+def test_the_interval_resamples_prompts_and_the_adjustment_sees_lengths() -> None:
+    mine = [answers((4, 30, 4), (2, 12, None)), answers((5, 25, 1)), answers((3, 9, 3)), answers((1, 40, 5))]
+    base = [answers((3, 20, 3), (2, 14, 2)), answers((4, 15, 2)), answers((3, 33, 3)), answers((4, 10, 4))]
+    records = [
+        HeldOut(held(number, own[0], other[0]).prompt, own, other, ())
+        for number, (own, other) in enumerate(zip(mine, base, strict=True))
+    ]
+    m0 = [replace(record, own=record.anchors_K) for record in records]
+    for seed in (1, 2):
+        found = held_out_win_rates(records, {"M0": m0}, Lengthy(), seed)
+        true = [("p0", 1.0, 20, 30), ("p0", 0.5, 14, 12), ("p1", 1.0, 15, 25), ("p2", 0.5, 33, 9), ("p3", 0.0, 10, 40)]
+        own = [("p0", 1.0, 20, 30), ("p0", None, 14, 12), ("p1", 0.0, 15, 25), ("p2", 0.5, 33, 9), ("p3", 1.0, 10, 40)]
+        for judge, rows in (("oracle", true), ("itself", own)):
+            rate = by(judge, found)
+            shares = [(name, share) for name, share, *_ in rows if share is not None]
+            interval = mean_interval([share for _, share in shares], [name for name, _ in shares], seed)
+            assert (rate.win_rate, rate.low, rate.high) == (
+                100 * interval.mean,
+                100 * interval.low,
+                100 * interval.high,
+            )
+            # Lengths are of the texts, which hold the score, too; rows are numbered by prompt.
+            adjusted = length_adjusted([Annotation(int(name[1]), *rest) for name, *rest in rows])
+            assert adjusted is not None
+            assert (rate.length_adjusted, rate.length_adjusted_error) == (adjusted.win_rate, adjusted.standard_error)
+        assert (by("oracle", found).against, by("itself", found).against) == ("M0", "M0")
+        assert by("itself", found).left_out == 1
+
+
+def test_the_sign_test() -> None:
+    def rate(*signs: int) -> WinRate:
+        records = [held(i, answer(3 + sign, 9), answer(3, 9)) for i, sign in enumerate(signs)]
+        m0 = [replace(record, own=record.anchors_K) for record in records]
+        return by("oracle", held_out_win_rates(records, {"M0": m0}, Lengthy(), 1))
+
+    assert rate(1, 1, 1, 1, 1).p_value == pytest.approx(2 / 2**5)
+    assert rate(1, 1, 1, 0, 1, -1).p_value == pytest.approx(2 * 6 / 2**5)
+    assert rate(0, 0).p_value is None
+    assert (rate(0, 0).win_rate, rate(0, 0).draws) == (50.0, 2)
+
+
+def test_scores_that_differ_by_rounding_are_a_draw() -> None:
+    mine, base = answer(3, 9, 0.1 + 0.2), answer(3, 9, 0.3)
+    assert win_rate_by("J", [held(0, mine, base), held(1, answer(3, 9, 1.1), answer(3, 9, 1))], 1) == replace(
+        by("itself", held_out_win_rates([held(0, mine, base), held(1, answer(4, 9, 4), answer(3, 9, 3))], {}, None, 1)),
+        judge="J",
+    )

@@ -1,6 +1,7 @@
 """One prompt's life: what is asked, what is kept, and that the record depends on the prompt alone."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -11,18 +12,23 @@ from scripted_models import SlowEngine, prompt, reply, role_of, settings
 from metareward.engines.base import EngineError, ScriptedEngine, run_concurrently
 from metareward.generation.annotate import (
     AnnotationSettings,
+    RubricJudge,
     annotate_prompt,
     annotation_fingerprint,
     judge_answer,
     meta_judge_pair,
 )
+from metareward.generation.verdicts import VerdictRules
+from metareward.method.judge import Reasoning
 from metareward.seeds import derive
 from metareward.storage.records import record_from_json, record_to_json
 from metareward.types import (
     Completion,
     Duplicate,
+    Judgment,
     Messages,
     ModelRole,
+    Prompt,
     PromptRecord,
     Sampling,
     Scored,
@@ -241,3 +247,122 @@ def test_the_fingerprint_holds_what_bears_on_meaning_and_nothing_else() -> None:
     ]
     assert len({str(annotation_fingerprint(chosen)) for chosen in [base, *others]}) == 11
     assert annotation_fingerprint(replace(base, answers=replace(base.answers, seed=99))) == annotation_fingerprint(base)
+
+
+def test_the_fingerprint_stays_what_it_is() -> None:
+    """Stores on disk hold it: a run is resumed only with an equal one."""
+    base = settings()
+    chosen = replace(
+        base,
+        answers=Sampling(0.9, 0.8, 11),
+        judgments=Sampling(0.7, 0.6, 12),
+        meta=Sampling(0.5, 0.4, 13),
+        rubric=replace(base.rubric, system_prompt="Be strict.", min_score=1, words=("Note",)),
+        metarubric=replace(base.metarubric, system_prompt="Be fair.", hide_scores=True, kind="boxed", words=("Best",)),
+        reasoning=Reasoning("<a>", "</a>"),
+        verdicts=VerdictRules(retries=2),
+        meta_verdicts=VerdictRules(constrained=True),
+        expected=True,
+    )
+    assert annotation_fingerprint(chosen) == {
+        "seed": 7,
+        "answers": {"k": 4, "temperature": 0.9, "top_p": 0.8, "max_tokens": 11},
+        "judgments": {
+            "n": 3,
+            "rubric": chosen.rubric.template.sha256,
+            "verdict_format": {"kind": "label", "words": ["Note"]},
+            "system": "Be strict.",
+            "expected": True,
+            "temperature": 0.7,
+            "top_p": 0.6,
+            "max_tokens": 12,
+            "verdict": "text",
+            "retries": 2,
+        },
+        "scores": {"low": 1, "high": 5.0, "min_valid": 2},
+        "meta_judgments": {
+            "rubric": chosen.metarubric.template.sha256,
+            "verdict_format": {"kind": "boxed", "words": ["Best"]},
+            "hide_scores": True,
+            "system": "Be fair.",
+            "temperature": 0.5,
+            "top_p": 0.4,
+            "max_tokens": 13,
+            "verdict": "constrained",
+            "retries": 0,
+        },
+        "reasoning": ["<a>", "</a>"],
+    }
+    plain = annotation_fingerprint(settings(meta_judge=False))
+    assert plain["meta_judgments"] is None and plain["reasoning"] is None
+
+
+def test_a_rubric_judge_asks_with_seeds_of_its_own() -> None:
+    sampling = Sampling(0.7, 0.6, 12, seed=99)
+    engine = scripted([], {"x": WILD, "y": GOOD})
+    rubric = settings().rubric
+
+    def judged(judge: RubricJudge, answer: str) -> list[object]:
+        return [each.reading for each in asyncio.run(judge.judge(prompt(1), answer, 3))]
+
+    assert judged(RubricJudge(engine, rubric, sampling, 5), "x") == [Scored(0), Unparsed("missing"), Scored(5)]
+    assert judged(RubricJudge(engine, rubric), "y") == [Scored(4), Scored(4), Scored(5)]
+    first, second = engine.calls
+    assert (first.role, first.n, first.sampling) == (
+        "judge",
+        3,
+        replace(sampling, seed=derive(5, "p001", "judgments", "x")),
+    )
+    assert first.messages == rubric.render(prompt(1), "x")
+    assert second.sampling == Sampling(0.8, 0.95, 1024, derive(0, "p001", "judgments", "y"))
+
+
+class Own:
+    """A judge, and a reward, given as objects."""
+
+    def __init__(self, indices: Sequence[int] = (0, 1, 2), rewards: Sequence[float] = (2, 0.5)) -> None:
+        self.indices, self.rewards = indices, rewards
+        self.asked: list[object] = []
+
+    async def judge(self, prompt: Prompt, answer: str, n: int) -> tuple[Judgment, ...]:
+        self.asked.append((prompt.id, answer, n))
+        return tuple(Judgment(index, answer, 1, Scored(index)) for index in self.indices)
+
+    async def score(self, prompt: Prompt, answers: Sequence[str]) -> Sequence[float]:
+        self.asked.append((prompt.id, *answers))
+        return self.rewards
+
+
+def test_a_judge_of_your_own_takes_the_place_of_the_rubric() -> None:
+    own, tally, engine = Own(), Tally(), scripted(["x", "y", "x"], {})
+    record = run(engine, chosen=replace(settings(k=3, meta_judge=False), judge=own), tally=tally)
+    assert own.asked == [("p001", "x", 3), ("p001", "y", 3)]
+    assert [[each.text for each in answer.judgments_N] for answer in record.candidates_K] == [["x"] * 3, ["y"] * 3]
+    assert (len(engine.calls), tally.done) == (1, {"answers": 3, "judgments": 6})
+    with pytest.raises(EngineError, match=r"judgments 0 to 2, not \[0, 2, 1\]"):
+        run(scripted(["x"], {}), chosen=replace(settings(k=1), judge=Own([0, 2, 1])))
+
+
+def test_a_reward_scores_the_distinct_answers() -> None:
+    own, engine = Own(), scripted(["x", "y", "x"], {})
+    record = run(engine, chosen=replace(settings(k=3, n=0, meta_judge=False), reward=own))
+    assert own.asked == [("p001", "x", "y")]
+    assert [(each.index, each.reward, each.judgments_N) for each in record.candidates_K] == [(0, 2.0, ()), (1, 0.5, ())]
+    assert len(engine.calls) == 1
+    for rewards in ([1.0], [1.0, 2.0, 3.0], [1.0, float("nan")]):
+        with pytest.raises(EngineError, match="must give 2 finite scores"):
+            run(scripted(["x", "y"], {}), chosen=replace(settings(k=2, n=0), reward=Own(rewards=rewards)))
+
+
+def test_reasoning_is_kept_beside_the_answer_and_the_judgments() -> None:
+    engine = scripted(
+        ["<think>a</think>x", "<think>b</think>x"],
+        {"x": ["<think>c</think>Score: 1", "Score: 2", "Score: 4"]},
+        "<think>Winner: Judgment B</think>Winner: Judgment A",
+    )
+    record = run(engine, chosen=replace(settings(k=2), reasoning=Reasoning()))
+    (answer,) = record.candidates_K
+    assert (answer.text, answer.reasoning, record.duplicates) == ("x", "<think>a</think>", (Duplicate(1, 0),))
+    assert [each.reasoning for each in answer.judgments_N] == ["<think>c</think>", "", ""]
+    assert record.dispute is not None
+    assert all(each.verdict == Won(each.first) for each in record.dispute.meta)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import RUBRIC, golden, judge_texts, prompt
+from builders import RUBRIC, golden, judge_texts, prompt, short_id
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ def outcome(reading: Reading) -> float | str:
             return "truncated"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: short_id(case["text"]))
 def test_golden(case: dict[str, Any]) -> None:
     rubric = Rubric.load("judge", min_score=case.get("low", 0.0), max_score=case.get("high", 5.0))
     reading = rubric.read(case["text"], case.get("finish", "stop"))

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from builders import METARUBRIC, RUBRIC, golden, judge_texts, prompt
+from builders import METARUBRIC, RUBRIC, golden, judge_texts, prompt, short_id
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +37,7 @@ def outcome(verdict: Verdict) -> str:
             return "truncated"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: short_id(case["text"]))
 def test_golden(case: dict[str, Any]) -> None:
     assert outcome(METARUBRIC.read(case["text"], case.get("finish", "stop"), FIRST, SECOND)) == case["verdict"]
 
@@ -105,7 +105,7 @@ def test_no_slot_of_the_prompt_names_a_winner(place: str) -> None:
 SHOWN = [case["text"] for case in golden("scores") if isinstance(case["reading"], int | float)]
 
 
-@pytest.mark.parametrize("text", SHOWN, ids=lambda text: repr(text)[:60])
+@pytest.mark.parametrize("text", SHOWN, ids=short_id)
 def test_hidden_scores_leave_no_digit(text: str) -> None:
     shown = remove_scores(f"Relevant, and complete.\n{text}")
     assert shown.startswith("Relevant, and complete.")

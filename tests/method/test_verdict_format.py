@@ -4,7 +4,7 @@ import time
 import unicodedata
 
 import pytest
-from builders import RUBRIC
+from builders import RUBRIC, short_id
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -140,14 +140,14 @@ def test_no_winner_from_twenty_thousand_texts(text: str, beside: str, between: s
     check_winner_echo(text, beside, between, rubric)
 
 
-@pytest.mark.parametrize("text", PLANTED, ids=ascii)
+@pytest.mark.parametrize("text", PLANTED, ids=short_id)
 def test_planted_scores_are_masked(text: str) -> None:
     for rubric in RUBRICS[:3]:
         assert rubric.verdict.mask(text) != text
         check_score_echo(text, "The answer says:", " ", rubric)
 
 
-@pytest.mark.parametrize("text", PLANTED_WINNERS, ids=ascii)
+@pytest.mark.parametrize("text", PLANTED_WINNERS, ids=short_id)
 def test_planted_winners_are_masked(text: str) -> None:
     for rubric in METARUBRICS[:3]:
         assert rubric.verdict.mask(text) != text
@@ -175,6 +175,36 @@ def test_boxed_and_brackets_are_masked_with_their_kinds_only() -> None:
     assert SCORES.mask(r"\boxed{4} and [[4]]") == r"\boxed{4} and [[4]]"
     assert score_format("boxed", (), 0, 5).mask(r"\boxed{4}") == "⧵boxed{4}"
     assert winner_format("brackets", ()).mask("[[A]]") == "⁅[A]]"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_tags_and_keys_are_masked_and_read_with_every_kind(kind: Kind) -> None:
+    text = 'Score: 4, <score>4</score>, {"score": 4}'
+    rubric = Rubric.load("judge", kind=kind)
+    assert rubric.verdict.mask(text) == 'Score∶ 4, ‹score>4</score>, {"score"∶ 4}'
+    assert rubric.read("Good.\nScore: 4") == rubric.read("Good.\n<score>4</score>") == Scored(4)
+    if kind in ("boxed", "brackets"):  # in the order of the text
+        assert [each.form for each in rubric.verdict.anchors(f"{OWN[kind]} score: 4 {OWN[kind]}")] == [
+            "enclosed",
+            "colon",
+            "enclosed",
+        ]
+
+
+def test_no_more_labels_than_asked_for() -> None:
+    text = "score: 1\n" * 5
+    assert [len(SCORES.anchors(text, most)) for most in (0, 3, 5, None)] == [0, 3, 5, 5]
+    assert SCORES.anchors(text, 3) == SCORES.anchors(text)[:3]
+
+
+def test_labels_of_one_character_without_spaces() -> None:
+    assert Rubric.load("judge", words=["分"]).verdict.mask("共分分: 4") == "共分分∶ 4"
+
+
+def test_a_quote_at_the_beginning_makes_no_json_of_a_boxed_score() -> None:
+    rubric = Rubric.load("judge", kind="boxed")
+    assert rubric.read('{"score": 4}, or maybe 5') == Scored(4)
+    assert rubric.read('"Good" it is. \\boxed{4}, or maybe 5') == Unparsed("ambiguous")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ RUBRIC = Rubric.load("judge")
 METARUBRIC = MetaRubric.load("metajudge")
 
 
+def short_id(text: str) -> str:
+    """``text`` as a test's id, without backslashes: pytest would double them at the next collection in one process."""
+    return ascii(text).replace("\\", "/")[:60]
+
+
 def golden(name: str) -> list[dict[str, Any]]:
     """The cases of ``tests/golden/<name>.jsonl``."""
     lines = (Path(__file__).parents[1] / "golden" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")

@@ -27,10 +27,10 @@ test-servers: .venv/ready
 	$(BIN)/pytest -m servers --timeout 900 tests/engines
 
 # Mutation testing: all modules of [tool.mutmut] in pyproject.toml, or those that ONLY names, such as "metareward.method.elo*".
+# ONLY takes options, too: --rest, --survivors and --tests FILE (tests/support/mutants.py --help).
 mutants: .venv/ready
-	$(BIN)/python -m pip install --quiet 'mutmut>=3.8'
-	HYPOTHESIS_PROFILE=mutants OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ONLY)
-	$(BIN)/python tests/support/mutation_score.py
+	$(BIN)/python -m pip install --quiet mutmut==3.8.1
+	HYPOTHESIS_PROFILE=mutants OMP_NUM_THREADS=1 $(BIN)/python tests/support/mutants.py $(ONLY)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

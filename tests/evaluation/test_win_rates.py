@@ -86,11 +86,11 @@ def answers(*scores_and_lengths: tuple[float, int, float | None]) -> tuple[Candi
 
 
 def test_the_interval_resamples_prompts_and_the_adjustment_sees_lengths() -> None:
-    mine = [answers((4, 30, 4), (2, 12, None)), answers((5, 25, 1)), answers((3, 9, 3)), answers((1, 40, 5))]
-    base = [answers((3, 20, 3), (2, 14, 2)), answers((4, 15, 2)), answers((3, 33, 3)), answers((4, 10, 4))]
+    given = [answers((4, 30, 4), (2, 12, None)), answers((5, 25, 1)), answers((3, 9, 3)), answers((1, 40, 5))]
+    others = [answers((3, 20, 3), (2, 14, 2)), answers((4, 15, 2)), answers((3, 33, 3)), answers((4, 10, 4))]
     records = [
         HeldOut(held(number, own[0], other[0]).prompt, own, other, ())
-        for number, (own, other) in enumerate(zip(mine, base, strict=True))
+        for number, (own, other) in enumerate(zip(given, others, strict=True))
     ]
     m0 = [replace(record, own=record.anchors_K) for record in records]
     for seed in (1, 2):
@@ -99,15 +99,17 @@ def test_the_interval_resamples_prompts_and_the_adjustment_sees_lengths() -> Non
         own = [("p0", 1.0, 20, 30), ("p0", None, 14, 12), ("p1", 0.0, 15, 25), ("p2", 0.5, 33, 9), ("p3", 1.0, 10, 40)]
         for judge, rows in (("oracle", true), ("itself", own)):
             rate = by(judge, found)
-            shares = [(name, share) for name, share, *_ in rows if share is not None]
+            shares = [(name, share) for name, share, _, _ in rows if share is not None]
             interval = mean_interval([share for _, share in shares], [name for name, _ in shares], seed)
             assert (rate.win_rate, rate.low, rate.high) == (
                 100 * interval.mean,
                 100 * interval.low,
                 100 * interval.high,
             )
-            # Lengths are of the texts, which hold the score, too; rows are numbered by prompt.
-            adjusted = length_adjusted([Annotation(int(name[1]), *rest) for name, *rest in rows])
+            # Lengths are of whole texts; rows are numbered by prompt.
+            adjusted = length_adjusted(
+                [Annotation(int(name[1]), share, base, mine) for name, share, base, mine in rows]
+            )
             assert adjusted is not None
             assert (rate.length_adjusted, rate.length_adjusted_error) == (adjusted.win_rate, adjusted.standard_error)
         assert (by("oracle", found).against, by("itself", found).against) == ("M0", "M0")

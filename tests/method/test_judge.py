@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.method.judge import Reasoning, Rubric, expected_score
-from metareward.method.template import Template
+from metareward.method.judge import Reasoning, Rubric, expected_score, single_turn, with_system
+from metareward.method.template import Template, load_template
 from metareward.types import Completion, Message, Prompt, Reading, Scored, Step, TopLogprob, Truncated, Unparsed
 
 CASES = golden("scores")
@@ -126,6 +126,20 @@ def test_an_invalid_rubric_is_refused() -> None:
         Rubric.load("judge", min_score=5, max_score=5)
     with pytest.raises(UserError, match="question"):
         Rubric(Template("t", "{answer}", ""))
+    with pytest.raises(UserError, match="answer"):
+        Rubric(Template("t", "{question}", ""))
+
+
+def test_loading_by_name_has_the_defaults_of_a_rubric() -> None:
+    assert Rubric.load("judge") == Rubric(load_template("judge"))
+
+
+def test_a_system_prompt_is_put_before_turns_that_have_none() -> None:
+    user, own = Message("user", "Why?"), Message("system", "Be brief.")
+    assert single_turn("Why?") == Prompt("", (user,))
+    assert with_system("Be fair.", (user,)) == (Message("system", "Be fair."), user)
+    assert with_system("Be fair.", (own, user)) == (own, user)
+    assert with_system(None, (user,)) == (user,)
 
 
 def test_public_rubric_gives_chat_messages_and_scores(tmp_path: Path) -> None:
@@ -184,6 +198,10 @@ def test_a_score_of_several_tokens_is_kept_as_sampled() -> None:
 
 def test_without_probabilities_the_sampled_score_is_kept() -> None:
     assert expected_score(Completion("Score: 4", "stop", 3), RUBRIC) == Scored(4.0)
+
+
+def test_a_server_that_lists_no_score_leaves_the_sampled_one() -> None:
+    assert expected_score(completion(["Score:", " 4"], 1, {" four": 0.5, " 9": 0.25}), RUBRIC) == Scored(4.0)
 
 
 def test_a_judgment_without_a_score_has_no_expected_score() -> None:

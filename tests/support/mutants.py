@@ -10,13 +10,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import gc
 import io
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,15 @@ def clear_caches() -> None:
                     clear()
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A mutant in a child process; at ``deadline`` it is ended even if it takes no CPU time."""
+
+    path: Path
+    name: str
+    deadline: float
+
+
 class Runner:
     """A pytest plugin that runs the collected tests once for each mutant instead of once."""
 
@@ -70,16 +82,22 @@ class Runner:
         if session.testsfailed:
             raise session.Interrupted("the tests can't be collected")
         self._find_tests(session)
-        running: dict[int, tuple[Path, str]] = {}
+        running: dict[int, _Running] = {}
+        gc.freeze()  # the collector of a child then leaves the pages that it shares with this process alone
+        if (child := os.fork()) == 0:
+            os._exit(self._run("", session.items, 600))
+        if os.waitpid(child, 0)[1] != 0:
+            raise session.Failed("a test fails when it is run for the second time, without a mutant")
         for done, (path, name) in enumerate(self.queue):
             tests = [session.items[place] for _, place in self._of(name)]
             while len(running) >= PROCESSES:
                 self._wait(running)
             self._set(path, name, UNTESTED)
+            seconds = sum(each for each, _ in self._of(name))
             if tests and (child := os.fork()) == 0:
-                os._exit(self._run(name, tests, sum(seconds for seconds, _ in self._of(name))))
+                os._exit(self._run(name, tests, seconds))
             elif tests:
-                running[child] = (path, name)
+                running[child] = _Running(path, name, time.monotonic() + 60 + 20 * seconds)
             if done % 20 == 0:
                 session.config.get_terminal_writer().line(f"{done:6} of {len(self.queue)} mutants")
                 self.save()
@@ -121,10 +139,18 @@ class Runner:
         except BaseException:  # such as pytest's own errors
             return 3
 
-    def _wait(self, running: dict[int, tuple[Path, str]]) -> None:
-        child, status = os.wait()
-        if child in running:
-            self._set(*running.pop(child), os.waitstatus_to_exitcode(status))
+    def _wait(self, running: dict[int, _Running]) -> None:
+        """Wait for a child to end; end those that wait for ever."""
+        while True:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if child in running:
+                ended = running.pop(child)
+                self._set(ended.path, ended.name, os.waitstatus_to_exitcode(status))
+                return
+            for child, each in running.items():
+                if time.monotonic() > each.deadline:
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(0.005)
 
     def _set(self, path: Path, name: str, code: int) -> None:
         self.results[path]["exit_code_by_key"][name] = code
@@ -146,7 +172,7 @@ def main() -> int:
     kept: set[int | None] | None = {None} if args.rest else {SURVIVED, UNTESTED} if args.survivors else None
     runner = Runner(args.names, kept)
     os.chdir(MUTANTS)
-    code = pytest.main(["--rootdir=.", "-qq", "-p", "no:cacheprovider", *tests], plugins=[runner])
+    code = pytest.main(["--rootdir=.", "-qq", "--tb=native", "-p", "no:cacheprovider", *tests], plugins=[runner])
     report(Path("src/metareward"), args.names)
     return int(code)
 

@@ -155,7 +155,7 @@ def _replace(text: str, pattern: re.Pattern[str], lookalike: Callable[[str], str
 
 def control_starts(strings: Iterable[str]) -> re.Pattern[str]:
     """A pattern for `escape_brackets`: the first character of each of these control strings, in any case."""
-    folded = sorted({fold(each).text for each in strings} - {""}, key=lambda each: (-len(each), each))
+    folded = sorted({fold(each).text for each in strings} - {""})
     starts = {f"{re.escape(each[0])}(?={re.sub('[0-9]+', '[0-9]+', re.escape(each[1:]))})": None for each in folded}
     return re.compile("|".join(starts) or r"(?!)")
 

@@ -20,7 +20,7 @@ from metareward.storage.store import RecordStore
 from metareward.types import Messages, Sampling, Scored
 
 PROMPTS = prompts(6)
-SETTINGS = replace(settings(k=3, n=4, meta_judge=False), min_valid=1)
+SETTINGS = replace(settings(k=3, n=4), min_valid=1)
 META_PAIRS = 2
 
 

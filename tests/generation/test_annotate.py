@@ -19,7 +19,7 @@ from metareward.generation.annotate import (
     meta_judge_pair,
 )
 from metareward.generation.verdicts import VerdictRules
-from metareward.method.judge import Reasoning
+from metareward.method.judge import TOP_LOGPROBS, Reasoning
 from metareward.seeds import derive
 from metareward.storage.records import record_from_json, record_to_json
 from metareward.types import (
@@ -102,6 +102,14 @@ def test_every_seed_is_derived_from_the_prompt_and_the_place() -> None:
     assert {replace(call.sampling, seed=0) for call in engine.calls} == {settings().answers}
 
 
+def test_equally_disputed_answers_are_drawn_by_a_seed_of_their_own() -> None:
+    for seed in range(12):
+        engine = scripted(["x", "y", "z"], {name: ["Score: 0", "Score: 2", "Score: 5"] for name in "xyz"})
+        dispute = run(engine, chosen=settings(k=3, seed=seed)).dispute
+        assert dispute is not None
+        assert dispute.candidate == derive(derive(seed, "p001", "dispute"), "disputed") % 3
+
+
 def test_every_role_draws_with_its_own_sampling() -> None:
     own = {"actor": Sampling(0.9, 0.8, 11), "judge": Sampling(0.7, 0.6, 12), "meta": Sampling(0.5, 0.4, 13)}
     chosen = replace(settings(), answers=own["actor"], judgments=own["judge"], meta=own["meta"])
@@ -147,7 +155,7 @@ def test_without_disagreement_there_is_no_dispute(judgments: list[str]) -> None:
 
 def test_an_empty_answer_is_judged_like_any_other() -> None:
     record = run(scripted(["", "x"], {"": WILD, "x": GOOD}), chosen=settings(k=2))
-    assert [candidate.text for candidate in record.candidates_K] == ["", "x"]
+    assert [(candidate.text, candidate.reasoning) for candidate in record.candidates_K] == [("", ""), ("x", "")]
     assert record.dispute is not None and record.dispute.candidate == 0
 
 
@@ -226,6 +234,7 @@ def test_answers_and_judgments_of_others_can_be_judged() -> None:
     engine = scripted([], {answer.text: WILD})
     judgments = asyncio.run(judge_answer(engine, prompt(3), answer.index, answer.text, chosen))
     assert [judgment.text for judgment in judgments] == WILD
+    assert [call.sampling.seed for call in engine.calls] == [derive(chosen.seed, "p003", "judgments", answer.index)]
     meta = asyncio.run(meta_judge_pair(engine, prompt(3), answer.text, judgments[2], judgments[0], chosen))
     assert (meta.first, meta.second, meta.verdict) == (2, 0, Won(2))
 
@@ -315,6 +324,19 @@ def test_a_rubric_judge_asks_with_seeds_of_its_own() -> None:
     )
     assert first.messages == rubric.render(prompt(1), "x")
     assert second.sampling == Sampling(0.8, 0.95, 1024, derive(0, "p001", "judgments", "y"))
+
+
+def test_what_is_asked_again_has_a_seed_of_its_own() -> None:
+    rules, written = VerdictRules(retries=1), ["what", "Score: 1"]
+    engine = scripted(["x"], {"x": written})
+    judge = RubricJudge(engine, settings().rubric, seed=5, expected=True, verdicts=rules)
+    asyncio.run(judge.judge(prompt(1), "x", 2))
+    place = ("p001", "judgments", "x")
+    assert [call.sampling.seed for call in engine.calls] == [derive(5, *place), derive(5, *place, "retry", 0, 1)]
+    assert [call.sampling.top_logprobs for call in engine.calls] == [TOP_LOGPROBS] * 2
+    engine = scripted(["x"], {"x": written}, "what")
+    run(engine, chosen=replace(settings(k=1, n=2, seed=5, meta_judge=False), verdicts=rules))
+    assert engine.calls[-1].sampling.seed == derive(5, "p001", "judgments", 0, "retry", 0, 1)
 
 
 class Own:

@@ -99,7 +99,7 @@ def packaged_names() -> tuple[str, ...]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)
+    near = difflib.get_close_matches(name, known, cutoff=0.5) or list(known)
     return f"there is {', '.join(near)}" if near else "there are no .txt files in that folder"
 
 

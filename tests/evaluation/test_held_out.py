@@ -50,10 +50,11 @@ def anchors_of(store: RecordStore) -> dict[str, HeldOut]:
 
 
 def marked(mark: str) -> ScriptedEngine:
-    """Another model: its answers end in ``mark``, which the first one's never do."""
+    """Another model: its answers end in ``mark`` and its judgments begin with it, which the first one's never do."""
 
     def say(messages: Messages, sampling: Sampling, index: int) -> str:
-        return reply(messages, sampling, index) + (mark if role_of(messages) == "actor" else "")
+        said = reply(messages, sampling, index)
+        return {"actor": f"{said}{mark}", "judge": f"{mark} {said}", "meta": said}[role_of(messages)]
 
     return ScriptedEngine(say)
 
@@ -85,6 +86,7 @@ def test_a_later_model_judges_its_own_answers_and_those_of_m0(store: RecordStore
         assert [answer.text for answer in record.anchors_K] == [answer.text for answer in anchors[name].own]
         assert all(answer.text.endswith("!") for answer in record.own)
         assert all(len(answer.judgments_N) == 4 for answer in (*record.own, *record.anchors_K))
+        assert all(each.text[0] == "!" for answer in (*record.own, *record.anchors_K) for each in answer.judgments_N)
 
 
 def test_no_two_purposes_share_a_seed(store: RecordStore, later: RecordStore) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from builders import candidate, judgment, meta, prompt, readings
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metareward.evaluation.held_out import Comparison, HeldOut, held_out_metrics, score_histogram
+from metareward.method.stats import mean_interval
 from metareward.types import Candidate, Prompt, Tied, Truncated, Unparsed
 
 
@@ -158,6 +160,20 @@ def test_intervals_resample_prompts_not_single_values() -> None:
     )
     assert (one["low"], one["high"]) == (ten["low"], ten["high"])
     assert one["low"] < one["mean"] < one["high"]
+
+
+def test_intervals_are_of_the_seed() -> None:
+    records = [held_out(str(chars), [candidate(0, [3], text="a" * chars)]) for chars in (1, 3, 5, 8)]
+    for seed in range(3):
+        due = mean_interval([1, 3, 5, 8], ["1", "3", "5", "8"], seed)
+        found = held_out_metrics(records, ANCHORS, None, seed)["answer_chars"]
+        assert found == {"mean": due.mean, "low": due.low, "high": due.high, "n": 4}
+
+
+def test_rewards_and_cut_off_answers() -> None:
+    own = [replace(candidate(n, [3]), reward=reward) for n, reward in enumerate((0.5, None, 2.0))]
+    found = means([held_out("a", [*own, replace(candidate(3, [3]), finish="length")])])
+    assert (found["answer_reward"], found["answer_truncated"]) == (1.25, 0.25)
 
 
 @st.composite

@@ -87,8 +87,11 @@ def test_commands_parse(name: str, block: str) -> None:
         parse(list(words))
 
 
-# Options of other programs, and of the benchmarks' peers, that the documents name.
+# Options of other programs, of tests/support/mutants.py, and of the benchmarks' peers, that the documents name.
 _OTHER_PROGRAMS = {
+    "--rest",
+    "--survivors",
+    "--tests",
     "--no-enable-chunked-prefill",
     "--generation-config",
     "--help",

@@ -111,6 +111,7 @@ def run_command(
     from metareward.pipeline.loop import run_recipe
     from metareward.report.benchmark_tables import benchmarks_text
     from metareward.report.facts import gather
+    from metareward.report.independent_judge import judge_sentences, pending_lines
     from metareward.report.judge_health import headline
     from metareward.report.tables import metrics_text, win_rates_text
     from metareward.storage.run_dir import RunDir
@@ -126,6 +127,8 @@ def run_command(
     judge = headline(facts)
     if judge is not None:
         print_rich(str(judge))
+    for line in (*judge_sentences(facts), *pending_lines(facts)):
+        print_rich(escape_control(line))
     print_rich(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
 
 

@@ -31,9 +31,9 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
+from metareward.generation.verdicts import VerdictFormatSettings
 from metareward.method.gates import GATES, Action, Limit
 from metareward.method.pairs import OnTie, PairRules
-from metareward.method.verdict_format import Kind
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
 from metareward.training.config import TrainingSettings
@@ -68,15 +68,6 @@ class AnswerSettings(Section):
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
     max_tokens: Count = Field(1024, description="Longest answer, in new tokens")
     system_prompt: Text | None = Field(None, description="System prompt for prompts that have none")
-
-
-class VerdictFormatSettings(Section):
-    """How the rubric's text asks for the verdict; it is masked in the texts that the judge sees."""
-
-    kind: Kind = Field("label", description="Its form: label as in 'Score: 4', tag, JSON key, \\boxed{4}, or [[4]]")
-    words: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        (), description="Labels, tags or keys of the verdict, the written one first; empty: many, in many languages"
-    )
 
 
 VerdictKind = Literal["text", "constrained"]

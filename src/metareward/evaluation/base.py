@@ -25,6 +25,7 @@ from metareward.evaluation.held_out import HeldOut, Oracle
 from metareward.evaluation.judges import JudgeSpec
 from metareward.generation.progress import JUDGMENTS
 from metareward.generation.verdicts import RubricGrader
+from metareward.method.judge import Rubric
 from metareward.settings import Count, Section, Text
 from metareward.storage.serialization import json_lines
 from metareward.types import Candidate, Prompt, Sampling, Scored
@@ -51,11 +52,24 @@ class Requests:
         return sum(len(prompt.messages) if self.turn_by_turn else 1 for prompt in self.prompts)
 
 
+class Price(Section):
+    """What a judge's tokens cost."""
+
+    prompt: float = Field(ge=0.0, description="Of a million prompt tokens")
+    completion: float = Field(ge=0.0, description="Of a million completion tokens")
+    currency: Text = Field("USD", description="Its unit")
+
+    def of(self, prompt_tokens: float, completion_tokens: float) -> str:
+        """The price of so many tokens with its unit, such as ``12.40 USD``."""
+        return f"{(prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6:,.2f} {self.currency}"
+
+
 @dataclass(frozen=True, slots=True)
 class Completions:
     """At most ``calls`` completions of ``role``, each of at most ``max_tokens``, by the model itself or another judge.
 
-    ``like_run``: the run makes such completions too, so their measured length holds for these.
+    ``like_run``: the run makes such completions too, so their measured length holds for these. ``judge``: who is asked,
+    if its cost is told apart, with the characters of its prompt besides the question and the answer, and its price.
     """
 
     role: str
@@ -63,6 +77,9 @@ class Completions:
     max_tokens: int
     itself: bool = True
     like_run: bool = True
+    judge: str | None = None
+    prompt_chars: int = 0
+    price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +96,17 @@ class ScoringInputs:
     """All that a score rests on. ``folder`` is where the benchmark writes; ``prompts`` are the held-out ones.
 
     ``opponent`` is the earlier model of `Benchmark.opponent`; ``judge`` is None where `Benchmark.asked_judge` is.
+    ``first`` is M0. ``verdicts`` is a folder for replies of the judge that hold for all models of the run. Models
+    judge by ``rubric``; ``grader`` is `Benchmark.grader`.
     """
 
     model: EvaluatedModel
     opponent: EvaluatedModel | None
+    first: EvaluatedModel
     folder: Path
+    verdicts: Path
     prompts: Sequence[Prompt]
+    rubric: Rubric
     grader: RubricGrader
     oracle: Oracle | None
     judge: JudgeSpec | None
@@ -189,6 +211,8 @@ class Benchmark(Section):
     title: ClassVar[str]
     answers_file: ClassVar[str] = "answers.jsonl"
     command: ClassVar[type[EvaluateCommand]]
+    # The settings that a resumed run may change: no stored result depends on them.
+    changeable: ClassVar[frozenset[str]] = frozenset({"models"})
 
     @model_validator(mode="before")
     @classmethod
@@ -213,6 +237,10 @@ class Benchmark(Section):
     def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
         """The files that it needs, each with a reader that raises `UserError` for a bad one."""
         return iter(())
+
+    def digests(self) -> Mapping[str, str]:
+        """The digests of texts that it only names and that its results depend on, such as a rubric's."""
+        return {}
 
     # --- who is asked what ---
 
@@ -245,11 +273,12 @@ class Benchmark(Section):
         """Judgments of each answer where the judge scores by the run's rubric and samples."""
         return 1
 
-    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:  # noqa: ARG002
-        """What the judge is asked about one model, at most.
+    def grader(self, run: RubricGrader) -> RubricGrader:
+        """How a judge scores by a rubric; ``run``: by the run's, with `rubric_judgments` of each answer."""
+        return run
 
-        There are ``held_out`` held-out prompts; by the run's rubric an answer has ``n`` judgments of ``max_tokens``.
-        """
+    def judge_completions(self, held_out: int, grader: RubricGrader) -> Completions | None:  # noqa: ARG002
+        """What the judge is asked about one model, at most; there are ``held_out`` held-out prompts."""
         return None
 
     # --- results ---
@@ -260,6 +289,10 @@ class Benchmark(Section):
         Raises `UserError` for files that can't be read or don't fit each other.
         """
         raise NotImplementedError
+
+    def incomplete(self, results: Results) -> str | None:  # noqa: ARG002
+        """Why the judge is asked again by the next start of the run; None where the results are final."""
+        return None
 
     def facts(self, inputs: ScoringInputs) -> dict[str, object]:
         """What the results rest on, stored beside them: whom the model is compared with, and who judges by what."""
@@ -277,6 +310,10 @@ class Benchmark(Section):
     def columns(self, rows: Sequence[Figures]) -> tuple[Column, ...]:
         """What is shown of these rows."""
         raise NotImplementedError
+
+    def tables(self, rows: Sequence[Figures]) -> tuple[tuple[str, tuple[Column, ...]], ...]:
+        """The tables that these rows make, each with a title of its own: one, unless they say different things."""
+        return (("", self.columns(rows)),)
 
     def notes(self, rows: Sequence[Figures]) -> tuple[str, ...]:  # noqa: ARG002
         """What the figures rest on."""
@@ -369,7 +406,7 @@ class ComparisonBenchmark(JudgedBenchmark):
         """Also the file that the answers are compared with."""
         return {**super().facts(inputs), "against": inputs.opponent.name if inputs.opponent else self.against}
 
-    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:
+    def judge_completions(self, held_out: int, grader: RubricGrader) -> Completions | None:
         """By the benchmark's prompt ``prompt_completions`` of each pair; by the rubric N judgments of both answers."""
         if self.asked_judge is None:
             return None
@@ -377,7 +414,7 @@ class ComparisonBenchmark(JudgedBenchmark):
         if self.prompt is not None:
             calls = pairs * self.prompt_completions
             return Completions(JUDGMENTS, calls, self.prompt_sampling.max_tokens, itself, like_run=False)
-        return Completions(JUDGMENTS, pairs * 2 * n, max_tokens, itself)
+        return Completions(JUDGMENTS, pairs * 2 * grader.n, grader.most_tokens, itself)
 
     async def compare_one_by_one(self, inputs: ScoringInputs, work: Callable[[PairwiseJudge], Awaitable[T]]) -> T:
         """``work`` with the judge that sees one output at a time: by the rubric, an oracle, or stored scores."""

@@ -8,6 +8,7 @@ from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.run import AlpacaEval
 from metareward.evaluation.arena_hard.run import ArenaHard
 from metareward.evaluation.base import Benchmark
+from metareward.evaluation.independent_judge.run import IndependentJudge
 from metareward.evaluation.judge_quality.run import JudgeQuality
 from metareward.evaluation.mt_bench.run import MtBench
 from metareward.evaluation.verifiable.run import IfEval, Verifiable
@@ -18,6 +19,7 @@ BENCHMARKS: Mapping[str, type[Benchmark]] = {
     "arena_hard": ArenaHard,
     "mt_bench": MtBench,
     "judge_quality": JudgeQuality,
+    "independent_judge": IndependentJudge,
     "ifeval": IfEval,
     "verifiable": Verifiable,
 }

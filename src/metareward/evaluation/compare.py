@@ -207,19 +207,14 @@ class RubricPairwiseJudge:
             each.id: each
             for pair in pairs
             for text in (pair.first, pair.second)
-            for each in (Output(_output_id(pair.prompt, text), pair.prompt, text),)
+            for each in (Output.of(pair.prompt, text),)
         }
         results = await grade(self.client, self.grader, list(outputs.values()))
         scores = {key: tuple(document["scores"]) for key, document in results.documents.items()}
         return {
-            pair.prompt.id: _share(*(scores.get(_output_id(pair.prompt, text)) for text in (pair.first, pair.second)))
+            pair.prompt.id: _share(*(scores.get(Output.of(pair.prompt, text).id) for text in (pair.first, pair.second)))
             for pair in pairs
         }
-
-
-def _output_id(prompt: Prompt, text: str) -> str:
-    """An output by its words, so that its scores don't depend on where it is shown or by whom it is."""
-    return f"{prompt.id} {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
 def _share(first: Scores | None, second: Scores | None) -> FirstShare | Unjudged:

@@ -6,6 +6,7 @@ recipe file, a server as ``URL#MODEL``, or ``package.module:name``: an object of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,11 +19,11 @@ from metareward.data.prompts import digest_prompts
 from metareward.engines.base import Engine, EngineError, LazyEngine
 from metareward.errors import UserError
 from metareward.generation.progress import JUDGMENTS, SILENT, Progress
-from metareward.generation.runner import run_tasks
+from metareward.generation.runner import TooManyFailuresError, run_tasks
 from metareward.generation.verdicts import RubricGrader
 from metareward.seeds import derive
 from metareward.storage.store import RecordStore
-from metareward.text import one_line
+from metareward.text import one_line, replace_surrogates
 from metareward.types import Completion, Judge, Messages, Prompt, Reading, Sampling, Scored
 
 T = TypeVar("T")
@@ -44,6 +45,15 @@ def judge_kind(name: str) -> JudgeKind:
     if name.endswith((".yaml", ".yml")):
         return "recipe"
     return "object" if _OBJECT.fullmatch(name) else "model"
+
+
+class JudgeUnavailableError(UserError):
+    """The judge can't be opened, or fails on everything. What it has said is stored; the rest can be asked later."""
+
+
+def judge_name(name: str) -> str:
+    """The judge without the address where it is: of a server the model alone."""
+    return f"#{name.partition('#')[2]}" if judge_kind(name) == "server" else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +90,30 @@ class JudgeSpec:
     async def run(self, records: Path, work: Callable[[JudgeClient], Awaitable[T]]) -> T:
         """``work`` with the judge, whose replies are stored in ``records``; it is closed whatever happens.
 
-        Where there are records already, it is opened at the first question that they don't answer.
+        Where there are records already, it is opened at the first question that they don't answer. Raises
+        `JudgeUnavailableError` when it can't be opened or fails on too many queries.
         """
         resumed = records.is_file() and judge_kind(self.name) != "object"
-        backend = LazyEngine(self._open_engine) if resumed else await self.open(self.name)
+        backend = LazyEngine(self._open_engine) if resumed else await self._open()
         try:
             client = JudgeClient(
                 backend, self.name, records, self.seed, progress=self.progress, cache_key=self.cache_key
             )
             return await work(client)
+        except TooManyFailuresError as error:
+            raise JudgeUnavailableError(str(error)) from error
         finally:
             if not isinstance(backend, Judge):
                 await backend.aclose()
 
+    async def _open(self) -> Engine | Judge:
+        try:
+            return await self.open(self.name)
+        except (UserError, EngineError) as error:
+            raise JudgeUnavailableError(str(error)) from error
+
     async def _open_engine(self) -> Engine:
-        return _engine(await self.open(self.name), self.name)
+        return _engine(await self._open(), self.name)
 
 
 def _engine(judge: Engine | Judge, name: str) -> Engine:
@@ -145,7 +164,7 @@ async def cached_queries(
         client.progress.advance(role, 1)
         return text
 
-    fingerprint = {"judge": client.name, "seed": client.seed, **client.cache_key, **settings}
+    fingerprint = {"judge": judge_name(client.name), "seed": client.seed, **client.cache_key, **settings}
     with RecordStore.open(client.records, fingerprint) as store:
         pending, most = list(keyed.values()), {role: 1}
         await run_tasks(document, pending, store, client.progress, stage, most, client.max_concurrency)
@@ -162,6 +181,12 @@ class Output:
     prompt: Prompt
     text: str
 
+    @classmethod
+    def of(cls, prompt: Prompt, text: str) -> Output:
+        """An answer named by its words, so that its scores don't depend on who wrote it or where it is shown."""
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        return cls(f"{prompt.id} {digest[:16]}", prompt, text)
+
     def query(self, grader: RubricGrader) -> Prompt:
         """What a judge is asked about it."""
         return Prompt(self.id, grader.rubric.render(self.prompt, self.text))
@@ -170,9 +195,10 @@ class Output:
 async def grade(
     client: JudgeClient, grader: RubricGrader, outputs: Sequence[Output], purpose: str = "scores"
 ) -> QueryResults:
-    """N scores of every output: documents with ``scores``, None for each judgment without a readable one.
+    """N judgments of every output: documents with ``scores``, None for each judgment without a readable one.
 
-    ``purpose`` tells the seeds of one use from another's. Raises `UserError` as `cached_queries` does.
+    ``outcomes`` say how each was read (``scored``, or why not), ``texts`` and ``tokens`` what was written. ``purpose``
+    tells the seeds of one use from another's. Raises `UserError` as `cached_queries` does.
     """
     by_id = {output.id: output for output in outputs}
 
@@ -182,7 +208,12 @@ async def grade(
             judgments_N = await client.backend.judge(output.prompt, output.text, grader.n)
         else:
             judgments_N = await grader.judge(partial(ask, client.backend, query), query.messages)
-        return {"scores": [_score(judgment.reading) for judgment in judgments_N]}
+        return {
+            "scores": [_score(judgment.reading) for judgment in judgments_N],
+            "outcomes": [_outcome(judgment.reading) for judgment in judgments_N],
+            "texts": [replace_surrogates(judgment.text) for judgment in judgments_N],
+            "tokens": [judgment.tokens for judgment in judgments_N],
+        }
 
     async def ask(
         engine: Engine, query: Prompt, messages: Messages, sampling: Sampling, n: int, *of: str | int
@@ -195,3 +226,7 @@ async def grade(
 
 def _score(reading: Reading) -> float | None:
     return reading.score if isinstance(reading, Scored) else None
+
+
+def _outcome(reading: Reading) -> str:
+    return reading.kind if isinstance(reading, Scored) else reading.reason

@@ -25,6 +25,10 @@ MAX_CONCURRENT_PROMPTS = 64  # enough to fill an engine's batches, few enough th
 _MAX_CONSECUTIVE_FAILURES = 20
 
 
+class TooManyFailuresError(UserError):
+    """All prompts failed, or too many in a row: the engine is broken, not the prompts."""
+
+
 def _ignore(_: str) -> None:
     """Nothing to do with a stored document."""
 
@@ -75,10 +79,10 @@ async def run_tasks(
     """Run ``task`` on every pending prompt, ``max_concurrent_prompts`` (at least 1) at a time; store each document.
 
     ``totals`` is the largest number of completions by kind that one prompt takes. ``on_stored`` gets each document when
-    it is in the store; what it raises ends the call. A prompt whose task raises
-    `EngineError` is stored as a failure and retried by the next call. Raises `UserError` when 20 consecutive untried
-    prompts fail, when all fail, or when the store can't be written; other errors propagate. Whatever is raised,
-    finished prompts are in the store.
+    it is in the store; what it raises ends the call. A prompt whose task raises `EngineError` is stored as a failure
+    and retried by the next call. Raises `TooManyFailuresError` when 20 consecutive untried prompts fail or when all
+    fail, `UserError` when the store can't be written; other errors propagate. Whatever is raised, finished prompts are
+    in the store.
     """
     if max_concurrent_prompts < 1:
         raise ValueError(f"max_concurrent_prompts is {max_concurrent_prompts}, must be at least 1")
@@ -94,7 +98,7 @@ async def run_tasks(
         finally:
             progress.finish()
     if workers.failed and not workers.finished and not done:
-        raise UserError(f"all {len(pending)} prompts failed; {_last_failure(workers.failed)}")
+        raise TooManyFailuresError(f"all {len(pending)} prompts failed; {_last_failure(workers.failed)}")
     return RunnerResult(workers.finished, len(prompts) - len(pending), tuple(sorted(workers.failed)))
 
 
@@ -125,7 +129,9 @@ class _Workers:
                     self.failed_numbers.add(number)
                     if _consecutive(self.failed_numbers, number) >= _MAX_CONSECUTIVE_FAILURES:
                         last = _last_failure(self.failed)
-                        raise UserError(f"{_MAX_CONSECUTIVE_FAILURES} prompts in a row failed; {last}") from None
+                        raise TooManyFailuresError(
+                            f"{_MAX_CONSECUTIVE_FAILURES} prompts in a row failed; {last}"
+                        ) from None
             else:
                 self.store.put(prompt.id, document)
                 self.finished += 1

@@ -19,19 +19,24 @@ from metareward.engines.base import Engine, EngineError
 from metareward.generation.annotate import AnnotationSettings, judge_answer, meta_judge_pair
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.runner import MAX_CONCURRENT_PROMPTS
+from metareward.generation.verdicts import RubricGrader
 from metareward.seeds import derive
-from metareward.types import Completion, Judgment, MetaJudgment, Prompt
+from metareward.types import Completion, Judge, Judgment, Messages, MetaJudgment, Prompt, Sampling
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Known throughput: generated tokens a second overall; mean tokens and engine seconds of a completion by role."""
+    """Known throughput: generated tokens a second overall; mean tokens and engine seconds of a completion by role.
+
+    ``judges``: both of a judgment of the benchmarks' judges that are other models, by the benchmark's name.
+    """
 
     tokens_per_second: float | None = None
     tokens_each: Mapping[str, float] = field(default_factory=dict)
     seconds_each: Mapping[str, float] = field(default_factory=dict)
+    judges: Mapping[str | None, tuple[float, float]] = field(default_factory=dict)
 
     def seconds(self, role: str, calls: int, tokens: int) -> float | None:
         """The time for ``calls`` completions of a role with ``tokens`` in all; None when the throughput is unknown."""
@@ -88,6 +93,35 @@ async def measure_rates(
         tokens_each={role: tokens for role, (tokens, _) in measured.items()},
         seconds_each={role: each for role, (_, each) in measured.items()},
     )
+
+
+async def measure_judge(
+    judge: Engine | Judge,
+    answers: Sequence[tuple[Prompt, str]],
+    grader: RubricGrader,
+    seconds: float,
+    max_concurrency: int = MAX_CONCURRENT_PROMPTS,
+) -> tuple[float, float]:
+    """Tokens and engine seconds of a judgment by another judge, measured on ``answers`` for ``seconds``.
+
+    Raises `EngineError` when a request fails, or when fewer than two finish.
+    """
+
+    async def judgments(number: int, prompt: Prompt, answer: str) -> Sequence[Judgment]:
+        async def ask(messages: Messages, sampling: Sampling, n: int, *purpose: str | int) -> Sequence[Completion]:
+            seeded = replace(sampling, seed=derive(0, "measured judge", number, *purpose))
+            return await engine.complete(messages, seeded, n, "judge")
+
+        if isinstance(judge, Judge):
+            return await judge.judge(prompt, answer, grader.n)
+        engine: Engine = judge
+        return await grader.judge(ask, grader.rubric.render(prompt, answer))
+
+    works = (
+        _Work(prompt, answer, partial(judgments, number, prompt, answer))
+        for number, (prompt, answer) in enumerate(itertools.cycle(answers))
+    )
+    return _rates(await _measure(works, max_concurrency, seconds, JUDGMENTS))
 
 
 def _rates(finished: Sequence[_Finished[Any]]) -> tuple[float, float]:

@@ -26,12 +26,15 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Annotated, Generic, Protocol, TypeVar
+
+from pydantic import Field
 
 from metareward.engines.base import run_concurrently
 from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.verdict_format import VerdictFormat
+from metareward.method.verdict_format import Kind, VerdictFormat
+from metareward.settings import Section, Text
 from metareward.text import fold, replace_surrogates
 from metareward.types import (
     Completion,
@@ -48,8 +51,18 @@ from metareward.types import (
 )
 
 T = TypeVar("T")
+_VERDICT_TOKENS = 8  # of a value such as " Judgment A" and its end, with any tokenizer
 # Opening markup and quotes of the verdict that is left out.
 _OPENING = re.compile(r"(?:(?<![\w\"'/])>|[*_`\"'“‘(\[{<$\\#-])+[ \t]*\Z")
+
+
+class VerdictFormatSettings(Section):
+    """How the rubric's text asks for the verdict; it is masked in the texts that the judge sees."""
+
+    kind: Kind = Field("label", description="Its form: label as in 'Score: 4', tag, JSON key, \\boxed{4}, or [[4]]")
+    words: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        (), description="Labels, tags or keys of the verdict, the written one first; empty: many, in many languages"
+    )
 
 
 class Ask(Protocol):
@@ -68,6 +81,10 @@ class VerdictRules:
 
     constrained: bool = False
     retries: int = 0
+
+    def most_tokens(self, max_tokens: int) -> int:
+        """The most new tokens of one judgment, all attempts and constrained verdicts included."""
+        return (1 + self.retries) * (max_tokens + (_VERDICT_TOKENS if self.constrained else 0))
 
     @property
     def settings(self) -> dict[str, object]:
@@ -93,6 +110,11 @@ class RubricGrader:
     expected: bool = False
     rules: VerdictRules = TEXT
     reasoning: Reasoning | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most new tokens of one judgment."""
+        return self.rules.most_tokens(self.sampling.max_tokens)
 
     async def judge(self, ask: Ask, messages: Messages) -> tuple[Judgment, ...]:
         """The N judgments that ``messages``, the rendered rubric, ask for. Raises what ``ask`` raises."""

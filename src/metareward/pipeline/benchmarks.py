@@ -8,6 +8,8 @@ resumes with the rest; ``result.json`` is written last.
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,13 +19,13 @@ from metareward.config.schema import engine_fingerprint
 from metareward.engines.base import Engine, StripReasoning
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark, Completions, EvaluatedModel, ScoringInputs
-from metareward.evaluation.judges import JudgeClient, JudgeSpec, cached_queries
+from metareward.evaluation.judges import JudgeClient, JudgeSpec, JudgeUnavailableError, cached_queries
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.judge import with_system
-from metareward.pipeline.engines import open_judge
-from metareward.pipeline.experiment import Experiment, most_tokens, verdict_rules
+from metareward.pipeline.engines import judge_fingerprint, open_judge
+from metareward.pipeline.experiment import Experiment, verdict_rules
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -33,6 +35,7 @@ from metareward.text import replace_surrogates
 from metareward.types import Completion, Judge, Message, Messages, ModelRole, Prompt, Sampling
 
 _STAGE = "benchmarks"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class BenchmarkRun:
     def result(self) -> Path:
         """The results."""
         return self.folder / "result.json"
+
+    @property
+    def pending(self) -> Path:
+        """Why the judge is asked again by the next start; there where it couldn't be asked for all that is needed."""
+        return self.folder / "pending.json"
 
     @property
     def local(self) -> Benchmark:
@@ -105,8 +113,8 @@ class BenchmarkRun:
 
     @property
     def pending_result(self) -> bool:
-        """Whether M_t has no results yet."""
-        return self.due and not self.result.is_file()
+        """Whether M_t has no results yet, or a part of them only."""
+        return self.due and (self.pending.is_file() or not self.result.is_file())
 
     @property
     def needs_model(self) -> bool:
@@ -122,30 +130,29 @@ class BenchmarkRun:
         if self.answering:
             yield Completions(ANSWERS, benchmark.requests().completions, recipe.answers.max_tokens)
         if self.due and benchmark.asked_judge is not None:
-            judged = benchmark.judge_completions(held_out, self._judgments, most_tokens(recipe.judgments))
+            judged = benchmark.judge_completions(held_out, self.grader)
             yield from () if judged is None else (judged,)
 
     @property
-    def _judgments(self) -> int:
-        """Judgments of each answer; greedy ones are all the same, so of these there is one."""
-        return self.benchmark.rubric_judgments if self.experiment.recipe.judgments.temperature > 0 else 1
+    def grader(self) -> RubricGrader:
+        """By the run's rubric and sampling, or the benchmark's own; greedy judgments are all the same, so one."""
+        judged, greedy = self.experiment.recipe.judgments, self.experiment.recipe.judgments.temperature == 0
+        n = 1 if greedy else self.benchmark.rubric_judgments
+        sampling = Sampling(judged.temperature, judged.top_p, judged.max_tokens)
+        expected, rules = judged.score == "expected", verdict_rules(judged)
+        return self.benchmark.grader(RubricGrader(self.experiment.rubric, n, sampling, expected, rules))
 
     def inputs(self, judge: JudgeSpec | None) -> ScoringInputs:
-        """What the score rests on: the run's rubric and sampling, the models, and the judge."""
-        judged = self.experiment.recipe.judgments
-        sampling = Sampling(judged.temperature, judged.top_p, judged.max_tokens)
+        """What the score rests on: the models, the rubrics and sampling, and the judge."""
         return ScoringInputs(
             model=self._evaluated,
             opponent=self.opponent._evaluated if self.opponent else None,
+            first=replace(self, t=0)._evaluated,
             folder=self.folder,
+            verdicts=self.experiment.run.verdicts / self.benchmark.name,
             prompts=self.experiment.held_out,
-            grader=RubricGrader(
-                self.experiment.rubric,
-                self._judgments,
-                sampling,
-                judged.score == "expected",
-                verdict_rules(judged),
-            ),
+            rubric=self.experiment.rubric,
+            grader=self.grader,
             oracle=self.experiment.oracle,
             judge=judge,
             seed=self.seed,
@@ -161,12 +168,27 @@ def benchmark_runs(experiment: Experiment, t: int) -> tuple[BenchmarkRun, ...]:
     return tuple(BenchmarkRun(experiment, t, benchmark) for benchmark in experiment.recipe.benchmarks)
 
 
-def check(experiment: Experiment) -> None:
-    """Read every file that is needed yet, and write nothing. Raises `UserError` for one that can't be read."""
+def _pending(experiment: Experiment) -> Iterator[BenchmarkRun]:
+    """Every benchmark of every model with something to do."""
     every = (each for t in range(experiment.last + 1) for each in benchmark_runs(experiment, t))
-    pending = {each.benchmark.name: each for each in every if each.pending_answers or each.pending_result}
-    for name, reader in (file for each in pending.values() for file in each.local.files()):
-        reader(Path(name))
+    return (each for each in every if each.pending_answers or each.pending_result)
+
+
+def pending(experiment: Experiment) -> bool:
+    """Whether a benchmark has something to do with any model."""
+    return next(_pending(experiment), None) is not None
+
+
+def check(experiment: Experiment) -> None:
+    """Read every file that is needed yet, and write nothing. Raises `UserError` for one that can't be read.
+
+    Judges are looked at without opening them: a server needn't be up before it is asked.
+    """
+    for each in {each.benchmark.name: each for each in _pending(experiment)}.values():
+        for name, reader in each.local.files():
+            reader(Path(name))
+        if each.benchmark.asked_judge is not None:
+            judge_fingerprint(each.benchmark.asked_judge)
 
 
 def needs_model(experiment: Experiment, t: int) -> bool:
@@ -191,7 +213,10 @@ async def ask_model(experiment: Experiment, t: int, engine: Engine, progress: Pr
 
 
 async def ask_others(experiment: Experiment, t: int, progress: Progress) -> None:
-    """Score the rest: from what is stored, and with judges that have other engines."""
+    """Score the rest: from what is stored, and with judges that have other engines.
+
+    A judge that can't be asked doesn't stop the run: its results stay pending, and the next start asks it again.
+    """
 
     async def open_logged(name: str) -> Engine | Judge:
         judge = await open_judge(name)
@@ -203,7 +228,14 @@ async def ask_others(experiment: Experiment, t: int, progress: Progress) -> None
     with timed(experiment.run, t, _STAGE):
         for each in pending:
             name = each.benchmark.asked_judge
-            await _score(each, None if name is None else JudgeSpec(name, open_logged, each.seed, progress))
+            if name is None:
+                await _score(each, None)
+                continue
+            judge = JudgeSpec(name, open_logged, each.seed, progress, judge_fingerprint(name))
+            try:
+                await _score(each, judge)
+            except JudgeUnavailableError as error:
+                _put_off(each, str(error))
 
 
 @dataclass(frozen=True)
@@ -269,6 +301,29 @@ async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     """Write the results."""
     run.folder.mkdir(parents=True, exist_ok=True)
     inputs, names = run.inputs(judge), {"benchmark": run.benchmark.name, "kind": run.benchmark.kind, "model": run.model}
-    found = {**names, **run.benchmark.facts(inputs), "results": list(await run.local.score(inputs))}
+    started = time.monotonic()
+    results = list(await run.local.score(inputs))
+    incomplete = run.benchmark.incomplete(results)
+    if incomplete is not None:
+        _put_off(run, incomplete)
+    found = {**names, **run.benchmark.facts(inputs), "results": results}
+    run.experiment.run.report.unlink(missing_ok=True)  # it would lack these results
     write_atomic(run.result, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    log_event(run.experiment.run, "benchmark", name=run.benchmark.name, model=run.model)
+    if incomplete is None:
+        run.pending.unlink(missing_ok=True)
+    seconds = round(time.monotonic() - started, 1)
+    log_event(run.experiment.run, "benchmark", name=run.benchmark.name, model=run.model, seconds=seconds)
+
+
+def _put_off(run: BenchmarkRun, reason: str) -> None:
+    """Say why the judge is asked again by the next start."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    found = {"benchmark": run.benchmark.name, "model": run.model, "reason": reason}
+    run.experiment.run.report.unlink(missing_ok=True)
+    write_atomic(run.pending, json.dumps(found, ensure_ascii=False) + "\n")
+    _LOG.warning(
+        "benchmarks.%s: not all of %s is judged: %s; the run goes on, and its next start asks the judge again",
+        run.benchmark.name,
+        run.model,
+        reason,
+    )

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from metareward.config.schema import EngineSettings, load_recipe
+from metareward.config.schema import EngineSettings, Recipe, engine_fingerprint, load_recipe
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.engines.openai.engine import OpenAISettings, open_openai
@@ -58,8 +58,7 @@ async def open_judge(name: str) -> Engine | Judge:
     match judge_kind(name):
         case "server":
             url, _, model = name.partition("#")
-            if not model:
-                raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
+            _require_model(url, model)
             key = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else None
             settings = OpenAISettings.model_validate({"base_urls": [url], "model": model, "api_key_env": key})
             return await open_engine(settings, Path(), 0, logs)
@@ -69,7 +68,7 @@ async def open_judge(name: str) -> Engine | Judge:
                 import_object(name, f"judge {name}", ("complete", "aclose"))  # an engine, or a UserError
             return judge
         case "recipe":
-            recipe = load_recipe(name)
+            recipe = _judge_recipe(name)
             engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, logs)
             if not recipe.reasoning.strip:
                 return engine
@@ -85,3 +84,37 @@ async def open_judge_engine(name: str) -> Engine:
     if isinstance(judge, Judge):
         raise UserError(f"judge {name}: only grades answers; fix: name a model, a recipe or a server")
     return judge
+
+
+def _require_model(url: str, model: str) -> None:
+    if not model:
+        raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
+
+
+def _judge_recipe(name: str) -> Recipe:
+    """The recipe of a judge, which needn't say where prompts come from."""
+    return load_recipe(name, ["prompts.source=none"])
+
+
+def judge_fingerprint(name: str) -> dict[str, object]:
+    """What decides a judge's replies besides its name and where it is: its files, its engine, its source.
+
+    Nothing is opened. Raises `UserError` for a name that stands for no judge: a check before anything is asked.
+    """
+    match judge_kind(name):
+        case "itself" | "oracle":
+            return {}
+        case "server":
+            _require_model(*name.partition("#")[::2])
+            return {}
+        case "object":
+            return {"judge's source": import_object(name, f"judge {name}", ()).sha256}
+        case "recipe":
+            recipe = _judge_recipe(name)
+            found = {f"judge's {key}": value for key, value in engine_fingerprint(recipe.engine).items()}
+            if recipe.engine.kind != "openai":
+                found["judge's files"] = fingerprint_model(model_folder(recipe.model))
+            tags = {"start": recipe.reasoning.start, "end": recipe.reasoning.end} if recipe.reasoning.strip else {}
+            return found | {f"judge's reasoning.{key}": value for key, value in tags.items()}
+        case _:
+            return {"judge's files": fingerprint_model(model_folder(name))}

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,23 +32,23 @@ from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
+from metareward.evaluation.base import Benchmark
 from metareward.evaluation.held_out import Oracle
-from metareward.evaluation.judges import judge_kind
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
 from metareward.method.gates import GATES
 from metareward.method.judge import Reasoning, Rubric, with_system
 from metareward.method.meta_judge import MetaRubric
-from metareward.pipeline.engines import POCKET, model_folder, open_engine
+from metareward.pipeline.engines import POCKET, judge_fingerprint, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
 from metareward.settings import Imported, import_name, import_object
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
-from metareward.storage.run_log import environment
-from metareward.storage.serialization import flatten
+from metareward.storage.run_log import environment, log_event
+from metareward.storage.serialization import fingerprint_of, flatten
 from metareward.training.average import make_average
 from metareward.training.config import DpoJob
 from metareward.types import ModelRole, PairKind, Prompt, Sampling
@@ -66,7 +67,7 @@ _CHANGEABLE = frozenset(
     + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
 )
 _RUBRIC = "the rubric's text"
-_VERDICT_TOKENS = 8  # of a value such as " Judgment A" and its end, with any tokenizer
+_MEASURED = "benchmarks."
 _DIGEST = re.compile("[0-9a-f]{64}")
 _OWN_STARTS = ("previous", "m0")
 _LOG = logging.getLogger(__name__)
@@ -111,23 +112,36 @@ class Experiment:
             return
         _read_json(self.run.resolved)  # a damaged file is named as such
         # A setting that did not exist when the run began has its default.
-        before = flatten({**load_recipe(str(self.run.resolved)).resolved(), **_read_json(self.run.inputs)})
-        now = flatten({**self.recipe.resolved(), **inputs})
+        began = load_recipe(str(self.run.resolved))
+        before, measured = self._compared(began, _read_json(self.run.inputs))
+        now, measuring = self._compared(self.recipe, inputs)
+        # Benchmarks measure: they may come and go, but a name stands for one measurement.
+        both = {key: value for key, value in measured.items() if key in measuring}
+        before, now = {**before, **both}, {**now, **{key: measuring[key] for key in both}}
         changed = [
             f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
             for key in sorted({*before, *now} - _CHANGEABLE)
             if before.get(key) != now.get(key)
         ]
         if changed:
+            named = " or the benchmark another name," if any(key.startswith(_MEASURED) for key in changed) else ""
             raise UserError(
                 f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
-                "fix: set it back, or give another folder with --out"
+                f"fix: set it back,{named} or give another folder with --out"
             )
+
+    @staticmethod
+    def _compared(recipe: Recipe, inputs: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+        """What a run is held to, by key: of everything but benchmarks, and of each benchmark by its name."""
+        plain = {key: value for key, value in inputs.items() if not key.startswith(_MEASURED)}
+        settings = {key: value for key, value in recipe.resolved().items() if key != "benchmarks"}
+        return flatten({**settings, **plain}), _measurements(recipe, inputs)
 
     def begin(self, recipe_text: str) -> None:
         """Write the recipe, the prompts and the digests of inputs, once. The run folder must be locked."""
         self.check()
         if self.run.resolved.is_file():
+            self._update_benchmarks()
             return
         for t in range(self.last + 1):  # replaces what an earlier start with another recipe may have left
             write_prompts(self.run.iteration(t).prompts, self.choose_prompts(t))
@@ -140,20 +154,31 @@ class Experiment:
         ):
             write_atomic(path, json.dumps(value, indent=2) + "\n")
 
+    def _update_benchmarks(self) -> None:
+        """Write which benchmarks the recipe has now, if they aren't those of the last start."""
+        before, now = _read_json(self.run.resolved), self.recipe.resolved()["benchmarks"]
+        if before.get("benchmarks") == now:
+            return
+        # One that is taken out keeps its name: its results stay, so it can come back as it was, and only so.
+        inputs = _read_json(self.run.inputs)
+        began = _measurements(load_recipe(str(self.run.resolved)), inputs)
+        inputs |= {**began, **_measurements(self.recipe, self._inputs)}
+        write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
+        write_atomic(self.run.resolved, json.dumps({**before, "benchmarks": now}, indent=2) + "\n")
+        self.run.report.unlink(missing_ok=True)
+        log_event(self.run, "benchmarks changed", names=[each.name for each in self.recipe.benchmarks])
+
     @cached_property
     def _inputs(self) -> dict[str, object]:
         """What the recipe only names, by SHA-256: model files, rubric texts, the source of imported objects."""
         settings, start = self.settings(1), self.recipe.training.start
-        judges = [each.asked_judge for each in self.recipe.benchmarks]
-        objects = [each.kind for each in self.recipe.benchmarks if ":" in each.kind]
-        objects += [judge for judge in judges if judge is not None and judge_kind(judge) == "object"]
         return {
             "the model's files": fingerprint_model(self.model(0)),
             **({} if start in _OWN_STARTS else {"training.start's files": fingerprint_model(Path(start))}),
-            **{f"the source of {path}": import_name(path, "benchmarks").sha256 for path in objects},
             _RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
             **self._role_fingerprint(),
+            **{key: value for each in self.recipe.benchmarks for key, value in _measurement_inputs(each)},
         }
 
     # --- prompts ---
@@ -375,6 +400,29 @@ class Experiment:
             make_average(self.reference(t - 1), self.model(t - 1), decay, self.reference(t))
 
 
+def _measurement_inputs(benchmark: Benchmark) -> Iterator[tuple[str, str]]:
+    """The digests of what a benchmark only names: its class, its texts, its judge."""
+    if ":" in benchmark.kind:
+        yield f"{_MEASURED}{benchmark.name}: the source of {benchmark.kind}", import_name(benchmark.kind, "kind").sha256
+    judge = benchmark.asked_judge
+    try:
+        for name, digest in benchmark.digests().items():
+            yield f"{_MEASURED}{benchmark.name}: {name}", digest
+        if judge is not None and (found := judge_fingerprint(judge)):
+            yield f"{_MEASURED}{benchmark.name}: judge {judge}", fingerprint_of(found)
+    except UserError:
+        return  # a file that is gone is missed where it is needed: by the benchmarks' own check
+
+
+def _measurements(recipe: Recipe, inputs: Mapping[str, object]) -> dict[str, object]:
+    """What decides the results of each benchmark, by its name and setting."""
+    found = {key: value for key, value in inputs.items() if key.startswith(_MEASURED)}
+    for benchmark in recipe.benchmarks:
+        for key, value in benchmark.model_dump(mode="json", exclude=set(benchmark.changeable)).items():
+            found[f"{_MEASURED}{benchmark.name}.{key}"] = value
+    return found
+
+
 def _shown(value: object) -> str:
     """A setting as JSON; of a digest the first digits."""
     return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
@@ -397,8 +445,7 @@ def verdict_rules(section: JudgmentSettings | MetaJudgmentSettings) -> VerdictRu
 
 def most_tokens(section: JudgmentSettings | MetaJudgmentSettings) -> int:
     """The most new tokens that one judgment takes, all attempts and constrained verdicts included."""
-    drawn = _VERDICT_TOKENS if section.verdict == "constrained" else 0
-    return (1 + section.retries) * (section.max_tokens + drawn)
+    return verdict_rules(section).most_tokens(section.max_tokens)
 
 
 def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:

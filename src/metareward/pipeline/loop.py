@@ -33,7 +33,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     benchmarks.check(experiment)
     with run.lock(), log_warnings(run):
         experiment.begin(recipe_text)
-        if experiment.complete() and run.report.is_file():
+        if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):
             return False
         progress = terminal_progress()
         try:

@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -19,18 +19,20 @@ from rich.table import Table
 from rich.text import Text
 
 from metareward.config.schema import Recipe, load_recipe
+from metareward.engines.base import run_concurrently
 from metareward.errors import UserError
 from metareward.evaluation.base import Completions
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
-from metareward.generation.throughput import UNKNOWN, Rates, measure_rates
-from metareward.pipeline.benchmarks import benchmark_runs
-from metareward.pipeline.engines import model_folder
+from metareward.generation.throughput import UNKNOWN, Rates, measure_judge, measure_rates
+from metareward.method.template import conversation
+from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
+from metareward.pipeline.engines import model_folder, open_judge
 from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore
 from metareward.training.memory import MemorySpec, model_size, training_bytes
-from metareward.types import PromptRecord
+from metareward.types import Judge, Prompt, PromptRecord
 
 # --- lengths and speed ---
 
@@ -72,18 +74,27 @@ def _completions(record: PromptRecord) -> Iterator[tuple[str, int]]:
 def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
     """Lengths and speed of M_0 on the recipe's prompts and engine, measured for ``seconds`` for each role.
 
-    Writes only to a temporary folder. Raises `UserError` for a recipe that can't run, `EngineError` if the engine
-    fails.
+    So are the judges beside the model whose cost is told apart: each is asked about a few answers of M_0. Writes only
+    to a temporary folder. Raises `UserError` for a recipe that can't run, `EngineError` if an engine fails.
     """
 
     async def measure(experiment: Experiment) -> Rates:
         # The first iteration with the meta-judge measures all three roles.
         t = next((t for t in sorted(recipe.iterations) if recipe.runs_meta_judge(t)), 1)
-        engine = await experiment.engine(0)
+        engine, prompts, settings = await experiment.engine(0), experiment.choose_prompts(1), experiment.settings(t)
+        asked = [each for each in benchmark_runs(experiment, 0) if _judge_told_apart(each)]
         try:
-            return await measure_rates(engine, experiment.choose_prompts(1), experiment.settings(t), seconds)
+            rates = await measure_rates(engine, prompts, settings, seconds)
+            shown = prompts[: _MEASURED_ANSWERS if asked else 0]
+            answered = await run_concurrently(
+                engine.complete(each.messages, settings.answers, 1, "actor") for each in shown
+            )
         finally:
             await engine.aclose()
+        answers = [(prompt, answer.text) for prompt, (answer,) in zip(shown, answered, strict=True)]
+        return replace(
+            rates, judges={each.benchmark.name: await _measure_judge(each, answers, seconds) for each in asked}
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(RunDir(Path(folder)), recipe)
@@ -91,11 +102,34 @@ def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
         return asyncio.run(measure(experiment))
 
 
+async def _measure_judge(
+    run: BenchmarkRun, answers: Sequence[tuple[Prompt, str]], seconds: float
+) -> tuple[float, float]:
+    judge = await open_judge(str(run.benchmark.asked_judge))
+    try:
+        return await measure_judge(judge, answers, run.grader, seconds)
+    finally:
+        if not isinstance(judge, Judge):
+            await judge.aclose()
+
+
+def _judge_told_apart(run: BenchmarkRun) -> bool:
+    if run.benchmark.asked_judge in (None, "itself"):
+        return False
+    try:
+        asked = run.local.judge_completions(0, run.grader)
+    except UserError:  # its questions can't be read yet: the plan says so
+        return False
+    return asked is not None and asked.judge is not None
+
+
 # --- the plan ---
 
 # Rough sizes for the disk estimate, in bytes.
 _BYTES_PER_TOKEN = 5
 _BYTES_PER_COMPLETION = 130
+_CHARS_PER_TOKEN = 4
+_MEASURED_ANSWERS = 16  # of M_0, on which other judges are measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +162,23 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgePlan:
+    """What a benchmark's judge beside the model is asked about all models. ``price``: None if none is given.
+
+    ``prompt_tokens`` rest on about four characters a token; every judgment reads its prompt, though servers that give
+    several judgments at once read it once. ``prompts_known``: the held-out prompts' lengths are in it.
+    """
+
+    name: str
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float | None
+    price: str | None
+    prompts_known: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The whole run. ``seconds``: generation and evaluation without training; None if no rate is known.
 
@@ -147,6 +198,7 @@ class Plan:
     benchmarks: tuple[EvaluationPlan, ...] | None
     uncounted: str | None
     other_judges: bool
+    judges: tuple[JudgePlan, ...]
     verdict_requests: int
     record_bytes: int
     model_bytes: int | None
@@ -203,7 +255,8 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         evaluations=evaluations,
         benchmarks=benchmarks,
         uncounted=uncounted,
-        other_judges=any(not each.itself for asked in asked_T for each in asked),
+        other_judges=any(_unknown_speed(each, rates) for asked in asked_T for each in asked),
+        judges=_plan_judges(experiment, [each for asked in asked_T for each in asked], rates),
         verdict_requests=_verdict_requests(recipe, (*iterations, *evaluations), asked_T),
         record_bytes=sum(role.tokens * _BYTES_PER_TOKEN + role.calls * _BYTES_PER_COMPLETION for role in all_roles),
         model_bytes=None if files is None else sum(file.stat().st_size for file in files) * len(iterations),
@@ -259,11 +312,52 @@ def _verdict_requests(
 
 
 def _plan_benchmark(asked: Completions, rates: Rates) -> RolePlan:
-    """The speed of judges that are other models is unknown and counts as 0 seconds."""
+    """The speed of judges that are other models counts as 0 seconds where it isn't measured."""
+    if asked.judge in rates.judges:
+        tokens_each, seconds_each = rates.judges[asked.judge]
+        return RolePlan(asked.role, asked.calls, round(asked.calls * tokens_each), asked.calls * seconds_each)
     lengths = rates.tokens_each if asked.itself and asked.like_run else {}
     tokens = round(asked.calls * lengths.get(asked.role, asked.max_tokens))
     seconds = rates.seconds(asked.role, asked.calls, tokens) if asked.itself else 0.0
     return RolePlan(asked.role, asked.calls, tokens, seconds)
+
+
+def _unknown_speed(asked: Completions, rates: Rates) -> bool:
+    return not asked.itself and asked.judge not in rates.judges
+
+
+def _plan_judges(experiment: Experiment, asked: Sequence[Completions], rates: Rates) -> tuple[JudgePlan, ...]:
+    """The judges whose cost is told apart, over all models."""
+    names = dict.fromkeys(each.judge for each in asked if each.judge is not None)
+    chars = _prompt_chars(experiment) if names else None
+    answer = rates.tokens_each.get(ANSWERS, experiment.recipe.answers.max_tokens)
+    found = []
+    for name in names:
+        own = [each for each in asked if each.judge == name]
+        roles, price = [_plan_benchmark(each, rates) for each in own], own[0].price
+        completion, read = sum(role.tokens for role in roles), (own[0].prompt_chars + (chars or 0)) / _CHARS_PER_TOKEN
+        prompt = round(sum(role.calls for role in roles) * (read + answer))
+        found.append(
+            JudgePlan(
+                name=str(name),
+                calls=sum(role.calls for role in roles),
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                seconds=None if _unknown_speed(own[0], rates) else _seconds(roles),
+                price=None if price is None else price.of(prompt, completion),
+                prompts_known=chars is not None,
+            )
+        )
+    return tuple(found)
+
+
+def _prompt_chars(experiment: Experiment) -> float | None:
+    """The mean length of the held-out prompts; None if their file can't be read yet."""
+    try:
+        prompts = experiment.choose_prompts(0)
+    except UserError:
+        return None
+    return sum(len(conversation(prompt.messages)) for prompt in prompts) / max(1, len(prompts))
 
 
 def _training_bytes(recipe: Recipe) -> int | None:
@@ -331,6 +425,8 @@ def _notes(made: Plan) -> Iterator[str]:
         verdicts = f"{made.verdict_requests:,} more requests, which read a prompt and its judgment again"
         yield f"verdicts: constrained ones take {verdicts}; their tokens and time are counted"
     models = "unknown until the model's folder exists" if made.model_bytes is None else _size(made.model_bytes)
+    for judge in made.judges:
+        yield _judge_note(judge)
     yield f"disk: records {_size(made.record_bytes)}, models {models}"
     if made.training_bytes is not None:
         yield f"memory: training takes at most about {_size(made.training_bytes)} on each device, besides the libraries"
@@ -341,6 +437,17 @@ def _notes(made: Plan) -> Iterator[str]:
         yield f"time: {_duration(made.seconds)} to generate and evaluate; training comes on top{others}"
     if made.uncounted is not None:
         yield f"benchmarks: not counted: {made.uncounted}"
+
+
+def _judge_note(judge: JudgePlan) -> str:
+    """Calls, tokens, money and time of a judge beside the model."""
+    known = "" if judge.prompts_known else ", the questions' own not counted"
+    cost = "no price given (benchmarks: price)" if judge.price is None else judge.price
+    time = "time unknown (--measure asks it for a moment)" if judge.seconds is None else _duration(judge.seconds)
+    return (
+        f"judge {judge.name}: {judge.calls:,} judgments, about {judge.prompt_tokens:,} prompt tokens{known}, "
+        f"{judge.completion_tokens:,} completion tokens; {cost}; {time}"
+    )
 
 
 def _size(count: float) -> str:

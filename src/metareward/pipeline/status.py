@@ -12,6 +12,7 @@ from metareward.config.schema import Recipe
 from metareward.generation.usage import ServerUsageTotal
 from metareward.method.health_checks import HealthCheck
 from metareward.report.facts import Iteration, gather
+from metareward.report.independent_judge import judge_lines, pending_lines
 from metareward.report.judge_health import entry_counts, health_lines
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
@@ -44,7 +45,8 @@ class IterationStatus:
 class Status:
     """A run folder as it is now. ``holder``: the process that holds the lock, None if no run is active.
 
-    ``health`` are the results of the gates on judge health.
+    ``health`` are the results of the gates on judge health. ``judges``: a line on each independent judge; ``pending``:
+    one on each result that lacks verdicts.
     """
 
     path: Path
@@ -53,6 +55,8 @@ class Status:
     holder: str | None
     last_lines: tuple[str, ...]
     health: tuple[HealthCheck, ...] = ()
+    judges: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
     server_usage: tuple[ServerUsageTotal, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -77,6 +81,8 @@ def status(run: RunDir) -> Status:
         holder=run.holder(),
         last_lines=_last_log_lines(run.log),
         health=facts.health,
+        judges=judge_lines(facts),
+        pending=pending_lines(facts),
         server_usage=facts.server_usage,
         warnings=facts.warnings,
     )
@@ -146,6 +152,10 @@ def status_text(run: RunDir) -> str:
     health = health_lines(found.health)
     if found.health:
         lines += ["", f"judge health: {entry_counts(found.health)}", *(f"  {line}" for line in health)]
+    if found.judges:
+        lines += ["", "independent judge:", *(f"  {line}" for line in found.judges)]
+    if found.pending:
+        lines += ["", "benchmarks that lack verdicts:", *(f"  {line}" for line in found.pending)]
     if found.server_usage:
         lines += ["", "server usage:", *(f"  {_usage_line(each)}" for each in found.server_usage)]
     if found.warnings:

@@ -53,15 +53,18 @@ def benchmark_tables(run: Run) -> tuple[BenchmarkTable, ...]:
             for part, figures in benchmark.rows(result.results)
         ]
         figures_R = [figures for _, _, figures in rows]
-        columns = tuple(each for each in benchmark.columns(figures_R) if not each.detail)
-        tables.append(
-            BenchmarkTable(
-                title=f"{benchmark.name}: {benchmark.heading(against)}",
-                columns=("", *(column.label for column in columns)),
-                rows=tuple((f"{name}{part}", *(column.cell(each) for column in columns)) for name, part, each in rows),
-                notes=benchmark.notes(figures_R),
+        parts = benchmark.tables(figures_R)
+        for place, (title, every) in enumerate(parts, 1):
+            columns = tuple(each for each in every if not each.detail)
+            cells = ((f"{name}{part}", *(column.cell(each) for column in columns)) for name, part, each in rows)
+            tables.append(
+                BenchmarkTable(
+                    title=f"{benchmark.name}: {benchmark.heading(against)}{f': {title}' if title else ''}",
+                    columns=("", *(column.label for column in columns)),
+                    rows=tuple(cells),
+                    notes=benchmark.notes(figures_R) if place == len(parts) else (),
+                )
             )
-        )
     return tuple(tables)
 
 

@@ -53,6 +53,17 @@ TRENDS = (
         (("judgment_mean_rank_correlation", "mean of N judgments"), ("judgment_rank_correlation", "one judgment")),
     ),
     Trend("Meta-judge accuracy", "On pairs of M0's judgments; dashed: chance", (("meta_accuracy", ""),), 0.5),
+    Trend("Independent judge's score", "Of each model's own answers", (("independent_score", ""),)),
+    Trend(
+        "Agreement with the independent judge",
+        "Rank correlation on M0's answers",
+        (("independent_opinion", "without noise"), ("independent_rank_correlation", "one judgment")),
+    ),
+    Trend(
+        "Judge agrees with itself",
+        "Pairs of its judgments of one of M0's answers: sure, not right",
+        (("independent_self_agreement", ""),),
+    ),
     Trend("Judgment length", "Characters", (("judgment_chars", ""),)),
     Trend(
         "Mean judge score",

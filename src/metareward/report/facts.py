@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,13 @@ from metareward.storage.serialization import flatten
 from metareward.storage.store import RecordStore
 
 T = TypeVar("T")
+INDEPENDENT = (
+    "independent_score",
+    "independent_exact",
+    "independent_rank_correlation",
+    "independent_opinion",
+    "independent_self_agreement",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Evaluation:
     model: str
     prompts: int
     seconds: float
-    metrics: Mapping[str, Measure]
+    metrics: dict[str, Measure]
     histograms: Mapping[str, Mapping[float, int]]
     win_rates: tuple[WinRate, ...] = ()
 
@@ -103,6 +110,15 @@ class BenchmarkResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PendingBenchmark:
+    """A benchmark whose judge could not be asked for all that one model's result needs, and why."""
+
+    benchmark: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Iteration:
     """Iteration ``number``: it starts from model M(number-1) and trains M(number). Iteration 0 only measures M0.
 
@@ -118,6 +134,7 @@ class Iteration:
     done: bool
     seconds: float
     benchmarks: tuple[BenchmarkResult, ...] = ()
+    pending: tuple[PendingBenchmark, ...] = ()
 
     @property
     def model(self) -> str:
@@ -173,6 +190,7 @@ class _FiguresFile:
 
 _EVALUATION = TypeAdapter(_EvaluationFile)
 _BENCHMARK = TypeAdapter(BenchmarkResult)
+_PENDING = TypeAdapter(PendingBenchmark)
 _SUMMARY = TypeAdapter(PairSummary)
 _HEALTH = TypeAdapter(tuple[HealthCheck, ...])
 _FIGURES = TypeAdapter(_FiguresFile)
@@ -237,18 +255,34 @@ def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:
     if generated:
         with RecordStore.read(folder.records) as store:
             failed = store.failures()
-    results = (read_json(folder.evaluation / each.name / "result.json", _BENCHMARK) for each in recipe.benchmarks)
+    measured = [folder.evaluation / each.name for each in recipe.benchmarks]
+    results = tuple(r for each in measured if (r := read_json(each / "result.json", _BENCHMARK)) is not None)
+    pending = (read_json(each / "pending.json", _PENDING) for each in measured)
+    evaluation = _evaluation(folder.evaluation / "model.json")
     return Iteration(
         number=number,
         generated=generated,
         failed=tuple(failed.items()),
         summary=read_json(folder.summary, _SUMMARY),
         training=_training(folder.path / "training.jsonl"),
-        evaluation=_evaluation(folder.evaluation / "model.json"),
+        evaluation=evaluation and replace(evaluation, metrics=evaluation.metrics | _independent(recipe, results)),
         done=folder.done.is_file(),
         seconds=sum(stage_seconds(run, number).values()),
-        benchmarks=tuple(result for result in results if result is not None),
+        benchmarks=results,
+        pending=tuple(each for each in pending if each is not None),
     )
+
+
+def _independent(recipe: Recipe, results: Sequence[BenchmarkResult]) -> dict[str, Measure]:
+    """The metrics of the recipe's first independent judge, as metrics of the model."""
+    first = next((each.name for each in recipe.benchmarks if each.kind == "independent_judge"), None)
+    found = next((each.results for each in results if each.benchmark == first), ())
+    return {
+        f"independent_{name}": Measure(each["mean"], each["low"], each["high"], each["n"])
+        for figures in found
+        for name, each in figures["metrics"].items()
+        if f"independent_{name}" in INDEPENDENT
+    }
 
 
 def _evaluation(path: Path) -> Evaluation | None:

@@ -67,6 +67,9 @@ _CORRELATION = "Spearman correlation with the oracle's scores, on M0's answers."
 _DRIFT = "The answers are the same for every model, so a change is drift of the judge."
 _NEARER = "Share of comparisons won by the judgment nearer to the oracle's score."
 _FIRST = "Share of verdicts for the judgment shown first; 50 % is unbiased."
+_INDEPENDENT = "Spearman correlation of single judgments with the independent judge's scores, on M0's answers."
+_OPINION = "The same divided by the root of the model's own reliability: what a less noisy judge alone doesn't change."
+_SURE = "Two judgments of an answer give the same score. A rise alone is confidence, not quality."
 _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
     "Answers": (
         ("answer_quality", "Answer quality (oracle, 0–5)", "score", "higher", "Mean oracle score."),
@@ -94,9 +97,35 @@ _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
         ("meta_valid", "Parsable verdicts", "share", "higher", "Share naming a winner or a tie."),
         ("meta_first_position", "First-position win rate", "share", "neither", _FIRST),
     ),
+    "Independent judge": (
+        ("independent_score", "Independent judge's score of answers", "score", "higher", "Mean score."),
+        (
+            "independent_exact",
+            "Judgments equal to the independent judge's",
+            "share",
+            "higher",
+            "Within half a point, on M0's answers.",
+        ),
+        (
+            "independent_rank_correlation",
+            "Rank correlation with independent judge",
+            "correlation",
+            "higher",
+            _INDEPENDENT,
+        ),
+        ("independent_opinion", "Same, without the judge's own noise", "correlation", "higher", _OPINION),
+        ("independent_self_agreement", "Judgments equal to its own others", "share", "neither", _SURE),
+    ),
 }
 METRICS = {fields[0]: Metric(group, *fields) for group, members in _METRICS.items() for fields in members}
-_DETAILS = {"answer_truncated", "judgment_valid", "judgment_chars", "meta_valid", "meta_first_position"}
+_DETAILS = {
+    "independent_exact",
+    "answer_truncated",
+    "judgment_valid",
+    "judgment_chars",
+    "meta_valid",
+    "meta_first_position",
+}
 _MAIN = METRICS.keys() - _DETAILS  # the metrics of the terminal table
 
 

@@ -20,6 +20,7 @@ from metareward.report.benchmark_tables import benchmark_tables, comparison_text
 from metareward.report.charts import comparison_chart, histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.examples import examples
 from metareward.report.facts import Evaluation, Run, gather, setting_rows
+from metareward.report.independent_judge import costs, independent_judges, judge_sentences, pending_lines
 from metareward.report.judge_health import entries, entry_counts, figure_tables, headline, health_charts, models
 from metareward.report.labels import format_rating, reading_code_label, reading_label, verdict_label
 from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
@@ -134,6 +135,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "Held-out prompts", f"{run.evaluations[-1].prompts:,}"
     if run.health:
         yield "Judge health", entry_counts(run.health)
+    for judge, _ in independent_judges(run):
+        yield "Independent judge", "; ".join((judge.judge, *costs(run, judge)))
     yield "Total time", duration(sum(iteration.seconds for iteration in run.iterations))
     known = dict(run.environment)
     if "started" in known:
@@ -162,8 +165,10 @@ class _Subject:
 
 
 _SELF_SCORE = _Subject("answer_self_score", "The mean score the model gives its own answers", " of 5")
+_INDEPENDENT = _Subject("independent_score", "The mean score of the model's answers by the independent judge")
 _SUBJECTS = (
     _Subject("answer_quality", "Mean answer quality", " of 5"),
+    _INDEPENDENT,
     _Subject("judgment_rank_correlation", "The rank correlation of single readable judgments with the oracle's scores"),
     _Subject("meta_accuracy", "Meta-judge accuracy"),
     _Subject("answer_chars", "Mean answer length", " characters"),
@@ -177,9 +182,11 @@ def sentences(run: Run) -> tuple[str, ...]:
         return ("No model of this run has been evaluated yet.",)
     if len(evaluated) == 1:
         return (f"Only {evaluated[0].model} has been evaluated so far, so there is nothing to compare yet.",)
-    subjects = _SUBJECTS if "answer_quality" in evaluated[-1].metrics else (_SELF_SCORE, *_SUBJECTS[1:])
+    by_oracle = "answer_quality" in evaluated[-1].metrics
+    subjects = _SUBJECTS if by_oracle else (_INDEPENDENT, _SELF_SCORE, *_SUBJECTS[2:])
     found = [sentence for subject in subjects if (sentence := _sentence(subject, evaluated)) is not None]
-    if subjects[0] is _SELF_SCORE and _SELF_SCORE.key in evaluated[-1].metrics:
+    found[1:1] = judge_sentences(run)
+    if not by_oracle and _SELF_SCORE.key in evaluated[-1].metrics:
         found.append("No oracle scored this run: the score a model gives its own answers is no evidence of quality.")
     return tuple(found) or ("The first and the last model share no metric to compare.",)
 
@@ -224,4 +231,4 @@ def unfinished(run: Run) -> tuple[str, ...]:
     if pending:
         numbers = f"Iteration {pending[0]}" if len(pending) == 1 else f"Iterations {pending[0]} to {pending[-1]}"
         lines.append(f"{numbers}: not started.")
-    return tuple(lines)
+    return (*lines, *pending_lines(run))

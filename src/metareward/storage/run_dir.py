@@ -1,6 +1,7 @@
 """The layout of a run folder, its lock, and the done marks of iterations.
 
     runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_health.json  report.html
+                  verdicts/
       iter-<t>/   prompts.jsonl  records.sqlite  pairs/  dropped.jsonl  model/  eval/  done.json
 
 Iteration 0 holds only the evaluation of the model the run starts from.
@@ -64,6 +65,7 @@ class RunDir:
     judge_health = _Inside("judge_health.json")  # the results of the gates on judge health
     log = _Inside("log.jsonl")  # the run's events, one JSON object a line
     report = _Inside("report.html")
+    verdicts = _Inside("verdicts")  # what independent judges said, for all models of the run
     _holder = _Inside("lock.json")  # the process that holds the lock
 
     def iteration(self, t: int) -> IterationDir:

@@ -358,7 +358,7 @@ class JudgeQuality(JudgedBenchmark):
         """Each model judged its own held-out answers and M0's."""
         return self.questions is None and self.prompt is None and self.judge == "itself"
 
-    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:  # noqa: ARG002
+    def judge_completions(self, held_out: int, grader: RubricGrader) -> Completions | None:  # noqa: ARG002
         """N judgments of each response, or two comparisons of each pair."""
         if self.questions is None:
             return None
@@ -366,7 +366,9 @@ class JudgeQuality(JudgedBenchmark):
         if self.form == "pairs" and self.prompt is not None:
             return Completions(JUDGMENTS, len(read_pairs(path)) * 2, SAMPLING.max_tokens, itself, like_run=False)
         rankings = read_rankings(path) if self.form == "rankings" else [pair.item for pair in read_pairs(path)]
-        return Completions(JUDGMENTS, sum(len(item.responses) for item in rankings) * n, max_tokens, itself)
+        return Completions(
+            JUDGMENTS, sum(len(item.responses) for item in rankings) * grader.n, grader.most_tokens, itself
+        )
 
     async def score(self, inputs: ScoringInputs) -> Results:
         """One table: the judge, the length-only judge and chance."""

@@ -255,12 +255,12 @@ class MtBench(JudgedBenchmark):
             for prompt, each in zip(prompts, turns, strict=True)
         )
 
-    def judge_completions(self, held_out: int, n: int, max_tokens: int) -> Completions | None:  # noqa: ARG002
+    def judge_completions(self, held_out: int, grader: RubricGrader) -> Completions | None:  # noqa: ARG002
         """One judgment of each turn by the benchmark's prompts, or N by the rubric."""
         turns, itself = self.requests().completions, self.judge == "itself"
         if self.prompt is not None:
             return Completions(JUDGMENTS, turns, SAMPLING.max_tokens, itself, like_run=False)
-        return Completions(JUDGMENTS, turns * n, max_tokens, itself)
+        return Completions(JUDGMENTS, turns * grader.n, grader.most_tokens, itself)
 
     async def score(self, inputs: ScoringInputs) -> Results:
         """Judgments, written in upstream's format, and what they come to."""

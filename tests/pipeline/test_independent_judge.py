@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 from chat_server import Answer, Body, FakeChatServer, Manner, choice, completion, error, served_beside
+from pocket_script import pocket_experiment, scripted
 from rich.console import Console
 from run_folders import HELD_OUT, begin_experiment, experiment, log_entries, model_folder
 from scripted_models import reply
@@ -32,13 +33,16 @@ from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.experiment import Experiment
-from metareward.pipeline.plan import measure_recipe, plan, plan_table
+from metareward.pipeline.loop import run_recipe
+from metareward.pipeline.plan import measure_recipe, measured_rates, plan, plan_table
 from metareward.pipeline.status import status, status_text
+from metareward.pocket.world import PocketOracle
 from metareward.report.benchmark_tables import benchmark_tables, run_comparisons
 from metareward.report.facts import gather
 from metareward.report.write import write_report
+from metareward.storage.run_dir import mark_done
 from metareward.storage.store import RecordStore
-from metareward.types import Messages, Sampling
+from metareward.types import Judgment, Messages, Prompt, Sampling, Scored
 
 T = TypeVar("T")
 MODELS = 3
@@ -240,11 +244,11 @@ def test_a_judge_that_is_gone_costs_nothing_but_its_verdicts(
         await loop.judge(1, 2)
         assert not loop.run_of(1).result.is_file() and benchmarking.pending(loop.of)
         assert "benchmarks.far: not all of M1 is judged" in caplog.text
-        (line, _) = status(loop.of.run).pending
-        assert line.startswith("far: not all of M1 is judged: http://127.0.0.1") and "asks again" in line
+        (line,) = status(loop.of.run).pending
+        assert line.startswith("far: not all of M1, M2 is judged: http://127.0.0.1") and "asks again" in line
         assert "benchmarks that lack verdicts" in status_text(loop.of.run)
         write_report(loop.of.run)
-        assert "not all of M2 is judged" in loop.of.run.report.read_text()
+        assert "not all of M1, M2 is judged" in loop.of.run.report.read_text()
         await loop.server.live()
         await loop.judge()
         assert not benchmarking.pending(loop.of) and status(loop.of.run).pending == ()
@@ -321,6 +325,25 @@ def test_it_may_come_and_go_but_a_name_is_one_measurement(tmp_path: Path) -> Non
     begin_experiment(tmp_path, f"benchmarks=[{priced}]")
     with pytest.raises(UserError, match=r"judgments\.n"):
         begin_experiment(tmp_path, f"benchmarks=[{far}]", "judgments.n=2")
+
+
+def test_a_finished_run_is_measured_by_what_is_added(tmp_path: Path, evaluated: Path) -> None:
+    of = begin_experiment(tmp_path, "benchmarks=[]")
+    for t in range(MODELS):
+        shutil.copytree(evaluated / f"iter-{t}", of.run.iteration(t).path, dirs_exist_ok=True)
+    for t in range(1, MODELS):
+        asyncio.run(stages.generate(of, t, ScriptedEngine(speaker(t - 1)), SILENT))
+        stages.make_pairs(of, t)
+        mark_done(of.run.iteration(t).done, {})
+    write_report(of.run)
+    assert not run_recipe(of.recipe, of.run.path, "")
+    with served_beside(judging) as server:
+        far = f"benchmarks=[{{kind: independent_judge, name: far, judge: '{server.url}#j', judgments: 1}}]"
+        recipe = experiment(tmp_path, far).recipe
+        assert run_recipe(recipe, of.run.path, "")
+        assert len(server.bodies) == MODELS * HELD_OUT and "far: Independent judge" in of.run.report.read_text()
+        assert not run_recipe(recipe, of.run.path, "")
+        assert len(server.bodies) == MODELS * HELD_OUT
 
 
 def test_another_model_in_the_judge_s_folder_is_noticed(tmp_path: Path) -> None:
@@ -409,6 +432,7 @@ def test_the_plan_tells_calls_tokens_and_money() -> None:
     assert late.calls == 80
 
 
+@pytest.mark.slow
 def test_measuring_asks_the_judge_for_a_moment(tmp_path: Path) -> None:
     with served_beside(judging) as server:
         engine = f"engine={{kind: openai, base_urls: ['{server.url}'], model: m}}"
@@ -418,6 +442,15 @@ def test_measuring_asks_the_judge_for_a_moment(tmp_path: Path) -> None:
     tokens, seconds = rates.judges["far"]
     assert tokens > 0 and seconds > 0 and rates.tokens_each.keys() >= {ANSWERS, JUDGMENTS}
     assert plan(of.recipe, rates).judges[0].seconds == pytest.approx(2 * HELD_OUT * MODELS * seconds)
+
+
+def test_a_run_tells_the_next_plan_what_its_judge_took(tmp_path: Path, in_loop: InLoop) -> None:
+    async def work(loop: Loop) -> Rates:
+        await loop.judge()
+        return measured_rates(loop.of.run)
+
+    tokens, seconds = in_loop(tmp_path, work).judges["far"]
+    assert tokens == pytest.approx(5 / 3, abs=0.4) and seconds > 0  # the server counts 5 tokens for three judgments
 
 
 def test_report_status_and_terminal_show_it(tmp_path: Path, in_loop: InLoop) -> None:
@@ -468,3 +501,35 @@ def test_the_command_gives_the_figures_of_the_loop(tmp_path: Path, in_loop: InLo
         assert one["metrics"]["score"]["mean"] == other["metrics"]["score"]["mean"]
         assert one["metrics"]["exact"]["mean"] == other["metrics"]["exact"]["mean"]
         assert one["n_judged"] == other["n_judged"]
+
+
+class Truth:
+    """The pocket world's oracle as a judge of a user's own."""
+
+    async def judge(self, prompt: Prompt, answer: str, n: int) -> list[Judgment]:
+        return [Judgment(i, "", 0, Scored(PocketOracle().answer_score(prompt, answer))) for i in range(n)]
+
+
+def test_held_to_the_truth_its_figures_are_those_of_the_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An independent implementation: what the run computes by the oracle on the same answers."""
+    (tmp_path / "truth_judge.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    of = pocket_experiment(tmp_path, "benchmarks=[{kind: independent_judge, judge: 'truth_judge:Truth', judgments: 2}]")
+    for t, skill in ((0, 0.2), (1, 0.7)):
+        if t:
+            model_folder(of.model(t), "m1")
+        asyncio.run(stages.evaluate_model(of, t, ScriptedEngine(scripted(skill=skill)), SILENT))
+        asyncio.run(benchmarking.ask_others(of, t, SILENT))
+    for t in (0, 1):
+        known = json.loads(stages.evaluation_result(of, t).read_text())
+        (run,) = benchmark_runs(of, t)
+        (found,) = json.loads(run.result.read_text())["results"]
+        names = {"score": "answer_quality", "exact": "judgment_exact", "rank_correlation": "judgment_rank_correlation"}
+        for ours, theirs in {**names, "mean_rank_correlation": "judgment_mean_rank_correlation"}.items():
+            assert found["metrics"][ours]["mean"] == pytest.approx(known["metrics"][theirs]["mean"])
+            assert found["metrics"][ours]["n"] == known["metrics"][theirs]["n"]
+        if t:
+            by_oracle = next(each for each in known["win_rates"] if each["judge"] == "oracle")
+            for key in ("win_rate", "wins", "losses", "draws", "length_adjusted", "p_value"):
+                assert found["win_rate"][key] == by_oracle[key]
+        assert found["reference"] == {"self_agreement": 1.0, "reliability": pytest.approx(1.0)}

@@ -20,7 +20,7 @@ from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import log_event
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
-USED, WARNED = "server used", "warning"
+USED, WARNED, BENCHMARK = "server used", "warning", "benchmark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,15 @@ def read_usage(run: RunDir) -> tuple[ServerUsageTotal, ...]:
 def read_warnings(run: RunDir) -> tuple[str, ...]:
     """The distinct warnings in the log, in order."""
     return tuple(dict.fromkeys(str(entry.get("text")) for entry in _entries(run, WARNED)))
+
+
+def benchmark_seconds(run: RunDir) -> dict[str, float]:
+    """The seconds that the results of each benchmark took, by its name; those before a kill aren't known."""
+    seconds: dict[str, float] = {}
+    for entry in _entries(run, BENCHMARK):
+        name, spent = str(entry.get("name")), entry.get("seconds")
+        seconds[name] = seconds.get(name, 0.0) + (spent if isinstance(spent, int | float) else 0.0)
+    return seconds
 
 
 def _entries(run: RunDir, event: str) -> Iterator[Mapping[str, Any]]:

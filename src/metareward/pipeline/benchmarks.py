@@ -21,7 +21,7 @@ from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark, Completions, EvaluatedModel, ScoringInputs
 from metareward.evaluation.judges import JudgeClient, JudgeSpec, JudgeUnavailableError, cached_queries
 from metareward.generation.progress import ANSWERS, Progress
-from metareward.generation.usage import log_usage
+from metareward.generation.usage import BENCHMARK, log_usage
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.judge import with_system
 from metareward.pipeline.engines import judge_fingerprint, open_judge
@@ -312,7 +312,7 @@ async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     if incomplete is None:
         run.pending.unlink(missing_ok=True)
     seconds = round(time.monotonic() - started, 1)
-    log_event(run.experiment.run, "benchmark", name=run.benchmark.name, model=run.model, seconds=seconds)
+    log_event(run.experiment.run, BENCHMARK, name=run.benchmark.name, model=run.model, seconds=seconds)
 
 
 def _put_off(run: BenchmarkRun, reason: str) -> None:

@@ -7,6 +7,7 @@ Tokens are completion tokens: ``max_tokens`` for each completion, or the mean le
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from metareward.errors import UserError
 from metareward.evaluation.base import Completions
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.throughput import UNKNOWN, Rates, measure_judge, measure_rates
+from metareward.generation.usage import benchmark_seconds
 from metareward.method.template import conversation
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.engines import model_folder, open_judge
@@ -59,7 +61,21 @@ def measured_rates(run: RunDir, tokens_per_second: float | None = None) -> Rates
             timed_tokens += tokens.total() - before
             timed_seconds += seconds
     measured = timed_tokens / timed_seconds if timed_seconds else None
-    return Rates(tokens_per_second or measured, {kind: tokens[kind] / calls[kind] for kind in calls})
+    lengths = {kind: tokens[kind] / calls[kind] for kind in calls}
+    return Rates(tokens_per_second or measured, lengths, judges=_measured_judges(run))
+
+
+def _measured_judges(run: RunDir) -> dict[str | None, tuple[float, float]]:
+    """Tokens and seconds of a judgment by the judges beside the model, from what a run stored and logged of them."""
+    seconds, found = benchmark_seconds(run), dict[str | None, tuple[float, float]]()
+    for folder in (each for each in run.verdicts.glob("*") if each.name in seconds):
+        tokens = list[int]()
+        for path in folder.glob("*.sqlite"):
+            with RecordStore.read(path) as store:
+                tokens += (count for _, document in store.documents() for count in json.loads(document)["tokens"])
+        if tokens:
+            found[folder.name] = sum(tokens) / len(tokens), seconds[folder.name] / len(tokens)
+    return found
 
 
 def _completions(record: PromptRecord) -> Iterator[tuple[str, int]]:
@@ -443,7 +459,11 @@ def _judge_note(judge: JudgePlan) -> str:
     """Calls, tokens, money and time of a judge beside the model."""
     known = "" if judge.prompts_known else ", the questions' own not counted"
     cost = "no price given (benchmarks: price)" if judge.price is None else judge.price
-    time = "time unknown (--measure asks it for a moment)" if judge.seconds is None else _duration(judge.seconds)
+    time = (
+        "time unknown (--measure asks it for a moment, --like RUN takes a run's)"
+        if judge.seconds is None
+        else _duration(judge.seconds)
+    )
     return (
         f"judge {judge.name}: {judge.calls:,} judgments, about {judge.prompt_tokens:,} prompt tokens{known}, "
         f"{judge.completion_tokens:,} completion tokens; {cost}; {time}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from metareward.evaluation.base import figure
 from metareward.evaluation.independent_judge.agreement import CHANGES
-from metareward.evaluation.independent_judge.run import IndependentJudge, reference_notes
+from metareward.evaluation.independent_judge.run import IndependentJudge, noise_notes
 from metareward.report.facts import BenchmarkResult, Run
 
 
@@ -25,18 +25,19 @@ def judge_sentences(run: Run) -> tuple[str, ...]:
     for judge, results in independent_judges(run):
         change = figure(results[-1].results[0], "judge_change") if results else None
         if change is not None:
-            said = CHANGES[change]
-            found.append(f"{results[-1].model} as a judge, held to the independent judge {judge.judge}: {said}.")
-            found += [f"{note}." for note in reference_notes(results[-1].results)[1:]]
+            said = f"{results[-1].model} as a judge, held to the independent judge {judge.judge}: {CHANGES[change]}."
+            found.append(" ".join([said, *noise_notes(results[-1].results)]))
     return tuple(found)
 
 
 def pending_lines(run: Run) -> tuple[str, ...]:
-    """A line for each result that lacks verdicts, with the reason."""
+    """A line for each benchmark and reason for which results lack verdicts, with the models."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for each in (pending for iteration in run.iterations for pending in iteration.pending):
+        models.setdefault((each.benchmark, each.reason), []).append(each.model)
     return tuple(
-        f"{each.benchmark}: not all of {each.model} is judged: {each.reason}; the same `metareward run` asks again"
-        for iteration in run.iterations
-        for each in iteration.pending
+        f"{name}: not all of {', '.join(found)} is judged: {reason}; the same `metareward run` asks again"
+        for (name, reason), found in models.items()
     )
 
 

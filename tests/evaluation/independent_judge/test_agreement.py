@@ -24,7 +24,7 @@ scores = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=4).map(tupl
 judged = st.lists(st.builds(JudgedAnswer, st.sampled_from("abcdefgh"), scores, scores), min_size=2, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(judged)
 def test_every_figure_is_what_its_definition_says(answers: list[JudgedAnswer]) -> None:
     found = agreement(answers, 0.5)

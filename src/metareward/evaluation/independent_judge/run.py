@@ -266,21 +266,21 @@ def notes(rows: Sequence[Figures]) -> tuple[str, ...]:
         "Since M0: better if the opinion's change is above 0 with 95 % confidence, steadier if only single judgments "
         "agree better, surer if only self-agreement rose.",
     ]
-    return (*found, *(f"{each}." for each in reference_notes(rows[-1:])))
+    agreed = rows[-1]["reference"].get("self_agreement") if rows else None
+    if agreed is not None:
+        found.append(f"The independent judge gives an answer the same score twice in {100 * agreed:.0f} % of cases.")
+    return (*found, *noise_notes(rows[-1:]))
 
 
-def reference_notes(rows: Sequence[Figures]) -> tuple[str, ...]:
-    """How far the independent judge agrees with itself, and whether that is too little to tell much by it."""
-    found = []
-    for reference in (each["reference"] for each in rows):
-        if (agreed := reference.get("self_agreement")) is not None:
-            found.append(f"The independent judge gives an answer the same score twice in {100 * agreed:.0f} % of cases")
-        if (reliability := reference.get("reliability")) is not None and reliability < _RELIABLE:
-            found.append(
-                f"It is noisy itself: two of its judgments of an answer correlate at {reliability:.2f}; a better "
-                "judge, or more judgments, would tell more"
-            )
-    return tuple(found)
+def noise_notes(rows: Sequence[Figures]) -> tuple[str, ...]:
+    """That the independent judge is too noisy itself to tell much by it, where it is."""
+    found = [each["reference"].get("reliability") for each in rows]
+    return tuple(
+        f"This judge is noisy itself: two of its judgments of an answer correlate at {reliability:.2f}; a better "
+        "one, or more judgments, would tell more."
+        for reliability in found
+        if reliability is not None and reliability < _RELIABLE
+    )
 
 
 # --- ``metareward evaluate independent-judge`` ---

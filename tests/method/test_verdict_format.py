@@ -349,4 +349,4 @@ def test_time_is_linear_in_the_length() -> None:
 
 @pytest.mark.slow
 def test_long_texts_take_a_fraction_of_a_second() -> None:
-    assert slowest(64_000) < 0.5  # a busy machine; the quadratic reader took 22 s
+    assert slowest(64_000) < 4  # 0.2 on a quiet machine, 1.7 seen on a busy one; the quadratic reader took 22 s

@@ -343,7 +343,7 @@ def test_the_shipped_model_has_no_warning(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_shipped_model_cut_off_in_its_judgments_is_stopped_before_iteration_1(tmp_path: Path) -> None:
-    with pytest.raises(JudgeHealthError, match=r"gate unusable_judge: 0 % of 180 judgments .* 180 truncated"):
+    with pytest.raises(JudgeHealthError, match=r"gate unusable_judge: 0 % of 120 judgments .* 120 truncated"):
         run_recipe(load_recipe("pocket", [*REAL, "judgments.max_tokens=2"]), tmp_path / "run", "")
     assert documents(RunDir(tmp_path / "run").iteration(1).records) == {}
 

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import PACKED, UNPACKED, Batch, batch, build, draw
+from architectures import FIGURES, PACKED, UNPACKED, Batch, batch, build, draw
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.utils import add_fused_lm_head
 
+from metareward.engines.chat import ChatEncoder
+from metareward.pocket.world import MODEL
 from metareward.training.prefix_sharing.check import PackingCheck
 from metareward.training.prefix_sharing.forward import PrefixSharing
+from metareward.types import Message
 
 FAST = ("llama", "gemma3_text")
 TYPES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in sorted(PACKED)]
@@ -53,6 +58,22 @@ def test_rounding_passes(model_type: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_rounding_passes_with_other_rows_and_weights(seed: int, dtype: torch.dtype) -> None:
     assert tried(build("llama", seed=seed), two_pairs(seed, even=seed % 3 == 0), dtype)[0] < 1
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_rounding_passes_where_rows_alone_are_the_batch_to_the_bit(with_gradient: bool) -> None:
+    """The shipped model, surer than random ones, on short rows; its gradients were called different."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    add_fused_lm_head(model, outputs=FIGURES)
+    encoder, asked = ChatEncoder(AutoTokenizer.from_pretrained(MODEL)), []
+    for instruction in ("Count from 25 to 27.", "Keep only the foods: pear, cheese, fox, bear."):
+        asked.append((Message("user", instruction),))
+    wrong = ("dog, 24, age 1", " order soup")
+    answers = [encoder.encode_completion(*each) for each in zip(asked, wrong, strict=True)]
+    shorter = min(map(len, answers))
+    answers = [answer[:shorter] for answer in answers]
+    rows = batch([encoder.encode(each) for each in asked], answers, answers[::-1])
+    assert tried(model, rows, with_gradient=with_gradient)[0] < 0.8
 
 
 def shift_positions(model: Any) -> None:

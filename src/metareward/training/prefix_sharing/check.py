@@ -2,9 +2,11 @@
 
 How far rounding takes equal computations apart depends on model, number format and kernels. So it is measured: each
 row alone, without padding, is compared with the padded batch, and packed rows may differ from the batch a few times as
-much. Distances are root mean squares over all tokens, because single values can be rounded to either neighbour. With
-random models of two to eight layers packed rows were at most as far from the batch as rows alone; with the positions of
-some rows off by one, 3 times (bfloat16, initialized, not trained) to 1,000,000 times.
+much. In float32, where rows alone may give the same bits, so is the batch with its input embeddings moved by one unit
+of rounding; in bfloat16 that would be more than rounding. Distances are root mean squares over all tokens, because
+single values can be rounded to either neighbour. With random models of two to eight layers packed rows were at most as
+far from the batch as rows alone; with the positions of some rows off by one, 3 times (bfloat16, initialized, not
+trained) to 1,000,000 times.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from metareward.training.prefix_sharing.forward import IGNORE_INDEX, PrefixShari
 from metareward.training.prefix_sharing.packing import pack
 
 Rows = Mapping[str, Tensor]  # input_ids, attention_mask, labels: (R, L), padded on the right
-_FACTOR = 3.0  # packed rows may be so many times as far from the batch as rows alone
-# The least and the most that is allowed of log-probabilities and of gradients, relative to them. Without padding rows
-# alone may give the same bits; a model whose figures depend on padding has no measure of rounding.
+_FACTOR = 3.0  # packed rows may be so many times as far from the batch as rows alone or moved embeddings
+# The least and the most that is allowed of log-probabilities and of gradients, relative to them: a model whose figures
+# depend on padding has no measure of rounding. A sure model's log-probabilities are near 0 but are differences of
+# logits, which aren't; so they count as one nat at least.
 _BOUNDS = {
     torch.float32: ((1e-6, 1e-3), (1e-6, 1e-3)),
     torch.bfloat16: ((4e-4, 0.05), (4e-4, 0.2)),
@@ -96,6 +99,12 @@ class PackingCheck:
         return self._run(self._rows, self._weights)
 
     @cached_property
+    def _moved(self) -> Figures:
+        """The batch's figures with all input embeddings moved by a unit of rounding in float32, up or down by turns."""
+        self._sharing.packed = False
+        return self._run(self._rows, self._weights, torch.finfo(torch.float32).eps)
+
+    @cached_property
     def _limits(self) -> tuple[float, ...]:
         """The allowed distances of log-probabilities and of gradients."""
         log_probs, gradient = torch.zeros_like(self._batch.log_probs), None
@@ -109,9 +118,16 @@ class PackingCheck:
             if gradient is not None and alone.gradient is not None:
                 gradient[row, :length] = weight * alone.gradient[0]
         apart = self._distances(log_probs, None if gradient is None else self._merged(gradient))
+        if self._dtype == torch.float32:
+            moved = self._moved.gradient
+            found = self._distances(self._moved.log_probs, None if moved is None else self._merged(moved))
+            apart = tuple(map(max, apart, found))
         sizes = self._distances(torch.zeros_like(log_probs), None if gradient is None else self._merged(gradient) * 0)
-        found = zip(apart, sizes, _BOUNDS[self._dtype], strict=False)  # without gradient only the first
-        return tuple(max(1e-30, least * size, min(_FACTOR * each, most * size)) for each, size, (least, most) in found)
+        sizes = (max(1.0, sizes[0]), *sizes[1:])
+        bounded = zip(apart, sizes, _BOUNDS[self._dtype], strict=False)  # without gradient only the first
+        return tuple(
+            max(1e-30, least * size, min(_FACTOR * each, most * size)) for each, size, (least, most) in bounded
+        )
 
     def _distances(self, log_probs: Tensor, gradient: Tensor | None) -> tuple[float, ...]:
         """Of these figures from the batch's; the ``gradient`` is laid out as the packed row (T, H)."""
@@ -127,15 +143,17 @@ class PackingCheck:
         merged = gradient.new_zeros(row.input_ids.shape[1], gradient.shape[2])
         return merged.index_add(0, row.columns[real], gradient[real])
 
-    def _run(self, rows: Rows, weights: Tensor) -> Figures:
+    def _run(self, rows: Rows, weights: Tensor, move: float = 0.0) -> Figures:
         embedded: list[Tensor] = []
 
         def cut(_: Any, __: Any, output: Tensor) -> Tensor:
-            embedded.append(output.detach().requires_grad_())
+            signs = 1 - 2 * (torch.arange(output.shape[-1], device=output.device) % 2)
+            moved = output.detach() * (1 + move * signs).to(output.dtype) if move else output.detach()
+            embedded.append(moved.requires_grad_(self._with_gradient))
             return embedded[-1]
 
         embeddings = self._sharing.model.get_input_embeddings()
-        handle = embeddings.register_forward_hook(cut) if self._with_gradient else None
+        handle = embeddings.register_forward_hook(cut) if self._with_gradient or move else None
         try:
             with torch.set_grad_enabled(self._with_gradient), self._autocast():
                 log_probs = self._model(**rows, use_cache=False, fused_lm_head=True).log_probs

@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 
 from metareward.evaluation.held_out import Comparison, HeldOut, held_out_metrics, score_histogram
 from metareward.method.stats import mean_interval
-from metareward.types import Candidate, Prompt, Tied, Truncated, Unparsed
+from metareward.types import Candidate, MetaJudgment, Prompt, Tied, Truncated, Unparsed
 
 
 class Truth:
     """An answer's true score is its length; a judgment is wrong by how far its score is off."""
 
     def answer_score(self, prompt: Prompt, answer: str) -> float:
+        assert prompt.messages
         return float(min(len(answer), 5))
 
     def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:
+        assert judgment
         return (abs(score - self.answer_score(prompt, answer)),)
 
 
@@ -108,6 +110,20 @@ def test_a_meta_judge_is_right_when_the_better_judgment_wins() -> None:
     assert found["meta_accuracy"] == (1 + 1 + 0 + 0.5) / 4
     assert found["meta_valid"] == 1.0
     assert found["meta_first_position"] == pytest.approx(2 / 3)  # a tie has no winner
+
+
+def test_the_better_judgment_may_be_the_second_one_or_the_only_readable_one() -> None:
+    def accuracy(*metas: MetaJudgment) -> float:
+        own = [candidate(0, [2, 4, None], text="aa"), candidate(1, [4, 2], text="aaa")]  # the last are as good
+        record = held_out(
+            "a", own, comparisons=[Comparison(1, meta(0, 1, 0)), *(Comparison(0, each) for each in metas)]
+        )
+        return held_out_metrics([record], {"a": record}, Truth(), 0)["meta_accuracy"]["mean"]
+
+    assert [accuracy(meta(1, 0, winner)) for winner in (0, 1)] == [1.0, 0.0]
+    assert [accuracy(meta(0, 1, winner)) for winner in (0, 1)] == [1.0, 0.0]
+    assert [accuracy(meta(2, 1, winner)) for winner in (1, 2)] == [1.0, 0.0]
+    assert accuracy(meta(1, 0, 0), meta(0, 1, 1)) == 0.5
 
 
 def test_unreadable_meta_judgments_count_only_in_meta_valid() -> None:

@@ -4,11 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
+import numpy as np
 import pytest
 from builders import candidate, judgment, meta, prompt, readings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from metareward.evaluation.held_out import Comparison, HeldOut, held_out_metrics, score_histogram
 from metareward.method.stats import mean_interval
@@ -184,6 +187,26 @@ def test_intervals_are_of_the_seed() -> None:
         due = mean_interval([1, 3, 5, 8], ["1", "3", "5", "8"], seed)
         found = held_out_metrics(records, ANCHORS, None, seed)["answer_chars"]
         assert found == {"mean": due.mean, "low": due.low, "high": due.high, "n": 4}
+
+
+def test_rank_correlations_resample_prompts() -> None:
+    scores = ([1, 2, 4], [2, 2], [3, 5, 5, 4], [1, 3], [5, 4])
+    records = [held_out(f"p{n}", [candidate(0, own, text="a" * n)]) for n, own in enumerate(scores)]
+    by_id = {each.prompt.id: each for each in records}
+    rows = [[(score, min(n, 5)) for score in own] for n, own in enumerate(scores)]
+    for seed in (0, 1):
+        whole = spearmanr(*zip(*chain(*rows), strict=True)).statistic
+        generator, drawn = np.random.default_rng(seed), [whole]
+        for _ in range(400):
+            sample = [row for prompt in generator.integers(5, size=5) for row in rows[prompt]]
+            if all(len(set(column)) > 1 for column in zip(*sample, strict=True)):
+                drawn.append(spearmanr(*zip(*sample, strict=True)).statistic)
+        due = [whole, *np.quantile(drawn, [0.025, 0.975])]
+        found = held_out_metrics(records, {each.prompt.id: each for each in records}, Truth(), seed)[
+            "judgment_rank_correlation"
+        ]
+        assert [found[name] for name in ("mean", "low", "high")] == pytest.approx(due, abs=0.002)
+        assert found["n"] == 13
 
 
 def test_rewards_and_cut_off_answers() -> None:

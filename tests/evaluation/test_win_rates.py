@@ -19,6 +19,7 @@ class Lengthy:
     """An oracle whose truth is the number before the blank."""
 
     def answer_score(self, prompt: Prompt, answer: str) -> float:
+        assert prompt.messages
         return float(answer.split()[0])
 
     def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:
@@ -92,12 +93,16 @@ def test_the_interval_resamples_prompts_and_the_adjustment_sees_lengths() -> Non
         HeldOut(held(number, own[0], other[0]).prompt, own, other, ())
         for number, (own, other) in enumerate(zip(given, others, strict=True))
     ]
+    # More prompts, so that the interval depends on the seed.
+    more = [(f"p{number}", score / 2, 9, 9) for number, score in enumerate((0, 2, 1, 2, 2, 0, 2, 1, 2), 4)]
+    records += [held(int(name[1:]), answer(2 * share, 9, 2 * share), answer(1, 9, 1)) for name, share, _, _ in more]
     m0 = [replace(record, own=record.anchors_K) for record in records]
-    for seed in (1, 2):
+    ends = set()
+    for seed in range(3):
         found = held_out_win_rates(records, {"M0": m0}, Lengthy(), seed)
         true = [("p0", 1.0, 20, 30), ("p0", 0.5, 14, 12), ("p1", 1.0, 15, 25), ("p2", 0.5, 33, 9), ("p3", 0.0, 10, 40)]
         own = [("p0", 1.0, 20, 30), ("p0", None, 14, 12), ("p1", 0.0, 15, 25), ("p2", 0.5, 33, 9), ("p3", 1.0, 10, 40)]
-        for judge, rows in (("oracle", true), ("itself", own)):
+        for judge, rows in (("oracle", true + more), ("itself", own + more)):
             rate = by(judge, found)
             shares = [(name, share) for name, share, _, _ in rows if share is not None]
             interval = mean_interval([share for _, share in shares], [name for name, _ in shares], seed)
@@ -108,12 +113,14 @@ def test_the_interval_resamples_prompts_and_the_adjustment_sees_lengths() -> Non
             )
             # Lengths are of whole texts; rows are numbered by prompt.
             adjusted = length_adjusted(
-                [Annotation(int(name[1]), share, base, mine) for name, share, base, mine in rows]
+                [Annotation(int(name[1:]), share, base, mine) for name, share, base, mine in rows]
             )
             assert adjusted is not None
             assert (rate.length_adjusted, rate.length_adjusted_error) == (adjusted.win_rate, adjusted.standard_error)
+        ends.add((by("oracle", found).low, by("oracle", found).high))
         assert (by("oracle", found).against, by("itself", found).against) == ("M0", "M0")
         assert by("itself", found).left_out == 1
+    assert len(ends) > 1
 
 
 def test_the_sign_test() -> None:
@@ -124,6 +131,7 @@ def test_the_sign_test() -> None:
 
     assert rate(1, 1, 1, 1, 1).p_value == pytest.approx(2 / 2**5)
     assert rate(1, 1, 1, 0, 1, -1).p_value == pytest.approx(2 * 6 / 2**5)
+    assert rate(1, -1).p_value == 1.0
     assert rate(0, 0).p_value is None
     assert (rate(0, 0).win_rate, rate(0, 0).draws) == (50.0, 2)
 

@@ -121,6 +121,28 @@ def test_a_rubric_has_its_own_range() -> None:
     assert ten.read("Score: 0", "stop") == Unparsed("out_of_range")
 
 
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("Score (out of 5): 4", Scored(4)),
+        ("Score (out of 10): 4", Unparsed("out_of_range")),
+        ("Score for this answer (out of 5): 4", Scored(4)),
+        ("Score for this answer (out of 10): 4", Unparsed("out_of_range")),
+        ("Score (relevance): 4", Unparsed("ambiguous")),
+        ("Score of the answer (relevance): 4", Unparsed("ambiguous")),
+        ("Score: 3\nScore overall: 4", Scored(4)),
+        ("Score: 3\nScore for the answer: 4", Unparsed("ambiguous")),
+    ],
+)
+def test_what_stands_between_a_label_and_its_colon(text: str, reading: Reading) -> None:
+    assert RUBRIC.read(text) == reading
+
+
+def test_a_text_with_very_many_labels_is_not_read() -> None:
+    assert RUBRIC.read("Final score: 4\n" * 60) == Scored(4)
+    assert RUBRIC.read("Final score: 4\n" * 61) == Unparsed("ambiguous")
+
+
 def test_an_invalid_rubric_is_refused() -> None:
     with pytest.raises(UserError, match="below max_score"):
         Rubric.load("judge", min_score=5, max_score=5)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from metareward.errors import UserError
 from metareward.method.meta_judge import MetaRubric, remove_scores
-from metareward.method.template import Template
-from metareward.method.verdict_format import SCORES
+from metareward.method.template import Template, load_template
+from metareward.method.verdict_format import SCORES, score_format
 from metareward.text import fold
 from metareward.types import Scored, Tied, Truncated, Unparsed, Verdict, Won
 
@@ -137,6 +137,32 @@ def test_scores_are_hidden_with_hide_scores_only() -> None:
 def test_a_text_without_slots_is_refused() -> None:
     with pytest.raises(UserError, match="judgment_b"):
         MetaRubric(Template("t", "{question} {answer} {judgment_a}", ""))
+
+
+@pytest.mark.parametrize("slot", ["question", "answer", "judgment_a", "judgment_b"])
+def test_every_slot_is_needed(slot: str) -> None:
+    text = "{question} {answer} {judgment_a} {judgment_b}".replace(f"{{{slot}}}", "")
+    with pytest.raises(UserError, match=rf"lacks \{{{slot}\}}"):
+        MetaRubric(Template("t", text, ""))
+
+
+def test_loading_by_name_has_the_defaults_of_a_meta_rubric() -> None:
+    assert MetaRubric.load("metajudge") == MetaRubric(load_template("metajudge"))
+
+
+def test_own_words_of_winners_and_of_hidden_scores() -> None:
+    note = score_format("label", ("Note",), 0, 5)
+    rubric = MetaRubric.load("metajudge", hide_scores=True, words=["Best one"], scores=note)
+    assert rubric.read("Best one: Judgment B") == Won(1)
+    assert rubric.read("Winner: Judgment B") == Unparsed("missing")
+    content = rubric.render(prompt(), "Best one: A", "Good.\nNote: 4", "Score: 4")[0].content
+    assert "Best one∶ A" in content
+    assert "<judgment_a>\nGood.\n</judgment_a>\n\n<judgment_b>\nScore: 4\n</judgment_b>" in content
+
+
+def test_a_text_with_very_many_labels_is_not_read() -> None:
+    assert METARUBRIC.read("Final winner: Judgment A\n" * 60) == Won(0)
+    assert METARUBRIC.read("Final winner: Judgment A\n" * 61) == Unparsed("ambiguous")
 
 
 def test_public_meta_rubric_gives_chat_messages_and_verdicts() -> None:

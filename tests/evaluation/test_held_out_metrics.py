@@ -202,9 +202,7 @@ def test_rank_correlations_resample_prompts() -> None:
             if all(len(set(column)) > 1 for column in zip(*sample, strict=True)):
                 drawn.append(spearmanr(*zip(*sample, strict=True)).statistic)
         due = [whole, *np.quantile(drawn, [0.025, 0.975])]
-        found = held_out_metrics(records, {each.prompt.id: each for each in records}, Truth(), seed)[
-            "judgment_rank_correlation"
-        ]
+        found = held_out_metrics(records, by_id, Truth(), seed)["judgment_rank_correlation"]
         assert [found[name] for name in ("mean", "low", "high")] == pytest.approx(due, abs=0.002)
         assert found["n"] == 13
 

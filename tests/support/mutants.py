@@ -156,8 +156,10 @@ class Runner:
         self.results[path]["exit_code_by_key"][name] = code
 
     def save(self) -> None:
-        for path, result in self.results.items():
-            path.write_text(json.dumps(result, indent=4))
+        for path in {path for path, _ in self.queue}:
+            whole = path.with_suffix(".written")
+            whole.write_text(json.dumps(self.results[path], indent=4))
+            whole.replace(path)
 
 
 def main() -> int:

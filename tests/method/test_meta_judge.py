@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.method.meta_judge import MetaRubric, remove_scores
+from metareward.method.meta_judge import MetaRubric, find_winner, remove_scores
 from metareward.method.template import Template, load_template
-from metareward.method.verdict_format import SCORES, score_format
+from metareward.method.verdict_format import SCORES, WINNERS, score_format
 from metareward.text import fold
 from metareward.types import Scored, Tied, Truncated, Unparsed, Verdict, Won
 
@@ -163,6 +163,14 @@ def test_own_words_of_winners_and_of_hidden_scores() -> None:
 def test_a_text_with_very_many_labels_is_not_read() -> None:
     assert METARUBRIC.read("Final winner: Judgment A\n" * 60) == Won(0)
     assert METARUBRIC.read("Final winner: Judgment A\n" * 61) == Unparsed("ambiguous")
+
+
+def test_the_judgment_found_is_named_by_its_letter() -> None:
+    assert [find_winner(f"Winner: {name}", WINNERS) for name in ("Judgment A", "Judgment B", "tie")] == [
+        "a",
+        "b",
+        "tie",
+    ]
 
 
 def test_public_meta_rubric_gives_chat_messages_and_verdicts() -> None:

@@ -174,7 +174,7 @@ def find_winner(text: str, verdict: VerdictFormat) -> Named | Unparsed:
     if not stated:
         prose = [each for each in prose if not is_hedged(folded.text, each.anchor.start)]
         same = len({each.outcome for each in prose}) == 1
-        return prose[-1].outcome if same else Unparsed("ambiguous" if verdicts or mentions else "missing")
+        return prose[-1].outcome if same else Unparsed("ambiguous" if mentions else "missing")
     *earlier, last = stated
     if isinstance(last.outcome, Unparsed):
         return last.outcome

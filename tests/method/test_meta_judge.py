@@ -115,6 +115,27 @@ def test_hidden_scores_leave_no_digit(text: str) -> None:
         assert not re.search(r"\d", after)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Good.\nScore: 4/5 since it fits.\nMore words\nand lines.", "Good.\n\nMore words\nand lines."),
+        ("The score is 4 because it fits.", "The score is … because it fits."),
+        ("The score is 4 out of 5. The rating is 3/5, too.", "The score is …. The rating is …, too."),
+        ("So the score is", "So the score is"),
+        ("Total points: 4\nScore: 3\nThe end", "\n\nThe end"),
+        ("My\nfinal\nscore: 4", "My\nfinal"),
+        ("It is relevant, the final score: 4\nso it is", "It is relevant, \nso it is"),
+        ("Intro\nScore: none\nTail one\nTail two", "Intro\n\nTail one\nTail two"),
+        ("Intro\nMy final score: none", "Intro"),
+        ("### Final score\n\n**4**\n\nThe end", "### \n\nThe end"),
+        ("a\n- Score: 4", "a"),
+        ("<score>4</score> It fits.\nEnd", "\nEnd"),
+    ],
+)
+def test_a_score_is_hidden_with_its_line_and_in_a_sentence_alone(text: str, shown: str) -> None:
+    assert remove_scores(text) == shown
+
+
 @given(judge_texts)
 def test_hidden_scores_can_not_be_parsed(text: str) -> None:
     assert not isinstance(RUBRIC.read(remove_scores(text)), Scored)

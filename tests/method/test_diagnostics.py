@@ -1,7 +1,7 @@
 """Position statistics, parse results, and the summary of an iteration."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -130,6 +130,11 @@ def test_summary_counts() -> None:
         "out_of_range": 1,
         "truncated": 1,
     }
+
+
+def test_summary_counts_drops_by_reason() -> None:
+    again = replace(RECORDS[1], prompt=replace(RECORDS[1].prompt, id="c"))
+    assert summary_of(*RECORDS, again)["dropped"] == {"actor": {"all_scores_equal": 2}, "judge": {"no_variance": 2}}
 
 
 def test_summary_lengths_are_mean_characters() -> None:

@@ -12,6 +12,7 @@ import pytest
 from builders import candidate, dispute, record, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 from metareward.method.diagnostics import disputes
 from metareward.method.judge_health import (
@@ -115,6 +116,24 @@ def test_an_undefined_ratio_is_none() -> None:
     assert resampled_interval(np.zeros((3, 2)), lambda sums: sums[:, 0] / sums[:, 1], 3) is None
 
 
+def test_bins_are_tenths_of_the_scale() -> None:
+    assert [Scale(1.0, 11.0).bin(score) for score in (1, 2, 6, 6.4, 11)] == [0, 1, 5, 5, 10]
+
+
+def test_answers_keep_their_prompts_and_get_their_truths() -> None:
+    of = [record([candidate(0, [3]), candidate(1, [4])], name="a"), record([candidate(0, [5])], name="b")]
+
+    def truth(prompt: Prompt, answer: str) -> float:
+        return len(prompt.id + answer) + ord(prompt.id)
+
+    found = judged_answers(of, truth)
+    assert [(each.prompt_id, each.answer) for each in found] == [
+        (each.prompt.id, answer) for each in of for answer in each.candidates_K
+    ]
+    assert [each.truth for each in found] == [truth(each.prompt, a.text) for each in of for a in each.candidates_K]
+    assert {each.truth for each in judged_answers(of)} == {None}
+
+
 # --- judgments ---
 
 
@@ -196,6 +215,41 @@ def test_the_only_readable_judgment_has_no_other_to_be_ranked_by() -> None:
     assert found.n == 2 + 3  # the two unreadable ones are ranked by the readable one
 
 
+def test_the_change_of_readability_is_a_linear_fit_on_ranks() -> None:
+    of = [
+        replace(each, reference=reference)
+        for each, reference in zip(judged([MISSING, 3], [MISSING], [4, 4, MISSING], [2]), (1, 1, 3, 1), strict=True)
+    ]
+    ranks, readable = rankdata([1, 1, 1, 3, 3, 3, 1]), [0, 1, 0, 1, 1, 0, 1]
+    assert value(readable_by_score(of)) == pytest.approx(np.polyfit(ranks / 7, readable, 1)[0])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_comparison_by_truth_counts_the_prompts_of_the_smaller_group(swapped: bool) -> None:
+    truths = (1, 1, 5, 5, 5) if swapped else (5, 5, 1, 1, 1)
+    found = readable_by_truth(judged([4], [MISSING], [3], [3], [MISSING], truths=truths), SCALE)
+    assert found is not None
+    assert (abs(found.value), found.n, found.prompts) == (pytest.approx(2 / 3 - 1 / 2), 5, 2)
+
+
+def test_the_ends_are_a_tenth_of_the_scale() -> None:
+    for scale, inside, outside in (
+        (SCALE, (4.5, 0.5), (4.49, 0.51)),
+        (Scale(1.0, 11.0), (10.0, 2.0), (9.9, 2.1)),
+    ):
+        ends = edge_scores(judged([*inside, *outside]), scale)
+        assert (ends["top_scores"].value, ends["bottom_scores"].value) == (0.25, 0.25)
+
+
+def test_entropy_is_of_prompts_that_both_have_judged() -> None:
+    first = judged(*[[1, 2, 3, 4]] * 6)
+    later = [*judged(*[[1, 1, 2, 2]] * 6), Judged("other", candidate(0, [5, 5, 4, 3]))]
+    found = score_entropy(later, [*first, Judged("another", candidate(0, [5, 0]))], SCALE)
+    assert found is not None
+    assert [found.value, found.low, found.high] == pytest.approx([0.5] * 3)  # the same in every resample
+    assert found.prompts == 6
+
+
 def test_the_most_frequent_score_and_the_ends_of_the_scale() -> None:
     of = judged([3, 3, 3, 5], [3, 0.4, None, 4.6])
     assert value(one_score(of, SCALE)) == pytest.approx(4 / 7)
@@ -228,6 +282,22 @@ def test_verdicts_by_hand() -> None:
     assert found["first_position"].value == pytest.approx(4 / 6)
     assert found["position_flips"].value == pytest.approx(1 / 3)
     assert found["higher_score_wins"].value == 0.5
+
+
+def test_verdicts_count_their_prompts() -> None:
+    of = [record([candidate(0, [4, 2])], dispute({(0, 1): 0, (1, 0): 1}, 2), name) for name in ("a", "b", "b")]
+    found = verdict_figures(disputes(of))
+    assert {name: (figure.n, figure.prompts) for name, figure in found.items()} == {
+        "readable_verdicts": (6, 2),
+        "first_position": (6, 2),
+        "position_flips": (3, 2),
+    }
+
+
+def test_the_higher_score_wins_where_scores_differ_and_the_order_does_not_matter() -> None:
+    verdicts = {(0, 1): 0, (1, 0): 0, (0, 2): 0, (2, 0): 2, (1, 2): 1, (2, 1): 1}
+    found = verdict_figures(disputes([record([candidate(0, [4, 4, 2])], dispute(verdicts, 3))]))
+    assert (found["higher_score_wins"].value, found["higher_score_wins"].n) == (1.0, 1)
 
 
 def test_of_constrained_winners_those_count_that_they_replaced() -> None:
@@ -282,6 +352,39 @@ def test_answers_with_a_reward_are_not_left_out() -> None:
     assert set(found) == {"tied_answers", "answers_cut_off"}
 
 
+def test_answers_of_all_records_are_counted() -> None:
+    of = [
+        record([replace(candidate(0, []), reward=1.0), replace(candidate(1, []), reward=2.0)], name="a"),
+        record([candidate(0, [3, 3]), candidate(1, [3, 3])], name="b"),
+        record([candidate(0, [3, 3]), candidate(1, [2, None])], name="c"),
+    ]
+    found = answer_figures(of, 2, lambda prompt, answer: ord(prompt.id) + len(answer))
+    assert (found["tied_answers"].value, found["tied_answers"].n) == (0.5, 2)
+    assert (found["left_out_answers"].value, found["left_out_answers"].n) == (0.25, 4)
+    assert found["lost_best"].n == found["lost_best_by_truth"].n == 2
+
+
+def test_judge_pairs_have_a_share_and_lengths() -> None:
+    answers = [candidate(0, [5, 1, 3], chars=30), candidate(1, [1, 1, 1], chars=20)]
+    texts = ["xx" * 10, "x" * 10, "x" * 15]
+    judgments = tuple(replace(each, text=text) for each, text in zip(answers[0].judgments_N, texts, strict=True))
+    answers[0] = replace(answers[0], judgments_N=judgments)
+    order = {(m, n): min(m, n) for m in range(3) for n in range(3) if m != n}  # 0 beats 1 beats 2
+    pairs, _ = build_pairs([record(answers, dispute(order, 3))], PairRules(min_valid=1))
+    found = pair_figures([record(answers), record([], name="none")], pairs, judge_pairs=True)
+    assert [(pair.kind, len(pair.chosen), len(pair.rejected)) for pair in pairs] == [
+        ("actor", 30, 20),
+        ("judge", 20, 15),
+    ]
+    assert {name: figure.value for name, figure in found.items()} == {
+        "actor_pairs": 0.5,
+        "judge_pairs": 0.5,
+        "judge_pair_share": 0.5,
+        "chosen_answer_length": 1.5,
+        "chosen_judgment_length": pytest.approx(20 / 15),
+    }
+
+
 def test_pairs_per_prompt_and_their_lengths() -> None:
     good = [candidate(0, [5, 5], chars=30), candidate(1, [1, 1], chars=20)]
     of = [record(good, name="a"), record([candidate(0, [3, 3])], name="b")]
@@ -313,6 +416,71 @@ def test_figures_are_finite_and_lie_in_their_intervals(of: list[PromptRecord]) -
         assert figure.low <= figure.value <= figure.high, name
         assert math.isfinite(figure.low) and math.isfinite(figure.high), name
         assert figure.n >= 1 and figure.prompts >= 0
+
+
+def written(of: Sequence[Judged]) -> list[Judged]:
+    """The same judgments as constrained ones that replaced another verdict."""
+    return [
+        replace(
+            each,
+            answer=replace(
+                each.answer, judgments_N=tuple(replace(j, written=MISSING) for j in each.answer.judgments_N)
+            ),
+        )
+        for each in of
+    ]
+
+
+def test_which_answers_the_figures_of_an_evaluation_are_of() -> None:
+    own = written(judged([4, MISSING], [5, 2], truths=(5, 1)))
+    anchors = [replace(each, reference=float(n)) for n, each in enumerate(judged([3, 1], [MISSING, 3], truths=(5, 2)))]
+    first = judged([3, 2], [1, 4])
+    compared = tuple(disputes([record([candidate(0, [4, 2])], dispute({(0, 1): 0, (1, 0): 1}, 2))]))
+    for answers, of in (((own, (), ()), own), ((own, anchors, first), anchors)):
+        everything = [*own, *answers[1]]
+        due = {
+            "readable_judgments": readable_judgments(everything),
+            "readable_as_written": readable_as_written(everything),
+            "readable_by_score": readable_by_score(of),
+            "readable_by_truth": readable_by_truth(everything, SCALE),
+            "one_score": one_score(of, SCALE),
+            "score_entropy": score_entropy(answers[1], answers[2], SCALE),
+            **edge_scores(own, SCALE),
+            **verdict_figures(compared),
+        }
+        assert None not in (due["one_score"], due["readable_by_score"], due["readable_by_truth"])
+        found = evaluation_figures(*answers, compared, SCALE)
+        assert found == {name: figure for name, figure in due.items() if figure is not None}
+
+
+def test_the_figures_of_an_iteration() -> None:
+    answers = [[candidate(0, [5, None, 3]), candidate(1, [1, 2, 1])], [candidate(0, [4, 4, None], text="best")]]
+    of = [record(each, name=name) for name, each in zip("ab", answers, strict=True)]
+    pairs, _ = build_pairs(of, PairRules(judge_pairs=False))
+
+    def truth(_: Prompt, answer: str) -> float:
+        return 5.0 if answer == "best" else 1.0
+
+    own = judged_answers(of, truth)
+    judging = {
+        "readable_judgments": readable_judgments(own),
+        "readable_by_score": readable_by_score(own),
+        "readable_by_truth": readable_by_truth(own, SCALE),
+        **edge_scores(own, SCALE),
+    }
+    assert None not in judging.values()
+    assert record_figures(of, pairs, SCALE, 2, False, truth) == {
+        **judging,
+        **answer_figures(of, 2, truth),
+        **pair_figures(of, pairs, False),
+    }
+    assert "readable_as_written" in record_figures(
+        [replace(each, candidates_K=tuple(w.answer for w in written(judged_answers([each])))) for each in of],
+        pairs,
+        SCALE,
+        2,
+        True,
+    )
 
 
 def test_no_records_have_no_figures() -> None:

@@ -384,7 +384,7 @@ def mirrored(form: Form, threshold: float) -> float:
 
 
 def show_value(form: Form, value: float) -> str:
-    """``83.2 %``, ``-12.0 points``, ``1.18 times``."""
+    """``83.2 %``, ``-12 points``, ``1.18 times``."""
     return f"{_bare(form, value)} {'%' if form == 'share' else 'points' if form == 'points' else 'times'}"
 
 

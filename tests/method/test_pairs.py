@@ -1,5 +1,6 @@
 """Preference pairs of actor and judge, and the reasons for dropped prompts."""
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -518,8 +519,16 @@ def test_pairs_depend_on_records_and_seed_only(of: list[PromptRecord], rules: Pa
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rho": -0.1}, {"rho": 1.1}, {"elo_prior": 0.0}, {"min_valid": 0}, {"min_battles": 0}]
+    "wrong",
+    [{"rho": -0.1}, {"rho": 1.1}, {"elo_prior": 0.0}, {"elo_prior": math.inf}, {"min_valid": 0}, {"min_battles": 0}],
 )
 def test_rules_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PairRules(**wrong)
+
+
+def test_a_pair_says_how_its_answers_ended() -> None:
+    answers = [replace(candidate(0, [5, 5]), finish="length"), candidate(1, [1, 1])]
+    pair = actor_pair(record(answers), PairRules(min_valid=2, mask_truncated_completions=False))
+    assert isinstance(pair, PreferencePair)
+    assert (pair.chosen_finish, pair.rejected_finish) == ("length", "stop")

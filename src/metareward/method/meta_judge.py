@@ -268,7 +268,7 @@ def _cut(text: str, anchor: Anchor) -> tuple[int, int]:
     if anchor.form == "copula":
         amount = _AMOUNT.match(text, anchor.end)
         return anchor.end, amount.end() if amount else anchor.end
-    before = _QUALIFIERS.search(text, max(text.rfind("\n", 0, anchor.start) + 1, anchor.start - 80), anchor.start)
+    before = _QUALIFIERS.search(text, max(0, anchor.start - 80), anchor.start)
     line_end = text.find("\n", anchor.end)
     below = _VALUE_LINE.match(text, anchor.end)
     stop = below.end() if below else line_end if line_end >= 0 else len(text)

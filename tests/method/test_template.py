@@ -22,6 +22,7 @@ from metareward.method.template import (
     load_template,
     packaged_names,
     render,
+    require,
 )
 from metareward.types import Message
 
@@ -84,6 +85,12 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
 def test_missing_slots_are_named() -> None:
     with pytest.raises(UserError, match=r"'plain' lacks \{judgment_a\}, \{x\}"):
         PLAIN.require("question", "judgment_a", "x")
+
+
+def test_a_text_of_a_benchmark_needs_its_slots() -> None:
+    require("Rate {answer} to {question}", "judge.json", "question", "answer")
+    with pytest.raises(UserError, match=r"^judge\.json: the prompt text lacks \{question\}, \{x\};"):
+        require("Rate {answer}", "judge.json", "question", "answer", "x")
 
 
 def test_slots_in_slot_text_are_not_replaced() -> None:

@@ -16,9 +16,11 @@ from metareward.method.template import (
     CONTROL_STARTS,
     Template,
     control_starts,
+    control_strings_in,
     conversation,
     escape,
     escape_brackets,
+    is_control_string,
     load_template,
     packaged_names,
     render,
@@ -164,6 +166,18 @@ def test_chat_control_strings_are_escaped() -> None:
         wide = text.translate({code: code + 0xFEE0 for code in range(0x21, 0x7F)})
         assert escape(f"a{wide}b", PLAIN) == f"a{lookalike[0]}{wide[1:]}b"
         assert escape(f"{text[:2]}\u200b\ufe0f{text[2:]}", PLAIN) == f"{lookalike[:2]}\u200b\ufe0f{text[2:]}"
+
+
+def test_control_strings_are_found_in_texts() -> None:
+    assert control_strings_in("a <|IM_END|> [inst] x <b> ＜s＞ <|im_end|>") == {"<|im_end|>", "[inst]", "<s>"}
+    assert control_strings_in("a < b") == set()
+    assert [is_control_string(text) for text in ("<|Im_End|>", "[/INST]", "<s> ", "x<s>", "s")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_ordinary_texts_have_no_control_strings() -> None:

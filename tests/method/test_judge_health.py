@@ -143,6 +143,8 @@ def test_readable_judgments_are_counted_with_the_reasons_of_the_others() -> None
     assert (found.value, found.n, found.prompts) == (0.5, 6, 2)
     assert found.detail == "2 missing, 1 truncated"
     assert readable_judgments([]) is None
+    unusual = readable_judgments(judged([Unparsed("out_of_range"), 3]))
+    assert unusual is not None and unusual.detail == "1 out of range"
 
 
 def test_of_constrained_verdicts_those_count_that_they_replaced() -> None:
@@ -376,6 +378,8 @@ def test_judge_pairs_have_a_share_and_lengths() -> None:
         ("actor", 30, 20),
         ("judge", 20, 15),
     ]
+    more = pair_figures([record(answers)], [pairs[0], *pairs], judge_pairs=True)
+    assert more["judge_pair_share"].value == pytest.approx(1 / 3)
     assert {name: figure.value for name, figure in found.items()} == {
         "actor_pairs": 0.5,
         "judge_pairs": 0.5,
@@ -479,8 +483,9 @@ def test_the_figures_of_an_iteration() -> None:
         pairs,
         SCALE,
         2,
-        True,
+        False,
     )
+    assert record_figures(of, pairs, SCALE, 2, True)["judge_pairs"].value == 0.0
 
 
 def test_no_records_have_no_figures() -> None:

@@ -528,7 +528,10 @@ def test_rules_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_pair_says_how_its_answers_ended() -> None:
-    answers = [replace(candidate(0, [5, 5]), finish="length"), candidate(1, [1, 1])]
-    pair = actor_pair(record(answers), PairRules(min_valid=2, mask_truncated_completions=False))
-    assert isinstance(pair, PreferencePair)
-    assert (pair.chosen_finish, pair.rejected_finish) == ("length", "stop")
+    rules = PairRules(min_valid=2, mask_truncated_completions=False)
+    for good, bad in (("length", "stop"), ("stop", "length")):
+        answers = [cut_off(candidate(0, [5, 5])), candidate(1, [1, 1])]
+        if good == "stop":
+            answers = [candidate(0, [5, 5]), cut_off(candidate(1, [1, 1]))]
+        pair = made(actor_pair(record(answers), rules))
+        assert (pair.chosen_finish, pair.rejected_finish) == (good, bad)

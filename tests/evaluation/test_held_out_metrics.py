@@ -194,13 +194,17 @@ def test_rank_correlations_resample_prompts() -> None:
     records = [held_out(f"p{n}", [candidate(0, own, text="a" * n)]) for n, own in enumerate(scores)]
     by_id = {each.prompt.id: each for each in records}
     rows = [[(score, min(n, 5)) for score in own] for n, own in enumerate(scores)]
+
+    def correlation(sample: Sequence[tuple[int, int]]) -> float:
+        return float(spearmanr([given for given, _ in sample], [truth for _, truth in sample]).statistic)
+
+    whole = correlation([*chain(*rows)])
     for seed in (0, 1):
-        whole = spearmanr(*zip(*chain(*rows), strict=True)).statistic
         generator, drawn = np.random.default_rng(seed), [whole]
         for _ in range(400):
             sample = [row for prompt in generator.integers(5, size=5) for row in rows[prompt]]
             if all(len(set(column)) > 1 for column in zip(*sample, strict=True)):
-                drawn.append(spearmanr(*zip(*sample, strict=True)).statistic)
+                drawn.append(correlation(sample))
         due = [whole, *np.quantile(drawn, [0.025, 0.975])]
         found = held_out_metrics(records, by_id, Truth(), seed)["judgment_rank_correlation"]
         assert [found[name] for name in ("mean", "low", "high")] == pytest.approx(due, abs=0.002)

@@ -23,6 +23,7 @@ from annotate_page import tables
 from metareward.cli.main import app
 from metareward.config.schema import PAPER_ITERATIONS, Recipe, load_recipe
 from metareward.config.yaml_file import PRESETS, dotted, fields, sections_of
+from metareward.evaluation.constraints.families import FAMILIES as CONSTRAINT_FAMILIES
 from metareward.method.gates import GATES, shown_limit
 from metareward.settings import Section
 
@@ -63,6 +64,7 @@ def documents() -> dict[Path, str]:
             {"model": model_table, "phases": phases_table, "faults": faults_table, "demo": demo_table},
         ),
         ROOT / "README.md": _filled(ROOT / "README.md", {"results": results_table}),
+        ROOT / "docs/real-model.md": _filled(ROOT / "docs/real-model.md", {"families": families_table}),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
         ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
         ROOT / "docs/performance.md": _filled(
@@ -351,6 +353,22 @@ _DEMO = (
     ("answer length, characters", "answer_chars", ".1f"),
     ("meta-judge right", "meta_accuracy", ".2f"),
 )
+
+
+def families_table(_: str) -> str:
+    """The pass rates in the constraint world, as bench/constraint_families.py has written them."""
+    found = json.loads((ROOT / "bench/results/constraint_families.json").read_text(encoding="utf-8"))
+    held_out = {family.name for family in CONSTRAINT_FAMILIES if family.held_out}
+    shares = {**found["families"]["shares"], **found["drawn"]["shares"]}
+    keys = ("met", "passes", "topic", "length", "finished", "no_loops", "cut_off")
+    rows: list[tuple[str, ...]] = [
+        ("family", "answers", "constraints met", *(key.replace("_", " ") for key in keys[1:]), "tokens")
+    ]
+    for name, each in shares.items():
+        percents = (f"{100 * each[key]:.0f} %" for key in keys)
+        shown = f"{name} (held out)" if name in held_out else name
+        rows.append((shown, f"{each['n']}", *percents, f"{each['tokens']:.0f}"))
+    return _markdown(rows)
 
 
 def demo_table(_: str) -> str:

@@ -62,7 +62,7 @@ def generated() -> dict[Path, str]:
     "name",
     [
         *("docs/cli.md", "docs/recipes.md", "CONTRIBUTING.md", "docs/pocket.md", "docs/judge-health.md"),
-        "docs/performance.md",
+        *("docs/performance.md", "docs/real-model.md"),
     ],
 )
 def test_generated_pages_are_fresh(generated: dict[Path, str], name: str) -> None:

@@ -21,6 +21,8 @@ from metareward.types import Candidate, MetaJudgment, Prompt, Tied, Truncated, U
 class Truth:
     """An answer's true score is its length; a judgment is wrong by how far its score is off."""
 
+    full_score = 5.0
+
     def answer_score(self, prompt: Prompt, answer: str) -> float:
         assert prompt.messages
         return float(min(len(answer), 5))

@@ -18,6 +18,8 @@ from metareward.types import Candidate, Judgment, Message, Prompt, Scored, Unpar
 class Lengthy:
     """An oracle whose truth is the number before the blank."""
 
+    full_score = 5.0
+
     def answer_score(self, prompt: Prompt, answer: str) -> float:
         assert prompt.messages
         return float(answer.split()[0])

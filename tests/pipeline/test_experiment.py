@@ -318,3 +318,19 @@ def test_a_start_of_its_own_may_not_change_later(tmp_path: Path) -> None:
     model_folder(given, "changed")
     with pytest.raises(UserError, match=r"changed since this run began: training\.start's files"):
         begin_experiment(tmp_path, f"training.start={given}")
+
+
+def test_the_constraint_world_gives_the_prompts_and_the_truth_on_the_rubrics_scale(tmp_path: Path) -> None:
+    changes = ("prompts.source=constraints", "prompts.held_out=8", "judgments.max_score=10")
+    of = begin_experiment(tmp_path, *changes)
+    assert {prompt.id.rsplit("-", 1)[0] for prompt in of.held_out} == {
+        "held-out-topic",
+        "held-out-combination",
+        "held-out-family",
+    }
+    ids = [prompt.id for t in range(3) for prompt in of.prompts(t)]
+    assert len(ids) == len(set(ids)) == 8 + 2 * PROMPTS
+    assert of.oracle is not None and of.oracle.full_score == 10
+    assert 0 <= of.oracle.answer_score(of.held_out[0], "An answer.") < 10
+    with pytest.raises(UserError, match="constraints give a number, not a file"):
+        experiment(tmp_path / "other", changes[0], "prompts.held_out=held.jsonl").choose_prompts(1)

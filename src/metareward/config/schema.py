@@ -31,6 +31,7 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
+from metareward.evaluation.constraints.prompts import CONSTRAINTS
 from metareward.generation.verdicts import VerdictFormatSettings
 from metareward.method.gates import GATES, Action, Limit
 from metareward.method.pairs import OnTie, PairRules
@@ -42,11 +43,14 @@ Temperature = Annotated[float, Field(ge=0.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
+WORLDS = ("pocket", CONSTRAINTS)  # prompt sources whose right answers a program knows
+
+
 class PromptSettings(Section):
     """Where prompts come from."""
 
     source: Text = Field(
-        description="Prompts in a file or folder, or on the hub as hub:OWNER/NAME; 'pocket': the pocket world's own"
+        description="Prompts in a file, folder or hub:OWNER/NAME; 'pocket', 'constraints': worlds with an oracle"
     )
     field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
     network: bool = Field(
@@ -365,7 +369,7 @@ def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         if any(t > len(recipe.iterations) for t in benchmark.models):
             last = f"at most {len(recipe.iterations)}, the last iteration"
             yield ("benchmarks", place, "models"), list(benchmark.models), last
-        for field, value, expected in benchmark.mismatches(recipe.prompts.source == "pocket"):
+        for field, value, expected in benchmark.mismatches(recipe.prompts.source in WORLDS):
             yield ("benchmarks", place, field), value, expected
 
 

@@ -230,8 +230,8 @@ class Benchmark(Section):
 
     # --- checked before the run begins ---
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:  # noqa: ARG002
-        """Settings that don't fit together: field, value, what is expected. ``pocket``: an oracle knows the prompts."""
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:  # noqa: ARG002
+        """Settings that don't fit together: field, value, what is expected. ``oracle``: one knows the prompts."""
         return iter(())
 
     def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
@@ -325,7 +325,7 @@ class JudgedBenchmark(Benchmark):
 
     judge: Text = Field(
         "itself",
-        description="'itself': the model; 'oracle': the pocket world's; a model folder, a recipe, URL#MODEL, or "
+        description="'itself': the model; 'oracle': the world's program; a model folder, a recipe, URL#MODEL, or "
         "package.module:name of a judge of yours",
     )
     prompt: Text | None = Field(
@@ -348,10 +348,14 @@ class JudgedBenchmark(Benchmark):
         """Of ``judgments``."""
         return self.judgments
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:
         """The oracle compares outputs only, and without a prompt."""
-        if self.judge == "oracle" and not (pocket and self._oracle_can_judge):
-            yield "judge", "oracle", "another judge: the oracle compares answers to the pocket world's held-out prompts"
+        if self.judge == "oracle" and not (oracle and self._oracle_can_judge):
+            yield (
+                "judge",
+                "oracle",
+                "another judge: the oracle compares answers to the held-out prompts of a world",
+            )
         if self.judge == "oracle" and self.prompt is not None:
             yield "prompt", self.prompt, "nothing, as the oracle is asked no question"
 

@@ -41,6 +41,11 @@ from metareward.types import Candidate, Judgment, MetaJudgment, Prompt, PromptRe
 class Oracle(Protocol):
     """The true quality of answers and judgments, hidden from the model."""
 
+    @property
+    def full_score(self) -> float:
+        """The true score of an answer that is right in every respect."""
+        ...
+
     def answer_score(self, prompt: Prompt, answer: str) -> float:
         """The true score of an answer, on the rubric's scale."""
         ...
@@ -202,7 +207,7 @@ def _metrics_by_oracle(
 ) -> Iterator[tuple[str, Rows]]:
     quality = [(r.prompt.id, oracle.answer_score(r.prompt, answer.text)) for r in records for answer in r.own]
     yield "answer_quality", quality
-    yield "answer_perfect", [(key, float(score >= 5)) for key, score in quality]
+    yield "answer_perfect", [(key, float(score >= oracle.full_score)) for key, score in quality]
     judged = list(_judged_anchors(records, oracle))
     yield "judgment_exact", [(key, float(score == truth)) for key, score, truth in judged]
     yield "meta_accuracy", list(_meta_accuracy(records, anchors, oracle))

@@ -1,7 +1,8 @@
 """The judge client: a judge by name, opened to an engine, asked many questions at once, every reply stored.
 
-A judge's name is ``itself`` (the evaluated model), ``oracle`` (the pocket world's), ``pocket``, a model folder, a
-recipe file, a server as ``URL#MODEL``, or ``package.module:name``: an object of the user's, an `Engine` or a `Judge`.
+A judge's name is ``itself`` (the evaluated model), ``oracle`` (the pocket or constraint world's), ``pocket``, a model
+folder, a recipe file, a server as ``URL#MODEL``, or ``package.module:name``: an object of the user's, an `Engine` or a
+`Judge`.
 """
 
 from __future__ import annotations

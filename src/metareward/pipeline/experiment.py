@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from metareward.config.schema import (
+    WORLDS,
     AnswerSettings,
     GateSettings,
     JudgmentSettings,
@@ -33,6 +34,8 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
+from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_held_out, draw_prompts
+from metareward.evaluation.constraints.world import ConstraintOracle, require_checkers
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
@@ -87,8 +90,11 @@ class Experiment:
 
     @property
     def oracle(self) -> Oracle | None:
-        """The oracle, if the prompts are the pocket world's."""
-        return world.PocketOracle() if self.recipe.prompts.source == POCKET else None
+        """The oracle, if the prompts are the pocket or the constraint world's."""
+        source, judgments = self.recipe.prompts.source, self.recipe.judgments
+        if source == CONSTRAINTS:
+            return ConstraintOracle(judgments.min_score, judgments.max_score)
+        return world.PocketOracle() if source == POCKET else None
 
     def model(self, t: int) -> Path:
         """The folder of M_t; M_0 is the recipe's model."""
@@ -187,11 +193,15 @@ class Experiment:
     def _prompt_pool(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         """The held-out prompts, and the prompts for training without them."""
         settings, seed = self.recipe.prompts, self.recipe.seed
-        if settings.source == POCKET:
+        if settings.source in WORLDS:
             if not isinstance(settings.held_out, int):
-                raise UserError("prompts.held_out: with prompts.source pocket give a number, not a file")
-            held_out = world.prompts(settings.held_out, derive(seed, "held out"), held_out=True)
-            return held_out, world.prompts(settings.per_iteration * self.last, derive(seed, "prompts"))
+                raise UserError(f"prompts.held_out: with prompts.source {settings.source} give a number, not a file")
+            training, held_out_seed = settings.per_iteration * self.last, derive(seed, "held out")
+            if settings.source == CONSTRAINTS:
+                require_checkers()
+                return draw_held_out(settings.held_out, held_out_seed), draw_prompts(training, derive(seed, "prompts"))
+            held_out = world.prompts(settings.held_out, held_out_seed, held_out=True)
+            return held_out, world.prompts(training, derive(seed, "prompts"))
         prompts = load_prompts(settings.source, settings.network, settings.field)
         if isinstance(settings.held_out, int):
             return split_held_out(prompts, settings.held_out, settings.per_iteration, self.last, seed)

@@ -101,6 +101,8 @@ def prompts(count: int, seed: int, held_out: bool = False) -> tuple[Prompt, ...]
 class PocketOracle:
     """The ground truth about the pocket world (`metareward.evaluation.held_out.Oracle`)."""
 
+    full_score = float(len(CRITERIA))
+
     def answer_score(self, prompt: Prompt, answer: str) -> float:
         """The true score, 0..5."""
         return check_answer(prompt.messages[-1].content, answer).score

@@ -72,7 +72,7 @@ _OPINION = "The same divided by the root of the model's own reliability: what a 
 _SURE = "Two judgments of an answer give the same score. A rise alone is confidence, not quality."
 _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
     "Answers": (
-        ("answer_quality", "Answer quality (oracle, 0–5)", "score", "higher", "Mean oracle score."),
+        ("answer_quality", "Answer quality (oracle)", "score", "higher", "Mean oracle score."),
         ("answer_perfect", "Perfect answers", "share", "higher", "Share with the oracle's full score."),
         ("answer_self_score", "Self-assigned score", "score", "neither", "Mean score by the model."),
         ("answer_chars", "Answer length (characters)", "chars", "neither", "Mean length."),

@@ -265,11 +265,11 @@ class AlpacaEval(ComparisonBenchmark):
     answers_file: ClassVar[str] = "outputs.json"
     command: ClassVar[type[EvaluateCommand]] = AlpacaEvalCommand
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:
         """Also that the length control's files come together."""
         if (self.difficulty is None) != (self.gamed is None):
             yield "gamed", self.gamed, "both difficulty and gamed, or neither"
-        yield from super().mismatches(pocket)
+        yield from super().mismatches(oracle)
 
     def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
         """Questions, the judge's prompt, a baseline's outputs, the length control's files."""

@@ -270,14 +270,14 @@ class ArenaHard(ComparisonBenchmark):
     prompt_completions: ClassVar[int] = 2
     prompt_sampling: ClassVar[Sampling] = SAMPLING
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:
         """Also what held-out prompts can't give."""
         if self.questions is None:
             if self.prompt is not None:
                 yield "questions", None, "a file, as its judge has the benchmark's prompt"
             if self.opponent is None:
                 yield "against", self.against, "m0 or previous, as the held-out prompts are this run's own"
-        yield from super().mismatches(pocket)
+        yield from super().mismatches(oracle)
 
     def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
         """Questions, the judge's prompt, a baseline's answers."""

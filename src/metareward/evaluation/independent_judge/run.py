@@ -116,7 +116,7 @@ class IndependentJudge(Benchmark):
     title: ClassVar[str] = "Independent judge"
     changeable: ClassVar[frozenset[str]] = frozenset({"models", "price", "cache_dir"})
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:  # noqa: ARG002
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:  # noqa: ARG002
         """That it is another judge, and that its scale is one."""
         if self.judge in ("itself", "oracle"):
             yield "judge", self.judge, "a judge beside the model; kinds alpaca_eval and judge_quality take this one"

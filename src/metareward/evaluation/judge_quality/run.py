@@ -335,11 +335,15 @@ class JudgeQuality(JudgedBenchmark):
     title: ClassVar[str] = "Judge quality"
     command: ClassVar[type[EvaluateCommand]] = JudgeQualityCommand
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:
         """Also that somebody knows what is right."""
-        yield from super().mismatches(pocket)
-        if self.questions is None and not pocket:
-            yield "questions", None, "a file of rankings or pairs: only the pocket world knows what is right"
+        yield from super().mismatches(oracle)
+        if self.questions is None and not oracle:
+            yield (
+                "questions",
+                None,
+                "a file of rankings or pairs: only the pocket and constraint worlds know what is right",
+            )
         if self.questions is None and self.judge != "itself":
             yield "judge", self.judge, "itself: on held-out prompts each model is measured as a judge"
 

@@ -226,11 +226,11 @@ class MtBench(JudgedBenchmark):
     title: ClassVar[str] = "MT-Bench"
     command: ClassVar[type[EvaluateCommand]] = MtBenchCommand
 
-    def mismatches(self, pocket: bool) -> Iterator[Mismatch]:
+    def mismatches(self, oracle: bool) -> Iterator[Mismatch]:
         """Also that the rubric has no place for reference answers."""
         if self.references is not None and self.prompt is None:
             yield "references", self.references, "nothing without prompt: the run's rubric has no place for it"
-        yield from super().mismatches(pocket)
+        yield from super().mismatches(oracle)
 
     def files(self) -> Iterator[tuple[str, Callable[[Path], object]]]:
         """Questions, the judge's prompts, reference answers."""

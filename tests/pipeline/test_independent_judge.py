@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +26,12 @@ from metareward.cli.main import app
 from metareward.config.schema import load_recipe
 from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
+from metareward.evaluation.independent_judge.run import IndependentJudge
 from metareward.evaluation.judges import judge_name
 from metareward.generation.progress import ANSWERS, JUDGMENTS, SILENT, Progress
 from metareward.generation.throughput import Rates
+from metareward.generation.verdicts import RubricGrader, VerdictRules
+from metareward.method.judge import Rubric
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
@@ -304,6 +307,33 @@ def test_its_rubric_and_sampling_are_its_own(tmp_path: Path, in_loop: InLoop) ->
         assert "exact %" not in columns and "rank corr." in columns
 
     in_loop(tmp_path, work, f", rubric: {rubric}{own}")
+
+
+def test_left_out_settings_are_the_run_s() -> None:
+    plain = {"kind": "independent_judge", "judge": "far"}
+    run = RubricGrader(Rubric.load("judge"), 9, Sampling(0.8, 0.9, 64), True, VerdictRules(True, 2))
+    assert IndependentJudge.model_validate(plain).grader(run) == replace(run, n=3)
+    own = {
+        "scores": "sampled",
+        "verdict": "text",
+        "retries": 0,
+        "verdict_format": {"kind": "boxed"},
+        "temperature": 0.0,
+    }
+    changed = IndependentJudge.model_validate(plain | own).grader(run)
+    assert (changed.expected, changed.rules, changed.rubric.kind) == (False, VerdictRules(), "boxed")
+    assert (changed.n, changed.sampling) == (1, Sampling(0.0, 0.9, 64))  # greedy judgments are all the same
+
+
+def test_a_comparison_by_rubric_asks_about_m0_s_answers_once(tmp_path: Path, in_loop: InLoop) -> None:
+    async def work(loop: Loop) -> None:
+        listed = f"benchmarks=[{{kind: alpaca_eval, name: wins, judge: '{loop.server.url}#j'}}]"
+        compared = Loop(begin_experiment(tmp_path, listed), loop.server)
+        await compared.judge()
+        assert len(loop.server.bodies) == MODELS * HELD_OUT
+        assert compared.figures(2, "wins")["n_judged"] == HELD_OUT
+
+    in_loop(tmp_path, work)
 
 
 def test_it_may_come_and_go_but_a_name_is_one_measurement(tmp_path: Path) -> None:

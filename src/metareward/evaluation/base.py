@@ -22,7 +22,7 @@ from metareward.evaluation.compare import (
     StoredScoresJudge,
 )
 from metareward.evaluation.held_out import HeldOut, Oracle
-from metareward.evaluation.judges import JudgeSpec
+from metareward.evaluation.judges import JudgeSpec, verdict_store
 from metareward.generation.progress import JUDGMENTS
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.judge import Rubric
@@ -423,7 +423,9 @@ class ComparisonBenchmark(JudgedBenchmark):
     async def compare_one_by_one(self, inputs: ScoringInputs, work: Callable[[PairwiseJudge], Awaitable[T]]) -> T:
         """``work`` with the judge that sees one output at a time: by the rubric, an oracle, or stored scores."""
         if inputs.judge is not None:
-            store = inputs.folder / "judge.sqlite"
+            # Each model is a judge of its own; any other one is asked about M0's answers once for all models.
+            itself, folder = self.judge == "itself", inputs.verdicts
+            store = inputs.folder / "judge.sqlite" if itself else verdict_store(folder, inputs.judge, inputs.grader)
             return await inputs.judge.run(store, lambda client: work(RubricPairwiseJudge(client, inputs.grader)))
         if self.stored_judgments:
             scores_N = {

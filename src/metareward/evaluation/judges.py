@@ -23,6 +23,7 @@ from metareward.generation.progress import JUDGMENTS, SILENT, Progress
 from metareward.generation.runner import TooManyFailuresError, run_tasks
 from metareward.generation.verdicts import RubricGrader
 from metareward.seeds import derive
+from metareward.storage.serialization import fingerprint_of
 from metareward.storage.store import RecordStore
 from metareward.text import one_line, replace_surrogates
 from metareward.types import Completion, Judge, Messages, Prompt, Reading, Sampling, Scored
@@ -132,6 +133,16 @@ async def ask_judge(engine: Engine, messages: Messages, sampling: Sampling, n: i
     if all(reply.refused for reply in replies):
         raise EngineError(f"the judge refuses to answer: {one_line(replies[0].text, 80) or 'content_filter'}")
     return [replace(reply, text="") if reply.refused else reply for reply in replies]
+
+
+def verdict_store(folder: Path, judge: JudgeSpec, grader: RubricGrader) -> Path:
+    """The file in ``folder`` of a judge's scores by a rubric; another judge, rubric or sampling has another file.
+
+    Scores are stored by the answer's words (`Output.of`), so one file can serve all models of a run, and several runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"judge": judge_name(judge.name), "seed": judge.seed, **judge.cache_key, **grader.settings}
+    return folder / f"{fingerprint_of(settings)[:16]}.sqlite"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ not overlap. Without an oracle, a sentence says that a model's score of its own 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from itertools import groupby
@@ -184,6 +184,10 @@ def sentences(run: Run) -> tuple[str, ...]:
         return (f"Only {evaluated[0].model} has been evaluated so far, so there is nothing to compare yet.",)
     by_oracle = "answer_quality" in evaluated[-1].metrics
     subjects = _SUBJECTS if by_oracle else (_INDEPENDENT, _SELF_SCORE, *_SUBJECTS[2:])
+    names = [judge.judge for judge, _ in independent_judges(run)]
+    if names:  # the first one's scores are among the metrics
+        named = replace(_INDEPENDENT, words=f"{_INDEPENDENT.words} {names[0]}")
+        subjects = tuple(named if each is _INDEPENDENT else each for each in subjects)
     found = [sentence for subject in subjects if (sentence := _sentence(subject, evaluated)) is not None]
     found[1:1] = judge_sentences(run)
     if not by_oracle and _SELF_SCORE.key in evaluated[-1].metrics:

@@ -65,7 +65,7 @@ class RunDir:
     judge_health = _Inside("judge_health.json")  # the results of the gates on judge health
     log = _Inside("log.jsonl")  # the run's events, one JSON object a line
     report = _Inside("report.html")
-    verdicts = _Inside("verdicts")  # what independent judges said, for all models of the run
+    verdicts = _Inside("verdicts")  # what judges beside the model said, for all models of the run
     _holder = _Inside("lock.json")  # the process that holds the lock
 
     def iteration(self, t: int) -> IterationDir:

@@ -37,13 +37,13 @@ from metareward.evaluation.independent_judge.score import (
     model_figures,
     verdict_rows,
 )
-from metareward.evaluation.judges import JudgeSpec, grade, judge_kind, judge_name
+from metareward.evaluation.judges import JudgeSpec, grade, judge_kind, verdict_store
 from metareward.generation.progress import JUDGMENTS
 from metareward.generation.verdicts import RubricGrader, VerdictFormatSettings, VerdictRules
 from metareward.method.judge import Rubric
 from metareward.settings import Count, Text
 from metareward.storage.atomic import write_atomic
-from metareward.storage.serialization import fingerprint_of, json_lines
+from metareward.storage.serialization import json_lines
 from metareward.storage.store import RecordStore
 from metareward.types import Sampling
 
@@ -71,13 +71,6 @@ class _Measured:
     def figures(self, verdicts: Verdicts) -> dict[str, object]:
         """What the verdicts come to."""
         return model_figures(self.model, self.records, self.first, verdicts, self.half, self.answers, self.seed % 2**32)
-
-
-def store_of(folder: Path, judge: JudgeSpec, grader: RubricGrader) -> Path:
-    """The file in ``folder`` of this judge's verdicts by this rubric and sampling; other settings have another file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"judge": judge_name(judge.name), "seed": judge.seed, **judge.cache_key, **grader.settings}
-    return folder / f"{fingerprint_of(settings)[:16]}.sqlite"
 
 
 # --- in a recipe ---
@@ -190,7 +183,7 @@ class IndependentJudge(Benchmark):
             inputs.seed,
         )
         folder = inputs.verdicts if self.cache_dir is None else Path(self.cache_dir)
-        store = store_of(folder, inputs.judge, inputs.grader)
+        store = verdict_store(folder, inputs.judge, inputs.grader)
         verdicts = await measured.ask(inputs.judge, store, inputs.grader)
         rows = verdict_rows(measured.model, measured.records, verdicts, self.answers)
         write_atomic(inputs.folder / "verdicts.jsonl", json_lines(rows))
@@ -311,7 +304,7 @@ class IndependentJudgeCommand(EvaluateCommand):
         sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
         n = self.judgments if self.temperature > 0 else 1
         grader = RubricGrader(rubric, n, sampling, rules=VerdictRules(self.constrained, self.retries))
-        store, half, found = store_of(self.cache, session.judge, grader), half_point(rubric, rubric), []
+        store, half, found = verdict_store(self.cache, session.judge, grader), half_point(rubric, rubric), []
         for model, records in records_T.items():
             measured = _Measured(model, records, records_T["M0"], self.answers, half, session.seed)
             found.append(measured.figures(await measured.ask(session.judge, store, grader)))

@@ -183,7 +183,7 @@ def sentences(run: Run) -> tuple[str, ...]:
     if len(evaluated) == 1:
         return (f"Only {evaluated[0].model} has been evaluated so far, so there is nothing to compare yet.",)
     by_oracle = "answer_quality" in evaluated[-1].metrics
-    subjects = _SUBJECTS if by_oracle else (_INDEPENDENT, _SELF_SCORE, *_SUBJECTS[2:])
+    subjects: tuple[_Subject, ...] = _SUBJECTS if by_oracle else (_INDEPENDENT, _SELF_SCORE, *_SUBJECTS[2:])
     names = [judge.judge for judge, _ in independent_judges(run)]
     if names:  # the first one's scores are among the metrics
         named = replace(_INDEPENDENT, words=f"{_INDEPENDENT.words} {names[0]}")

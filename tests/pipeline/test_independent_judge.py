@@ -35,6 +35,7 @@ from metareward.method.judge import Rubric
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
+from metareward.pipeline.engines import judge_fingerprint
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.loop import run_recipe
 from metareward.pipeline.plan import measure_recipe, measured_rates, plan, plan_table
@@ -429,6 +430,8 @@ def test_a_judge_s_recipe_needs_a_model_and_an_engine_only(tmp_path: Path, in_lo
         await benchmarking.ask_others(again, 0, SILENT)
         assert loop.server.most_under_way == 2
         assert Loop(again, loop.server).figures(0, "near")["n_judged"] == HELD_OUT
+        judge.write_text("extends: pocket\n", encoding="utf-8")  # a whole recipe, with benchmarks of its own
+        assert judge_fingerprint(str(judge)).keys() >= {"judge's files", "judge's engine.kind"}
 
     in_loop(tmp_path, work)
 

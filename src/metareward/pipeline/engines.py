@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from metareward.config.schema import EngineSettings, Recipe, engine_fingerprint, load_recipe
+from metareward.config.yaml_file import read_layers, recipe_path
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.engines.openai.engine import OpenAISettings, open_openai
@@ -93,7 +95,9 @@ def _require_model(url: str, model: str) -> None:
 
 def _judge_recipe(name: str) -> Recipe:
     """The recipe of a judge, which needn't say where prompts come from."""
-    return load_recipe(name, ["prompts.source=none"])
+    prompts = read_layers(recipe_path(name), (), {}).values.get("prompts")
+    said = isinstance(prompts, Mapping) and "source" in prompts
+    return load_recipe(name, () if said else ["prompts.source=none"])
 
 
 def judge_fingerprint(name: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from scripted_models import reply
 from typer.testing import CliRunner, Result
 
 from metareward.cli.evaluate import evaluate_app
-from metareward.engines.base import ScriptedEngine
+from metareward.engines.base import Engine, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.verifiable.answers import Checked, read_tasks
 from metareward.evaluation.verifiable.instructions import (
@@ -129,6 +129,24 @@ def test_evaluate_tasks_on_stored_responses(tmp_path: Path) -> None:
     assert model["verdicts"][3] == {"id": "t3", "outcome": "correct", "answer": "6"}
     line = "give --responses, a file of the model's responses, or --engine to ask a model"
     assert line == str(run("verifiable", "--questions", tasks_file(tmp_path)).exception)
+
+
+def test_kinds_that_need_nltk_s_data_are_told_before_a_model_is_asked(tmp_path: Path) -> None:
+    row = {"key": 1, "prompt": "Go.", "instruction_id_list": ["ratio:stop_words"], "kwargs": [{"percentage": 10}]}
+    questions, asked = lines(tmp_path / "q.jsonl", [row]), list[str]()
+
+    async def opened(name: str) -> Engine:
+        asked.append(name)
+        return ScriptedEngine(lambda messages, sampling, i: "Go.")
+
+    words = ["ifeval", "--questions", questions, "--responses", tmp_path / "r.jsonl", "--engine", "mine"]
+    told = RUNNER.invoke(evaluate_app, [str(word) for word in words], obj=opened)
+    assert re.fullmatch(
+        r"instruction ratio:stop_words: needs NLTK's stopwords; fix: python -m nltk\.downloader "
+        r"averaged_perceptron_tagger_eng stopwords \(.*\), or name a folder with them in NLTK_DATA",
+        str(told.exception),
+    )
+    assert isinstance(told.exception, UserError) and not asked and not (tmp_path / "r.jsonl").exists()
 
 
 def test_scores_by_prompt_and_by_instruction() -> None:

@@ -130,9 +130,11 @@ def _checker_class(kind: str) -> Any:
     """The checker's class; None if neither benchmark has such a kind."""
     found = _ifeval_checkers().get(kind) or _ifbench_checkers().get(kind)
     if found is not None and kind in _NLTK_PACKAGES and _NLTK_PACKAGES[kind] in _missing_nltk_packages():
+        every = " ".join(sorted(name.rpartition("/")[2] for name in _missing_nltk_packages()))
         package = _NLTK_PACKAGES[kind].rpartition("/")[2]
         raise UserError(
-            f"instruction {kind}: needs NLTK's {package}; fix: python -m nltk.downloader {package}, or set NLTK_DATA"
+            f"instruction {kind}: needs NLTK's {package}; fix: python -m nltk.downloader {every} (all that IFBench "
+            "needs and isn't there), or name a folder with them in NLTK_DATA"
         )
     return found
 

@@ -209,29 +209,45 @@ async def grade(
 ) -> QueryResults:
     """N judgments of every output: documents with ``scores``, None for each judgment without a readable one.
 
-    ``outcomes`` say how each was read (``scored``, or why not), ``texts`` and ``tokens`` what was written. ``purpose``
-    tells the seeds of one use from another's. Raises `UserError` as `cached_queries` does.
+    ``outcomes`` say how each was read (``scored``, or why not), ``texts`` and ``tokens`` what was written. If the
+    scores are expected ones, ``distributions`` has the probabilities of the possible scores of every judgment, as pairs
+    (score, probability); none where the engine gave none. ``purpose`` tells the seeds of one use from another's.
+    Raises `UserError` as `cached_queries` does.
     """
     by_id = {output.id: output for output in outputs}
 
     async def work(query: Prompt) -> dict[str, object]:
+        distributions: list[dict[float, float]] = [{}] * grader.n
         if isinstance(client.backend, Judge):
             output = by_id[query.id.rpartition(" ")[0]]
             judgments_N = await client.backend.judge(output.prompt, output.text, grader.n)
         else:
-            judgments_N = await grader.judge(partial(ask, client.backend, query), query.messages)
-        return {
+            judgments_N = await grader.judge(partial(ask, client.backend, query, distributions), query.messages)
+        document: dict[str, object] = {
             "scores": [_score(judgment.reading) for judgment in judgments_N],
             "outcomes": [_outcome(judgment.reading) for judgment in judgments_N],
             "texts": [replace_surrogates(judgment.text) for judgment in judgments_N],
             "tokens": [judgment.tokens for judgment in judgments_N],
         }
+        if grader.expected:
+            document["distributions"] = [list(each.items()) for each in distributions]
+        return document
 
     async def ask(
-        engine: Engine, query: Prompt, messages: Messages, sampling: Sampling, n: int, *of: str | int
+        engine: Engine,
+        query: Prompt,
+        distributions: list[dict[float, float]],
+        messages: Messages,
+        sampling: Sampling,
+        n: int,
+        *of: str | int,
     ) -> Sequence[Completion]:
         seeded = replace(sampling, seed=derive(client.seed, purpose, query.id, *of))
-        return await ask_judge(engine, messages, seeded, n)
+        replies = await ask_judge(engine, messages, seeded, n)
+        for place, reply in enumerate(replies):
+            index = int(of[1]) if of else place  # a retry or a verdict names its judgment's
+            distributions[index] = grader.distribution(reply, drawn=bool(sampling.choices))
+        return replies
 
     return await cached_queries(client, [output.query(grader) for output in outputs], work, grader.settings)
 

@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
 from metareward.engines.base import run_concurrently
-from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score
+from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score, score_distribution
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.verdict_format import Kind, VerdictFormat
 from metareward.settings import Section, Text
@@ -136,6 +136,17 @@ class RubricGrader:
         mean = choice_mean(drawn, dict(zip(verdict.choices, map(float, verdict.values), strict=True)))
         return reading if mean is None else Scored(mean)
 
+    def distribution(self, completion: Completion, drawn: bool) -> dict[float, float]:
+        """The probabilities of the scores at the place of a judgment's score, or of the verdict that was ``drawn``.
+
+        Empty where there are none, so that the score itself counts.
+        """
+        if not drawn:
+            return score_distribution(completion, self.rubric)
+        verdict = self.rubric.verdict
+        values = dict(zip(verdict.choices, map(float, verdict.values), strict=True))
+        return {values[name]: each for name, each in choice_probabilities(completion, verdict.choices).items()}
+
     @property
     def settings(self) -> dict[str, object]:
         """What decides the scores, for the fingerprint of stored ones."""
@@ -176,9 +187,15 @@ async def compare_judgments(
 
 
 def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
-    """The mean of the choices' ``values`` by their probabilities at the token that separates all of them.
+    """The mean of the choices' ``values`` by their probabilities (`choice_probabilities`); None without them."""
+    found = choice_probabilities(drawn, values.keys())
+    return math.fsum(values[choice] * each for choice, each in found.items()) if found else None
 
-    None if no token does, as where 1 and 10 begin with the same token, and without probabilities: what was drawn
+
+def choice_probabilities(drawn: Completion, choices: Collection[str]) -> dict[str, float]:
+    """The probabilities of the choices at the token that separates all of them.
+
+    Empty if no token does, as where 1 and 10 begin with the same token, and without probabilities: what was drawn
     stands then, whose mean is the same.
     """
     before = ""
@@ -187,21 +204,20 @@ def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
         for each in step.top_logprobs:
             begun, probability = before + each.text, math.exp(each.logprob)
             # A tokenizer may drop the blank that a text begins with.
-            named = [choice for choice in values if choice.startswith(begun) or choice.lstrip().startswith(begun)]
+            named = [choice for choice in choices if choice.startswith(begun) or choice.lstrip().startswith(begun)]
             if len(named) == 1:
                 weights[named[0]] = weights.get(named[0], 0.0) + probability
             elif named and probability:
                 shared.append(probability)
         # A token that may begin several choices is that of the one that has no token of its own: " 0" as " ", "0".
-        left = values.keys() - weights.keys()
+        left = set(choices) - weights.keys()
         if len(left) == len(shared) == 1:
             weights[left.pop()] = shared[0]
-        if weights.keys() == values.keys() and math.fsum(weights.values()) > 0:
-            return math.fsum(values[choice] * weight for choice, weight in weights.items()) / math.fsum(
-                weights.values()
-            )
+        total = math.fsum(weights.values())
+        if weights.keys() == set(choices) and total > 0:
+            return {choice: weight / total for choice, weight in weights.items()}
         before += step.text
-    return None
+    return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,19 +120,35 @@ def expected_score(completion: Completion, rubric: Rubric) -> Reading:
     if completion.finish == "length":
         return Truncated()
     found = rubric.find(completion.text)
-    reading = found.reading
-    if not isinstance(reading, Scored) or found.span is None:
-        return reading
+    weights = _score_weights(completion, found, rubric)
+    total = math.fsum(weights.values())
+    if total <= 0:
+        return found.reading
+    return Scored(math.fsum(score * weight for score, weight in weights.items()) / total)
+
+
+def score_distribution(completion: Completion, rubric: Rubric) -> dict[float, float]:
+    """The p(s) of `expected_score`; empty where the sampled score is kept or there is none."""
+    if completion.finish == "length":
+        return {}
+    weights = _score_weights(completion, rubric.find(completion.text), rubric)
+    total = math.fsum(weights.values())
+    return {score: weight / total for score, weight in weights.items()} if total > 0 else {}
+
+
+def _score_weights(completion: Completion, found: Found, rubric: Rubric) -> dict[float, float]:
+    """The probabilities of the whole scores at the score's position, not normalised."""
+    if not isinstance(found.reading, Scored) or found.span is None:
+        return {}
     step = _score_step(completion, found.span[0])
-    if step is None or _whole_score(step.text) != reading.score:
-        return reading
+    if step is None or _whole_score(step.text) != found.reading.score:
+        return {}
     weights: dict[float, float] = {}
     for each in step.top_logprobs:
         score = _whole_score(each.text)
         if score is not None and rubric.min_score <= score <= rubric.max_score:
             weights[score] = weights.get(score, 0.0) + math.exp(each.logprob)
-    total = math.fsum(weights.values())
-    return Scored(math.fsum(score * weight for score, weight in weights.items()) / total) if total > 0 else reading
+    return weights
 
 
 def _whole_score(token: str) -> float | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import builders  # noqa: F401  (sets hypothesis up)
@@ -16,6 +18,7 @@ from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 from typer.testing import CliRunner
 
 from metareward.cli.evaluate import evaluate_app
+from metareward.engines.base import Engine, ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.calibration import (
     BINS,
@@ -33,7 +36,7 @@ from metareward.evaluation.judge_quality.data import (
 )
 from metareward.evaluation.judge_quality.pairs import JudgedPair, pair_quality
 from metareward.evaluation.judge_quality.tables import krippendorff_alpha
-from metareward.types import Message
+from metareward.types import Completion, Message, Messages, Sampling, Step, TopLogprob
 
 # Off the edges between bins, which scikit-learn counts to the bin below.
 PROBABILITIES = st.integers(0, 999).map(lambda n: (n + 0.5) / 1000)
@@ -93,6 +96,64 @@ def test_the_probability_of_a_scoring_judge_is_the_share_of_its_pairs_of_scores(
 
     cases = [pair((5.0, 3.0), (3.0, None)), pair((1.0,), (2.0,)), pair((None,), (1.0,)), pair((), ())]
     assert [verdicts_from_scores([each])[0].probabilities for each in cases] == [(0.75,), (0.0,), (None,), (None,)]
+
+
+chances = st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6).map(lambda each: [p / sum(each) for p in each])
+
+
+@given(st.lists(chances, min_size=1, max_size=3), st.lists(chances, min_size=1, max_size=3))
+def test_with_distributions_it_is_that_of_the_scores_that_could_have_been(
+    one: list[list[float]], other: list[list[float]]
+) -> None:
+    def response(given: list[list[float]]) -> Response:
+        means = tuple(sum(s * p for s, p in enumerate(each)) for each in given)
+        known = tuple({float(s): p for s, p in enumerate(each)} for each in given)
+        return Response("x", None, (*means, None), distributions_N=known)
+
+    pair = Pair(Item("p", (Message("user", "?"),), (response(one), response(other))), 1, "", None)
+    ((probability,),) = (each.probabilities for each in verdicts_from_scores([pair]))
+    by_hand = [
+        sum(a[s] * b[t] * (1.0 if s > t else 0.5 if s == t else 0.0) for s in range(6) for t in range(6))
+        for a in one
+        for b in other
+    ]
+    assert probability == pytest.approx(sum(by_hand) / len(by_hand))
+
+
+def test_one_expected_score_shows_that_a_judge_means_its_probabilities(tmp_path: Path) -> None:
+    """A judge gives a 5 with the probability in the output, else a 1: output 1 is better with (1 + a - b) / 2.
+
+    Ten pairs to each probability, labelled in just these proportions.
+    """
+    levels = ((0.95, 0.15, 9), (0.75, 0.35, 7), (0.25, 0.25, 5), (0.15, 0.75, 2))
+    rows = [
+        {"id": f"{a} {i}", "input": f"{i}?", "output_1": f"<{a}>", "output_2": f"<{b}>", "label": 1 if i < wins else 2}
+        for a, b, wins in levels
+        for i in range(10)
+    ]
+    pairs = lines(tmp_path / "pairs.jsonl", rows)
+
+    def reply(messages: Messages, sampling: Sampling, i: int) -> Completion:
+        five = float(re.findall(r"<(0\.\d+)>", messages[-1].content)[-1])
+        drawn = "5" if sampling.seed % 1000 < 1000 * five else "1"
+        both = tuple(TopLogprob(name, math.log(p)) for name, p in (("5", five), ("1", 1 - five)))
+        steps = (Step("Score: ", ()), Step(drawn, both)) if sampling.top_logprobs else ()
+        return Completion(f"Score: {drawn}", "stop", 2, steps)
+
+    async def opened(_: str) -> Engine:
+        return ScriptedEngine(reply)
+
+    found = {}
+    for name, words in (("sampled", []), ("expected", ["--expected"])):
+        given = ["judge-quality", "--pairs", str(pairs), "--judgments", "1", "--judge-engine", "mine", *words]
+        given += ["--cache", str(tmp_path / f"{name}.sqlite"), "--json", str(tmp_path / "out.json")]
+        told = CliRunner().invoke(evaluate_app, given, obj=opened)
+        assert told.exit_code == 0, told.exception
+        found[name] = json.loads((tmp_path / "out.json").read_text())["judges"][0]
+    sampled, expected = (found[name]["calibration"] for name in ("sampled", "expected"))
+    assert expected["ece"] == pytest.approx(0, abs=1e-9) and sampled["ece"] > 0.05
+    assert expected["brier"] < sampled["brier"] and expected["n"] == sampled["n"] == 40
+    assert found["expected"]["n_ties"] < found["sampled"]["n_ties"]
 
 
 winners = st.sampled_from([None, 0, 1, 2])

@@ -4,7 +4,8 @@
     Brier = mean (predicted - observed)^2                                    confidence = mean max(p, 1 - p)
 
 A prediction is the probability that output 1 of a pair is better: of the two labels' probabilities, or, where the judge
-scores each output N times, the share of the pairs of scores that output 1 wins, equal scores half.
+scores each output N times, the share of the pairs of scores that output 1 wins, equal scores half. Where the
+probabilities of the scores' tokens are known, a score counts as all scores that it could have been.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ a list with the winner in each order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,12 +35,16 @@ _ROLES: dict[str, ChatRole] = {"prompter": "user", "human": "user", "gpt": "assi
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer. ``rank`` is the human rank (0 is best); ``scores_N`` are a judge's, None for an unreadable one."""
+    """One answer. ``rank`` is the human rank (0 is best); ``scores_N`` are a judge's, None for an unreadable one.
+
+    ``distributions_N``: the probabilities of the scores that each could have had, empty where they aren't known.
+    """
 
     text: str
     rank: float | None = None
     scores_N: tuple[float | None, ...] = ()
     refused: bool = False
+    distributions_N: tuple[Mapping[float, float], ...] = ()
 
     @property
     def score(self) -> float | None:
@@ -222,7 +227,8 @@ def _probability(row: Row, field: str) -> float | None:
 def verdicts_from_scores(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
     """A scoring judge's verdicts: in one order, a tie where the mean scores are equal.
 
-    Its probability is the share of the pairs of readable scores that output 1 wins, equal scores half.
+    Its probability is the share of the pairs of readable scores that output 1 wins, equal scores half; a score whose
+    distribution is known counts as all scores that it could have been, with their probabilities.
     """
     found = []
     for pair in pairs:
@@ -236,6 +242,18 @@ def verdicts_from_scores(pairs: Sequence[Pair]) -> tuple[PairVerdicts, ...]:
 
 
 def _share_of_first(first: Response, second: Response) -> float | None:
-    leads = [a - b for a in first.scores_N if a is not None for b in second.scores_N if b is not None]
-    points = [0.5 if abs(lead) <= EQUAL else float(lead > 0) for lead in leads]
-    return sum(points) / len(points) if points else None
+    one, other = _possible_scores(first), _possible_scores(second)
+    if not one or not other:
+        return None
+    won = sum(p * q * (0.5 if abs(a - b) <= EQUAL else float(a > b)) for a, p in one.items() for b, q in other.items())
+    return min(1.0, won / (sum(one.values()) * sum(other.values())))
+
+
+def _possible_scores(response: Response) -> dict[float, float]:
+    """How often each score was given to the response, or could have been."""
+    weights: dict[float, float] = {}
+    for score, distribution in zip_longest(response.scores_N, response.distributions_N):
+        if score is not None:
+            for value, probability in (distribution or {score: 1.0}).items():
+                weights[value] = weights.get(value, 0.0) + probability
+    return weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -99,12 +99,16 @@ async def score_responses(
     scored = []
     for item in items:
         answers = [results.documents.get(f"{item.id} answer {i}") for i in range(len(item.responses))]
-        responses = tuple(
-            replace(response, scores_N=() if answer is None else tuple(answer["scores"]), refused=answer is None)
-            for response, answer in zip(item.responses, answers, strict=True)
-        )
+        responses = tuple(map(_scored, item.responses, answers))
         scored.append(replace(item, responses=responses))
     return scored
+
+
+def _scored(response: Response, answer: Mapping[str, Any] | None) -> Response:
+    if answer is None:
+        return replace(response, scores_N=(), refused=True)
+    distributions = tuple(dict(each) for each in answer.get("distributions", ()))
+    return replace(response, scores_N=tuple(answer["scores"]), refused=False, distributions_N=distributions)
 
 
 async def compare_responses(
@@ -207,6 +211,8 @@ class JudgeQualityCommand(EvaluateCommand):
     min_score: float = Field(0.0, description="The rubric's lowest score, also of scores in the file.")
     max_score: float = Field(5.0, description="The highest.")
     judgments: int = Field(11, ge=1, description="Judgments of each answer.")
+    max_tokens: int = Field(1024, ge=1, description="Longest judgment, in new tokens.")
+    expected: bool = Field(False, description="Score by the probabilities of the score's tokens.")
     constrained: bool = Field(False, description="Draw scores from the rubric's values: always readable.")
     retries: int = Field(0, ge=0, description="How often an unreadable judgment is asked again.")
 
@@ -232,11 +238,11 @@ class JudgeQualityCommand(EvaluateCommand):
         protocol = protocol_named(self.protocol)
         kind, path = self._measured_on(protocol)
         name = session.judge.name if session.judge else self.name
-        # The paper's sampling.
+        # The paper's temperature and top-p.
         rules = VerdictRules(self.constrained, self.retries)
         rubric = Rubric.load(self.rubric, min_score=self.min_score, max_score=self.max_score)
         grader, scale = (
-            RubricGrader(rubric, self.judgments, Sampling(0.8, 0.95, 1024), rules=rules),
+            RubricGrader(rubric, self.judgments, Sampling(0.8, 0.95, self.max_tokens), self.expected, rules),
             (rubric.min_score, rubric.max_score),
         )
         if kind == "records":

@@ -188,6 +188,11 @@ TOGETHER = [
     (["training.per_device_train_batch_size=5"], "expected a divisor of batch_size, which is 32"),
     (["training.lr_scheduler_type=constant", "training.min_lr=1e-7"], "expected 0 with the constant schedule"),
     (["training.min_lr=1"], "expected at most learning_rate, which is 0.0002"),
+    (["iterations.2.learning_rate=0"], "expected a number above 0"),
+    (
+        ["training.min_lr=1e-5", "iterations.2.learning_rate=1e-6"],
+        "expected at least 1e-05, the rate at the end of the",
+    ),
     (["iterations.2.stop_after_epoch=3"], "expected at most 1, the epochs of this iteration's schedule"),
     (
         ["iterations.6.rho=0"],

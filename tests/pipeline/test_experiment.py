@@ -265,6 +265,7 @@ def test_a_job_has_what_the_recipe_says(tmp_path: Path) -> None:
     changes = (
         "iterations.1.num_train_epochs=3",
         "iterations.1.stop_after_epoch=2",
+        "iterations.2.learning_rate=3e-7",
         "training.device=cuda",
         "training.beta=0.2",
     )
@@ -273,6 +274,7 @@ def test_a_job_has_what_the_recipe_says(tmp_path: Path) -> None:
     assert (first.settings.num_train_epochs, first.settings.last_epoch) == (3, 2)
     assert (first.settings.device, first.settings.beta) == ("cuda", 0.2)
     assert second.settings.num_train_epochs == of.recipe.training.num_train_epochs
+    assert (first.settings.learning_rate, second.settings.learning_rate) == (of.recipe.training.learning_rate, 3e-7)
     assert first.seed != second.seed and 0 <= first.seed < 2**31
 
 

@@ -221,6 +221,9 @@ class IterationSettings(Section):
     max_judgment_chars: Count | None = Field(
         None, description="Drop judge pairs whose chosen judgment is longer, in characters (paper: 1100, then 1000)"
     )
+    learning_rate: float | None = Field(
+        None, gt=0.0, description="Instead of training.learning_rate, in this iteration"
+    )
     num_train_epochs: Count | None = Field(None, description="Instead of training.num_train_epochs, in this iteration")
     stop_after_epoch: Count | None = Field(
         None, description="Instead of training.stop_after_epoch, in this iteration (paper: 6, 4, 2, 2)"
@@ -299,7 +302,8 @@ class Recipe(Section):
 
     def training_of(self, t: int) -> TrainingSettings:
         """The training settings of iteration ``t``."""
-        own = self.iterations[t].model_dump(include={"num_train_epochs", "stop_after_epoch"}, exclude_none=True)
+        names = {"learning_rate", "num_train_epochs", "stop_after_epoch"}
+        own = self.iterations[t].model_dump(include=names, exclude_none=True)
         return self.training.model_copy(update=own)
 
 
@@ -349,6 +353,9 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         if training.last_epoch > training.num_train_epochs:
             why = f"at most {training.num_train_epochs}, the epochs of this iteration's schedule"
             yield ("iterations", t, "stop_after_epoch"), training.stop_after_epoch, why
+        if training.min_lr > training.learning_rate:
+            why = f"at least {training.min_lr}, the rate at the end of the schedule (training.min_lr)"
+            yield ("iterations", t, "learning_rate"), training.learning_rate, why
 
 
 def _verdict_mismatches(recipe: Recipe) -> Iterator[Mismatch]:

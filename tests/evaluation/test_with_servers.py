@@ -195,10 +195,13 @@ def served(server: FakeChatServer, manner: Callable[[Body, int], Answer]) -> Non
 
 @pytest.mark.parametrize(
     ("name", "logprobs"),
-    [("alpaca", "given"), ("alpaca", "rejected"), ("arena", ""), ("mt", ""), ("rankings", ""), ("labels", "given")]
+    [("alpaca", "given"), ("arena", ""), ("rankings", ""), ("labels", "given")]
     + [
         pytest.param(*each, marks=pytest.mark.slow)
-        for each in (("alpaca", "left out"), ("pairs", ""), ("labels", "left out"), ("reference", "given"))
+        for each in (
+            *(("alpaca", "rejected"), ("alpaca", "left out"), ("labels", "left out"), ("reference", "given")),
+            *(("mt", ""), ("pairs", "")),
+        )
     ],
 )
 def test_a_bad_server_changes_no_number_and_the_same_command_asks_the_rest(
@@ -253,7 +256,7 @@ def answering(refuses: bool = True) -> Callable[[Body, int], Answer]:
     return manner
 
 
-@pytest.mark.parametrize("kind", ["ifeval", "verifiable"])
+@pytest.mark.parametrize("kind", [pytest.param("ifeval", marks=pytest.mark.slow), "verifiable"])
 def test_a_model_answers_first_and_the_same_command_asks_the_rest(
     tmp_path: Path, metareward: Callable[..., int], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,7 +127,7 @@ def test_pocket_needs_nothing_and_trains_the_judge_in_two_of_four_iterations() -
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_loads_by_name_and_names_texts_that_are_there(name: str) -> None:
-    recipe = load_recipe(name, GIVEN if name != "pocket" else ())
+    recipe = load_recipe(name, () if name in ("pocket", "smollm2") else GIVEN)
     assert recipe.name == name
     assert load_template(recipe.judgments.rubric).sha256 != load_template(recipe.meta_judgments.rubric).sha256
 
@@ -142,4 +142,12 @@ def test_every_setting_says_what_it_means() -> None:
 
 def test_the_nearest_preset() -> None:
     assert nearest_preset("meta-reward") == "the nearest preset is 'meta-rewarding'"
-    assert nearest_preset("qqq") == "the presets are pocket, self-rewarding, self-rewarding-lc, meta-rewarding"
+    assert nearest_preset("qqq") == "the presets are pocket, smollm2, self-rewarding, self-rewarding-lc, meta-rewarding"
+
+
+def test_smollm2_is_the_constraint_world_without_judge_pairs_and_with_one_expected_score() -> None:
+    smollm2 = load_recipe("smollm2")
+    assert smollm2.prompts.source == "constraints" and len(smollm2.iterations) == 2
+    assert not any(smollm2.runs_meta_judge(t) for t in smollm2.iterations)
+    judged = smollm2.judgments
+    assert (judged.n, judged.verdict, judged.score, smollm2.engine.kind) == (1, "constrained", "expected", "local")

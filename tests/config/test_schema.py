@@ -13,7 +13,7 @@ from metareward.engines.device import resolved_dtype
 from metareward.errors import UserError
 
 Write = Callable[[str], str]
-PRESET_NAMES = "pocket, self-rewarding, self-rewarding-lc, meta-rewarding"
+PRESET_NAMES = "pocket, smollm2, self-rewarding, self-rewarding-lc, meta-rewarding"
 HASHES = {"model": "m", "prompts": "p", "rubric": "r", "metarubric": "mr"}
 
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from whole_runs import parse
 
 from metareward.cli.main import app
-from metareward.config.schema import Recipe, load_recipe
+from metareward.config.schema import GateSettings, Recipe, load_recipe
 from metareward.config.yaml_file import PRESETS, fields
+from metareward.method.gates import GATES
 from metareward.pocket.demonstrations import ALL_ITEMS
 from metareward.pocket.tasks import FAMILIES, parse_instruction
 from metareward.pocket.world import CRITERIA, check_answer
@@ -152,7 +153,7 @@ def test_recipes_in_documents_load(tmp_path: Path, name: str, block: str) -> Non
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_packaged_recipes_load(preset: str) -> None:
-    given = [] if preset == "pocket" else ["model=m", "prompts.source=p"]
+    given = [] if preset in ("pocket", "smollm2") else ["model=m", "prompts.source=p"]
     assert load_recipe(preset, given).name == preset
 
 
@@ -168,6 +169,7 @@ _FILES = {"md", "py", "json", "jsonl", "sqlite", "yaml", "txt", "parquet", "html
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_keys_exist(name: str) -> None:
     known = {".".join(map(str, key)) for key, _ in fields(Recipe)} | {f"{section}.*" for section in Recipe.model_fields}
+    known |= {f"judge_health.{gate}.{key}" for gate in GATES for key in GateSettings.model_fields}
     named = {re.sub(r"\.\d+\b", ".*", key) for key in _KEY.findall(read(name)) if key.rsplit(".")[-1] not in _FILES}
     assert named - known == set()
 

@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails
 from metareward.errors import UserError
 
 Key = tuple[str | int, ...]
-PRESETS = ("pocket", "self-rewarding", "self-rewarding-lc", "meta-rewarding")
+PRESETS = ("pocket", "smollm2", "self-rewarding", "self-rewarding-lc", "meta-rewarding")
 PRESET_FOLDER = Path(__file__).parent / "recipes"
 # The kind of a section that names none.
 _DEFAULT_KINDS: Mapping[str | int, str] = {"engine": "local"}

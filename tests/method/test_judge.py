@@ -15,7 +15,7 @@ from metareward.method.judge import Reasoning, Rubric, expected_score, single_tu
 from metareward.method.template import Template, load_template
 from metareward.types import Completion, Message, Prompt, Reading, Scored, Step, TopLogprob, Truncated, Unparsed
 
-CASES = golden("scores")
+CASES = golden("scores") + golden("score_rules")  # rules: what stands around the score
 without_anchor = judge_texts.map(lambda text: re.sub("[sſ]core|points", "tone", text, flags=re.IGNORECASE))
 
 
@@ -136,6 +136,22 @@ def test_a_rubric_has_its_own_range() -> None:
 )
 def test_what_stands_between_a_label_and_its_colon(text: str, reading: Reading) -> None:
     assert RUBRIC.read(text) == reading
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Good.\nFinal score: 4.5 out of 5\nThe end", "4.5"),
+        ("Ｓｃｏｒｅ：\u200b４", "４"),
+        ("Score: 1 + 3 = 4", "4"),
+        ("<score>\u00ad4</score>", "4"),
+        ("The score is 3.", "3"),
+    ],
+)
+def test_the_place_of_the_number_is_found(text: str, number: str) -> None:
+    span = RUBRIC.find(text).span
+    assert span is not None
+    assert text[slice(*span)] == number
 
 
 def test_a_text_with_very_many_labels_is_not_read() -> None:

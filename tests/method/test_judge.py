@@ -154,6 +154,11 @@ def test_the_place_of_the_number_is_found(text: str, number: str) -> None:
     assert text[slice(*span)] == number
 
 
+def test_minus_zero_is_zero() -> None:
+    reading = RUBRIC.read("Score: -0")
+    assert isinstance(reading, Scored) and str(reading.score) == "0.0"
+
+
 def test_a_text_with_very_many_labels_is_not_read() -> None:
     assert RUBRIC.read("Final score: 4\n" * 60) == Scored(4)
     assert RUBRIC.read("Final score: 4\n" * 61) == Unparsed("ambiguous")

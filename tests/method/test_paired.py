@@ -136,6 +136,21 @@ def test_edges() -> None:
             paired_difference(np.array(a), np.array(b))
 
 
+def test_small_samples_by_hand() -> None:
+    a, b = np.array([[1.0, 2.0, 4.0]]), np.array([[2.0, 2.0, 7.0]])
+    found = paired_difference(a, b)
+    assert (found.mean_a, found.mean_b) == pytest.approx((7 / 3, 11 / 3))
+    assert (found.a_better, found.equal, found.b_better) == (0, 1, 2)
+    # The sample variances are 7/3, 25/3 and, of the differences 1, 0 and 3, 7/3.
+    assert found.prompts_saved == pytest.approx(1 - (7 / 3) / (7 / 3 + 25 / 3))
+    assert found.detectable == pytest.approx((4.3026527 + 0.8416212) * (7 / 9) ** 0.5)
+    small = paired_difference(a[:, :2] / 10, b[:, :2] / 10)  # differences 0.1 and 0
+    assert small.low is not None and small.low == pytest.approx(0.05 - 12.7062047 * 0.05)
+    assert small.prompts_saved == pytest.approx(0.0)
+    nearly = paired_difference(np.zeros((1, 3)), np.array([[1e-12, -1e-12, 1.0]]))
+    assert (nearly.a_better, nearly.equal, nearly.b_better) == (0, 2, 1)
+
+
 def test_swapping_the_models_swaps_everything() -> None:
     a, b = models(np.random.default_rng(6), 30, 0.2)
     here, there = paired_difference(a[None], b[None]), paired_difference(b[None], a[None])

@@ -48,6 +48,14 @@ def test_a_gate_fires_only_if_the_whole_interval_is_past_it(
     assert only(name, value, low, high).outcome == outcome
 
 
+def test_the_threshold_is_acceptable_and_an_interval_that_touches_it_unsure() -> None:
+    below, above = LIMITS["readable_judgments"].threshold, LIMITS["top_scores"].threshold
+    assert only("readable_judgments", below, below - 0.1, below).outcome == "passed"
+    assert only("readable_judgments", below - 0.05, below - 0.1, below).outcome == "unclear"
+    assert only("top_scores", above, above, above + 0.1).outcome == "passed"
+    assert only("top_scores", above + 0.05, above, above + 0.1).outcome == "unclear"
+
+
 def test_few_prompts_can_not_make_a_gate_fire() -> None:
     assert only("readable_judgments", 0.0, 0.0, 0.1, FEWEST_PROMPTS - 1).outcome == "unclear"
     assert only("readable_judgments", 0.0, 0.0, 0.1, FEWEST_PROMPTS).outcome == "fired"

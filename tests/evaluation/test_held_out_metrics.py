@@ -184,11 +184,15 @@ def test_intervals_resample_prompts_not_single_values() -> None:
 
 
 def test_intervals_are_of_the_seed() -> None:
-    records = [held_out(str(chars), [candidate(0, [3], text="a" * chars)]) for chars in (1, 3, 5, 8)]
+    lengths = [n * n for n in range(1, 12)]
+    records = [held_out(str(chars), [candidate(0, [3], text="a" * chars)]) for chars in lengths]
+    ends = set()
     for seed in range(3):
-        due = mean_interval([1, 3, 5, 8], ["1", "3", "5", "8"], seed)
+        due = mean_interval(lengths, [str(chars) for chars in lengths], seed)
         found = held_out_metrics(records, ANCHORS, None, seed)["answer_chars"]
-        assert found == {"mean": due.mean, "low": due.low, "high": due.high, "n": 4}
+        assert found == {"mean": due.mean, "low": due.low, "high": due.high, "n": 11}
+        ends.add((due.low, due.high))
+    assert len(ends) == 3
 
 
 def test_rank_correlations_resample_prompts() -> None:

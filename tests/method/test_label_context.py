@@ -26,6 +26,7 @@ ROLES = {
         "For this answer my score: 4",
         "I give the answer a score of 4",
         "I would say Score: 4",
+        "so this answer 'score': 4",
         "| Score: 4 |",
         "{'score': 4}",
     ),
@@ -95,6 +96,7 @@ def test_headings(text: str, heading: str) -> None:
 def test_what_starts_a_sentence() -> None:
     assert context("It is good. Score: 4").starts
     assert context("It is good Score: 4").starts
+    assert context("it is good. score: 4").starts
     assert context("The final score: 4").starts
     assert not context("By my score: 4").starts
 

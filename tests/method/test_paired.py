@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import mean, variance
+
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from metareward.method.paired import holm, paired_difference
@@ -151,6 +154,30 @@ def test_small_samples_by_hand() -> None:
     assert (nearly.a_better, nearly.equal, nearly.b_better) == (0, 2, 1)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_several_seeds_by_hand(swapped: bool) -> None:
+    """One model with three seeds, the other with one: an analysis of variance of seeds and prompts, step by step."""
+    one, several = [[1.0, 2.0, 4.0, 3.0]], [[2.0, 2.0, 7.0, 4.0], [5.0, 4.0, 9.0, 8.0], [1.0, 0.0, 5.0, 2.0]]
+    over_prompts = [mean(values) for values in several]  # 3.75, 6.5 and 2
+    over_seeds = [mean(values) for values in zip(*several, strict=True)]
+    differences = [theirs - mine for theirs, mine in zip(over_seeds, one[0], strict=True)]
+    rest = sum(
+        (value - of_seed - of_prompt + mean(over_seeds)) ** 2
+        for values, of_seed in zip(several, over_prompts, strict=True)
+        for value, of_prompt in zip(values, over_seeds, strict=True)
+    )
+    of_prompts, of_seeds = variance(differences) / 4, variance(over_prompts) / 3
+    squared = of_prompts + of_seeds - rest / (2 * 3) / (3 * 4)
+    freedom = squared**2 / (of_prompts**2 / 3 + of_seeds**2 / 2)
+    sides = (several, one) if swapped else (one, several)
+    found = paired_difference(*(np.array(side) for side in sides))
+    reach = float(student.ppf(0.975, freedom)) * squared**0.5
+    difference = -mean(differences) if swapped else mean(differences)
+    assert (found.difference, found.low, found.high) == pytest.approx(
+        (difference, difference - reach, difference + reach)
+    )
+
+
 def test_swapping_the_models_swaps_everything() -> None:
     a, b = models(np.random.default_rng(6), 30, 0.2)
     here, there = paired_difference(a[None], b[None]), paired_difference(b[None], a[None])
@@ -160,3 +187,4 @@ def test_swapping_the_models_swaps_everything() -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
     assert holm([]) == ()
+    assert holm([0.9, 0.6]) == (1.0, 1.0)

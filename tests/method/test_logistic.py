@@ -84,3 +84,24 @@ def test_steps_that_would_raise_the_loss_are_halved() -> None:
     found = minimize(loss, np.array([12.0]), 2.1)
     assert found.converged
     assert found.b_F[0] == pytest.approx(np.log(1 / 1.1), rel=0.01)
+
+
+class _Slope:
+    """A loss without a minimum."""
+
+    def value(self, b_F: np.ndarray) -> float:
+        return float(b_F.sum())
+
+    def gradient(self, b_F: np.ndarray) -> np.ndarray:
+        return np.ones_like(b_F)
+
+    def hessian(self, b_F: np.ndarray) -> np.ndarray:
+        return np.eye(len(b_F))
+
+
+def test_a_loss_without_a_minimum_does_not_converge() -> None:
+    found = minimize(_Slope(), np.zeros(2), 1.0)
+    assert (found.converged, found.steps) == (False, 100)
+    assert found.b_F.tolist() == [-100.0, -100.0]
+    held = minimize(_Slope(), np.zeros(2), 1.0, project=lambda b_F: b_F - b_F.mean())
+    assert not held.converged and held.b_F.tolist() == [0.0, 0.0]

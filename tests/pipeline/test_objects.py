@@ -44,6 +44,7 @@ class EvenOdd:
 NO_JUDGE_PAIRS = ("--set", "iterations.1.judge_pairs=false", "--set", "iterations.2=drop")
 
 
+@pytest.mark.slow
 def test_a_reward_scores_a_resumed_run_and_a_changed_reward_is_refused(place: Workspace) -> None:
     source = place.folder / "length_reward.py"
     source.write_text(REWARD)

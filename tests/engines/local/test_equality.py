@@ -16,7 +16,7 @@ def test_the_prompts_are_mixed_and_some_begin_alike() -> None:
     assert 80 < len(alike) < 160 and {ask.n for ask in asks} == {1, 2, 3, 7}
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_greedy_equals_generate(kind: str) -> None:
     outcomes = run([kind], prompts=12, most=10, in_process=True)
     show(outcomes)

@@ -153,7 +153,8 @@ def test_a_text_does_not_depend_on_prompts_with_the_same_prefix(dtype: str, n: i
     assert batched == alone
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_long_text_does_not_depend_on_longer_ones(dtype: str, llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "llama")
     config = json.loads((folder / "config.json").read_text())

@@ -74,7 +74,7 @@ def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, a
     assert mean > single > 0.05
 
 
-def test_its_meta_judge_leans_to_what_it_reads_first(engine: LocalEngine, answers: list[str]) -> None:
+def test_its_meta_judge_decides_and_hardly_leans_to_a_position(engine: LocalEngine, answers: list[str]) -> None:
     judged = draw(engine, [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)], 4)
     questions = [
         METARUBRIC.render(prompt, text, *pair)
@@ -86,4 +86,5 @@ def test_its_meta_judge_leans_to_what_it_reads_first(engine: LocalEngine, answer
     named = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
     assert all(isinstance(verdict, Won | Unparsed | Truncated) for verdict in verdicts)
     assert len(named) > 0.85 * len(verdicts)
-    assert sum(winner == 0 for winner in named) > 0.5 * len(named)
+    first = sum(winner == 0 for winner in named) / len(named)  # 0.51 of 627 on AMD Zen: taught 0.1, little is left
+    assert 0.42 < first < 0.62

@@ -493,7 +493,13 @@ def test_report_status_and_terminal_show_it(tmp_path: Path, in_loop: InLoop) -> 
         answers, judges = benchmark_tables(facts)
         assert answers.title == f"far: Independent judge {loop.server.url}#j, by the run's rubric: answers"
         assert [row[0] for row in answers.rows] == [row[0] for row in judges.rows] == ["M0", "M1", "M2"]
-        assert judges.rows[0][-1] == "-" and judges.rows[2][-1] in {"better", "steadier", "surer", "worse", "unclear"}
+        assert judges.rows[0][-1] == "-" and judges.rows[2][-1] in {
+            "better",
+            "less noisy",
+            "more confident",
+            "worse",
+            "unclear",
+        }
         assert {"independent_score", "independent_self_agreement"} <= facts.evaluations[1].metrics.keys()
         ((name, compared),) = run_comparisons(loop.of.run, facts)
         assert name == "far" and [(each.a, each.b) for each in compared] == [("M0", "M1"), ("M0", "M2"), ("M1", "M2")]

@@ -164,6 +164,8 @@ def test_what_is_wrong_is_one_line(
     refused("no such model; fix: name tiny or hub:OWNER/NAME", name="large")
     refused("--dtype int8: unknown; fix: float32 or bfloat16", dtype="int8")
     refused("hub, and the network is off", name="hub:someone/tiny")
+    refused("taken as they are; fix: leave --file and --dtype out", name="hub:someone/tiny", dtype="bfloat16")
+    refused("names no model; fix: write hub:OWNER/NAME$", name="hub:tiny", network=True)
     index(monkeypatch, out)
     refused(
         "pip can't download llm-tiny==1.0 (.*No matching distribution.*); fix: check the package index", network=True

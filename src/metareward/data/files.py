@@ -359,7 +359,8 @@ def _on_hub(source: str, network: bool, kind: str) -> tuple[str, str]:
     owner, _, rest = source.removeprefix(HUB).partition("/")
     name, _, pattern = rest.partition("/")
     if not (owner and name):
-        raise UserError(f"{source}: names no {kind}; fix: write hub:OWNER/NAME or hub:OWNER/NAME/FILE")
+        form = "hub:OWNER/NAME" if kind == "model" else "hub:OWNER/NAME or hub:OWNER/NAME/FILE"
+        raise UserError(f"{source}: names no {kind}; fix: write {form}")
     if not network:
         raise UserError(
             f"{source}: is on the Hugging Face hub, and the network is off; fix: allow it (prompts.network: true in a "

@@ -68,8 +68,9 @@ class Price(Section):
 class Completions:
     """At most ``calls`` completions of ``role``, each of at most ``max_tokens``, by the model itself or another judge.
 
-    ``like_run``: the run makes such completions too, so their measured length holds for these. ``judge``: who is asked,
-    if its cost is told apart, with the characters of its prompt besides the question and the answer, and its price.
+    ``like_run``: the run makes such completions too, so their measured length holds for these. ``judge``: the benchmark
+    whose judge is asked, if `plan` lists its cost, from ``price`` and the characters of its prompt besides the question
+    and the answer.
     """
 
     role: str

@@ -235,7 +235,7 @@ async def ask_others(experiment: Experiment, t: int, progress: Progress) -> None
             try:
                 await _score(each, judge)
             except JudgeUnavailableError as error:
-                _put_off(each, str(error))
+                _mark_pending(each, str(error))
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     results = list(await run.local.score(inputs))
     incomplete = run.benchmark.incomplete(results)
     if incomplete is not None:
-        _put_off(run, incomplete)
+        _mark_pending(run, incomplete)
     found = {**names, **run.benchmark.facts(inputs), "results": results}
     run.experiment.run.report.unlink(missing_ok=True)  # it would lack these results
     write_atomic(run.result, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -315,7 +315,7 @@ async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     log_event(run.experiment.run, BENCHMARK, name=run.benchmark.name, model=run.model, seconds=seconds)
 
 
-def _put_off(run: BenchmarkRun, reason: str) -> None:
+def _mark_pending(run: BenchmarkRun, reason: str) -> None:
     """Say why the judge is asked again by the next start."""
     run.folder.mkdir(parents=True, exist_ok=True)
     found = {"benchmark": run.benchmark.name, "model": run.model, "reason": reason}

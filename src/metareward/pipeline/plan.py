@@ -90,7 +90,7 @@ def _completions(record: PromptRecord) -> Iterator[tuple[str, int]]:
 def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
     """Lengths and speed of M_0 on the recipe's prompts and engine, measured for ``seconds`` for each role.
 
-    So are the judges beside the model whose cost is told apart: each is asked about a few answers of M_0. Writes only
+    So are the judges beside the model whose cost is listed: each is asked about a few answers of M_0. Writes only
     to a temporary folder. Raises `UserError` for a recipe that can't run, `EngineError` if an engine fails.
     """
 
@@ -98,7 +98,7 @@ def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
         # The first iteration with the meta-judge measures all three roles.
         t = next((t for t in sorted(recipe.iterations) if recipe.runs_meta_judge(t)), 1)
         engine, prompts, settings = await experiment.engine(0), experiment.choose_prompts(1), experiment.settings(t)
-        asked = [each for each in benchmark_runs(experiment, 0) if _judge_told_apart(each)]
+        asked = [each for each in benchmark_runs(experiment, 0) if _has_listed_judge(each)]
         try:
             rates = await measure_rates(engine, prompts, settings, seconds)
             shown = prompts[: _MEASURED_ANSWERS if asked else 0]
@@ -129,7 +129,7 @@ async def _measure_judge(
             await judge.aclose()
 
 
-def _judge_told_apart(run: BenchmarkRun) -> bool:
+def _has_listed_judge(run: BenchmarkRun) -> bool:
     if run.benchmark.asked_judge in (None, "itself"):
         return False
     try:
@@ -343,7 +343,7 @@ def _unknown_speed(asked: Completions, rates: Rates) -> bool:
 
 
 def _plan_judges(experiment: Experiment, asked: Sequence[Completions], rates: Rates) -> tuple[JudgePlan, ...]:
-    """The judges whose cost is told apart, over all models."""
+    """The judges whose cost is listed, over all models."""
     names = dict.fromkeys(each.judge for each in asked if each.judge is not None)
     chars = _prompt_chars(experiment) if names else None
     answer = rates.tokens_each.get(ANSWERS, experiment.recipe.answers.max_tokens)

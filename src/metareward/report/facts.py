@@ -35,7 +35,7 @@ INDEPENDENT = (
     "independent_score",
     "independent_exact",
     "independent_rank_correlation",
-    "independent_opinion",
+    "independent_disattenuated",
     "independent_self_agreement",
 )
 

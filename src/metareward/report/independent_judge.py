@@ -20,7 +20,7 @@ def independent_judges(run: Run) -> tuple[tuple[IndependentJudge, tuple[Benchmar
 
 
 def judge_sentences(run: Run) -> tuple[str, ...]:
-    """For each independent judge, whether the last model's judgments are better than M0's or only surer."""
+    """For each independent judge, whether the last model's judgments are better than M0's or only more confident."""
     found = []
     for judge, results in independent_judges(run):
         change = figure(results[-1].results[0], "judge_change") if results else None

@@ -68,7 +68,9 @@ _DRIFT = "The answers are the same for every model, so a change is drift of the 
 _NEARER = "Share of comparisons won by the judgment nearer to the oracle's score."
 _FIRST = "Share of verdicts for the judgment shown first; 50 % is unbiased."
 _INDEPENDENT = "Spearman correlation of single judgments with the independent judge's scores, on M0's answers."
-_OPINION = "The same divided by the root of the model's own reliability: what a less noisy judge alone doesn't change."
+_DISATTENUATED = (
+    "The same divided by the root of the model's own reliability: what a less noisy judge alone doesn't change."
+)
 _SURE = "Two judgments of an answer give the same score. A rise alone is confidence, not quality."
 _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
     "Answers": (
@@ -113,7 +115,7 @@ _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
             "higher",
             _INDEPENDENT,
         ),
-        ("independent_opinion", "Same, without the judge's own noise", "correlation", "higher", _OPINION),
+        ("independent_disattenuated", "Same, without the judge's own noise", "correlation", "higher", _DISATTENUATED),
         ("independent_self_agreement", "Judgments equal to its own others", "share", "neither", _SURE),
     ),
 }

@@ -95,7 +95,10 @@ def fingerprint_model(folder: Path) -> str:
     Raises `UserError` when there is no model with safetensors weights in ``folder``.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model here (config.json is missing); fix: name a Hugging Face model folder")
+        raise UserError(
+            f"{folder}: no model here (config.json is missing); fix: name a Hugging Face model folder, or make it one "
+            "(metareward model --help)"
+        )
     files = model_files(folder)
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: no safetensors weights; fix: save the model with save_pretrained")

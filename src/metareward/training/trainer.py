@@ -182,9 +182,9 @@ def _make_trainer(
         callbacks=[*callbacks, _SetEpoch(order)],
         **options,
     )
-    for weight in trainer.model.parameters():
-        # TRL makes an adapter on a 4-bit base bfloat16, which would lose the small steps of DPO.
-        weight.data = weight.data.float() if weight.requires_grad else weight.data
+    # TRL makes an adapter on a 4-bit base bfloat16, which would lose the small steps of DPO.
+    for weight in (each for each in trainer.model.parameters() if each.requires_grad):
+        weight.data = weight.data.float()
     trainer.order = order
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,4 +1,4 @@
-"""Better or only surer: agreement with an independent judge, against SciPy and on judges whose opinion is planted."""
+"""Better or only more confident: agreement with an independent judge, against SciPy and on made-up judges."""
 
 from __future__ import annotations
 
@@ -49,12 +49,14 @@ def test_every_figure_is_what_its_definition_says(answers: list[JudgedAnswer]) -
 
 
 def judges(
-    quality_A: np.ndarray, opinion: float, noise: float, seed: int, n: int = 3, levels: int = 6
+    quality_A: np.ndarray, preference: float, noise: float, seed: int, n: int = 3, levels: int = 6
 ) -> tuple[JudgedAnswer, ...]:
-    """Judgments by an opinion that has this correlation with quality, with this much noise in each; the independent
+    """Judgments by a preference that has this correlation with quality, with this much noise in each; the independent
     judge sees the quality itself."""
     draw = np.random.default_rng(seed)
-    view_A = opinion * quality_A + np.sqrt(1 - opinion**2) * np.random.default_rng(7).standard_normal(len(quality_A))
+    view_A = preference * quality_A + np.sqrt(1 - preference**2) * np.random.default_rng(7).standard_normal(
+        len(quality_A)
+    )
     scores_AN = view_A[:, None] + noise * draw.standard_normal((len(quality_A), n))
 
     def on_scale(values: np.ndarray) -> tuple[float, ...]:
@@ -70,17 +72,19 @@ QUALITY = np.random.default_rng(1).standard_normal(400)
 BEFORE = judges(QUALITY, 0.5, 1.0, 2)
 
 
-def test_the_opinion_is_found_whatever_the_noise() -> None:
-    for opinion, noise in itertools.product((0.3, 0.6, 0.9), (0.3, 1.0)):
-        found = agreement(judges(QUALITY, opinion, noise, 3, levels=60), None)
-        true = spearmanr(QUALITY, [each.scores_N[0] for each in judges(QUALITY, opinion, 0.0, 3, levels=60)]).statistic
-        assert found["opinion"].mean == pytest.approx(true, abs=0.06)
-        assert found["opinion"].low - 0.02 <= true <= found["opinion"].high + 0.02
-        assert found["rank_correlation"].mean < found["opinion"].mean
+def test_the_correlation_without_noise_is_found_whatever_the_noise() -> None:
+    for preference, noise in itertools.product((0.3, 0.6, 0.9), (0.3, 1.0)):
+        found = agreement(judges(QUALITY, preference, noise, 3, levels=60), None)
+        true = spearmanr(
+            QUALITY, [each.scores_N[0] for each in judges(QUALITY, preference, 0.0, 3, levels=60)]
+        ).statistic
+        assert found["disattenuated"].mean == pytest.approx(true, abs=0.06)
+        assert found["disattenuated"].low - 0.02 <= true <= found["disattenuated"].high + 0.02
+        assert found["rank_correlation"].mean < found["disattenuated"].mean
 
 
 @pytest.mark.slow
-def test_the_opinion_s_interval_covers_it_in_most_draws() -> None:
+def test_its_interval_covers_it_in_most_draws() -> None:
     covered = 0
     for draw in range(400):
         quality = np.random.default_rng(100 + draw).standard_normal(200)
@@ -91,7 +95,7 @@ def test_the_opinion_s_interval_covers_it_in_most_draws() -> None:
             JudgedAnswer(str(i), tuple(map(float, s)), (float(q),))
             for i, (s, q) in enumerate(zip(scores_AN, quality, strict=True))
         ]
-        interval = agreement(answers, None)["opinion"]
+        interval = agreement(answers, None)["disattenuated"]
         covered += interval.low <= 6 / np.pi * np.arcsin(0.6 / 2) <= interval.high  # Spearman of a normal pair
     assert 0.92 <= covered / 400 <= 0.98
 
@@ -101,22 +105,22 @@ def test_the_opinion_s_interval_covers_it_in_most_draws() -> None:
     [
         (judges(QUALITY, 0.8, 1.0, 4), "better"),
         (judges(QUALITY, 0.8, 0.3, 4), "better"),
-        (judges(QUALITY, 0.5, 0.3, 4), "steadier"),
+        (judges(QUALITY, 0.5, 0.3, 4), "less noisy"),
         (judges(QUALITY, 0.1, 0.3, 4), "worse"),
         (judges(QUALITY, 0.5, 1.0, 4), "unclear"),
-        (tuple(JudgedAnswer(each.prompt_id, (5.0, 5.0, 5.0), each.reference_N) for each in BEFORE), "surer"),
+        (tuple(JudgedAnswer(each.prompt_id, (5.0, 5.0, 5.0), each.reference_N) for each in BEFORE), "more confident"),
     ],
 )
 def test_what_changed_is_told_apart(after: Sequence[JudgedAnswer], said: JudgeChange) -> None:
     assert judge_change(changes(after, BEFORE, None)) == said
 
 
-def test_a_judge_that_only_gets_surer_is_never_called_better() -> None:
-    """The same opinion, less noise, six draws: single judgments agree better, the opinion doesn't."""
+def test_a_judge_that_only_gets_more_confident_is_never_called_better() -> None:
+    """The same preference, less noise, six draws: single judgments agree better, the preference doesn't."""
     said = [
         judge_change(changes(judges(QUALITY, 0.4, 0.4, s), judges(QUALITY, 0.4, 1.0, s + 50), None)) for s in range(6)
     ]
-    assert said.count("better") <= 1 and said.count("steadier") >= 4
+    assert said.count("better") <= 1 and said.count("less noisy") >= 4
 
 
 def test_a_change_is_the_difference_of_the_figures() -> None:
@@ -133,11 +137,11 @@ def test_a_change_is_the_difference_of_the_figures() -> None:
 def test_one_judgment_of_each_answer_tells_nothing_of_certainty() -> None:
     one = [JudgedAnswer(each.prompt_id, each.scores_N[:1], each.reference_N) for each in BEFORE]
     better = [JudgedAnswer(each.prompt_id, each.reference_N, each.reference_N) for each in BEFORE]
-    assert not {"self_agreement", "reliability", "opinion"} & agreement(one, None).keys()
+    assert not {"self_agreement", "reliability", "disattenuated"} & agreement(one, None).keys()
     assert judge_change(changes(better, one, None)) == "better"
 
 
 def test_nothing_to_count_is_absent() -> None:
     assert agreement([], 0.5) == {} and changes([], [], 0.5) == {}
     assert judge_change({}) == "unclear"
-    assert judge_change({"self_agreement": Interval(0.1, 0.05, 0.2, 9)}) == "surer"
+    assert judge_change({"self_agreement": Interval(0.1, 0.05, 0.2, 9)}) == "more confident"

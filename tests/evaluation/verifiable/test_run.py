@@ -149,6 +149,22 @@ def test_kinds_that_need_nltk_s_data_are_told_before_a_model_is_asked(tmp_path: 
     assert isinstance(told.exception, UserError) and not asked and not (tmp_path / "r.jsonl").exists()
 
 
+def test_a_model_s_responses_never_replace_a_file_of_the_users(tmp_path: Path) -> None:
+    given = lines(tmp_path / "r.jsonl", [{"id": "t0", "model": "theirs", "response": "0"}])
+    before = given.read_bytes()
+
+    async def opened(name: str) -> Engine:
+        return ScriptedEngine(lambda messages, sampling, i: "so 6")
+
+    def asked(file: str) -> Result:
+        words = ["verifiable", "--questions", tasks_file(tmp_path), "--responses", tmp_path / file, "--engine", "mine"]
+        return RUNNER.invoke(evaluate_app, [str(word) for word in words], obj=opened)
+
+    assert "r.jsonl: is there already, not written with --engine; fix: " in str(asked("r.jsonl").exception)
+    assert given.read_bytes() == before
+    assert asked("new.jsonl").exit_code == asked("new.jsonl").exit_code == 0  # the second time from what is stored
+
+
 def test_scores_by_prompt_and_by_instruction() -> None:
     kinds = [("a:x", "a:y"), ("a:x",), ("b:z",)]
     prompts = [InstructedPrompt(str(i), "", tuple(Instruction(k, {}) for k in each)) for i, each in enumerate(kinds)]

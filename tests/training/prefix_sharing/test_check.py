@@ -62,7 +62,7 @@ def test_rounding_passes_with_other_rows_and_weights(seed: int, dtype: torch.dty
 
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_rounding_passes_where_rows_alone_are_the_batch_to_the_bit(with_gradient: bool) -> None:
-    """The shipped model, surer than random ones, on short rows; its gradients were called different."""
+    """The shipped model, more confident than random ones, on short rows: its gradients were called different."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     add_fused_lm_head(model, outputs=FIGURES)
     encoder, asked = ChatEncoder(AutoTokenizer.from_pretrained(MODEL)), []

@@ -1,15 +1,15 @@
-"""Whether a model's judgments came nearer to an independent judge's, or are only surer of themselves.
+"""Whether a model's judgments came nearer to an independent judge's, or are only more confident.
 
 Both judge the same answers (M0's), so that better answers don't make judging easier. Over single judgments s of the
 model and the mean r of the independent judge's scores of the same answer:
 
     exact              share of judgments within half a point of r
     rank correlation   Spearman's, of s and r; of the mean of s and r
-    self-agreement     share of pairs of the model's judgments of one answer that give the same score: how sure it is
+    self-agreement     share of pairs of the model's judgments of one answer that give the same score: its confidence
     reliability        rank correlation of two of the model's judgments of one answer
-    opinion            rank correlation / sqrt(reliability): what is left of it without the judge's own noise
+    disattenuated      rank correlation / sqrt(reliability): the rank correlation without the model's own noise
 
-A judge that contradicts itself less often agrees better with anyone, whatever its opinion. So "better" is a change of
+A judge that contradicts itself less often agrees better with anyone, whatever it prefers. So "better" is a change of
 the last one (Spearman's correction for attenuation, American Journal of Psychology 15, 1904). Every figure is a
 function of sums over prompts, so its interval, and that of a difference of two models, comes from the same resampled
 prompts. Ranks are those in all data. A figure with nothing to count is absent.
@@ -17,7 +17,7 @@ prompts. Ranks are those in all data. A figure with nothing to count is absent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
@@ -45,6 +45,7 @@ class JudgedAnswer:
 
 
 Intervals = Mapping[str, Interval]
+Statistic = Callable[[Array], Array]  # of sums (D, F): one value to each of D draws
 Sums = tuple[str, ...]
 
 # What is summed over the judgments, pairs of judgments and answers of a prompt.
@@ -90,20 +91,20 @@ def _reliability(sums_DF: Array) -> Array:
     return _correlation(*_sums(sums_DF, "pairs", "u", "u", "uu", "uu", "uv"))
 
 
-def _opinion(sums_DF: Array) -> Array:
+def _disattenuated(sums_DF: Array) -> Array:
     reliability = _reliability(sums_DF)
     root = np.sqrt(np.where(reliability > _LEAST_RELIABILITY, reliability, np.nan))
     return np.clip(_rank_correlation(sums_DF) / root, -1.0, 1.0)
 
 
-_STATISTICS: Mapping[str, tuple[Callable[[Array], Array], str]] = {
+_STATISTICS: Mapping[str, tuple[Statistic, str]] = {
     "exact": (_exact, "n"),
     "error": (_error, "n"),
     "rank_correlation": (_rank_correlation, "n"),
     "mean_rank_correlation": (_mean_rank_correlation, "answers"),
     "self_agreement": (_self_agreement, "pairs"),
     "reliability": (_reliability, "pairs"),
-    "opinion": (_opinion, "n"),
+    "disattenuated": (_disattenuated, "n"),
 }
 _OF_SCALE = ("exact", "error")  # they need both judges' scores on one scale
 
@@ -115,12 +116,9 @@ def agreement(judged: Sequence[JudgedAnswer], half: float | None, seed: int = 0)
     """
     totals_GF = _totals(judged, _prompts(judged), half)
     found = dict[str, Interval]()
-    for name, (statistic, counted) in _STATISTICS.items():
-        n = int(totals_GF[:, _PLACE[counted]].sum())
-        if n and not (half is None and name in _OF_SCALE):
-            # Pairs are counted in both orders.
-            interval = resampled_interval(totals_GF, statistic, n // 2 if counted == "pairs" else n, seed)
-            found |= {} if interval is None else {name: interval}
+    for name, statistic, n in _countable(totals_GF, half):
+        interval = resampled_interval(totals_GF, statistic, n, seed)
+        found |= {} if interval is None else {name: interval}
     return found
 
 
@@ -131,16 +129,22 @@ def changes(
     prompts, width = _prompts([*before, *now]), len(_PLACE)
     totals_GF = np.hstack([_totals(now, prompts, half), _totals(before, prompts, half)])
     found = dict[str, Interval]()
+    for name, statistic, _ in _countable(totals_GF, half):
+
+        def difference(sums_DF: Array, statistic: Statistic = statistic) -> Array:
+            return np.asarray(statistic(sums_DF[:, :width]) - statistic(sums_DF[:, width:]))
+
+        interval = resampled_interval(totals_GF, difference, len(prompts), seed)
+        found |= {} if interval is None else {name: interval}
+    return found
+
+
+def _countable(totals_GF: Array, half: float | None) -> Iterator[tuple[str, Statistic, int]]:
+    """The figures that have something to count: name, statistic, and how much it counts."""
     for name, (statistic, counted) in _STATISTICS.items():
         n = int(totals_GF[:, _PLACE[counted]].sum())
         if n and not (half is None and name in _OF_SCALE):
-
-            def difference(sums_DF: Array, statistic: Callable[[Array], Array] = statistic) -> Array:
-                return np.asarray(statistic(sums_DF[:, :width]) - statistic(sums_DF[:, width:]))
-
-            interval = resampled_interval(totals_GF, difference, len(prompts), seed)
-            found |= {} if interval is None else {name: interval}
-    return found
+            yield name, statistic, n // 2 if counted == "pairs" else n  # pairs are counted in both orders
 
 
 def _prompts(judged: Sequence[JudgedAnswer]) -> tuple[str, ...]:
@@ -193,12 +197,12 @@ def _ranks(values: Array) -> Array:
 
 # --- what that says of the judge ---
 
-JudgeChange = Literal["better", "steadier", "surer", "worse", "unclear"]
+JudgeChange = Literal["better", "less noisy", "more confident", "worse", "unclear"]
 CHANGES: Mapping[JudgeChange, str] = {
-    "better": "the judge got better: its opinion came nearer to the independent judge's",
-    "steadier": "its single judgments agree better, since it contradicts itself less; there is no evidence that its "
-    "opinion came nearer to the independent judge's",
-    "surer": "the judge got surer of itself, without evidence that it got better",
+    "better": "the judge got better: without its own noise, it agrees more with the independent judge",
+    "less noisy": "its single judgments agree better, since it contradicts itself less; there is no evidence that "
+    "it agrees more without that noise",
+    "more confident": "the judge got more confident, without evidence that it got better",
     "worse": "the judge got worse: it agrees less with the independent judge",
     "unclear": "there is no evidence that the judge changed",
 }
@@ -207,16 +211,16 @@ CHANGES: Mapping[JudgeChange, str] = {
 def judge_change(changed: Intervals) -> JudgeChange:
     """What the changes come to; only an interval without 0 counts.
 
-    The opinion decides, or the rank correlation of single judgments where each answer has one judgment only.
+    The disattenuated rank correlation decides; that of single judgments where each answer has one judgment only.
     """
-    opinion = _sign(changed.get("opinion"))
+    disattenuated = _sign(changed.get("disattenuated"))
     single = _sign(changed.get("rank_correlation"))
-    decided = opinion if "opinion" in changed else single
+    decided = disattenuated if "disattenuated" in changed else single
     if decided:
         return "better" if decided > 0 else "worse"
     if single:
-        return "steadier" if single > 0 else "worse"
-    return "surer" if _sign(changed.get("self_agreement")) > 0 else "unclear"
+        return "less noisy" if single > 0 else "worse"
+    return "more confident" if _sign(changed.get("self_agreement")) > 0 else "unclear"
 
 
 def _sign(interval: Interval | None) -> int:

@@ -240,10 +240,10 @@ def tables(rows: Sequence[Figures]) -> tuple[tuple[str, tuple[Column, ...]], ...
         *exact,
         Column("rank corr.", "metrics.rank_correlation.mean"),
         Column("95 %", "metrics.rank_correlation"),
-        Column("opinion", "metrics.opinion.mean"),
+        Column("without noise", "metrics.disattenuated.mean"),
         Column("self-agreement %", "metrics.self_agreement.mean", 1, unit="share"),
         Column("pairs right %", "metrics.pair_accuracy.mean", 1, unit="share"),
-        Column("sure %", "metrics.pair_confidence.mean", 1, unit="share"),
+        Column("confidence %", "metrics.pair_confidence.mean", 1, unit="share"),
         Column("judgments", "n_judgments_compared"),
         Column("since M0", "judge_change"),
     )
@@ -254,10 +254,11 @@ def notes(rows: Sequence[Figures]) -> tuple[str, ...]:
     """What the columns mean, and how much of the disagreement may be the independent judge's own noise."""
     found = [
         "Win rates against M0 by both answers' scores, in percent; by itself: by the model's own scores.",
-        "As judges: single judgments against the independent judge's mean; opinion: the rank correlation without the "
-        "model's own noise; self-agreement: two of its judgments of an answer give the same score.",
-        "Since M0: better if the opinion's change is above 0 with 95 % confidence, steadier if only single judgments "
-        "agree better, surer if only self-agreement rose.",
+        "As judges: single judgments against the independent judge's mean; without noise: the rank correlation "
+        "divided by the root of the model's own reliability; self-agreement: two of its judgments of an answer give "
+        "the same score.",
+        "Since M0: better if the change of the correlation without noise is above 0 (95 % interval), less noisy if "
+        "only single judgments agree better, more confident if only self-agreement rose.",
     ]
     agreed = rows[-1]["reference"].get("self_agreement") if rows else None
     if agreed is not None:

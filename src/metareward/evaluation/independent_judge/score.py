@@ -194,16 +194,16 @@ def _win_rate(records: Sequence[HeldOut], judge: str, seed: int) -> dict[str, ob
 
 
 def _pair_metrics(records: Sequence[HeldOut], verdicts: Verdicts, seed: int) -> Metrics:
-    """Over pairs that the independent judge decides: how often the model is right, and how sure it is."""
+    """Over pairs that the independent judge decides: how often the model is right, and its confidence."""
     rows = [(record.prompt.id, *pair) for record in records for pair in _decided_pairs(record, verdicts)]
     if not rows:
         return {}
     keys = [key for key, _, _ in rows]
     right = [0.5 if abs(lead) <= TOLERANCE else float(lead > 0) for _, lead, _ in rows]
-    sure = [max(share, 1 - share) for _, _, share in rows]
+    confidence = [max(share, 1 - share) for _, _, share in rows]
     found = {
         "pair_accuracy": mean_interval(right, keys, seed),
-        "pair_confidence": mean_interval(sure, keys, seed),
+        "pair_confidence": mean_interval(confidence, keys, seed),
     }
     return _as_metrics(found)
 

@@ -271,8 +271,13 @@ class ResponsesCommand(EvaluateCommand):
         if len(self.responses) != 1:
             raise UserError("--engine: needs one --responses, the file to write")
         (path,), prompts = self.responses, self.benchmark.prompts(self.questions)
+        store = path.with_suffix(".sqlite")
+        if path.exists() and not store.exists():
+            raise UserError(
+                f"{path}: is there already, not written with --engine; fix: leave out --engine, or name another file"
+            )
         sampling = Sampling(self.temperature, 1.0, self.max_tokens)
-        found = await model.run(path.with_suffix(".sqlite"), lambda client: respond(client, prompts, sampling))
+        found = await model.run(store, lambda client: respond(client, prompts, sampling))
         answered = [prompt for prompt in prompts if prompt.id in found]
         rows = responses_text(model.name, answered, [found[prompt.id] for prompt in answered])
         write_atomic(path, rows)

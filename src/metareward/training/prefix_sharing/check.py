@@ -2,8 +2,8 @@
 
 How far rounding takes equal computations apart depends on model, number format and kernels. So it is measured: each
 row alone, without padding, is compared with the padded batch, and packed rows may differ from the batch a few times as
-much. In float32, where rows alone may give the same bits, so is the batch with its input embeddings moved by one unit
-of rounding; in bfloat16 that would be more than rounding. Distances are root mean squares over all tokens, because
+much. In float32, where rows alone may give the same bits, so is the batch with its input embeddings perturbed by one
+unit of rounding; in bfloat16 that would be more than rounding. Distances are root mean squares over all tokens, because
 single values can be rounded to either neighbour. With random models of two to eight layers packed rows were at most as
 far from the batch as rows alone; with the positions of some rows off by one, 3 times (bfloat16, initialized, not
 trained) to 1,000,000 times.
@@ -25,9 +25,9 @@ from metareward.training.prefix_sharing.forward import IGNORE_INDEX, PrefixShari
 from metareward.training.prefix_sharing.packing import pack
 
 Rows = Mapping[str, Tensor]  # input_ids, attention_mask, labels: (R, L), padded on the right
-_FACTOR = 3.0  # packed rows may be so many times as far from the batch as rows alone or moved embeddings
+_FACTOR = 3.0  # packed rows may be so many times as far from the batch as rows alone or perturbed embeddings
 # The least and the most that is allowed of log-probabilities and of gradients, relative to them: a model whose figures
-# depend on padding has no measure of rounding. A sure model's log-probabilities are near 0 but are differences of
+# depend on padding has no measure of rounding. A confident model's log-probabilities are near 0 but are differences of
 # logits, which aren't; so they count as one nat at least.
 _BOUNDS = {
     torch.float32: ((1e-6, 1e-3), (1e-6, 1e-3)),
@@ -99,8 +99,8 @@ class PackingCheck:
         return self._run(self._rows, self._weights)
 
     @cached_property
-    def _moved(self) -> Figures:
-        """The batch's figures with all input embeddings moved by a unit of rounding in float32, up or down by turns."""
+    def _perturbed(self) -> Figures:
+        """The batch's figures with all input embeddings perturbed by a unit of rounding in float32, up and down."""
         self._sharing.packed = False
         return self._run(self._rows, self._weights, torch.finfo(torch.float32).eps)
 
@@ -119,8 +119,9 @@ class PackingCheck:
                 gradient[row, :length] = weight * alone.gradient[0]
         apart = self._distances(log_probs, None if gradient is None else self._merged(gradient))
         if self._dtype == torch.float32:
-            moved = self._moved.gradient
-            found = self._distances(self._moved.log_probs, None if moved is None else self._merged(moved))
+            perturbed = self._perturbed.gradient
+            merged = None if perturbed is None else self._merged(perturbed)
+            found = self._distances(self._perturbed.log_probs, merged)
             apart = tuple(map(max, apart, found))
         sizes = self._distances(torch.zeros_like(log_probs), None if gradient is None else self._merged(gradient) * 0)
         sizes = (max(1.0, sizes[0]), *sizes[1:])
@@ -143,17 +144,17 @@ class PackingCheck:
         merged = gradient.new_zeros(row.input_ids.shape[1], gradient.shape[2])
         return merged.index_add(0, row.columns[real], gradient[real])
 
-    def _run(self, rows: Rows, weights: Tensor, move: float = 0.0) -> Figures:
+    def _run(self, rows: Rows, weights: Tensor, perturbation: float = 0.0) -> Figures:
         embedded: list[Tensor] = []
 
         def cut(_: Any, __: Any, output: Tensor) -> Tensor:
             signs = 1 - 2 * (torch.arange(output.shape[-1], device=output.device) % 2)
-            moved = output.detach() * (1 + move * signs).to(output.dtype) if move else output.detach()
-            embedded.append(moved.requires_grad_(self._with_gradient))
+            factor = (1 + perturbation * signs).to(output.dtype) if perturbation else 1
+            embedded.append((output.detach() * factor).requires_grad_(self._with_gradient))
             return embedded[-1]
 
         embeddings = self._sharing.model.get_input_embeddings()
-        handle = embeddings.register_forward_hook(cut) if self._with_gradient or move else None
+        handle = embeddings.register_forward_hook(cut) if self._with_gradient or perturbation else None
         try:
             with torch.set_grad_enabled(self._with_gradient), self._autocast():
                 log_probs = self._model(**rows, use_cache=False, fused_lm_head=True).log_probs

@@ -62,9 +62,6 @@ class Checked:
         return 0.6 * met * all(passed) + 0.1 * sum(passed)
 
 
-NOTHING = Checked((), Guards(False, False, False, False))
-
-
 @lru_cache(maxsize=65_536)
 def check_answer(prompt: str, answer: str) -> Checked:
     """What is true of ``answer``.
@@ -75,7 +72,7 @@ def check_answer(prompt: str, answer: str) -> Checked:
     words = [word.casefold() for word in _WORD.findall(answer)]
     met = tuple(bool(words) and _meets(constraint, prompt, answer) for constraint in task.constraints)
     if not words:
-        return Checked(met, NOTHING.guards)
+        return Checked(met, Guards(False, False, False, False))
     named = re.search(rf"\b(?:{TOPICS[task.topic]})", answer, re.IGNORECASE) is not None
     guards = Guards(
         topic=named and copied_share(prompt, words) <= _MOST_COPIED,

@@ -4,6 +4,7 @@ Both judge the same answers (M0's), so that better answers don't make judging ea
 model and the mean r of the independent judge's scores of the same answer:
 
     exact              share of judgments within half a point of r
+    error              mean of s - r
     rank correlation   Spearman's, of s and r; of the mean of s and r
     self-agreement     share of pairs of the model's judgments of one answer that give the same score: its confidence
     reliability        rank correlation of two of the model's judgments of one answer

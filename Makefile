@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-slow test-data test-servers mutants lint bench docs dist clean
 
-demo: .venv/ready
+demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
 
 # Compiled modules are kept, as dozens of processes that the tests start read them again.
@@ -56,10 +56,15 @@ docs: .venv/ready
 	PYTHONPATH=bench $(BIN)/python tests/docs/regenerate.py
 
 # Torch first, so that nothing that needs it asks for a build with gigabytes of CUDA packages on a machine without a GPU.
-.venv/ready: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# With what tests and checks need besides.
+.venv/ready: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

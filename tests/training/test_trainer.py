@@ -131,7 +131,7 @@ SHARED = [
     Place("dropout", 0.2, lambda t, _: t.model.config.attention_dropout, 0.2),
     Place("dtype", "bfloat16", lambda t, _: (t.args.bf16, t.model.dtype), (True, torch.float32)),
     Place("save_dtype", "bfloat16", saved_dtype, "torch.bfloat16"),
-    Place("device", "auto", lambda t, _: t.args.use_cpu, False),
+    Place("device", "auto", lambda t, _: t.args.use_cpu, not torch.accelerator.is_available()),
     Place("gradient_checkpointing", True, lambda t, _: t.args.gradient_checkpointing, True),
     Place("num_processes", 2, lambda t, _: t.args.gradient_accumulation_steps, 1),
     Place("num_processes", 2, lambda _, job: command(job, Path("j"))[2], "metareward.training.launch"),
@@ -249,6 +249,12 @@ def test_an_adapter_on_a_4_bit_base_is_trained_in_float32(dpo_job: DpoJob, tmp_p
     trainer = make_dpo_trainer(job, data, models.policy, None, tokenizer, tmp_path, [], models.adapter)
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     assert trained and all(weight.dtype == torch.float32 for weight in trained)
+
+
+def test_bfloat16_needs_no_gpu(dpo_job: DpoJob, tmp_path: Path) -> None:
+    """transformers refuses bfloat16 on a CPU unless it is told to use it."""
+    trainer = prepare_trainer(changed(dpo_job, device="auto", dtype="bfloat16"), tmp_path, sharing=False)
+    assert trainer.args.bf16
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

@@ -214,7 +214,7 @@ def _arguments(job: TrainingJob, examples: int, folder: Path) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": computes_in_bfloat16(settings),
-        "use_cpu": settings.device == "cpu",
+        "use_cpu": settings.device == "cpu" or (settings.device == "auto" and not torch.accelerator.is_available()),
         "gradient_checkpointing": settings.gradient_checkpointing,
         "seed": derive(job.seed, "training") % _SEEDS,
         **_schedule(settings, math.ceil(examples / settings.batch_size) * settings.num_train_epochs),

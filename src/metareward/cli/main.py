@@ -127,6 +127,8 @@ def run_command(
     judge = headline(facts)
     if judge is not None:
         print_rich(str(judge))
+    if facts.judge_check is not None:
+        print_rich(f"Before iteration 1: {facts.judge_check.finding}")
     for line in (*judge_sentences(facts), *pending_lines(facts)):
         print_rich(escape_control(line))
     print_rich(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
@@ -161,6 +163,35 @@ def plan_command(
     else:
         rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
     print_rich(plan_table(plan(chosen, rates)))
+
+
+@app.command("check-judge")
+def check_judge_command(
+    recipe: RecipeName,
+    changes: Changes = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", metavar="FILE", help="Labelled pairs, as evaluate judge-quality reads.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there, too.")] = None,
+) -> None:
+    """Check a recipe's judge on labelled pairs before a run: does it see more than an answer's length?"""
+    import json
+    from dataclasses import asdict
+
+    from metareward.generation.progress import terminal_progress
+    from metareward.pipeline.engines import judge_recipe
+    from metareward.pipeline.judge_check import check_recipe, cost_line
+    from metareward.report.judge_health import check_table
+    from metareward.storage.atomic import write_atomic
+
+    own = [] if pairs is None else [f"judge_check.pairs={json.dumps(pairs)}"]
+    loaded = judge_recipe(recipe, [*(changes or ()), *own])
+    print_rich(cost_line(loaded))
+    check = check_recipe(loaded, terminal_progress())
+    print_rich(check_table(check))
+    if out is not None:
+        numbers = {**asdict(check), "beats_length": check.beats_length, "finding": check.finding}
+        write_atomic(out, json.dumps(numbers, indent=2) + "\n")
 
 
 @app.command("status")

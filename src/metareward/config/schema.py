@@ -165,6 +165,18 @@ class EvaluationSettings(Section):
     meta_pairs: int = Field(1, ge=0, description="Pairs of judgments compared for each held-out prompt, in both orders")
 
 
+class JudgeCheckSettings(Section):
+    """The check of the judge on labelled pairs: `metareward check-judge`, and before iteration 1 of a run."""
+
+    action: Action | None = Field(
+        None, description="A judge no better than length alone: mention it, warn, or stop the run; empty: no check"
+    )
+    pairs: Text | None = Field(
+        None, description="Labelled pairs (JSONL); empty: M0's answers where there is an oracle, else the package's"
+    )
+    count: int = Field(48, ge=2, description="At most so many pairs, half of them with the longer answer better")
+
+
 if TYPE_CHECKING:
     AnyBenchmark = Benchmark
 else:  # the reference page and the messages list the settings of every kind
@@ -260,6 +272,7 @@ class Recipe(Section):
     engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
     training: TrainingSettings
     evaluation: EvaluationSettings
+    judge_check: JudgeCheckSettings
     judge_health: Annotated[Mapping[str, GateSettings], BeforeValidator(_every_gate)] = Field(
         default_factory=dict, validate_default=True, description="Gates on the judge's health, by name"
     )

@@ -102,15 +102,8 @@ async def evaluate(
         if anchors:
             given = anchors[prompt.id].own
             anchors_K = await judged_again(engine, prompt, given, judging, progress)
-        pairs = _pairs_to_compare(given, meta_pairs, derive(judging.seed, prompt.id, "pairs"))
-        comparisons = await run_concurrently(compare(prompt, *pair) for pair in pairs)
-        return _CODEC.dump_json(HeldOut(prompt, own, anchors_K, tuple(comparisons))).decode()
-
-    async def compare(prompt: Prompt, answer: Candidate, first: Judgment, second: Judgment) -> Comparison:
-        # The answer's index is part of the seed, because judgments of different answers have the same indices.
-        seeded = replace(judging, seed=derive(judging.seed, "compare", answer.index))
-        meta = await meta_judge_pair(engine, prompt, answer.text, first, second, seeded, progress)
-        return Comparison(answer.index, meta)
+        comparisons = await compared(engine, prompt, given, meta_pairs, judging, progress)
+        return held_out_to_json(HeldOut(prompt, own, anchors_K, comparisons))
 
     judged = settings.k * settings.n * (1 if anchors is None else 2)
     most = {ANSWERS: settings.k, JUDGMENTS: judged, META: 2 * meta_pairs}
@@ -134,6 +127,26 @@ async def judged_again(
     return tuple(replace(answer, judgments_N=judgments_N) for answer, judgments_N in zip(given, judged, strict=True))
 
 
+async def compared(
+    engine: Engine,
+    prompt: Prompt,
+    given: Sequence[Candidate],
+    count: int,
+    settings: AnnotationSettings,
+    progress: Progress,
+) -> tuple[Comparison, ...]:
+    """Both orders of ``count`` pairs of judgments of the ``given`` answers, compared by ``engine``."""
+
+    async def compare(answer: Candidate, first: Judgment, second: Judgment) -> Comparison:
+        # The answer's index is part of the seed, because judgments of different answers have the same indices.
+        seeded = replace(settings, seed=derive(settings.seed, "compare", answer.index))
+        meta = await meta_judge_pair(engine, prompt, answer.text, first, second, seeded, progress)
+        return Comparison(answer.index, meta)
+
+    pairs = _pairs_to_compare(given, count, derive(settings.seed, prompt.id, "pairs"))
+    return tuple(await run_concurrently(compare(*pair) for pair in pairs))
+
+
 def _pairs_to_compare(
     given: Sequence[Candidate], count: int, seed: int
 ) -> Iterator[tuple[Candidate, Judgment, Judgment]]:
@@ -149,6 +162,11 @@ def _pairs_to_compare(
     for answer, first, second in pairs[:count]:
         yield answer, first, second
         yield answer, second, first
+
+
+def held_out_to_json(record: HeldOut) -> str:
+    """A record as the store keeps it."""
+    return _CODEC.dump_json(record).decode()
 
 
 def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:

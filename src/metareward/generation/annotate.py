@@ -132,10 +132,7 @@ async def annotate_prompt(
     duplicates = tuple(Duplicate(k, source) for k, source in sources if source != k)
     rewards: Sequence[float | None] = [None] * len(first)
     if settings.reward is not None:
-        scores = await settings.reward.score(prompt, list(first))
-        if len(scores) != len(first) or not all(map(math.isfinite, scores)):
-            raise EngineError(f"the reward must give {len(first)} finite scores, one for each answer, not {scores!r}")
-        rewards = [float(score) for score in scores]
+        rewards = await rewards_of(settings.reward, prompt, list(first))
     judging = (annotator.judge(k, text) for text, k in first.items())
     judgments = await run_concurrently(judging) if settings.n else [()] * len(first)
     candidates_K = []
@@ -144,6 +141,14 @@ async def annotate_prompt(
         candidates_K.append(Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning, reward))
     dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
     return PromptRecord(prompt, tuple(candidates_K), duplicates, dispute)
+
+
+async def rewards_of(reward: Reward, prompt: Prompt, answers: Sequence[str]) -> list[float]:
+    """The reward of every answer. Raises `EngineError` unless they are as many finite numbers as there are answers."""
+    scores = await reward.score(prompt, answers)
+    if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
+        raise EngineError(f"the reward must give {len(answers)} finite scores, one for each answer, not {scores!r}")
+    return [float(score) for score in scores]
 
 
 async def judge_answer(

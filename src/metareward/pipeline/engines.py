@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metareward.config.schema import EngineSettings, Recipe, engine_fingerprint, load_recipe
@@ -70,7 +70,7 @@ async def open_judge(name: str) -> Engine | Judge:
                 import_object(name, f"judge {name}", ("complete", "aclose"))  # an engine, or a UserError
             return judge
         case "recipe":
-            recipe = _judge_recipe(name)
+            recipe = judge_recipe(name)
             engine = await open_engine(recipe.engine, model_folder(recipe.model), 0, logs)
             if not recipe.reasoning.strip:
                 return engine
@@ -93,11 +93,11 @@ def _require_model(url: str, model: str) -> None:
         raise UserError(f"{url}: say which model the server is asked for, as {url}#MODEL")
 
 
-def _judge_recipe(name: str) -> Recipe:
+def judge_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a judge, which needn't say where prompts come from."""
-    prompts = read_layers(recipe_path(name), (), {}).values.get("prompts")
+    prompts = read_layers(recipe_path(name), overrides, {}).values.get("prompts")
     said = isinstance(prompts, Mapping) and "source" in prompts
-    return load_recipe(name, () if said else ["prompts.source=none"])
+    return load_recipe(name, overrides if said else [*overrides, "prompts.source=none"])
 
 
 def judge_fingerprint(name: str) -> dict[str, object]:
@@ -114,7 +114,7 @@ def judge_fingerprint(name: str) -> dict[str, object]:
         case "object":
             return {"judge's source": import_object(name, f"judge {name}", ()).sha256}
         case "recipe":
-            recipe = _judge_recipe(name)
+            recipe = judge_recipe(name)
             found = {f"judge's {key}": value for key, value in engine_fingerprint(recipe.engine).items()}
             if recipe.engine.kind != "openai":
                 found["judge's files"] = fingerprint_model(model_folder(recipe.model))

@@ -19,6 +19,7 @@ from metareward.config.schema import (
     WORLDS,
     AnswerSettings,
     GateSettings,
+    JudgeCheckSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
     Recipe,
@@ -67,6 +68,7 @@ _CHANGEABLE = frozenset(
     ]
     + [f"training.{name}" for name in ("device", "num_processes", "sharding", "save_steps", "report_to")]
     + ["training.checkpoint_selection.keep_all"]
+    + [f"judge_check.{name}" for name in JudgeCheckSettings.model_fields]
     + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
 )
 _RUBRIC = "the rubric's text"

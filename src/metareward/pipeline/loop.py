@@ -15,6 +15,7 @@ from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks, stages
 from metareward.pipeline.checkpoint_selection import select_checkpoint
 from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
@@ -68,10 +69,13 @@ async def _use_model(experiment: Experiment, t: int, progress: Progress) -> None
     """One engine for everything that M_t generates, opened only if something is pending, closed before training."""
     check_health(experiment)
     evaluating, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
-    if not (evaluating or generating or benchmarks.needs_model(experiment, t)):
+    checking = t == 0 and not check_is_settled(experiment)
+    if not (checking or evaluating or generating or benchmarks.needs_model(experiment, t)):
         return
     engine = log_usage(experiment.run, f"M{t}", await experiment.engine(t))
     try:
+        if checking:
+            await check_before_first(experiment, engine, progress)
         if evaluating:
             await stages.evaluate_model(experiment, t, engine, progress)
             check_health(experiment)

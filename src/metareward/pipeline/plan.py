@@ -30,6 +30,7 @@ from metareward.method.template import conversation
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.engines import model_folder, open_judge
 from metareward.pipeline.experiment import Experiment, most_tokens
+from metareward.pipeline.judge_check import planned_completions
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore
@@ -198,10 +199,10 @@ class JudgePlan:
 class Plan:
     """The whole run. ``seconds``: generation and evaluation without training; None if no rate is known.
 
-    ``prompts_needed``: prompts to train on. ``training_bytes``: upper bound of training memory per device. It,
-    ``held_out`` and ``model_bytes`` are None if the file or folder doesn't exist; ``benchmarks`` is None if a file of
-    questions can't be read, and ``uncounted`` says why. ``other_judges``: benchmarks ask judges that are other models,
-    whose time is not in ``seconds``.
+    ``prompts_needed``: prompts to train on. ``check``: the judge on labelled pairs, empty if the recipe asks for none.
+    ``training_bytes``: upper bound of training memory per device. It, ``held_out`` and ``model_bytes`` are None if the
+    file or folder doesn't exist; ``benchmarks`` is None if a file of questions can't be read, and ``uncounted`` says
+    why. ``other_judges``: benchmarks ask judges that are other models, whose time is not in ``seconds``.
     ``verdict_requests``: further requests, for constrained verdicts, one for each judgment that has one.
     """
 
@@ -209,6 +210,7 @@ class Plan:
     prompts_needed: int
     held_out: int | None
     measured: bool
+    check: tuple[RolePlan, ...]
     iterations: tuple[IterationPlan, ...]
     evaluations: tuple[EvaluationPlan, ...]
     benchmarks: tuple[EvaluationPlan, ...] | None
@@ -224,7 +226,7 @@ class Plan:
     @property
     def roles(self) -> tuple[RolePlan, ...]:
         """All completions."""
-        return _all_roles((*self.iterations, *self.evaluations, *(self.benchmarks or ())))
+        return (*self.check, *_all_roles((*self.iterations, *self.evaluations, *(self.benchmarks or ()))))
 
     @property
     def tokens(self) -> int:
@@ -259,7 +261,8 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         )
     except UserError as error:
         asked_T, benchmarks, uncounted = [], None, str(error)
-    all_roles = _all_roles((*iterations, *evaluations, *(benchmarks or ())))
+    check = _roles(recipe, *planned_completions(recipe), rates) if recipe.judge_check.action else ()
+    all_roles = (*check, *_all_roles((*iterations, *evaluations, *(benchmarks or ()))))
     folder = model_folder(recipe.model)
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else None
     return Plan(
@@ -267,13 +270,14 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         prompts_needed=recipe.prompts.per_iteration * len(iterations),
         held_out=held_out,
         measured=bool(rates.tokens_each),
+        check=check,
         iterations=iterations,
         evaluations=evaluations,
         benchmarks=benchmarks,
         uncounted=uncounted,
         other_judges=any(_unknown_speed(each, rates) for asked in asked_T for each in asked),
         judges=_plan_judges(experiment, [each for asked in asked_T for each in asked], rates),
-        verdict_requests=_verdict_requests(recipe, (*iterations, *evaluations), asked_T),
+        verdict_requests=_verdict_requests(recipe, (*check, *_all_roles((*iterations, *evaluations))), asked_T),
         record_bytes=sum(role.tokens * _BYTES_PER_TOKEN + role.calls * _BYTES_PER_COMPLETION for role in all_roles),
         model_bytes=None if files is None else sum(file.stat().st_size for file in files) * len(iterations),
         training_bytes=_training_bytes(recipe),
@@ -316,13 +320,11 @@ def _roles(recipe: Recipe, answers: int, judgments: int, comparisons: int, rates
     return tuple(RolePlan(*size, rates.seconds(*size)) for size in sizes)
 
 
-def _verdict_requests(
-    recipe: Recipe, parts: Sequence[IterationPlan | EvaluationPlan], asked_T: Sequence[Sequence[Completions]]
-) -> int:
+def _verdict_requests(recipe: Recipe, roles: Sequence[RolePlan], asked_T: Sequence[Sequence[Completions]]) -> int:
     """Verdicts that are drawn by a request of their own; benchmarks with a prompt of their own have none."""
     sections = ((JUDGMENTS, recipe.judgments), (META, recipe.meta_judgments))
     kinds = [kind for kind, section in sections if section.verdict == "constrained"]
-    calls = [(role.role, role.calls) for role in _all_roles(parts)]
+    calls = [(role.role, role.calls) for role in roles]
     calls += [(each.role, each.calls) for asked in asked_T for each in asked if each.like_run]
     return sum(count for kind, count in calls if kind in kinds)
 
@@ -408,6 +410,8 @@ def plan_table(made: Plan) -> Group:
     for each in made.iterations:
         table.add_row(f"iteration {each.t}", *_generation_cells(each.roles), *_training_cells([each]))
     table.add_section()
+    if made.check:
+        table.add_row("checking the judge", *_generation_cells(made.check), "", "", "")
     evaluation = _all_roles(made.evaluations)
     table.add_row(f"evaluating M0..M{len(made.iterations)}", *_generation_cells(evaluation), "", "", "")
     if benchmarks := _all_roles(made.benchmarks or ()):

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
 from metareward.evaluation.held_out import WinRate
+from metareward.evaluation.judge_quality.check import JudgeCheck
 from metareward.generation.usage import ServerUsageTotal, read_usage, read_warnings
 from metareward.method.diagnostics import PositionStatistics
 from metareward.method.elo import PositionWeights
@@ -146,7 +147,8 @@ class Iteration:
 class Run:
     """A run: the recipe with all defaults, the environment it ran in, and its iterations 0..T.
 
-    ``health`` are the results of the gates on judge health, ``server_usage`` request and token counts by model and
+    ``health`` are the results of the gates on judge health, ``judge_check`` the judge on labelled pairs before
+    iteration 1 (None if the recipe asks for no check), ``server_usage`` request and token counts by model and
     server, ``warnings`` the warnings of the engines.
     """
 
@@ -155,6 +157,7 @@ class Run:
     environment: tuple[tuple[str, str], ...]
     iterations: tuple[Iteration, ...]
     health: tuple[HealthCheck, ...] = ()
+    judge_check: JudgeCheck | None = None
     server_usage: tuple[ServerUsageTotal, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -193,6 +196,7 @@ _BENCHMARK = TypeAdapter(BenchmarkResult)
 _PENDING = TypeAdapter(PendingBenchmark)
 _SUMMARY = TypeAdapter(PairSummary)
 _HEALTH = TypeAdapter(tuple[HealthCheck, ...])
+_JUDGE_CHECK = TypeAdapter(JudgeCheck)
 _FIGURES = TypeAdapter(_FiguresFile)
 _OBJECT = TypeAdapter(dict[str, object])
 _CURVES = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
@@ -215,6 +219,7 @@ def gather(run: RunDir) -> Run:
         environment=setting_rows(environment, " "),
         iterations=tuple(_iteration(number, run, recipe) for number in range(len(recipe.iterations) + 1)),
         health=read_health(run),
+        judge_check=read_judge_check(run),
         server_usage=read_usage(run),
         warnings=read_warnings(run),
     )
@@ -246,6 +251,11 @@ def read_health(run: RunDir) -> tuple[HealthCheck, ...]:
         replace(check, results=tuple(each for each in check.results if each.name in GATES))
         for check in read_json(run.judge_health, _HEALTH) or ()
     )
+
+
+def read_judge_check(run: RunDir) -> JudgeCheck | None:
+    """The judge on labelled pairs before iteration 1; None if it wasn't checked."""
+    return read_json(run.judge_check, _JUDGE_CHECK)
 
 
 def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:

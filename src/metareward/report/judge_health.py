@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from metareward.evaluation.judge_quality.check import JudgeCheck, PairFigures
 from metareward.method.gates import GATES, Action, Gate, show_range, show_value
 from metareward.method.health_checks import GateResult, HealthCheck, Stage
+from metareward.method.judge_health import Figure
 from metareward.report.charts import Chart, line_chart
 from metareward.report.facts import Measure, Run
 from metareward.report.tables import Form
@@ -214,3 +221,52 @@ def health_charts(run: Run) -> tuple[Chart, ...]:
                 line_chart(f"health-{place}", title, note, form, lines, names, 0.0 if form == "points" else None)
             )
     return tuple(drawn)
+
+
+# --- the check of the judge before a run ---
+
+CHECK_COLUMNS = ("right", "if longer", "if shorter", "ties", "prefers longer")
+CHECK_NOTE = (
+    "If longer, if shorter: right on pairs whose better answer is the longer, the shorter. A tie is half right. Below "
+    "each share its 95 % interval; chance: what 19 of 20 random judges keep to."
+)
+
+
+def check_rows(check: JudgeCheck) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """The judge and those beside it: name, and under `CHECK_COLUMNS` shares in percent with their intervals."""
+    return tuple((name, tuple(map(_share_cell, _ordered(figures)))) for name, figures in check.rows)
+
+
+def _ordered(figures: PairFigures) -> tuple[Figure | None, ...]:
+    return (figures.right, figures.right_if_longer, figures.right_if_shorter, figures.ties, figures.prefers_longer)
+
+
+def _share_cell(figure: Figure | None) -> tuple[str, str]:
+    if figure is None:
+        return "–", ""
+    return f"{100 * figure.value:.0f} %", f"{100 * figure.low:.0f} to {100 * figure.high:.0f}"
+
+
+def check_lines(check: JudgeCheck) -> tuple[str, ...]:
+    """What was found beside the table, what to do, and what it cost; the finding first."""
+    others = (
+        ("Judgments with a score", check.readable),
+        ("Meta-judgments with a winner", check.readable_verdicts),
+        ("Meta-judgments won by the judgment shown first", check.first_position),
+        ("Meta-judgments that change with the order", check.position_flips),
+    )
+    found = (f"{name}: {' ('.join(_share_cell(each))})." for name, each in others if each is not None)
+    asked = check.asked
+    cost = f"Cost: {asked.completions:,} completions, {asked.tokens:,} tokens, {asked.seconds:.0f} seconds."
+    return (check.finding, *check.advice, *found, cost)
+
+
+def check_table(check: JudgeCheck) -> Group:
+    """The check for the terminal, at most 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=CHECK_NOTE, caption_justify="left")
+    table.add_column(f"{check.n_pairs} pairs", no_wrap=True)
+    for name in CHECK_COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, cells in check_rows(check):
+        table.add_row(name, *(Text.assemble(value, "\n", (interval, "dim")) for value, interval in cells))
+    return Group(Text(f"Pairs: {check.source}"), table, *map(Text, check_lines(check)))

@@ -21,7 +21,18 @@ from metareward.report.charts import comparison_chart, histogram_charts, positio
 from metareward.report.examples import examples
 from metareward.report.facts import Evaluation, Run, gather, setting_rows
 from metareward.report.independent_judge import costs, independent_judges, judge_sentences, pending_lines
-from metareward.report.judge_health import entries, entry_counts, figure_tables, headline, health_charts, models
+from metareward.report.judge_health import (
+    CHECK_COLUMNS,
+    CHECK_NOTE,
+    check_lines,
+    check_rows,
+    entries,
+    entry_counts,
+    figure_tables,
+    headline,
+    health_charts,
+    models,
+)
 from metareward.report.labels import format_rating, reading_code_label, reading_label, verdict_label
 from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
@@ -92,6 +103,11 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "histograms": histogram_charts(evaluated),
         "positions": position_charts(facts.summaries),
         "cited": _CITED,
+        "judge_check": facts.judge_check,
+        "check_columns": CHECK_COLUMNS,
+        "check_note": CHECK_NOTE,
+        "check_rows": check_rows(facts.judge_check) if facts.judge_check else (),
+        "check_lines": check_lines(facts.judge_check) if facts.judge_check else (),
         "health": facts.health,
         "health_entries": entries(facts.health),
         "health_charts": health_charts(facts),
@@ -110,6 +126,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
 _SECTIONS = (
     ("trends", "trends", "Metrics by model"),
     ("trends", "metrics", "All metrics"),
+    ("judge_check", "judge-check", "Judge on labelled pairs"),
     ("health", "judge-health", "Judge health"),
     ("win_rates", "win-rates", "Win rates"),
     ("benchmarks", "benchmarks", "Benchmarks"),

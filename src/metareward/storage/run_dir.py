@@ -1,7 +1,7 @@
 """The layout of a run folder, its lock, and the done marks of iterations.
 
-    runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_health.json  report.html
-                  verdicts/
+    runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_check.json
+                  judge_health.json  report.html  verdicts/
       iter-<t>/   prompts.jsonl  records.sqlite  pairs/  dropped.jsonl  model/  eval/  done.json
 
 Iteration 0 holds only the evaluation of the model the run starts from.
@@ -62,6 +62,7 @@ class RunDir:
     inputs = _Inside("inputs.json")  # the digests of what the recipe only names: models, rubrics, imported objects
     resolved = _Inside("resolved.json")  # the recipe with every default filled in
     environment = _Inside("environment.json")  # versions and machine
+    judge_check = _Inside("judge_check.json")  # the judge on labelled pairs, before iteration 1
     judge_health = _Inside("judge_health.json")  # the results of the gates on judge health
     log = _Inside("log.jsonl")  # the run's events, one JSON object a line
     report = _Inside("report.html")

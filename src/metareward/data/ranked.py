@@ -1,6 +1,7 @@
 """Prompts with human-ranked answers: rows of prompt, answers and ranks, or Open Assistant's conversation trees.
 
     {"prompt": ..., "answers": ["...", "..."], "ranks": [0, 1]}             a prompt in any form, rank 0 is the best
+    {"prompt": ..., "answers": ["...", "..."], "labels": [5, 2]}            how good each is, on the judge's scale
     {"conversation": [{"role", "text"}], "responses": [{"text", "rank"}]}   a flat export of trees
     {"prompt": {"text", "role", "replies": [...]}}                          a tree
     {"message_id", "parent_id", "text", "role", "rank"}                     a row of oasst1's and oasst2's message table
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from metareward.data.files import Row, field_error, iter_rows, resolve_files
-from metareward.data.prompts import checked_text, content_id, json_object, parse_prompt, row_id
+from metareward.data.prompts import chat_turns, checked_text, content_id, json_object, parse_prompt, row_id
 from metareward.data.propose import words_of
 from metareward.errors import UserError
+from metareward.storage.atomic import write_atomic
+from metareward.storage.serialization import json_lines
 from metareward.types import ChatRole, Message, Messages, Prompt
 
 MESSAGE_FIELDS = ("message_id", "parent_id", "text", "role")
@@ -31,10 +34,17 @@ _ROLES: Mapping[str, ChatRole] = {"prompter": "user", "assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class RankedAnswer:
-    """An answer and its human rank: lower is better, equal ranks are ties."""
+    """An answer and its human rank: lower is better, equal ranks are ties.
+
+    ``label``: how good it is on the rubric's scale, as far as a program or a stronger engine said so; ``judgment``: a
+    judgment of it to train on; ``criteria``: (question, whether the answer meets it) for criteria of a rubric.
+    """
 
     text: str
     rank: float
+    label: float | None = None
+    judgment: str | None = None
+    criteria: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,7 @@ def _parse_rows(rows: Sequence[Row]) -> Iterator[RankedPrompt]:
         value = json_object(row.value, row.where)
         if not isinstance(value.get("prompt"), dict):
             messages = _parse_conversation(value, row.where)
-            answers = tuple(_parse_answers(value, row.where))
+            answers = tuple(_parse_labelled(row) if "labels" in value else _parse_answers(value, row.where))
             if not answers:
                 raise field_error(row.where, "answers", "is an empty list", "give the answers, or remove the row")
             prompt = Prompt(row_id(value, row.where) or content_id(messages), messages)
@@ -168,6 +178,47 @@ def _parse_answers(row: dict[str, Any], where: str) -> Iterator[RankedAnswer]:
         if isinstance(rank, bool) or not isinstance(rank, int | float):
             raise field_error(where, rank_field, "is no number", "write the rank, 0 for the best")
         yield RankedAnswer(checked_text(text, where, text_field), float(rank))
+
+
+def _parse_labelled(row: Row) -> Iterator[RankedAnswer]:
+    """Answers with labels, as `write_labelled` writes them; an answer's rank is the distance from the best label."""
+    answers, labels = row.items("answers"), row.items("labels")
+    judgments, criteria = (
+        row.items(name) if row.has(name) else [None] * len(answers) for name in ("judgments", "criteria")
+    )
+    for name, given in (("labels", labels), ("judgments", judgments), ("criteria", criteria)):
+        if len(given) != len(answers):
+            raise row.error(name, f"{len(given)} for {len(answers)} answers", "give one to each answer")
+    numbers = [Row(row.where, {f"labels[{i}]": each}).number(f"labels[{i}]") for i, each in enumerate(labels)]
+    for i, (text, label) in enumerate(zip(answers, numbers, strict=True)):
+        judgment, met = judgments[i], criteria[i] or {}
+        if judgment is not None:
+            judgment = checked_text(judgment, row.where, f"judgments[{i}]")
+        if not isinstance(met, dict) or not all(isinstance(each, bool) for each in met.values()):
+            raise row.error(f"criteria[{i}]", "is no object of true and false", 'write {"the question": true}')
+        text = checked_text(text, row.where, f"answers[{i}]")
+        yield RankedAnswer(text, max(numbers) - label, label, judgment, tuple(met.items()))
+
+
+def write_labelled(path: Path, prompts: Iterable[RankedPrompt]) -> None:
+    """Write prompts whose answers have labels as JSON Lines for `read_ranked`."""
+    rows = (
+        {
+            "id": each.prompt.id,
+            "prompt": chat_turns(each.prompt.messages),
+            "answers": [answer.text for answer in each.answers],
+            "labels": [answer.label for answer in each.answers],
+            **_column("judgments", [answer.judgment for answer in each.answers]),
+            **_column("criteria", [dict(answer.criteria) for answer in each.answers]),
+        }
+        for each in prompts
+    )
+    write_atomic(path, json_lines(rows))
+
+
+def _column(name: str, values: Sequence[object]) -> dict[str, object]:
+    """A field that is left out where it has nothing to say."""
+    return {name: values} if any(values) else {}
 
 
 # --- conversation trees ---

@@ -40,11 +40,12 @@ from metareward.storage.serialization import canonical_json, fingerprint_of, jso
 from metareward.storage.store import RecordStore
 from metareward.types import Judgment, Message, Messages, Prompt, Scored
 
-IFT, EFT, HELD_OUT, RECORDS = "ift.jsonl", "eft.jsonl", "held_out.jsonl", "judgments.sqlite"
+IFT, EFT, META_EFT, HELD_OUT = "ift.jsonl", "eft.jsonl", "meta_eft.jsonl", "held_out.jsonl"
+RECORDS = "judgments.sqlite"
 # Prompts that can't be judged (too long for the model, say) are skipped, unless they are more than this share.
 _MAX_FAILED_SHARE = 0.5
 
-RejectReason = Literal["unreadable", "disagrees", "failed"]
+RejectReason = Literal["unreadable", "disagrees", "failed", "one_label", "unbalanced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,11 @@ class JudgedAnswers:
 
 @dataclass(frozen=True, slots=True)
 class EftExample:
-    """A judgment to train on: of answer ``index`` of a prompt, which humans gave ``rank``; ``request`` asks for it."""
+    """A judgment to train on: of answer ``index`` of a prompt, which humans gave ``rank``; ``request`` asks for it.
+
+    With ``kind`` ``meta_eft`` a meta-judgment of two judgments of the answer, whose label is ``score``; ``part`` says
+    where the right one is shown, ``first`` or ``second``.
+    """
 
     prompt_id: str
     index: int
@@ -92,11 +97,13 @@ class EftExample:
     judgment: str
     rank: float
     score: float
+    kind: Literal["eft", "meta_eft"] = "eft"
+    part: str = ""
 
     @property
     def id(self) -> str:
         """Unique among all examples."""
-        return f"{self.prompt_id}/eft/{self.index}"
+        return "/".join([self.prompt_id, self.kind, str(self.index), *([self.part] if self.part else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +117,14 @@ class RejectedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class SeedSets:
-    """The contents of the three files, the prompts that gave no EFT examples, and all counts."""
+    """The contents of the files, the prompts that gave no EFT examples, and all counts."""
 
     ift: tuple[RankedPrompt, ...]
     eft: tuple[EftExample, ...]
     held_out: tuple[RankedPrompt, ...]
     rejected: tuple[RejectedPrompt, ...]
     summary: Mapping[str, object]
+    meta: tuple[EftExample, ...] = ()
 
 
 _JUDGED = TypeAdapter(JudgedAnswers)
@@ -195,6 +203,13 @@ def read_judged(store: RecordStore, prompt_id: str) -> JudgedAnswers | None:
     """A prompt's judgments in the store; None when there are none."""
     document = store.get(prompt_id)
     return None if document is None else _JUDGED.validate_json(document)
+
+
+def read_all_judged(folder: Path, ranked: Iterable[RankedPrompt]) -> dict[str, JudgedAnswers]:
+    """The judgments in ``folder`` of all of ``ranked`` that have been judged, by prompt id."""
+    with RecordStore.read(folder / RECORDS) as store:
+        found = {each.prompt.id: read_judged(store, each.prompt.id) for each in ranked}
+    return {name: judged for name, judged in found.items() if judged is not None}
 
 
 # --- selecting ---
@@ -335,6 +350,8 @@ def write_seed_sets(folder: Path, sets: SeedSets) -> None:
     write_atomic(folder / HELD_OUT, json_lines(held_out))
     if sets.eft or sets.rejected:
         write_eft(folder / EFT, sets.eft)
+        if sets.meta:
+            write_eft(folder / META_EFT, sets.meta)
         write_atomic(folder / "dropped.jsonl", json_lines(asdict(each) for each in sets.rejected))
     write_atomic(folder / "summary.json", json.dumps(sets.summary, indent=2) + "\n")
 
@@ -344,7 +361,7 @@ def write_eft(path: Path, examples: Iterable[EftExample]) -> None:
     rows = (
         {
             "id": each.id,
-            "kind": "eft",
+            "kind": each.kind,
             "prompt": chat_turns(each.request),
             "completion": chat_turns((Message("assistant", each.judgment),)),
             "prompt_id": each.prompt_id,

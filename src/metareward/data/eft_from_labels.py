@@ -1,0 +1,308 @@
+"""EFT examples from labelled answers, without a model that can judge: every judgment is nothing but a verdict.
+
+    the judge        the rubric about an answer                -> ``Score: 4``, the label in the rubric's own format
+    a criterion      one of its questions about an answer      -> ``Yes`` or ``No``
+    the meta-judge   two such judgments of an answer           -> ``Winner: Judgment A``
+
+Labels are values of the rubric that a program, a stronger engine or human ranks give. Examples are chosen by
+`metareward.data.length_balance`, so that neither length nor a label's frequency is a short cut.
+
+The meta-judge's examples come from the pairs (better, worse) that are kept for the judge. Of each of the two answers
+there are two judgments, one with its own label and one with the other's label, in both orders. So of all examples the
+winner is shown first in half, has the higher score in half, and is longer as often as shorter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+from metareward.data.length_balance import Labelled, Pair, balance_lengths, check_lengths, match_opposite
+from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet
+from metareward.data.seed_sets import (
+    EftExample,
+    JudgedAnswers,
+    RejectedPrompt,
+    SeedSets,
+    SeedSettings,
+    SeedSplit,
+    score_bin,
+)
+from metareward.errors import UserError
+from metareward.method.judge import Reasoning, Rubric
+from metareward.method.meta_judge import MetaRubric
+from metareward.method.scores import TOLERANCE
+from metareward.types import Judgment, Scored
+
+# --- labels ---
+
+
+def require_two_values(rubric: Rubric) -> None:
+    """Raise `UserError` for a rubric whose judgments can't tell a good answer from a bad one by whole scores."""
+    if len(rubric.verdict.values) < 2:
+        scale = f"{rubric.min_score:g} to {rubric.max_score:g}"
+        raise UserError(f"judgments.max_score: {scale} has no two whole scores; fix: widen the rubric's scale")
+
+
+def nearest_value(rubric: Rubric, label: float) -> float:
+    """The score nearest to ``label`` that a judgment can state; of two equally near ones the higher."""
+    values = [float(value) for value in rubric.verdict.values]
+    return min(values, key=lambda value: (round(abs(value - label), 9), -value))
+
+
+def labels_of_ranks(ranks: Sequence[float], rubric: Rubric) -> tuple[float, ...]:
+    """Labels that order answers as ``ranks`` (lower is better) do, spread evenly over the rubric's scale.
+
+    Ranks say which answer is better, not how good it is: the best gets the highest score whatever it is worth.
+    """
+    levels = sorted(set(ranks), reverse=True)
+    low, high = rubric.min_score, rubric.max_score
+    if len(levels) < 2:
+        return tuple(nearest_value(rubric, high) for _ in ranks)
+    step = (high - low) / (len(levels) - 1)
+    return tuple(nearest_value(rubric, low + step * levels.index(rank)) for rank in ranks)
+
+
+def with_labels(ranked: RankedPrompt, rubric: Rubric) -> RankedPrompt:
+    """``ranked`` with a label for every answer, its own or one by its rank; of equal texts only the first is kept."""
+    texts = [answer.text for answer in ranked.answers]
+    spread = labels_of_ranks([answer.rank for answer in ranked.answers], rubric)
+    answers = tuple(
+        replace(answer, label=by_rank if answer.label is None else nearest_value(rubric, answer.label))
+        for place, (answer, by_rank) in enumerate(zip(ranked.answers, spread, strict=True))
+        if texts.index(answer.text) == place
+    )
+    return replace(ranked, answers=answers)
+
+
+# --- judgments without words ---
+
+
+def templated_judgment(rubric: Rubric, label: float, reasoning: Reasoning | None = None) -> str:
+    """The judgment that says nothing but ``label``, in the rubric's format: ``Score: 4``, ``<score>4</score>``, ...
+
+    A reasoning model's has empty reasoning before it.
+    """
+    verdict, value = rubric.verdict, nearest_value(rubric, label)
+    choices = {float(each): choice for each, choice in zip(verdict.values, verdict.choices, strict=True)}
+    return _no_thoughts(reasoning) + verdict.prefix + choices[value]
+
+
+def templated_winner(metarubric: MetaRubric, first_wins: bool, reasoning: Reasoning | None = None) -> str:
+    """The meta-judgment that says nothing but who wins: ``Winner: Judgment A``, ..."""
+    verdict = metarubric.verdict
+    return _no_thoughts(reasoning) + verdict.prefix + verdict.choices[0 if first_wins else 1]
+
+
+def _no_thoughts(reasoning: Reasoning | None) -> str:
+    return f"{reasoning.start}\n\n{reasoning.end}\n\n" if reasoning else ""
+
+
+# --- choosing ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An example that could be trained on: of answer ``place`` of a prompt."""
+
+    labelled: Labelled
+    prompt: RankedPrompt
+    place: int
+
+    @property
+    def answer(self) -> RankedAnswer:
+        return self.prompt.answers[self.place]
+
+
+def select_labelled(ranked: RankedSet, split: SeedSplit, settings: SeedSettings, meta_judge: bool = False) -> SeedSets:
+    """The three sets, EFT from labels; with ``meta_judge`` also the meta-judge's examples.
+
+    Judgments that a stronger engine wrote are taken as they are. The held-out prompts keep the answers that balance
+    their lengths, so that "longer wins" is right in half of their comparisons.
+    """
+    rubric, metarubric = settings.annotation.rubric, settings.annotation.metarubric
+    require_two_values(rubric)
+    if meta_judge and metarubric.hide_scores:
+        raise UserError(
+            "meta_judgments.hide_scores: without their scores templated judgments are empty; fix: "
+            "--set meta_judgments.hide_scores=false, or --no-meta-judge"
+        )
+    candidates = {each.labelled.id: each for each in _judged(split.eft, rubric)}
+    labelled = [each.labelled for each in candidates.values()]
+    balanced = balance_lengths(labelled, settings.seed, settings.max_score_share)
+    kept = [each for each in labelled if each.id in balanced.ids]
+    examples = tuple(_judges_example(candidates[each.id], settings) for each in kept)
+    meta: tuple[EftExample, ...] = ()
+    if meta_judge:
+        meta = tuple(
+            example for pair in balanced.pairs for example in _meta_judges_examples(pair, candidates, settings)
+        )
+    held_out, tested, untested = _neutral(split.held_out, settings)
+    rejected = tuple(_rejected(candidates.values(), {each.prompt_id for each in kept}))
+    summary = {
+        "read": {"prompts": len(ranked.prompts), "answers": sum(len(each.answers) for each in ranked.prompts)},
+        "skipped": {**ranked.skipped, "nothing to compare": len(split.unused)},
+        "ift": len(split.ift),
+        "held_out": {"prompts": len(held_out), "answers": len(tested), **untested},
+        "labels": _count_labels(labelled),
+        "labels_kept": _count_labels(kept),
+        "dropped": dict(balanced.dropped),
+        "eft": len(examples),
+        **({"meta_eft": len(meta)} if meta_judge else {}),
+        **check_lengths(labelled, settings.seed).summary("labelled"),
+        **check_lengths(kept, settings.seed).summary("eft"),
+        **check_lengths(tested, settings.seed).summary("held_out"),
+    }
+    return SeedSets(split.ift, examples, held_out, rejected, summary, meta)
+
+
+def _judged(prompts: Iterable[RankedPrompt], rubric: Rubric) -> Iterator[_Candidate]:
+    """A candidate for every answer, with its label."""
+    for prompt in (with_labels(each, rubric) for each in prompts):
+        for place, answer in enumerate(prompt.answers):
+            assert answer.label is not None, "with_labels gives every answer one"
+            name = prompt.prompt.id
+            yield _Candidate(Labelled(f"{name}/eft/{place}", name, answer.label, len(answer.text)), prompt, place)
+
+
+def _neutral(
+    prompts: Sequence[RankedPrompt], settings: SeedSettings
+) -> tuple[tuple[RankedPrompt, ...], list[Labelled], Mapping[str, int]]:
+    """The prompts with the answers that balance their lengths, these answers, and the counts of the others."""
+    candidates = list(_judged(prompts, settings.annotation.rubric))
+    balanced = balance_lengths([each.labelled for each in candidates], settings.seed, over_groups=False)
+    kept = [each for each in candidates if each.labelled.id in balanced.ids]
+    answers: dict[str, list[RankedAnswer]] = {}
+    for each in kept:
+        answers.setdefault(each.labelled.prompt_id, []).append(each.answer)
+    high = settings.annotation.rubric.max_score
+    found = tuple(
+        replace(each, answers=tuple(replace(one, rank=high - (one.label or 0.0)) for one in answers[each.prompt.id]))
+        for each in prompts
+        if each.prompt.id in answers
+    )
+    return found, [each.labelled for each in kept], balanced.dropped
+
+
+def _rejected(candidates: Iterable[_Candidate], used: Set[str]) -> Iterator[RejectedPrompt]:
+    labels: dict[str, list[float]] = {}
+    for each in candidates:
+        labels.setdefault(each.labelled.prompt_id, []).append(each.labelled.label)
+    for prompt_id, those in labels.items():
+        if prompt_id not in used:
+            counts = ", ".join(f"{number} with {label:g}" for label, number in sorted(Counter(those).items()))
+            yield RejectedPrompt(prompt_id, "one_label" if len(set(those)) == 1 else "unbalanced", f"answers: {counts}")
+
+
+def _count_labels(examples: Iterable[Labelled]) -> dict[str, int]:
+    return {f"{label:g}": number for label, number in sorted(Counter(each.label for each in examples).items())}
+
+
+# --- written judgments ---
+
+
+def balance_written(sets: SeedSets, split: SeedSplit, settings: SeedSettings, balance: bool) -> SeedSets:
+    """``sets`` of judgments that the model wrote, with what length tells about their scores in the summary.
+
+    With ``balance`` only examples and held-out answers are kept of which length tells nothing.
+    """
+    answers = {each.prompt.id: each.answers for each in split.eft}
+    labelled = [
+        Labelled(each.id, each.prompt_id, score_bin(each.score), len(answers[each.prompt_id][each.index].text))
+        for each in sets.eft
+    ]
+    if not balance:
+        return replace(sets, summary={**sets.summary, **check_lengths(labelled, settings.seed).summary("eft")})
+    balanced = balance_lengths(labelled, settings.seed, settings.max_score_share)
+    kept = [each for each in labelled if each.id in balanced.ids]
+    held_out, tested, untested = _neutral(split.held_out, settings)
+    summary = {
+        **sets.summary,
+        "held_out": {"prompts": len(held_out), "answers": len(tested), **untested},
+        "scores_kept": _count_labels(kept),
+        "dropped": dict(balanced.dropped),
+        "eft": len(kept),
+        **check_lengths(labelled, settings.seed).summary("agreeing"),
+        **check_lengths(kept, settings.seed).summary("eft"),
+        **check_lengths(tested, settings.seed).summary("held_out"),
+    }
+    return replace(
+        sets, eft=tuple(each for each in sets.eft if each.id in balanced.ids), held_out=held_out, summary=summary
+    )
+
+
+def meta_from_written(
+    prompts: Iterable[RankedPrompt], judged: Mapping[str, JudgedAnswers], settings: SeedSettings
+) -> tuple[EftExample, ...]:
+    """The meta-judge's examples from judgments that the model wrote, in both orders.
+
+    Of each answer the judgments whose scores are nearest to its label and farthest from it. They are chosen so that the
+    nearer one has the higher score as often as the lower one, and in both cases is longer as often as shorter.
+    """
+    rubric, found = settings.annotation.rubric, dict[str, tuple[RankedPrompt, int, Judgment, Judgment, float]]()
+    sides: dict[tuple[bool, int], list[Pair]] = {}
+    for each in (each for each in prompts if each.prompt.id in judged):
+        spread = labels_of_ranks([answer.rank for answer in each.answers], rubric)
+        for place, of_answer in enumerate(judged[each.prompt.id].judgments_AN):
+            label = each.answers[place].label
+            truth = spread[place] if label is None else label
+            read = [(abs(j.reading.score - truth), j) for j in of_answer if isinstance(j.reading, Scored) and j.text]
+            ordered = sorted(read, key=lambda one: one[0])
+            if not ordered or ordered[-1][0] - ordered[0][0] <= TOLERANCE:
+                continue
+            (near, right), (far, wrong) = ordered[0], ordered[-1]
+            name = f"{each.prompt.id}/{place}"
+            pair = Labelled(name, name, -near, len(right.text)), Labelled(name, name, -far, len(wrong.text))
+            found[name] = each, place, right, wrong, truth
+            difference = len(right.text) - len(wrong.text)
+            sides.setdefault((_score(right) > _score(wrong), (difference > 0) - (difference < 0)), []).append(pair)
+    matches = [
+        pair
+        for sign in (1, 0, -1)
+        for both in match_opposite(sides.get((True, sign), []), sides.get((False, -sign), []))
+        for pair in both
+    ]
+    return tuple(
+        example
+        for near, _ in matches
+        for each, place, right, wrong, truth in [found[near.id]]
+        for example in _both_orders(each, place, right.text, wrong.text, truth, settings)
+    )
+
+
+def _score(judgment: Judgment) -> float:
+    assert isinstance(judgment.reading, Scored)
+    return judgment.reading.score
+
+
+# --- examples ---
+
+
+def _judges_example(candidate: _Candidate, settings: SeedSettings) -> EftExample:
+    annotation, answer = settings.annotation, candidate.answer
+    prompt, label = candidate.prompt.prompt, candidate.labelled.label
+    text = answer.judgment or templated_judgment(annotation.rubric, label, annotation.reasoning)
+    request = annotation.rubric.render(prompt, answer.text)
+    return EftExample(prompt.id, candidate.place, request, text, answer.rank, label)
+
+
+def _meta_judges_examples(
+    pair: Pair, candidates: Mapping[str, _Candidate], settings: SeedSettings
+) -> Iterator[EftExample]:
+    """Four examples: of each answer the judgment with its own label beats that with the other's, in both orders."""
+    texts = [templated_judgment(settings.annotation.rubric, each.label) for each in pair]
+    for own, (right, wrong) in zip(pair, (texts, texts[::-1]), strict=True):
+        candidate = candidates[own.id]
+        yield from _both_orders(candidate.prompt, candidate.place, right, wrong, own.label, settings)
+
+
+def _both_orders(
+    prompt: RankedPrompt, place: int, right: str, wrong: str, label: float, settings: SeedSettings
+) -> Iterator[EftExample]:
+    """The examples in which the judgment ``right`` of answer ``place`` wins, shown first and second."""
+    metarubric, answer = settings.annotation.metarubric, prompt.answers[place]
+    for part, shown in (("first", (right, wrong)), ("second", (wrong, right))):
+        request = metarubric.render(prompt.prompt, answer.text, *shown)
+        winner = templated_winner(metarubric, part == "first", settings.annotation.reasoning)
+        yield EftExample(prompt.prompt.id, place, request, winner, answer.rank, label, kind="meta_eft", part=part)

@@ -13,8 +13,12 @@ from metareward.cli.data import prompts_app, seed_app, sft_command
 from metareward.data.prompts import load_prompts
 from metareward.data.ranked import read_ranked
 from metareward.errors import UserError
+from metareward.method.judge import Rubric
+from metareward.method.meta_judge import MetaRubric
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.store import RecordStore
+from metareward.training.data import read_examples
+from metareward.types import Scored, Won
 
 RECIPE = """\
 model: model
@@ -110,6 +114,28 @@ def test_seed_sets_from_ranked_answers_and_a_model_trained_on_them(here: Path) -
         raise call(train).exception or AssertionError
 
 
+def test_seed_sets_of_a_program_that_labels_the_models_own_answers(here: Path) -> None:
+    words = "seed build pocket --verifier oracle --count 16 --held-out-prompts 4 --out labelled"
+    words += " --set answers.k=6 --set engine.workers=1 --set engine.threads=1 --set engine.device=cpu"
+    assert "answers │ 120, of which 120 to draw, at most 48 tokens each" in told(f"{words} --plan")
+    assert not (here / "labelled").exists()
+    shown = told(words)
+    assert "answers │ 120, of which 0 to draw" in told(f"{words} --plan")
+    summary = json.loads((here / "labelled/summary.json").read_text())
+    assert 0 < summary["eft"] < sum(summary["labels"].values()) and summary["meta_eft"] == 2 * summary["eft"]
+    assert f"longer wins eft │ accuracy {summary['longer_wins_eft']['accuracy']}" in shown
+    assert summary["longer_wins_eft"]["accuracy"] == 0.5
+    rubric, metarubric = Rubric.load("pocket_judge"), MetaRubric.load("pocket_metajudge")
+    eft, meta = (read_examples((here / "labelled" / f"{name}.jsonl",)) for name in ("eft", "meta_eft"))
+    assert all(isinstance(rubric.read(each.completion[0]["content"]), Scored) for each in eft)
+    assert all(isinstance(metarubric.read(each.completion[0]["content"]), Won) for each in meta)
+    files = {path.name: path.read_bytes() for path in (here / "labelled").glob("*.json*")}
+    assert told(words) == shown  # from what is stored
+    assert files == {path.name: path.read_bytes() for path in (here / "labelled").glob("*.json*")}
+    again = told("seed build pocket --ranked labelled/labelled.jsonl --judgments templated --out again --ift-share 0")
+    assert "written to again" in again and (here / "again/eft.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_a_model_that_proposes_nothing_is_reported(here: Path) -> None:
     shown = told("prompts propose recipe.yaml --seeds seeds.jsonl --count 3 --out new --max-tokens 4")
@@ -127,6 +153,14 @@ def test_a_model_that_proposes_nothing_is_reported(here: Path) -> None:
         ("seed build recipe.yaml --ranked hub:a/b --out x", "the network is off"),
         ("seed build recipe.yaml --ranked seeds.jsonl --out x", r"seeds\.jsonl:1: not a JSON object"),
         ("seed build recipe.yaml --ranked ranked.jsonl --out x --set model=y", "y: no model here"),
+        ("seed build recipe.yaml --out x", "none of them given; fix: give one of --ranked, --verifier and --judge"),
+        ("seed build recipe.yaml --ranked ranked.jsonl --judge pocket --out x", "--ranked and --judge given; fix"),
+        ("seed build recipe.yaml --ranked ranked.jsonl --judgments odd --out x", "--judgments odd: not known; fix"),
+        (
+            "seed build recipe.yaml --verifier oracle --out x",
+            r"prompts\.source none\.jsonl has none; fix: make it const",
+        ),
+        ("seed build pocket --verifier oracle --out x --set model=y", "y: no model here"),
         ("seed build nothing.yaml --ranked ranked.jsonl --out x", "nothing.yaml: no such recipe file"),
         ("sft model sets/eft.jsonl --out x --paper other", "--paper other: not known; fix: make it one of self-rew"),
         ("sft model a.jsonl --out x --set device=abacus", "training settings: device: Input should be 'auto'"),

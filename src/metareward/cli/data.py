@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from metareward.errors import UserError
+
 seed_app = typer.Typer(
-    no_args_is_help=True, help="Seed sets: training data for the first model, from human-ranked answers."
+    no_args_is_help=True, help="Seed sets: training data for the first model, from ranked or labelled answers."
 )
 prompts_app = typer.Typer(no_args_is_help=True, help="Prompts for the iterations.")
 
@@ -24,53 +26,146 @@ _Changes = Annotated[
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")]
 _Network = Annotated[bool, typer.Option("--network", help="Allow downloads of hub:OWNER/NAME.")]
 
+# The options of `seed build`.
+_Ranked = Annotated[
+    str | None,
+    typer.Option("--ranked", metavar="SOURCE", help="Ranked or labelled answers: a file, a folder, or hub:OWNER/NAME."),
+]
+_Verifier = Annotated[
+    str | None,
+    typer.Option("--verifier", metavar="NAME", help="Label by a program: oracle, ifeval, verifiable or module:name."),
+]
+_Judge = Annotated[
+    str | None,
+    typer.Option("--judge", metavar="ENGINE", help="Label by a stronger model: a folder, a recipe, URL#MODEL."),
+]
+_Judgments = Annotated[
+    str | None,
+    typer.Option(
+        "--judgments",
+        metavar="HOW",
+        help="written by a model, or templated: the verdict alone, by label or rank. If not given: templated with "
+        "--verifier, else written.",
+    ),
+]
+_MetaJudge = Annotated[
+    bool | None,
+    typer.Option("--meta-judge/--no-meta-judge", help="EFT for the meta-judge, too. If not given: as the recipe."),
+]
+_Balance = Annotated[
+    bool | None,
+    typer.Option(
+        "--balance-lengths/--no-balance-lengths",
+        help="Keep examples of which length tells nothing. If not given: unless written from --ranked.",
+    ),
+]
+_Answers = Annotated[
+    str | None, typer.Option("--answers", metavar="SOURCE", help="Answers to label; else the recipe's model answers.")
+]
+_Prompts = Annotated[
+    str | None, typer.Option("--prompts", metavar="SOURCE", help="Prompts to answer; else of the recipe's source.")
+]
+_Count = Annotated[int | None, typer.Option("--count", min=1, help="How many prompts to answer. [default: 300]")]
+_HeldOutPrompts = Annotated[
+    int, typer.Option("--held-out-prompts", min=0, help="Hold out so many held-out prompts of a world, not a share.")
+]
+_LabelRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--label-range", metavar="LOW HIGH", help="Ends of module:name's scale, if not the rubric's."),
+]
+_Plan = Annotated[bool, typer.Option("--plan", help="Only say what it takes.")]
+_Sets = Annotated[
+    int, typer.Option("--judgment-sets", min=1, help="Judgments of each answer. With many, some agree by chance.")
+]
+_Language = Annotated[str, typer.Option("--language", help="Skip prompts marked as another language; '' skips none.")]
+_AllTurns = Annotated[bool, typer.Option("--all-turns", help="Also use later turns of a conversation.")]
+_IftShare = Annotated[
+    float | None,
+    typer.Option(
+        "--ift-share", min=0, max=1, help="Share of the prompts for IFT. [default: 0.5 with --ranked, else 0]"
+    ),
+]
+_HeldOutShare = Annotated[
+    float, typer.Option("--held-out-share", min=0, max=1, help="Share of the rest held out to evaluate judges.")
+]
+_AllowTies = Annotated[bool, typer.Option("--allow-ties", help="Accept equal scores for answers of different rank.")]
+_MaxScoreShare = Annotated[
+    float, typer.Option("--max-score-share", min=0, max=1, help="Largest share of EFT that one score may have.")
+]
+_Judging = Annotated[
+    bool, typer.Option("--judging/--no-judging", help="Without judging, only IFT and the held-out set.")
+]
+
 
 @seed_app.command("build")
 def seed_build_command(
     recipe: _RecipeName,
-    ranked: Annotated[
-        str, typer.Option("--ranked", metavar="SOURCE", help="Ranked answers: a file, a folder, or hub:OWNER/NAME.")
-    ],
     out: _Out,
+    ranked: _Ranked = None,
+    verifier: _Verifier = None,
+    judge: _Judge = None,
     changes: _Changes = None,
-    judgment_sets: Annotated[
-        int, typer.Option("--judgment-sets", min=1, help="Judgments of each answer. With many, some agree by chance.")
-    ] = 1,
-    language: Annotated[
-        str, typer.Option("--language", help="Skip prompts marked as another language; '' skips none.")
-    ] = "en",
-    all_turns: Annotated[bool, typer.Option("--all-turns", help="Also use later turns of a conversation.")] = False,
-    ift_share: Annotated[
-        float, typer.Option("--ift-share", min=0, max=1, help="Share of the prompts for IFT; 0 for none.")
-    ] = 0.5,
-    held_out_share: Annotated[
-        float, typer.Option("--held-out-share", min=0, max=1, help="Share of the rest held out to evaluate judges.")
-    ] = 0.25,
-    allow_ties: Annotated[
-        bool, typer.Option("--allow-ties", help="Accept equal scores for answers of different rank.")
-    ] = False,
-    max_score_share: Annotated[
-        float, typer.Option("--max-score-share", min=0, max=1, help="Largest share of EFT that one score may have.")
-    ] = 0.4,
-    judging: Annotated[
-        bool, typer.Option("--judging/--no-judging", help="Without judging, only IFT and the held-out set.")
-    ] = True,
+    judgments: _Judgments = None,
+    meta_judge: _MetaJudge = None,
+    balance_lengths: _Balance = None,
+    answers: _Answers = None,
+    prompts: _Prompts = None,
+    count: _Count = None,
+    held_out_prompts: _HeldOutPrompts = 0,
+    label_range: _LabelRange = None,
+    plan: _Plan = False,
+    judgment_sets: _Sets = 1,
+    language: _Language = "en",
+    all_turns: _AllTurns = False,
+    ift_share: _IftShare = None,
+    held_out_share: _HeldOutShare = 0.25,
+    allow_ties: _AllowTies = False,
+    max_score_share: _MaxScoreShare = 0.4,
+    judging: _Judging = True,
     network: _Network = False,
 ) -> None:
-    """Build IFT and EFT sets from human-ranked answers. Run again to resume."""
+    """Build IFT and EFT sets from answers that humans rank, or a program or a stronger model labels. Resumes."""
     from metareward.config.schema import load_recipe
-    from metareward.data.ranked import read_ranked
 
     loaded = load_recipe(recipe, changes or ())
-    prompts = read_ranked(ranked, language or None, not all_turns, network)
+    written = _checked_source(ranked, verifier, judge, judgments)
 
     from metareward.generation.progress import terminal_progress
+    from metareward.pipeline.labelling import AnswerSource, LabelSource, gather_labelled
     from metareward.pipeline.seeding import SeedOptions, build_seed_sets
 
-    options = SeedOptions(judgment_sets, ift_share, held_out_share, allow_ties, max_score_share, judging)
-    sets = build_seed_sets(loaded, prompts, out, options, terminal_progress())
+    progress = terminal_progress()
+    source = LabelSource(verifier, judge, label_range, judgment_sets, written)
+    wanted = AnswerSource(ranked, answers, prompts, count, held_out_prompts, language or None, not all_turns, network)
+    gathered = gather_labelled(loaded, out, source, wanted, progress, plan)
+    if isinstance(gathered, Mapping):
+        _print_counts("what it takes", gathered)
+        return
+    options = SeedOptions(
+        judgment_sets=judgment_sets,
+        ift_share=ift_share if ift_share is not None else 0.5 if ranked else 0.0,
+        held_out_share=held_out_share,
+        allow_ties=allow_ties,
+        max_score_share=max_score_share,
+        judging=judging,
+        balance=not (ranked and written) if balance_lengths is None else balance_lengths,
+        templated=judge is not None or not written,
+        meta_judge=any(map(loaded.runs_meta_judge, loaded.iterations)) if meta_judge is None else meta_judge,
+    )
+    sets = build_seed_sets(loaded, gathered.ranked, out, options, progress, gathered.held_out)
     _print_counts("seed sets", sets.summary)
     print_rich(f"written to {out}")
+
+
+def _checked_source(ranked: str | None, verifier: str | None, judge: str | None, judgments: str | None) -> bool:
+    """Whether judgments are written, not templated. Raises `UserError` unless there is one source of labels."""
+    given = [name for name, value in (("--ranked", ranked), ("--verifier", verifier), ("--judge", judge)) if value]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise UserError(f"seed build: {found} given; fix: give one of --ranked, --verifier and --judge")
+    if judgments not in (None, "written", "templated"):
+        raise UserError(f"--judgments {judgments}: not known; fix: make it written or templated")
+    return verifier is None if judgments is None else judgments == "written"
 
 
 def sft_command(

@@ -10,11 +10,12 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from metareward.config.schema import Recipe, engine_fingerprint
+from metareward.data.eft_from_labels import balance_written, meta_from_written, select_labelled
 from metareward.data.propose import (
     Proposals,
     ProposalSettings,
@@ -23,8 +24,16 @@ from metareward.data.propose import (
     usable_seeds,
     write_proposals,
 )
-from metareward.data.ranked import RankedSet
-from metareward.data.seed_sets import SeedSets, SeedSettings, judge_prompts, select_sets, split_prompts, write_seed_sets
+from metareward.data.ranked import RankedPrompt, RankedSet
+from metareward.data.seed_sets import (
+    SeedSets,
+    SeedSettings,
+    judge_prompts,
+    read_all_judged,
+    select_sets,
+    split_prompts,
+    write_seed_sets,
+)
 from metareward.engines.base import Engine, LazyEngine
 from metareward.generation.progress import Progress
 from metareward.method.template import load_template
@@ -45,7 +54,9 @@ T = TypeVar("T")
 class SeedOptions:
     """The settings of `SeedSettings` that a recipe doesn't have.
 
-    ``judgment_sets``: judgments of each answer. ``judging``: false builds IFT and held-out sets only.
+    ``judgment_sets``: judgments of each answer. ``judging``: false builds IFT and held-out sets only. ``templated``:
+    EFT from labels or ranks, without asking the model (`metareward.data.eft_from_labels`); ``meta_judge``: also
+    examples for the meta-judge. ``balance``: EFT in which length teaches nothing; templated sets always are.
     """
 
     judgment_sets: int = 1
@@ -54,10 +65,23 @@ class SeedOptions:
     allow_ties: bool = False
     max_score_share: float = 0.4
     judging: bool = True
+    balance: bool = False
+    templated: bool = False
+    meta_judge: bool = False
 
 
-def build_seed_sets(recipe: Recipe, ranked: RankedSet, out: Path, options: SeedOptions, progress: Progress) -> SeedSets:
-    """Build the seed sets in ``out``; the recipe's model judges by its rubric. Raises `UserError`."""
+def build_seed_sets(
+    recipe: Recipe,
+    ranked: RankedSet,
+    out: Path,
+    options: SeedOptions,
+    progress: Progress,
+    held_out: Sequence[RankedPrompt] = (),
+) -> SeedSets:
+    """Build the seed sets in ``out``; unless EFT is templated, the recipe's model judges by its rubric.
+
+    ``held_out`` are held out in place of a share of ``ranked``. Raises `UserError`.
+    """
     # EFT trains on a judgment's text, so its score is the one in the text, even if the recipe uses expected scores.
     annotation = replace(
         Experiment(RunDir(out), recipe).settings(1),
@@ -66,19 +90,37 @@ def build_seed_sets(recipe: Recipe, ranked: RankedSet, out: Path, options: SeedO
         expected=False,
         seed=derive(recipe.seed, "seeding"),
     )
-    shares = {name: value for name, value in asdict(options).items() if name not in ("judgment_sets", "judging")}
-    settings = SeedSettings(annotation, derive(recipe.seed, "seed sets"), **shares)
+    settings = SeedSettings(
+        annotation,
+        derive(recipe.seed, "seed sets"),
+        ift_share=options.ift_share,
+        held_out_share=0.0 if held_out else options.held_out_share,
+        allow_ties=options.allow_ties,
+        max_score_share=options.max_score_share,
+    )
     split = split_prompts(ranked.prompts, settings)
+    if held_out:
+        split = replace(split, held_out=tuple(each for each in held_out if each.is_comparable))
+    if options.templated:
+        sets = select_labelled(ranked, split, settings, options.meta_judge)
+        with RunDir(out).lock():
+            write_seed_sets(out, sets)
+        return sets
     judging = options.judging and bool(split.eft)
-    model = _model_fingerprint(recipe) if judging else {}  # raises before anything is written
+    model = model_fingerprint(recipe) if judging else {}  # raises before anything is written
 
     def judge(engine: Engine) -> Awaitable[None]:
         return judge_prompts(engine, split.eft, settings, out, model, progress)
 
     with RunDir(out).lock():
         if judging:
-            asyncio.run(_with_engine(recipe, out, judge))
+            asyncio.run(with_engine(recipe, out, judge))
         sets = select_sets(ranked, split, settings, out if judging else None)
+        if judging:
+            sets = balance_written(sets, split, settings, options.balance)
+            if options.meta_judge:
+                meta = meta_from_written(split.eft, read_all_judged(out, split.eft), settings)
+                sets = replace(sets, meta=meta, summary={**sets.summary, "meta_eft": len(meta)})
         write_seed_sets(out, sets)
     return sets
 
@@ -100,13 +142,13 @@ def propose_prompts(
     seed, template = derive(recipe.seed, "proposing"), load_template("propose")
     settings = ProposalSettings(template, seed, sampling, reasoning=reasoning)
     usable_seeds(seeds, settings.limits)  # raises before anything is written
-    fingerprint = {**proposal_fingerprint(seeds, exclude, settings), **_model_fingerprint(recipe)}
+    fingerprint = {**proposal_fingerprint(seeds, exclude, settings), **model_fingerprint(recipe)}
     with RunDir(out).lock(), RecordStore.open(out / "proposals.sqlite", fingerprint) as store:
 
         def ask(engine: Engine) -> Awaitable[Proposals]:
             return propose(engine, seeds, wanted, settings, store, progress, exclude)
 
-        proposals = asyncio.run(_with_engine(recipe, out, ask))
+        proposals = asyncio.run(with_engine(recipe, out, ask))
         write_proposals(out, proposals)
     return proposals
 
@@ -151,12 +193,12 @@ def train_sft(
                 progress.finish()
 
 
-async def _with_engine(recipe: Recipe, out: Path, task: Callable[[Engine], Awaitable[T]]) -> T:
+async def with_engine(recipe: Recipe, out: Path, task: Callable[[Engine], Awaitable[T]]) -> T:
     """Run ``task`` with the engine of the recipe's model, which is opened at the first request."""
     async with aclosing(LazyEngine(lambda: open_engine(recipe.engine, model_folder(recipe.model), 0, out))) as engine:
         return await task(engine)
 
 
-def _model_fingerprint(recipe: Recipe) -> dict[str, object]:
+def model_fingerprint(recipe: Recipe) -> dict[str, object]:
     """What decides a completion beside the request: the model's files and the engine."""
     return {"model": fingerprint_model(model_folder(recipe.model)), **engine_fingerprint(recipe.engine)}

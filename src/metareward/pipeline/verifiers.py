@@ -1,0 +1,115 @@
+"""Programs that label answers for seed sets: a world's oracle, a benchmark's checkers, or a `Reward` of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metareward.data.eft_from_labels import require_two_values
+from metareward.data.files import resolve_file
+from metareward.engines.base import EngineError
+from metareward.errors import UserError
+from metareward.evaluation.constraints.prompts import CONSTRAINTS
+from metareward.evaluation.constraints.world import require_checkers
+from metareward.evaluation.held_out import Oracle
+from metareward.evaluation.verifiable.answers import check, read_tasks
+from metareward.evaluation.verifiable.instructions import follow, read_instructed_prompts
+from metareward.method.judge import Rubric
+from metareward.method.scores import TOLERANCE
+from metareward.pipeline.experiment import Experiment
+from metareward.settings import import_object
+from metareward.types import Message, Prompt
+
+Label = Callable[[Prompt, Sequence[str]], Awaitable[Sequence[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """A program that labels answers: ``label`` gives a number on the rubric's scale to each.
+
+    ``settings`` decide the labels, for the fingerprint of stored ones; ``prompts``: the only ones that it can check.
+    """
+
+    name: str
+    label: Label
+    settings: Mapping[str, object]
+    prompts: tuple[Prompt, ...] | None = None
+
+
+def open_verifier(
+    name: str, experiment: Experiment, prompts: str | None, label_range: tuple[float, float] | None
+) -> Verifier:
+    """The verifier of that name; see the module. ``label_range``: the ends of its scale, if not the rubric's.
+
+    ``prompts`` is the file of the benchmark's prompts. Raises `UserError`.
+    """
+    rubric = experiment.rubric
+    require_two_values(rubric)
+    low, high = rubric.min_score, rubric.max_score
+    if name == "oracle":
+        oracle = experiment.oracle
+        if oracle is None:
+            raise UserError(
+                f"--verifier oracle: prompts.source {experiment.recipe.prompts.source} has none; fix: make it "
+                "constraints or pocket, or name another verifier, as module:name"
+            )
+        if experiment.recipe.prompts.source == CONSTRAINTS:
+            require_checkers()
+        return Verifier(name, _oracle_labels(oracle, rubric), {"scale": [low, high]})
+    if name in ("ifeval", "verifiable"):
+        if prompts is None:
+            raise UserError(f"--verifier {name}: needs --prompts, a file with its prompts and what is right")
+        return _benchmark_verifier(name, resolve_file(prompts), rubric)
+    if ":" not in name:
+        raise UserError(f"--verifier {name}: not known; fix: make it oracle, ifeval, verifiable or package.module:name")
+    found = import_object(name, "--verifier", ("score",))
+    least, most = label_range or (low, high)
+    if not least < most:
+        raise UserError(f"--label-range {least:g} {most:g}: the lowest label must come first and be lower")
+
+    async def label(prompt: Prompt, answers: Sequence[str]) -> list[float]:
+        scores = [float(score) for score in await found.value.score(prompt, answers)]
+        if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
+            raise EngineError(f"{name} must give {len(answers)} finite scores, one for each answer, not {scores!r}")
+        if outside := [score for score in scores if not least - TOLERANCE <= score <= most + TOLERANCE]:
+            raise UserError(
+                f"--verifier {name}: gave {outside[0]:g} to an answer to prompt {prompt.id}, outside {least:g} to "
+                f"{most:g}; fix: --label-range LOW HIGH, the ends of its scale"
+            )
+        return [low + (high - low) * (score - least) / (most - least) for score in scores]
+
+    return Verifier(name, label, {"source": found.sha256, "range": [least, most], "scale": [low, high]})
+
+
+def _oracle_labels(oracle: Oracle, rubric: Rubric) -> Label:
+    """True scores; near is not enough for the highest one, so that "all is right" is what it means."""
+    below = float(rubric.verdict.values[-2])
+
+    async def label(prompt: Prompt, answers: Sequence[str]) -> list[float]:
+        scores = [oracle.answer_score(prompt, answer) for answer in answers]
+        return [score if score >= oracle.full_score - TOLERANCE else min(score, below) for score in scores]
+
+    return label
+
+
+def _benchmark_verifier(name: str, path: Path, rubric: Rubric) -> Verifier:
+    checks: dict[str, Callable[[str], bool]] = {}
+    prompts = []
+    if name == "ifeval":
+        for instructed in read_instructed_prompts(path):
+            prompts.append(Prompt(instructed.id, (Message("user", instructed.prompt),)))
+            checks[instructed.id] = lambda text, each=instructed: all(follow(each, text).strict)  # type: ignore[misc]
+    else:
+        for task in read_tasks(path):
+            prompts.append(Prompt(task.id, task.messages))
+            checks[task.id] = lambda text, each=task: check(each, text).outcome == "correct"  # type: ignore[misc]
+
+    async def label(prompt: Prompt, answers: Sequence[str]) -> list[float]:
+        right = checks[prompt.id]
+        return [rubric.max_score if right(answer) else rubric.min_score for answer in answers]
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Verifier(name, label, {"file": digest, "scale": [rubric.min_score, rubric.max_score]}, tuple(prompts))

@@ -26,6 +26,7 @@ from metareward.data.eft_from_labels import (
 from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet, read_ranked, write_labelled
 from metareward.data.seed_sets import EftExample, JudgedAnswers, SeedSets, SeedSettings, split_prompts, write_seed_sets
 from metareward.errors import UserError
+from metareward.evaluation.judge_quality.data import read_pairs
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.verdict_format import Kind
@@ -178,6 +179,14 @@ def test_training_reads_the_files_and_labels_survive_theirs(sets: SeedSets, tmp_
     assert count_kinds(found) == {"eft": len(sets.eft), "meta_eft": len(sets.meta)}
     assert len({each.id for each in (*sets.eft, *sets.meta)}) == len(found)
     assert json.loads((tmp_path / "summary.json").read_text()) == sets.summary
+    labels = {(p.prompt.id, a.text): a.label for p in labelled_prompts(60) for a in p.answers}
+    longer = 0
+    for pair in read_pairs(tmp_path / "held_out_pairs.jsonl"):
+        better, worse = pair.item.responses[:: 1 if pair.label == 1 else -1]
+        name = pair.item.id.rpartition("/")[0]
+        assert (labels[name, better.text], labels[name, worse.text]) == (1.0, 0.0)
+        longer += (len(better.text) > len(worse.text)) - (len(better.text) < len(worse.text))
+    assert abs(longer) <= 2  # exact over all comparisons of the answers in held_out.jsonl
     given = labelled_prompts(3)
     given = (
         replace(given[0], answers=(replace(given[0].answers[0], judgment="Score: 1"), *given[0].answers[1:])),

@@ -138,13 +138,12 @@ def select_labelled(ranked: RankedSet, split: SeedSplit, settings: SeedSettings,
         meta = tuple(
             example for pair in balanced.pairs for example in _meta_judges_examples(pair, candidates, settings)
         )
-    held_out, tested, untested = _neutral(split.held_out, settings)
+    held_out = _neutral(split.held_out, settings)
     rejected = tuple(_rejected(candidates.values(), {each.prompt_id for each in kept}))
     summary = {
         "read": {"prompts": len(ranked.prompts), "answers": sum(len(each.answers) for each in ranked.prompts)},
         "skipped": {**ranked.skipped, "nothing to compare": len(split.unused)},
         "ift": len(split.ift),
-        "held_out": {"prompts": len(held_out), "answers": len(tested), **untested},
         "labels": _count_labels(labelled),
         "labels_kept": _count_labels(kept),
         "dropped": dict(balanced.dropped),
@@ -152,9 +151,9 @@ def select_labelled(ranked: RankedSet, split: SeedSplit, settings: SeedSettings,
         **({"meta_eft": len(meta)} if meta_judge else {}),
         **check_lengths(labelled, settings.seed).summary("labelled"),
         **check_lengths(kept, settings.seed).summary("eft"),
-        **check_lengths(tested, settings.seed).summary("held_out"),
+        **held_out.summary(settings.seed),
     }
-    return SeedSets(split.ift, examples, held_out, rejected, summary, meta)
+    return SeedSets(split.ift, examples, held_out.prompts, rejected, summary, meta, held_out.pairs)
 
 
 def _judged(prompts: Iterable[RankedPrompt], rubric: Rubric) -> Iterator[_Candidate]:
@@ -166,13 +165,25 @@ def _judged(prompts: Iterable[RankedPrompt], rubric: Rubric) -> Iterator[_Candid
             yield _Candidate(Labelled(f"{name}/eft/{place}", name, answer.label, len(answer.text)), prompt, place)
 
 
-def _neutral(
-    prompts: Sequence[RankedPrompt], settings: SeedSettings
-) -> tuple[tuple[RankedPrompt, ...], list[Labelled], Mapping[str, int]]:
-    """The prompts with the answers that balance their lengths, these answers, and the counts of the others."""
-    candidates = list(_judged(prompts, settings.annotation.rubric))
-    balanced = balance_lengths([each.labelled for each in candidates], settings.seed, over_groups=False)
-    kept = [each for each in candidates if each.labelled.id in balanced.ids]
+@dataclass(frozen=True, slots=True)
+class _Neutral:
+    """Held-out prompts with the answers that balance their lengths, their pairs, and counts of the other answers."""
+
+    prompts: tuple[RankedPrompt, ...]
+    pairs: tuple[tuple[RankedPrompt, RankedAnswer, RankedAnswer], ...]
+    answers: tuple[Labelled, ...]
+    dropped: Mapping[str, int]
+
+    def summary(self, seed: int) -> dict[str, object]:
+        counts = {"prompts": len(self.prompts), "answers": len(self.answers), **self.dropped}
+        return {"held_out": counts, **check_lengths(self.answers, seed).summary("held_out")}
+
+
+def _neutral(prompts: Sequence[RankedPrompt], settings: SeedSettings) -> _Neutral:
+    candidates = {each.labelled.id: each for each in _judged(prompts, settings.annotation.rubric)}
+    labelled = [each.labelled for each in candidates.values()]
+    balanced = balance_lengths(labelled, settings.seed, over_groups=False)
+    kept = [each for each in candidates.values() if each.labelled.id in balanced.ids]
     answers: dict[str, list[RankedAnswer]] = {}
     for each in kept:
         answers.setdefault(each.labelled.prompt_id, []).append(each.answer)
@@ -182,7 +193,13 @@ def _neutral(
         for each in prompts
         if each.prompt.id in answers
     )
-    return found, [each.labelled for each in kept], balanced.dropped
+    pairs = ((candidates[better.id], candidates[worse.id]) for better, worse in balanced.pairs)
+    return _Neutral(
+        found,
+        tuple((better.prompt, better.answer, worse.answer) for better, worse in pairs),
+        tuple(each.labelled for each in kept),
+        balanced.dropped,
+    )
 
 
 def _rejected(candidates: Iterable[_Candidate], used: Set[str]) -> Iterator[RejectedPrompt]:
@@ -216,20 +233,18 @@ def balance_written(sets: SeedSets, split: SeedSplit, settings: SeedSettings, ba
         return replace(sets, summary={**sets.summary, **check_lengths(labelled, settings.seed).summary("eft")})
     balanced = balance_lengths(labelled, settings.seed, settings.max_score_share)
     kept = [each for each in labelled if each.id in balanced.ids]
-    held_out, tested, untested = _neutral(split.held_out, settings)
+    held_out = _neutral(split.held_out, settings)
     summary = {
         **sets.summary,
-        "held_out": {"prompts": len(held_out), "answers": len(tested), **untested},
         "scores_kept": _count_labels(kept),
         "dropped": dict(balanced.dropped),
         "eft": len(kept),
         **check_lengths(labelled, settings.seed).summary("agreeing"),
         **check_lengths(kept, settings.seed).summary("eft"),
-        **check_lengths(tested, settings.seed).summary("held_out"),
+        **held_out.summary(settings.seed),
     }
-    return replace(
-        sets, eft=tuple(each for each in sets.eft if each.id in balanced.ids), held_out=held_out, summary=summary
-    )
+    examples = tuple(each for each in sets.eft if each.id in balanced.ids)
+    return replace(sets, eft=examples, held_out=held_out.prompts, summary=summary, held_out_pairs=held_out.pairs)
 
 
 def meta_from_written(

@@ -27,7 +27,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from metareward.data.prompts import chat_turns
-from metareward.data.ranked import RankedPrompt, RankedSet
+from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet
 from metareward.engines.base import Engine, run_concurrently
 from metareward.errors import UserError
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint, judge_answer
@@ -41,6 +41,7 @@ from metareward.storage.store import RecordStore
 from metareward.types import Judgment, Message, Messages, Prompt, Scored
 
 IFT, EFT, META_EFT, HELD_OUT = "ift.jsonl", "eft.jsonl", "meta_eft.jsonl", "held_out.jsonl"
+HELD_OUT_PAIRS = "held_out_pairs.jsonl"
 RECORDS = "judgments.sqlite"
 # Prompts that can't be judged (too long for the model, say) are skipped, unless they are more than this share.
 _MAX_FAILED_SHARE = 0.5
@@ -117,7 +118,10 @@ class RejectedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class SeedSets:
-    """The contents of the files, the prompts that gave no EFT examples, and all counts."""
+    """The contents of the files, the prompts that gave no EFT examples, and all counts.
+
+    ``held_out_pairs``: held-out prompts with a better and a worse answer, where their lengths are balanced.
+    """
 
     ift: tuple[RankedPrompt, ...]
     eft: tuple[EftExample, ...]
@@ -125,6 +129,7 @@ class SeedSets:
     rejected: tuple[RejectedPrompt, ...]
     summary: Mapping[str, object]
     meta: tuple[EftExample, ...] = ()
+    held_out_pairs: tuple[tuple[RankedPrompt, RankedAnswer, RankedAnswer], ...] = ()
 
 
 _JUDGED = TypeAdapter(JudgedAnswers)
@@ -338,22 +343,38 @@ def write_seed_sets(folder: Path, sets: SeedSets) -> None:
     held_out = (
         {
             "id": each.prompt.id,
-            "conversation": [
-                {"role": "prompter" if message.role == "user" else message.role, "text": message.content}
-                for message in each.prompt.messages
-            ],
+            "conversation": _flat(each.prompt),
             "responses": [{"text": answer.text, "rank": answer.rank} for answer in each.answers],
         }
         for each in sets.held_out
     )
+    pairs = (
+        {
+            "id": f"{each.prompt.id}/{number}",
+            "conversation": _flat(each.prompt),
+            "output_1": (better, worse)[number % 2].text,
+            "output_2": (worse, better)[number % 2].text,
+            "label": 1 + number % 2,
+        }
+        for number, (each, better, worse) in enumerate(sets.held_out_pairs)
+    )
     write_atomic(folder / IFT, json_lines(ift))
     write_atomic(folder / HELD_OUT, json_lines(held_out))
+    if sets.held_out_pairs:
+        write_atomic(folder / HELD_OUT_PAIRS, json_lines(pairs))
     if sets.eft or sets.rejected:
         write_eft(folder / EFT, sets.eft)
         if sets.meta:
             write_eft(folder / META_EFT, sets.meta)
         write_atomic(folder / "dropped.jsonl", json_lines(asdict(each) for each in sets.rejected))
     write_atomic(folder / "summary.json", json.dumps(sets.summary, indent=2) + "\n")
+
+
+def _flat(prompt: Prompt) -> list[dict[str, str]]:
+    return [
+        {"role": "prompter" if message.role == "user" else message.role, "text": message.content}
+        for message in prompt.messages
+    ]
 
 
 def write_eft(path: Path, examples: Iterable[EftExample]) -> None:

@@ -46,7 +46,9 @@ class Sampling:
     each step the tokens that continue no choice are masked, the model's probabilities of the others at ``temperature``
     are renormalised, then top-p applies. If one token separates all choices, a choice is drawn with its probability
     among the choices; else with the product of its steps' renormalised probabilities. ``top_logprobs`` are renormalised
-    in the same way. Raises `ValueError` for an empty choice or one that is there twice.
+    in the same way. Choices that differ only in case and outer blanks are spellings of one: an engine may leave out
+    those for which its tokenizer has no tokens of their own, but not the last. Raises `ValueError` for an empty choice
+    or one that is there twice.
     """
 
     temperature: float
@@ -98,10 +100,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The judgment ends in a valid score in the rubric's range."""
+    """The judgment ends in a valid score in the rubric's range.
+
+    ``deviation``: the standard deviation of the score under the judge's own probabilities, where it is their mean; None
+    for a score as written.
+    """
 
     score: float
     kind: Literal["scored"] = "scored"
+    deviation: float | None = None
 
 
 Reason = Literal["missing", "out_of_range", "ambiguous"]
@@ -131,12 +138,22 @@ Reading = Scored | Unparsed | Truncated
 
 
 @dataclass(frozen=True, slots=True)
+class CriterionAnswer:
+    """What a judge, or a program, says of one Yes-or-No ``question`` about an answer: how probable Yes is, 0 to 1."""
+
+    question: str
+    probability: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Judgment:
     """One rubric judgment of one answer. ``index`` is its sample number, 0..N-1.
 
     ``reasoning`` is the model's thinking, which precedes ``text`` (`metareward.method.judge.Reasoning`). ``attempts``:
     how often it was asked, the last attempt being this one; ``tokens`` are those of all attempts. ``written``: what the
     judge's own verdict reads as, where a constrained one took its place; it tells a judge that has lost the form.
+    ``criteria``: the answers that the score is made of, where the rubric is a list of criteria.
     """
 
     index: int
@@ -146,6 +163,7 @@ class Judgment:
     reasoning: str = ""
     attempts: int = 1
     written: Reading | None = None
+    criteria: tuple[CriterionAnswer, ...] = ()
 
     @property
     def own_reading(self) -> Reading:
@@ -275,6 +293,7 @@ DropReason = Literal[
     "answers_truncated",
     "all_scores_equal",
     "tiers_overlap",
+    "margin_too_small",
     "chosen_answer_too_long",
     "no_dispute",
     "no_variance",

@@ -149,6 +149,8 @@ def test_a_wrong_override_is_named_as_it_was_typed(change: str, line: str) -> No
     assert refusal("pocket", change) == f"--set {change}: expected {line.split(': expected ')[1]}"
 
 
+NO_JUDGE_PAIRS = [f"iterations.{t}.judge_pairs=false" for t in (1, 2, 3, 4)]
+ONE_JUDGMENT = ["judgments.n=1", "judgments.min_valid=1", *NO_JUDGE_PAIRS]
 TOGETHER = [
     (
         ["judgments.n=2", "judgments.min_valid=3"],
@@ -193,6 +195,17 @@ TOGETHER = [
         ["training.min_lr=1e-5", "iterations.2.learning_rate=1e-6"],
         "expected at least 1e-05, the rate at the end of the",
     ),
+    (
+        ["judgments.rubric=criteria"],
+        "expected with a rubric of criteria also judgments.n 1, judgments.min_valid 1, "
+        "evaluation.judgments 1, evaluation.meta_pairs 0, iterations.1.judge_pairs false, iterations.2.judge_pairs",
+    ),
+    (
+        ["judgments.rubric=mine.yaml", *ONE_JUDGMENT, "evaluation.judgments=1"],
+        "expected with a rubric of criteria also evaluation.meta_pairs 0: N judgments by",
+    ),
+    (["pairs.min_margin=1", *ONE_JUDGMENT], "expected 0: one judgment as written doesn't say"),
+    (["pairs.min_margin=1", "reward=a:B", *NO_JUDGE_PAIRS], "expected 0: a reward doesn't say"),
     (["iterations.2.stop_after_epoch=3"], "expected at most 1, the epochs of this iteration's schedule"),
     (
         ["iterations.6.rho=0"],
@@ -205,6 +218,17 @@ TOGETHER = [
     (["iterations.x.rho=0"], "--set iterations.x.rho=0: iterations.x: expected iterations numbered 1, 2, 3 and so on"),
     ([f"iterations.{t}=drop" for t in (1, 2, 3, 4)], "expected at least one iteration"),
 ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["judgments.rubric=criteria", "evaluation.judgments=1", "evaluation.meta_pairs=0"],
+        ["judgments.score=expected", "judgments.verdict=constrained"],
+    ],
+)
+def test_one_judgment_that_says_how_sure_it_is_allows_a_margin(changes: list[str]) -> None:
+    assert load_recipe("pocket", [*ONE_JUDGMENT, *changes, "pairs.min_margin=1.0"]).pairs.min_margin == 1
 
 
 @pytest.mark.parametrize(("changes", "line"), TOGETHER)
@@ -312,6 +336,7 @@ def test_pair_rules_are_the_iteration_s(write: Write) -> None:
         "rho": 0.32,
         "on_tie": "shortest",
         "mask_truncated_completions": True,
+        "min_margin": 0.0,
         "max_answer_chars": None,
         "judge_pairs": True,
         "max_judgment_chars": 1000,

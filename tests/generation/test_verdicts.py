@@ -24,7 +24,7 @@ from metareward.generation.annotate import (
     annotation_fingerprint,
     meta_judge_pair,
 )
-from metareward.generation.verdicts import RubricGrader, VerdictRules, choice_mean
+from metareward.generation.verdicts import RubricGrader, VerdictRules, choice_probabilities
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.seeds import derive
@@ -48,7 +48,7 @@ RUBRIC = Rubric.load("judge")
 FIRST, SECOND = (Judgment(index, f"Score: {index}", 1, Scored(1.0)) for index in range(2))
 CONSTRAINED, RETRIED = VerdictRules(constrained=True), VerdictRules(retries=2)
 Say = Callable[[Messages, Sampling, int], str | Completion]
-ASKED = (Message("user", "Judge it."),)
+ASKED = RUBRIC.render(prompt(1), "An answer.")
 
 
 def judged(say: Say, grader: RubricGrader, engine: ScriptedEngine | None = None) -> tuple[Judgment, ...]:
@@ -57,7 +57,7 @@ def judged(say: Say, grader: RubricGrader, engine: ScriptedEngine | None = None)
     async def ask(messages: Messages, sampling: Sampling, n: int, *of: str | int) -> Sequence[Completion]:
         return await engine.complete(messages, replace(sampling, seed=derive(3, *of)), n, "judge")
 
-    return asyncio.run(grader.judge(ask, ASKED))
+    return asyncio.run(grader.judge(ask, prompt(1), "An answer."))
 
 
 def grader(rules: VerdictRules, n: int = 1, **changes: object) -> RubricGrader:
@@ -282,6 +282,11 @@ def step(text: str, **probabilities: float) -> Step:
 
 
 VALUES = {f" {score}": float(score) for score in range(3)}
+
+
+def choice_mean(drawn: Completion, values: dict[str, float]) -> float | None:
+    found = choice_probabilities(drawn, values)
+    return sum(values[choice] * each for choice, each in found.items()) if found else None
 
 
 def test_the_mean_over_choices_is_exact() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metareward.errors import UserError
-from metareward.method.judge import Reasoning, Rubric, expected_score, single_turn, with_system
-from metareward.method.template import Template, load_template
+from metareward.method.judge import Reasoning, Rubric, expected_score, single_turn
+from metareward.method.template import Template, load_template, with_system
 from metareward.types import Completion, Message, Prompt, Reading, Scored, Step, TopLogprob, Truncated, Unparsed
 
 CASES = golden("scores") + golden("score_rules")  # rules: what stands around the score

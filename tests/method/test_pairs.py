@@ -24,7 +24,7 @@ from metareward.method.pairs import (
 )
 from metareward.method.scores import answer_scores
 from metareward.seeds import derive
-from metareward.types import Candidate, Dropped, PreferencePair, PromptRecord, Tied, Truncated
+from metareward.types import Candidate, Dropped, PreferencePair, PromptRecord, Scored, Tied, Truncated
 
 EVEN = PositionWeights(0.5, 0.5, 0, 0)
 rules_drawn = st.builds(
@@ -535,3 +535,28 @@ def test_a_pair_says_how_its_answers_ended() -> None:
             answers = [candidate(0, [5, 5]), cut_off(candidate(1, [1, 1]))]
         pair = made(actor_pair(record(answers), rules))
         assert (pair.chosen_finish, pair.rejected_finish) == (good, bad)
+
+
+@pytest.mark.parametrize(("margin", "made"), [(0.0, True), (1.9, True), (2.1, False)])
+def test_a_margin_is_in_standard_errors_of_the_difference(margin: float, made: bool) -> None:
+    sides = (Scored(4.0, deviation=0.3), Scored(3.0, deviation=0.4))  # a lead of 1 with a standard error of 0.5
+    of = record([candidate(n, [side]) for n, side in enumerate(sides)])
+    outcome = actor_pair(of, PairRules(min_valid=1, min_margin=margin))
+    assert isinstance(outcome, PreferencePair) == made
+    if isinstance(outcome, Dropped):
+        assert (outcome.reason, outcome.detail) == (
+            "margin_too_small",
+            "the scores differ by 1 with a standard error of 0.5; 2.1 times that is needed",
+        )
+
+
+def test_a_margin_needs_the_uncertainty_of_both_scores() -> None:
+    of = record([candidate(0, [Scored(4.0, deviation=0.1)]), candidate(1, [Scored(1.0)])])
+    outcome = actor_pair(of, PairRules(min_valid=1, min_margin=1.0))
+    assert isinstance(outcome, Dropped) and outcome.detail == "it isn't known how sure the judge is of both scores"
+
+
+def test_a_margin_below_0_is_refused() -> None:
+    for margin in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="min_margin must be 0 or more"):
+            PairRules(min_margin=margin)

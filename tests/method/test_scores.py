@@ -1,5 +1,6 @@
 """Scores of answers and the disputed answer."""
 
+import math
 import random
 import statistics
 from dataclasses import replace
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from metareward.method.scores import answer_scores, disputed, mean, valid_scores, variance
 from metareward.seeds import derive
-from metareward.types import Candidate, Truncated, Unparsed
+from metareward.types import Candidate, Scored, Truncated, Unparsed
 
 
 def test_only_valid_scores_count() -> None:
@@ -111,3 +112,20 @@ def test_rewards_replace_the_scores_of_judgments() -> None:
 def test_a_reward_must_be_finite(reward: float) -> None:
     with pytest.raises(ValueError, match="answer 0 must be finite"):
         replace(candidate(0, [4]), reward=reward)
+
+
+def test_the_uncertainty_of_a_score_is_the_standard_error_of_its_mean() -> None:
+    def of(*readings: Scored) -> float | None:
+        (score,) = answer_scores(record([candidate(0, readings)]), 1)
+        return score.uncertainty
+
+    assert of(Scored(4.0)) is None  # one judgment as written
+    assert of(Scored(4.0, deviation=0.5)) == 0.5
+    assert of(Scored(2.0), Scored(4.0)) == pytest.approx(math.sqrt(2 / 2))
+    # The variance between judgments, 2, and the mean of their own, 0.25 and 0.75, over two judgments.
+    assert of(Scored(2.0, deviation=0.5), Scored(4.0, deviation=math.sqrt(0.75))) == pytest.approx(math.sqrt(2.5 / 2))
+
+
+def test_a_reward_has_no_uncertainty() -> None:
+    (score,) = answer_scores(record([replace(candidate(0, [Scored(4.0, deviation=1.0)]), reward=3.0)]), 1)
+    assert (score.mean, score.uncertainty) == (3.0, None)

@@ -151,3 +151,15 @@ def test_memory_of_training_follows_how_it_is_trained() -> None:
     assert full is not None and lora is not None and spread is not None
     assert spread < full and lora < full
     assert plan(load_recipe("pocket", ["model=nowhere"])).training_bytes is None
+
+
+def test_criteria_are_one_judgment_of_several_one_token_questions(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("criteria:\n  - Is it clear?\n  - 'Does it do this: {sentence}'\n", encoding="utf-8")
+    one = ["judgments.n=1", "judgments.min_valid=1", "evaluation.judgments=1", "evaluation.meta_pairs=0"]
+    without = [f"iterations.{t}.judge_pairs=false" for t in (1, 2, 3, 4)]
+    made = plan(load_recipe("pocket", [*one, *without, f"judgments.rubric={mine}", "judgments.verdict=constrained"]))
+    judged = next(role for role in made.iterations[0].roles if role.role == JUDGMENTS)
+    assert judged.calls == calls(made, 1)[ANSWERS] and judged.tokens == 13 * judged.calls
+    assert (made.questions, made.verdict_requests) == (13, 0)
+    assert "criteria: each judgment asks up to 13 questions of one token" in shown(made)

@@ -33,6 +33,7 @@ from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.evaluation.constraints.prompts import CONSTRAINTS
 from metareward.generation.verdicts import VerdictFormatSettings
+from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES, Action, Limit
 from metareward.method.pairs import OnTie, PairRules
 from metareward.settings import Count, ImportPath, Section, Text
@@ -82,7 +83,9 @@ class JudgmentSettings(Section):
     """The judge's rubric and sampling (Meta-Rewarding section 2)."""
 
     n: Count = Field(11, description="Judgments of each answer, N (paper: 11)")
-    rubric: Text = Field("judge", description="Packaged rubric, or a .txt file of your own")
+    rubric: Text = Field(
+        "judge", description="Packaged rubric, a .txt file of your own, or criteria: 'criteria' or a .yaml file"
+    )
     verdict_format: VerdictFormatSettings
     temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
     top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
@@ -129,6 +132,9 @@ class PairSettings(Section):
     )
     mask_truncated_completions: bool = Field(
         True, description="Leave answers that answers.max_tokens cut off out of actor pairs"
+    )
+    min_margin: float = Field(
+        0.0, ge=0.0, description="By how many standard errors the two scores of an actor pair must differ; 0: by any"
     )
     position_weights_scope: Literal["iteration", "answer"] = Field(
         "iteration", description="Position weights from all battles of the iteration, or of each answer alone"
@@ -336,7 +342,10 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     if judgments.temperature == 0 and judgments.n > 1:
         why = "a number above 0: greedy judgments of one answer are all the same"
         yield ("judgments", "temperature"), 0.0, why
+    yield from _criteria_mismatches(recipe)
     yield from _verdict_mismatches(recipe)
+    if recipe.pairs.min_margin and (unknown := _unknown_uncertainty(recipe)):
+        yield ("pairs", "min_margin"), recipe.pairs.min_margin, f"0: {unknown}"
     if judgments.min_valid > judgments.n:
         yield ("judgments", "min_valid"), judgments.min_valid, f"at most judgments.n, which is {judgments.n}"
     if recipe.judge is not None and recipe.reward is not None:
@@ -379,6 +388,34 @@ def _verdict_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         for key, plain in (("verdict", "text"), ("retries", 0)):
             if (value := getattr(recipe.judgments, key)) != plain:
                 yield ("judgments", key), value, f"{plain}, as judge is an object of yours, which judges as it does"
+
+
+def _unknown_uncertainty(recipe: Recipe) -> str | None:
+    """Why it isn't known how sure a judge is of an answer's score; None if it is, or a judge of the user's may say."""
+    judgments = recipe.judgments
+    if recipe.reward is not None:
+        return "a reward doesn't say how sure it is"
+    known = judgments.n > 1 or judgments.score == "expected" or names_criteria(judgments.rubric)
+    if known or isinstance(recipe.judge, str):
+        return None
+    return "one judgment as written doesn't say how sure it is; judgments.score expected, or a rubric of criteria, does"
+
+
+def _criteria_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
+    """Criteria give one score of their own probabilities, the same each time, and no text to compare or train on."""
+    judgments, evaluation = recipe.judgments, recipe.evaluation
+    if not names_criteria(judgments.rubric) or isinstance(recipe.judge, str):
+        return
+    wrong = [
+        *(["judgments.n 1"] if judgments.n > 1 else []),
+        *(["judgments.min_valid 1"] if judgments.min_valid > 1 else []),
+        *(["evaluation.judgments 1"] if evaluation.judgments > 1 else []),
+        *(["evaluation.meta_pairs 0"] if evaluation.meta_pairs else []),
+        *(f"iterations.{t}.judge_pairs false" for t, each in recipe.iterations.items() if each.judge_pairs),
+    ]
+    if wrong:
+        why = "N judgments by criteria are the same, and judge pairs and meta-judgments are of written judgments"
+        yield ("judgments", "rubric"), judgments.rubric, f"with a rubric of criteria also {', '.join(wrong)}: {why}"
 
 
 def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:

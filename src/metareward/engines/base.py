@@ -204,6 +204,11 @@ def max_choice_tokens(choices: Sequence[str]) -> int:
     return 1 + max(len(choice.encode("utf-8", "replace")) for choice in choices)
 
 
+def spelling(choice: str) -> str:
+    """What all spellings of a choice have in common (`Sampling.choices`): its words without case and outer blanks."""
+    return choice.strip().casefold()
+
+
 def as_choice(completion: Completion, choices: Sequence[str]) -> Completion:
     """The completion as the choice that it spells, but for white space around it, which a tokenizer may drop.
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -200,8 +201,8 @@ class Output:
         return cls(f"{prompt.id} {digest[:16]}", prompt, text)
 
     def query(self, grader: RubricGrader) -> Prompt:
-        """What a judge is asked about it."""
-        return Prompt(self.id, grader.rubric.render(self.prompt, self.text))
+        """What a judge is asked about it, as one conversation."""
+        return Prompt(self.id, tuple(chain.from_iterable(grader.rubric.requests(self.prompt, self.text))))
 
 
 async def grade(
@@ -218,18 +219,19 @@ async def grade(
 
     async def work(query: Prompt) -> dict[str, object]:
         distributions: list[dict[float, float]] = [{}] * grader.n
+        output = by_id[query.id.rpartition(" ")[0]]
         if isinstance(client.backend, Judge):
-            output = by_id[query.id.rpartition(" ")[0]]
             judgments_N = await client.backend.judge(output.prompt, output.text, grader.n)
         else:
-            judgments_N = await grader.judge(partial(ask, client.backend, query, distributions), query.messages)
+            asking = partial(ask, client.backend, query, distributions)
+            judgments_N = await grader.judge(asking, output.prompt, output.text)
         document: dict[str, object] = {
             "scores": [_score(judgment.reading) for judgment in judgments_N],
             "outcomes": [_outcome(judgment.reading) for judgment in judgments_N],
             "texts": [replace_surrogates(judgment.text) for judgment in judgments_N],
             "tokens": [judgment.tokens for judgment in judgments_N],
         }
-        if grader.expected:
+        if grader.expected and not grader.rubric.criteria:
             document["distributions"] = [list(each.items()) for each in distributions]
         return document
 
@@ -244,6 +246,8 @@ async def grade(
     ) -> Sequence[Completion]:
         seeded = replace(sampling, seed=derive(client.seed, purpose, query.id, *of))
         replies = await ask_judge(engine, messages, seeded, n)
+        if grader.rubric.criteria:
+            return replies
         for place, reply in enumerate(replies):
             index = int(of[1]) if of else place  # a retry or a verdict names its judgment's
             distributions[index] = grader.distribution(reply, drawn=bool(sampling.choices))

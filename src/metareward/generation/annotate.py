@@ -194,7 +194,7 @@ class RubricJudge:
             return await self.engine.complete(messages, replace(sampling, seed=seed), n, "judge")
 
         grader = RubricGrader(self.rubric, n, self.sampling, self.expected, self.verdicts)
-        return await grader.judge(ask, self.rubric.render(prompt, answer))
+        return await grader.judge(ask, prompt, answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class _Annotator:
                 raise EngineError(f"the judge must give judgments 0 to {n - 1}, not {indices}")
         else:
             grader = self.settings.grader
-            judged_N = await grader.judge(self.ask(JUDGMENTS, k), grader.rubric.render(self.prompt, answer))
+            judged_N = await grader.judge(self.ask(JUDGMENTS, k), self.prompt, answer)
         self.progress.advance(JUDGMENTS, n)
         return judged_N
 

@@ -115,7 +115,7 @@ async def measure_judge(
         if isinstance(judge, Judge):
             return await judge.judge(prompt, answer, grader.n)
         engine: Engine = judge
-        return await grader.judge(ask, grader.rubric.render(prompt, answer))
+        return await grader.judge(ask, prompt, answer)
 
     works = (
         _Work(prompt, answer, partial(judgments, number, prompt, answer))

@@ -24,24 +24,34 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from metareward.engines.base import run_concurrently
-from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score, score_distribution
+from metareward.engines.base import EngineError, LogprobsUnavailableError, run_concurrently
+from metareward.method.criteria import (
+    CHOICES,
+    Criterion,
+    all_questions,
+    criteria_score,
+    criterion_request,
+    yes_probability,
+)
+from metareward.method.judge import TOP_LOGPROBS, Reasoning, Rubric, expected_score, mean_score, score_distribution
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.verdict_format import Kind, VerdictFormat
 from metareward.settings import Section, Text
 from metareward.text import fold, replace_surrogates
 from metareward.types import (
     Completion,
+    CriterionAnswer,
     Judgment,
     Message,
     Messages,
     MetaJudgment,
+    Prompt,
     Reading,
     Sampling,
     Scored,
@@ -100,8 +110,9 @@ class RubricGrader:
     """How answers are graded: the rubric, N judgments of each answer, their sampling, and how their scores are read.
 
     ``expected``: a judgment's score is the mean over the scores possible at its place, by their token probabilities
-    (`expected_score`; of constrained verdicts `choice_mean`). ``rules``: how verdicts are obtained. ``reasoning``
-    separates a model's reasoning from its judgments.
+    (`expected_score`; of constrained verdicts `choice_probabilities`). ``rules``: how verdicts are obtained.
+    ``reasoning`` separates a model's reasoning from its judgments. By a rubric of criteria only the rubric, N and
+    ``reasoning`` matter.
     """
 
     rubric: Rubric
@@ -114,10 +125,16 @@ class RubricGrader:
     @property
     def most_tokens(self) -> int:
         """The most new tokens of one judgment."""
+        if self.rubric.criteria:
+            return sum(each.most_questions for each in self.rubric.criteria)
         return self.rules.most_tokens(self.sampling.max_tokens)
 
-    async def judge(self, ask: Ask, messages: Messages) -> tuple[Judgment, ...]:
-        """The N judgments that ``messages``, the rendered rubric, ask for. Raises what ``ask`` raises."""
+    async def judge(self, ask: Ask, prompt: Prompt, answer: str) -> tuple[Judgment, ...]:
+        """The N judgments of ``answer``; by criteria one, N times. Raises what ``ask`` raises."""
+        if self.rubric.criteria:
+            judged = await self._judge_by_criteria(ask, prompt, answer)
+            return tuple(replace(judged, index=index) for index in range(self.n))
+        messages = self.rubric.render(prompt, answer)
         sampling = replace(self.sampling, top_logprobs=TOP_LOGPROBS if self.expected else 0)
         writer = _Writer(ask, messages, sampling, self.rubric.verdict, self._read, self.rules, self.reasoning)
         written_N = await writer.write(self.n)
@@ -126,15 +143,44 @@ class RubricGrader:
             for index, each in enumerate(written_N)
         )
 
+    async def _judge_by_criteria(self, ask: Ask, prompt: Prompt, answer: str) -> Judgment:
+        """One greedy token for each question that no program answers; a question without a reply leaves no score."""
+        rubric, asked = self.rubric, tuple(all_questions(self.rubric.criteria, prompt))
+        sampling = Sampling(0.0, 1.0, 1, top_logprobs=TOP_LOGPROBS, choices=CHOICES)
+        no_thoughts = f"{self.reasoning.start}\n\n{self.reasoning.end}\n\n" if self.reasoning else ""
+
+        async def probability(number: int, criterion: Criterion, question: str) -> tuple[float | None, int]:
+            if criterion.program is not None:
+                return checked_probability(criterion.program(prompt, answer), question), 0
+            messages = criterion_request(prompt, answer, question, rubric.template, rubric.system_prompt)
+            messages = (*messages, Message("assistant", no_thoughts)) if no_thoughts else messages
+            (reply,) = await ask(messages, sampling, 1, "criterion", number)
+            if not reply.steps and not reply.refused:
+                raise LogprobsUnavailableError(
+                    f"the judge's reply {reply.text[:40]!r} comes without token probabilities, which criteria need; "
+                    "fix: a server with logprobs, or judgments.rubric with a text"
+                )
+            return yes_probability(reply), reply.tokens
+
+        found = await run_concurrently(probability(number, *each) for number, each in enumerate(asked))
+        answers = tuple(
+            CriterionAnswer(question, each, criterion.weight)
+            for (criterion, question), (each, _) in zip(asked, found, strict=True)
+            if each is not None
+        )
+        complete = bool(answers) and len(answers) == len(asked)
+        reading = criteria_score(answers, rubric.min_score, rubric.max_score) if complete else Unparsed("missing")
+        text = "\n".join(f"{each.probability:.3f} {each.question}" for each in answers)
+        return Judgment(0, text, sum(tokens for _, tokens in found), reading, criteria=answers)
+
     def _read(self, judgment: Completion, drawn: Completion | None) -> Reading:
         if self.expected and drawn is None:
             return expected_score(judgment, self.rubric)
         reading = self.rubric.read(judgment.text, judgment.finish)
         if not self.expected or drawn is None or not isinstance(reading, Scored):
             return reading
-        verdict = self.rubric.verdict
-        mean = choice_mean(drawn, dict(zip(verdict.choices, map(float, verdict.values), strict=True)))
-        return reading if mean is None else Scored(mean)
+        found = self.distribution(drawn, drawn=True)
+        return mean_score(found) if found else reading
 
     def distribution(self, completion: Completion, drawn: bool) -> dict[float, float]:
         """The probabilities of the scores at the place of a judgment's score, or of the verdict that was ``drawn``.
@@ -165,6 +211,13 @@ class RubricGrader:
         }
 
 
+def checked_probability(found: float, question: str) -> float:
+    """What a program found about a criterion. Raises `EngineError` for what is no probability."""
+    if not 0 <= found <= 1:  # NaN is none, either
+        raise EngineError(f"the program of criterion {question!r} gave {found!r}, which is not between 0 and 1")
+    return float(found)
+
+
 async def compare_judgments(
     ask: Ask,
     metarubric: MetaRubric,
@@ -184,12 +237,6 @@ async def compare_judgments(
 
     (each,) = await _Writer(ask, messages, sampling, metarubric.verdict, read, rules, reasoning).write(1)
     return MetaJudgment(*pair, each.text, each.tokens, each.outcome, each.attempts, each.own)
-
-
-def choice_mean(drawn: Completion, values: Mapping[str, float]) -> float | None:
-    """The mean of the choices' ``values`` by their probabilities (`choice_probabilities`); None without them."""
-    found = choice_probabilities(drawn, values.keys())
-    return math.fsum(values[choice] * each for choice, each in found.items()) if found else None
 
 
 def choice_probabilities(drawn: Completion, choices: Collection[str]) -> dict[str, float]:

@@ -7,13 +7,14 @@ score by its mean under the token probabilities. `Reasoning` separates a reasoni
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from metareward.errors import UserError
+from metareward.method.criteria import Criterion, all_questions, criterion_request, load_criteria, names_criteria
 from metareward.method.score_reader import Found, find_score
-from metareward.method.template import Template, conversation, load_template, render
+from metareward.method.template import Template, conversation, load_template, render, with_system
 from metareward.method.verdict_format import Kind, VerdictFormat, score_format
 from metareward.types import Completion, Message, Messages, Prompt, Reading, Scored, Step, Truncated
 
@@ -28,7 +29,8 @@ TOP_LOGPROBS = 20
 class Rubric:
     """How answers are scored: the judge's prompt text, the range of scores (inclusive), and a system prompt.
 
-    ``kind`` and ``words`` say how the prompt asks for the score; no words: `SCORE_WORDS`.
+    ``kind`` and ``words`` say how the prompt asks for the score; no words: `SCORE_WORDS`. With ``criteria`` the text
+    asks one of their questions, and the score is made of the answers (`metareward.method.criteria`).
     """
 
     template: Template
@@ -37,10 +39,11 @@ class Rubric:
     system_prompt: str | None = None
     kind: Kind = "label"
     words: tuple[str, ...] = ()
+    criteria: tuple[Criterion, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UserError` when the text lacks a slot or the range is empty."""
-        self.template.require("question", "answer")
+        self.template.require("question", "answer", *(["criterion"] if self.criteria else []))
         if not self.min_score < self.max_score:
             scores = f"min_score {self.min_score:g} must be below max_score {self.max_score:g}"
             raise UserError(f"rubric {self.template.name!r}: {scores}")
@@ -58,8 +61,12 @@ class Rubric:
     ) -> Rubric:
         """The rubric with the packaged text of that name (``judge``), or with the ``.txt`` file at that path.
 
-        Raises `UserError` when there is no such text, when it lacks a slot, or when the range is empty.
+        A ``.yaml`` file, or the packaged name ``criteria``, is a list of criteria. Raises `UserError` when there is no
+        such text, when it lacks a slot, when a criterion can't be read, or when the range is empty.
         """
+        if names_criteria(name_or_path):
+            template, criteria = load_criteria(name_or_path)
+            return cls(template, min_score, max_score, system_prompt, criteria=criteria)
         return cls(load_template(name_or_path), min_score, max_score, system_prompt, kind, tuple(words))
 
     @property
@@ -75,11 +82,25 @@ class Rubric:
         """The judge's prompt about ``answer``: one user turn, even if ``prompt`` has several.
 
         Whatever could be read as a score is masked in the question and in the answer, so that a judge that quotes it
-        does not score by it.
+        does not score by it. Raises `UserError` for a list of criteria, which has `requests` instead.
         """
+        if self.criteria:
+            why = "a list of criteria gives no written judgments, which this needs"
+            raise UserError(f"rubric {self.template.name!r}: {why}; fix: name a text as rubric")
         mask = self.verdict.mask
         slots = {"question": mask(conversation(prompt.messages)), "answer": mask(answer)}
         return with_system(self.system_prompt, (Message("user", render(self.template, slots)),))
+
+    def different(self, n: int) -> int:
+        """How many of ``n`` judgments of one answer can differ: one by criteria, whose probabilities are the same."""
+        return 1 if self.criteria else n
+
+    def requests(self, prompt: Prompt, answer: str) -> tuple[Messages, ...]:
+        """Everything that the judge is asked about ``answer``: `render`, or a request for each question of criteria."""
+        if not self.criteria:
+            return (self.render(prompt, answer),)
+        asked = all_questions([each for each in self.criteria if each.program is None], prompt)
+        return tuple(criterion_request(prompt, answer, each, self.template, self.system_prompt) for _, each in asked)
 
     def read(self, text: str, finish: Finish = "stop") -> Reading:
         """The score of a judgment: `Scored` with a ``score``, or `Unparsed` or `Truncated` with a ``reason``."""
@@ -88,13 +109,6 @@ class Rubric:
     def find(self, text: str) -> Found:
         """The score of a complete judgment, and where its number is."""
         return find_score(text, self.verdict, self.min_score, self.max_score)
-
-
-def with_system(system_prompt: str | None, messages: Messages) -> Messages:
-    """``messages`` preceded by the system prompt, unless that is None or they have a system prompt already."""
-    if system_prompt is None or messages[0].role == "system":
-        return messages
-    return (Message("system", system_prompt), *messages)
 
 
 def single_turn(text: str) -> Prompt:
@@ -124,7 +138,14 @@ def expected_score(completion: Completion, rubric: Rubric) -> Reading:
     total = math.fsum(weights.values())
     if total <= 0:
         return found.reading
-    return Scored(math.fsum(score * weight for score, weight in weights.items()) / total)
+    return mean_score({score: weight / total for score, weight in weights.items()})
+
+
+def mean_score(probabilities: Mapping[float, float]) -> Scored:
+    """The mean of the scores by their ``probabilities``, which sum to 1, with its standard deviation."""
+    mean = math.fsum(score * each for score, each in probabilities.items())
+    variance = math.fsum((score - mean) ** 2 * each for score, each in probabilities.items())
+    return Scored(mean, deviation=math.sqrt(variance))
 
 
 def score_distribution(completion: Completion, rubric: Rubric) -> dict[float, float]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from metareward.method.judge import ChatMessages, Finish, as_dicts, single_turn, with_system
+from metareward.method.judge import ChatMessages, Finish, as_dicts, single_turn
 from metareward.method.label_context import (
     LINE,
     MOST_MENTIONS,
@@ -21,7 +21,7 @@ from metareward.method.label_context import (
     is_revised,
     label_context,
 )
-from metareward.method.template import Template, conversation, load_template, render
+from metareward.method.template import Template, conversation, load_template, render, with_system
 from metareward.method.verdict_format import LEAD_BELOW, SCORES, Anchor, Kind, VerdictFormat, winner_format
 from metareward.text import fold
 from metareward.types import Message, Messages, Prompt, Tied, Truncated, Unparsed, Verdict, Won

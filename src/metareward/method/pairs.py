@@ -34,15 +34,17 @@ class PairRules:
     at rho 0: the ``shortest`` of the best answers and the longest of the worst, as the tiers do with rho above 0; a
     ``random`` one of each, by the run's seed and the prompt's id; or the one whose judgments agree most
     (``lowest_variance``, as in NeMo-Aligner; equal variances: a random one). With ``mask_truncated_completions`` an
-    answer that the token limit cut off is in no actor pair. ``min_valid``: valid judgments that an answer needs.
-    ``position_weights_scope``: whether position weights come from all comparisons of the iteration or of the one
-    answer. ``elo_prior``: the ridge penalty of the ratings. ``min_battles``: parsed comparisons, ties included, that a
-    judge pair needs. Raises `ValueError` for a value outside its range.
+    answer that the token limit cut off is in no actor pair. ``min_margin``: by how many standard errors of their
+    difference the two scores of an actor pair must differ (`AnswerScore.uncertainty`); 0: by any. ``min_valid``: valid
+    judgments that an answer needs. ``position_weights_scope``: whether position weights come from all comparisons of
+    the iteration or of the one answer. ``elo_prior``: the ridge penalty of the ratings. ``min_battles``: parsed
+    comparisons, ties included, that a judge pair needs. Raises `ValueError` for a value outside its range.
     """
 
     rho: float = 0.0
     on_tie: OnTie = "shortest"
     mask_truncated_completions: bool = True
+    min_margin: float = 0.0
     max_answer_chars: int | None = None
     judge_pairs: bool = True
     max_judgment_chars: int | None = None
@@ -57,6 +59,8 @@ class PairRules:
             raise ValueError(f"rho must lie in [0, 1], not {self.rho}")
         if not 0.0 < self.elo_prior < math.inf:
             raise ValueError(f"elo_prior must be above 0, because some judgments never lose; not {self.elo_prior}")
+        if not 0.0 <= self.min_margin < math.inf:
+            raise ValueError(f"min_margin must be 0 or more, not {self.min_margin}")
         if self.min_valid < 1 or self.min_battles < 1:
             raise ValueError(f"min_valid {self.min_valid} and min_battles {self.min_battles} must be 1 or more")
 
@@ -125,6 +129,8 @@ def actor_pair(record: PromptRecord, rules: PairRules, seed: int = 0) -> Prefere
     if chosen.mean < rejected.mean - TOLERANCE:
         worse = f"answer {chosen.index} ({chosen.mean:g}) would be chosen over answer {rejected.index}"
         return drop("tiers_overlap", f"{worse} ({rejected.mean:g}) at rho {rules.rho:g}")
+    if (doubt := _doubt(chosen, rejected, rules.min_margin)) is not None:
+        return drop("margin_too_small", doubt)
     if rules.max_answer_chars is not None and chosen.chars > rules.max_answer_chars:
         detail = f"{chosen.chars} characters, at most {rules.max_answer_chars} are allowed"
         return drop("chosen_answer_too_long", detail)
@@ -143,6 +149,20 @@ def actor_pair(record: PromptRecord, rules: PairRules, seed: int = 0) -> Prefere
         chosen_finish=finish[chosen.index],
         rejected_finish=finish[rejected.index],
     )
+
+
+def _doubt(chosen: AnswerScore, rejected: AnswerScore, min_margin: float) -> str | None:
+    """Why the two scores aren't told apart with ``min_margin``; None if they are."""
+    if min_margin == 0:
+        return None
+    lead, sides = chosen.mean - rejected.mean, (chosen.uncertainty, rejected.uncertainty)
+    known = [each for each in sides if each is not None]
+    if len(known) < len(sides):
+        return "it isn't known how sure the judge is of both scores"
+    error = math.hypot(*known)
+    if lead >= min_margin * error:
+        return None
+    return f"the scores differ by {lead:.3g} with a standard error of {error:.3g}; {min_margin:g} times that is needed"
 
 
 def _complete_answers(record: PromptRecord, rules: PairRules) -> tuple[AnswerScore, ...] | Dropped:

@@ -21,7 +21,9 @@ class AnswerScore:
     """The score of answer ``index``: the mean of its ``n_valid`` valid judgments' scores, or its reward.
 
     ``variance`` is the sample variance (ddof = 1), so that answers with different numbers of valid judgments can be
-    compared; None for a single judgment and for a reward. ``chars`` is the answer's length in characters (code points).
+    compared; None for a single judgment and for a reward. ``uncertainty``: the standard error of ``mean``, from the
+    differences of the judgments and the judge's own probabilities (`uncertainty`); None where neither is known.
+    ``chars`` is the answer's length in characters (code points).
     """
 
     index: int
@@ -29,6 +31,7 @@ class AnswerScore:
     variance: float | None
     n_valid: int
     chars: int
+    uncertainty: float | None = None
 
 
 def valid_scores(candidate: Candidate) -> tuple[float, ...]:
@@ -50,6 +53,16 @@ def variance(values: Sequence[float]) -> float | None:
     return math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
 
 
+def uncertainty(readings: Sequence[Scored]) -> float | None:
+    """The standard error of the mean of N scores: sqrt((v + d) / N) with the sample variance v of the scores and the
+    mean d of the squares of their deviations under the judge's probabilities; what is unknown of v and d is left out.
+    """
+    spread = variance([reading.score for reading in readings])
+    squares = [reading.deviation**2 for reading in readings if reading.deviation is not None]
+    known = [each for each in (spread, mean(squares) if squares else None) if each is not None]
+    return math.sqrt(math.fsum(known) / len(readings)) if known else None
+
+
 def answer_scores(record: PromptRecord, min_valid: int) -> tuple[AnswerScore, ...]:
     """One `AnswerScore` for each distinct answer with at least ``min_valid`` (at least 1) valid judgments.
 
@@ -59,10 +72,13 @@ def answer_scores(record: PromptRecord, min_valid: int) -> tuple[AnswerScore, ..
     scores = []
     for candidate in record.candidates_K:
         values, chars = valid_scores(candidate), len(candidate.text)
+        readings = [each.reading for each in candidate.judgments_N if isinstance(each.reading, Scored)]
         if candidate.index in rewards:
             scores.append(AnswerScore(candidate.index, rewards[candidate.index], None, len(values), chars))
         elif not rewards and len(values) >= max(1, min_valid):
-            scores.append(AnswerScore(candidate.index, mean(values), variance(values), len(values), chars))
+            scores.append(
+                AnswerScore(candidate.index, mean(values), variance(values), len(values), chars, uncertainty(readings))
+            )
     return tuple(scores)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from metareward.errors import UserError
 from metareward.text import fold
-from metareward.types import Messages
+from metareward.types import Message, Messages
 
 LOOKALIKE_BRACKET = "‹"
 LOOKALIKE_SQUARE = "〔"
@@ -179,6 +179,13 @@ def conversation(messages: Messages) -> str:
         return messages[0].content
     roles = _label_pattern(("System", "User", "Assistant"))
     return "\n\n".join(f"{turn.role.capitalize()}: {_escape_colons(turn.content, roles)}" for turn in messages)
+
+
+def with_system(system_prompt: str | None, messages: Messages) -> Messages:
+    """``messages`` preceded by the system prompt, unless that is None or they have a system prompt already."""
+    if system_prompt is None or messages[0].role == "system":
+        return messages
+    return (Message("system", system_prompt), *messages)
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ from metareward.evaluation.judges import JudgeClient, JudgeSpec, JudgeUnavailabl
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.usage import BENCHMARK, log_usage
 from metareward.generation.verdicts import RubricGrader
-from metareward.method.judge import with_system
+from metareward.method.template import with_system
 from metareward.pipeline.engines import judge_fingerprint, open_judge
 from metareward.pipeline.experiment import Experiment, verdict_rules
 from metareward.pipeline.stages import held_out_of
@@ -136,11 +136,11 @@ class BenchmarkRun:
     @property
     def grader(self) -> RubricGrader:
         """By the run's rubric and sampling, or the benchmark's own; greedy judgments are all the same, so one."""
-        judged, greedy = self.experiment.recipe.judgments, self.experiment.recipe.judgments.temperature == 0
-        n = 1 if greedy else self.benchmark.rubric_judgments
+        judged, rubric = self.experiment.recipe.judgments, self.experiment.rubric
+        n = 1 if judged.temperature == 0 else rubric.different(self.benchmark.rubric_judgments)
         sampling = Sampling(judged.temperature, judged.top_p, judged.max_tokens)
         expected, rules = judged.score == "expected", verdict_rules(judged)
-        return self.benchmark.grader(RubricGrader(self.experiment.rubric, n, sampling, expected, rules))
+        return self.benchmark.grader(RubricGrader(rubric, n, sampling, expected, rules))
 
     def inputs(self, judge: JudgeSpec | None) -> ScoringInputs:
         """What the score rests on: the models, the rubrics and sampling, and the judge."""

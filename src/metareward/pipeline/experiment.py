@@ -41,9 +41,11 @@ from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
+from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES
-from metareward.method.judge import Reasoning, Rubric, with_system
+from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
+from metareward.method.template import with_system
 from metareward.pipeline.engines import POCKET, judge_fingerprint, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
@@ -456,8 +458,17 @@ def verdict_rules(section: JudgmentSettings | MetaJudgmentSettings) -> VerdictRu
 
 
 def most_tokens(section: JudgmentSettings | MetaJudgmentSettings) -> int:
-    """The most new tokens that one judgment takes, all attempts and constrained verdicts included."""
+    """The most new tokens that one judgment takes, all attempts, criteria and constrained verdicts included."""
+    if questions := most_questions(section):
+        return questions
     return verdict_rules(section).most_tokens(section.max_tokens)
+
+
+def most_questions(section: JudgmentSettings | MetaJudgmentSettings) -> int:
+    """The most questions to a judge that one judgment by criteria takes; 0 for a rubric that is a text."""
+    if not isinstance(section, JudgmentSettings) or not names_criteria(section.rubric):
+        return 0
+    return sum(criterion.most_questions for criterion in Rubric.load(section.rubric).criteria)
 
 
 def _sampling(section: AnswerSettings | JudgmentSettings | MetaJudgmentSettings) -> Sampling:

@@ -42,6 +42,7 @@ from metareward.evaluation.judge_quality.data import Pair, Response, verdicts_fr
 from metareward.generation.annotate import rewards_of
 from metareward.generation.progress import JUDGMENTS, META, Progress
 from metareward.generation.runner import annotate_prompts, run_tasks
+from metareward.method.criteria import names_criteria
 from metareward.method.diagnostics import Compared, scores_by_index
 from metareward.method.judge_health import Judged, readable_judgments, verdict_figures
 from metareward.method.scores import answer_scores
@@ -117,7 +118,8 @@ async def check_judge(experiment: Experiment, engine: Engine, progress: Progress
         asked=Asked(len(judgments), len(tokens), sum(tokens), time.monotonic() - began),
     )
     section, is_model = recipe.judgments, settings.judge is None and settings.reward is None
-    constrained, expected = section.verdict == "constrained", section.score == "expected"
+    by_criteria = names_criteria(section.rubric)
+    constrained, expected = by_criteria or section.verdict == "constrained", by_criteria or section.score == "expected"
     return replace(check, advice=advice(check, constrained, expected, is_model))
 
 

@@ -32,7 +32,7 @@ from metareward.generation.annotate import AnnotationSettings, annotation_finger
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.runner import annotate_prompts, run_tasks
 from metareward.generation.verdicts import RubricGrader
-from metareward.method.judge import with_system
+from metareward.method.template import with_system
 from metareward.pipeline.engines import judge_fingerprint, open_judge
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.seeding import model_fingerprint, with_engine

@@ -29,7 +29,7 @@ from metareward.generation.usage import benchmark_seconds
 from metareward.method.template import conversation
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.engines import model_folder, open_judge
-from metareward.pipeline.experiment import Experiment, most_tokens
+from metareward.pipeline.experiment import Experiment, most_questions, most_tokens
 from metareward.pipeline.judge_check import planned_completions
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
@@ -203,7 +203,8 @@ class Plan:
     ``training_bytes``: upper bound of training memory per device. It, ``held_out`` and ``model_bytes`` are None if the
     file or folder doesn't exist; ``benchmarks`` is None if a file of questions can't be read, and ``uncounted`` says
     why. ``other_judges``: benchmarks ask judges that are other models, whose time is not in ``seconds``.
-    ``verdict_requests``: further requests, for constrained verdicts, one for each judgment that has one.
+    ``questions``: the most that a judgment by criteria asks the judge, 0 without criteria. ``verdict_requests``:
+    further requests, for constrained verdicts, one for each judgment that has one.
     """
 
     name: str
@@ -217,6 +218,7 @@ class Plan:
     uncounted: str | None
     other_judges: bool
     judges: tuple[JudgePlan, ...]
+    questions: int
     verdict_requests: int
     record_bytes: int
     model_bytes: int | None
@@ -277,6 +279,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         uncounted=uncounted,
         other_judges=any(_unknown_speed(each, rates) for asked in asked_T for each in asked),
         judges=_plan_judges(experiment, [each for asked in asked_T for each in asked], rates),
+        questions=most_questions(recipe.judgments),
         verdict_requests=_verdict_requests(recipe, (*check, *_all_roles((*iterations, *evaluations))), asked_T),
         record_bytes=sum(role.tokens * _BYTES_PER_TOKEN + role.calls * _BYTES_PER_COMPLETION for role in all_roles),
         model_bytes=None if files is None else sum(file.stat().st_size for file in files) * len(iterations),
@@ -323,7 +326,7 @@ def _roles(recipe: Recipe, answers: int, judgments: int, comparisons: int, rates
 def _verdict_requests(recipe: Recipe, roles: Sequence[RolePlan], asked_T: Sequence[Sequence[Completions]]) -> int:
     """Verdicts that are drawn by a request of their own; benchmarks with a prompt of their own have none."""
     sections = ((JUDGMENTS, recipe.judgments), (META, recipe.meta_judgments))
-    kinds = [kind for kind, section in sections if section.verdict == "constrained"]
+    kinds = [kind for kind, section in sections if section.verdict == "constrained" and not most_questions(section)]
     calls = [(role.role, role.calls) for role in roles]
     calls += [(each.role, each.calls) for asked in asked_T for each in asked if each.like_run]
     return sum(count for kind, count in calls if kind in kinds)
@@ -441,6 +444,8 @@ def _notes(made: Plan) -> Iterator[str]:
     yield f"prompts: {made.prompts_needed:,} to train on, {held_out} others for evaluation"
     lengths = "with measured lengths" if made.measured else "each completion as long as max_tokens allows"
     yield f"tokens: completion tokens, {lengths}; prompt tokens come on top"
+    if made.questions:
+        yield f"criteria: each judgment asks up to {made.questions} questions of one token, which differ in their end"
     if made.verdict_requests:
         verdicts = f"{made.verdict_requests:,} more requests, which read a prompt and its judgment again"
         yield f"verdicts: constrained ones take {verdicts}; their tokens and time are counted"

@@ -35,7 +35,9 @@ from metareward.data.seed_sets import (
     write_seed_sets,
 )
 from metareward.engines.base import Engine, LazyEngine
+from metareward.errors import UserError
 from metareward.generation.progress import Progress
+from metareward.method.criteria import names_criteria
 from metareward.method.template import load_template
 from metareward.pipeline.engines import model_folder, open_engine
 from metareward.pipeline.experiment import Experiment
@@ -82,6 +84,9 @@ def build_seed_sets(
 
     ``held_out`` are held out in place of a share of ``ranked``. Raises `UserError`.
     """
+    if options.judging and not options.templated and names_criteria(recipe.judgments.rubric):
+        why = "judgments by criteria are no text to train on; fix: name a text as rubric"
+        raise UserError(f"judgments.rubric {recipe.judgments.rubric}: {why}")
     # EFT trains on a judgment's text, so its score is the one in the text, even if the recipe uses expected scores.
     annotation = replace(
         Experiment(RunDir(out), recipe).settings(1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metareward.method.scores import AnswerScore
 from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict, Won
 
 _DROPS = {
@@ -9,6 +10,7 @@ _DROPS = {
     "answers_truncated": "fewer than two answers that the token limit didn't cut off",
     "all_scores_equal": "all answers scored the same",
     "tiers_overlap": "upper and lower score tiers overlap (rho of 1/2 or more)",
+    "margin_too_small": "the judge isn't sure enough that the scores differ",
     "chosen_answer_too_long": "chosen answer over the length limit",
     "no_dispute": "the meta-judge compared no judgments",
     "no_variance": "the judgments of each answer all gave the same score",
@@ -48,6 +50,11 @@ def reading_label(reading: Reading) -> str:
     if isinstance(reading, Scored):
         return f"{reading.score:g}"
     return _READINGS["truncated" if isinstance(reading, Truncated) else reading.reason]
+
+
+def score_label(score: AnswerScore) -> str:
+    """An answer's score with its standard error, if that is known."""
+    return f"{score.mean:.2f}" + ("" if score.uncertainty is None else f" ± {score.uncertainty:.2f}")
 
 
 def verdict_label(verdict: Verdict) -> str:

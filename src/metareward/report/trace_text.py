@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from metareward.report.labels import format_rating, reading_label, verdict_label
+from metareward.report.labels import format_rating, reading_label, score_label, verdict_label
 from metareward.report.prompt_trace import DisputeTrace, PromptTrace
 from metareward.text import escape_control
 
@@ -63,7 +63,7 @@ def _answers(trace: PromptTrace) -> Iterator[RenderableType]:
         scores = ", ".join(reading_label(judgment.reading) for judgment in answer.candidate.judgments_N)
         mean = variance = "–"
         if answer.score is not None:
-            mean = f"{answer.score.mean:.2f}"
+            mean = score_label(answer.score)
             variance = variance if answer.score.variance is None else f"{answer.score.variance:.2f}"
         marks = (
             (answer.side is not None, str(answer.side).upper()),

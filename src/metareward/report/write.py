@@ -33,7 +33,7 @@ from metareward.report.judge_health import (
     health_charts,
     models,
 )
-from metareward.report.labels import format_rating, reading_code_label, reading_label, verdict_label
+from metareward.report.labels import format_rating, reading_code_label, reading_label, score_label, verdict_label
 from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
@@ -67,7 +67,9 @@ def page(run: RunDir) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating)
+    environment.globals.update(
+        reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating, score_label=score_label
+    )
     return environment.get_template("page.html.j2").render(_context(run, gather(run)))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from metareward.engines.base import EngineError
+from metareward.engines.local.checkpoint import load
 from metareward.engines.local.engine import LocalEngine
 from metareward.engines.local.sampler import ChoiceTrie, mask_rows
 from metareward.engines.local.worker import Replies, _submission
+from metareward.pocket.world import MODEL
 from metareward.types import Completion, Message, Messages, Sampling
 
 Conversation = Callable[[int, int], Messages]
@@ -161,3 +168,32 @@ def test_workers_are_sent_the_choices(llama: Path) -> None:
 def test_a_prompt_without_room_for_a_choice_is_refused(llama: Path, conversation: Conversation) -> None:
     with pytest.raises(EngineError, match="exceed the model's context"):
         ask(llama, (conversation(1, 300), Sampling(1.0, 1.0, 1, choices=SCORES), 1))
+
+
+def test_spellings_that_the_tokenizer_lacks_are_left_out(llama: Path, conversation: Conversation) -> None:
+    """A whole word's probability is that of its spellings that the tokenizer can write, by a plain forward pass."""
+    tokenizer, model = AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama).eval()
+    messages, spellings = conversation(3, 9), ("good", " good", "Good ", " 1", "1", "1 ")
+    sampling = Sampling(0.0, 1.0, 1, top_logprobs=20, choices=spellings)
+    ((drawn,),) = ask(llama, (messages, sampling, 1))
+    dicts = [{"role": each.role, "content": each.content} for each in messages]
+    ids = tokenizer.apply_chat_template(dicts, add_generation_prompt=True, return_dict=False)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    written = {tuple(tokenizer.encode(each, add_special_tokens=False)) for each in spellings}
+    first = sorted({each[0] for each in written if tokenizer.decode(list(each)).strip()})
+    expected = dict(zip(first, torch.softmax(logits[first], -1).tolist(), strict=True))
+    seen = {each.text: math.exp(each.logprob) for each in drawn.steps[0].top_logprobs}
+    assert seen == pytest.approx({tokenizer.decode([token]): p for token, p in expected.items()}, abs=1e-5)
+
+
+def test_a_choice_that_no_spelling_can_write_is_refused() -> None:
+    words = WordLevel({"[UNK]": 0, "Yes": 1, "yes": 2, "no": 3}, unk_token="[UNK]")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    few = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    checkpoint = replace(load(MODEL, "cpu", "float32"), tokenizer=few)
+    found = checkpoint.encode_choices("", ("Yes", "No", "yes", "no", " Yes", " no"))
+    assert found == {(1,): "Yes", (2,): "yes", (3,): "no"}
+    with pytest.raises(EngineError, match="the tokenizer has no tokens for 'Maybe'"):
+        checkpoint.encode_choices("", ("Yes", "Maybe", "no"))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from metareward.engines.base import EngineError, require_model_folder
+from metareward.engines.base import EngineError, require_model_folder, spelling
 from metareward.engines.chat import ChatEncoder
 from metareward.engines.device import default_dtype
 from metareward.engines.local.attention import AttentionBackend
@@ -46,24 +46,27 @@ class Checkpoint:
         """Token ids of the conversation; see `ChatEncoder.encode`."""
         return self.encoder.encode(messages, continue_last=continue_last)
 
-    def encode_choices(self, before: str, choices: Sequence[str]) -> list[tuple[int, ...]]:
-        """The token ids of each choice where ``before`` stands to its left.
+    def encode_choices(self, before: str, choices: Sequence[str]) -> dict[tuple[int, ...], str]:
+        """The choices by their token ids where ``before`` stands to their left; see `Sampling` on spellings.
 
         Raises `EngineError` for choices that the tokenizer can't tell apart or can't put there, `UnicodeEncodeError`
         for lone surrogates.
         """
         "".join(choices).encode()
-        head = self._ids(before)
-        found = []
+        head, found, ambiguous = self._ids(before), dict[tuple[int, ...], str](), set[tuple[int, ...]]()
         for choice in choices:
             whole = self._ids(before + choice)
             # A tokenizer that joins the choice to the text before it has tokens of the choice alone, too.
-            ids = whole[len(head) :] if whole[: len(head)] == head else self._ids(choice)
-            if not ids or self.decode(head + ids) != self.decode(whole):
-                raise EngineError(f"the tokenizer has no tokens for {choice!r} after {before!r}")
-            found.append(tuple(ids))
-        if len(set(found)) < len(found):
-            raise EngineError(f"the tokenizer can't tell the choices {tuple(choices)} apart")
+            ids = tuple(whole[len(head) :] if whole[: len(head)] == head else self._ids(choice))
+            if ids and self.tokenizer.unk_token_id not in ids and self.decode([*head, *ids]) == self.decode(whole):
+                same = spelling(found.setdefault(ids, choice)) == spelling(choice)
+                ambiguous |= set() if same else {ids}
+        found = {ids: choice for ids, choice in found.items() if ids not in ambiguous}
+        written = set(map(spelling, found.values()))
+        if missing := [choice for choice in choices if spelling(choice) not in written]:
+            if ambiguous:
+                raise EngineError(f"the tokenizer can't tell the choices {tuple(choices)} apart")
+            raise EngineError(f"the tokenizer has no tokens for {missing[0]!r} after {before!r}")
         return found
 
     def _ids(self, text: str) -> list[int]:

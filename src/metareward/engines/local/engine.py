@@ -81,9 +81,9 @@ class EngineCore:
     def _trie(self, last: Message, choices: Sequence[str]) -> ChoiceTrie:
         """The choices after the open turn of the assistant, or at the beginning of a new one."""
         before = last.content[-_CHOICE_CONTEXT:] if last.role == "assistant" else ""
-        ids = self._checkpoint.encode_choices(before, choices)
+        texts = self._checkpoint.encode_choices(before, choices)
         try:
-            return ChoiceTrie.build(dict(zip(ids, choices, strict=True)), sorted(self._checkpoint.stop_ids))
+            return ChoiceTrie.build(texts, sorted(self._checkpoint.stop_ids))
         except ValueError as error:
             raise EngineError(str(error)) from error
 

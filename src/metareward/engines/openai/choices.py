@@ -45,7 +45,9 @@ def choice_fields(messages: Messages, choices: Sequence[str], field: ChoiceField
             messages = (*messages, Message("user", _REST))
         schema = {
             "type": "object",
-            "properties": {"choice": {"type": "string", "enum": [choice.strip() for choice in choices]}},
+            "properties": {
+                "choice": {"type": "string", "enum": [*dict.fromkeys(choice.strip() for choice in choices)]}
+            },
             "required": ["choice"],
             "additionalProperties": False,
         }

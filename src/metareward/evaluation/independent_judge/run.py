@@ -143,19 +143,19 @@ class IndependentJudge(Benchmark):
             run.rules.retries if self.retries is None else self.retries,
         )
         expected = run.expected if self.scores is None else self.scores == "expected"
-        n = self.judgments if sampling.temperature > 0 else 1
+        n = ours.different(self.judgments if sampling.temperature > 0 else 1)
         return replace(run, rubric=ours, n=n, sampling=sampling, rules=rules, expected=expected)
 
     def _rubric(self, run: Rubric) -> Rubric:
-        template = run.template if self.rubric is None else Rubric.load(self.rubric).template
-        form = self.verdict_format
+        own, form = run if self.rubric is None else Rubric.load(self.rubric), self.verdict_format
         return Rubric(
-            template,
+            own.template,
             run.min_score if self.min_score is None else self.min_score,
             run.max_score if self.max_score is None else self.max_score,
             run.system_prompt if self.system_prompt is None else self.system_prompt,
             run.kind if form is None else form.kind,
             run.words if form is None else form.words,
+            own.criteria,
         )
 
     def judge_completions(self, held_out: int, grader: RubricGrader) -> Completions:
@@ -286,7 +286,7 @@ class IndependentJudgeCommand(EvaluateCommand):
     run: Path = Field(description="The run's folder.")
     cache: Path | None = Field(None, description="Folder that stores the judge's verdicts.")
     answers: int = Field(1, ge=1, description="Answers to each held-out prompt that are graded.")
-    rubric: str = Field("judge", description="Packaged rubric, or a .txt file, to grade by.")
+    rubric: str = Field("judge", description="Packaged rubric, .txt file, or criteria (.yaml).")
     min_score: float = Field(0.0, description="The rubric's lowest score, also of the run's.")
     max_score: float = Field(5.0, description="The highest.")
     judgments: int = Field(3, ge=1, description="Judgments of each answer.")
@@ -303,7 +303,7 @@ class IndependentJudgeCommand(EvaluateCommand):
         records_T = self._records()
         rubric = Rubric.load(self.rubric, min_score=self.min_score, max_score=self.max_score)
         sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
-        n = self.judgments if self.temperature > 0 else 1
+        n = rubric.different(self.judgments if self.temperature > 0 else 1)
         grader = RubricGrader(rubric, n, sampling, rules=VerdictRules(self.constrained, self.retries))
         store, half, found = verdict_store(self.cache, session.judge, grader), half_point(rubric, rubric), []
         for model, records in records_T.items():

@@ -207,7 +207,7 @@ class JudgeQualityCommand(EvaluateCommand):
     prompt: Path | None = Field(None, description="A pairwise question, alpaca_eval_clf.txt.")
     plot: Path | None = Field(None, description="Write a reliability diagram there (.svg, .png).")
     cache: Path | None = Field(None, description="Stores what the judges answer.")
-    rubric: str = Field("judge", description="Packaged rubric, or a .txt file, to grade by.")
+    rubric: str = Field("judge", description="Packaged rubric, .txt file, or criteria (.yaml).")
     min_score: float = Field(0.0, description="The rubric's lowest score, also of scores in the file.")
     max_score: float = Field(5.0, description="The highest.")
     judgments: int = Field(11, ge=1, description="Judgments of each answer.")
@@ -242,7 +242,9 @@ class JudgeQualityCommand(EvaluateCommand):
         rules = VerdictRules(self.constrained, self.retries)
         rubric = Rubric.load(self.rubric, min_score=self.min_score, max_score=self.max_score)
         grader, scale = (
-            RubricGrader(rubric, self.judgments, Sampling(0.8, 0.95, self.max_tokens), self.expected, rules),
+            RubricGrader(
+                rubric, rubric.different(self.judgments), Sampling(0.8, 0.95, self.max_tokens), self.expected, rules
+            ),
             (rubric.min_score, rubric.max_score),
         )
         if kind == "records":

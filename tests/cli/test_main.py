@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from run_folders import small_run
+from run_folders import llama_folder, small_run, write_prompts
 from typer.testing import CliRunner
 from whole_runs import GROUP, parse
 
@@ -147,8 +147,14 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
         assert process.stderr.read() == ""
 
 
-def test_plan_prints_the_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "plan", "meta-rewarding", "--set", "model=m", "--set", "prompts.source=p") == 0
+def test_plan_prints_the_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    llama_folder(tmp_path / "m")
+    write_prompts(tmp_path / "p.jsonl", 20_000)
+    given = ("--set", "model=m", "--set", "prompts.source=p.jsonl")
+    assert call(monkeypatch, "plan", "llama3-8b-8gpu", "--machine", "8x80", *given) == 0
     assert "550,000" in capsys.readouterr().out
 
 

@@ -142,7 +142,7 @@ def test_every_setting_says_what_it_means() -> None:
 
 def test_the_nearest_preset() -> None:
     assert nearest_preset("meta-reward") == "the nearest preset is 'meta-rewarding'"
-    assert nearest_preset("qqq") == "the presets are pocket, smollm2, self-rewarding, self-rewarding-lc, meta-rewarding"
+    assert nearest_preset("qqq") == f"the presets are {', '.join(PRESETS)}"
 
 
 def test_smollm2_is_the_constraint_world_without_judge_pairs_and_with_one_expected_score() -> None:

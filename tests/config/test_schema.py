@@ -13,7 +13,9 @@ from metareward.engines.device import resolved_dtype
 from metareward.errors import UserError
 
 Write = Callable[[str], str]
-PRESET_NAMES = "pocket, smollm2, self-rewarding, self-rewarding-lc, meta-rewarding"
+PRESET_NAMES = (
+    "pocket, smollm2, self-rewarding, self-rewarding-lc, meta-rewarding, llama3-8b-8gpu, llama3-8b-1gpu, small-24gb"
+)
 HASHES = {"model": "m", "prompts": "p", "rubric": "r", "metarubric": "mr"}
 
 

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 from regenerate import PACKAGE, ROOT, commands, documents
-from run_folders import small_run
+from run_folders import llama_folder, small_run, write_prompts
 from typer.testing import CliRunner
 from whole_runs import parse
 
@@ -124,8 +124,11 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cheap_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_run: Path, name: str, block: str
 ) -> None:
-    """In a folder with a run of scripted answers in the place of the demo's; its first prompt is called p000."""
+    """In a folder with models, prompts, and a run of scripted answers for the demo's, whose first prompt is p000."""
     monkeypatch.chdir(tmp_path)
+    for model in ("mine", "smollm2"):
+        llama_folder(tmp_path / "models" / model, layers=1, hidden=64, whole=True)
+    write_prompts(tmp_path / "prompts.jsonl", 20_000)
     shutil.copytree(a_run, tmp_path / "runs/pocket-1")
     for words in words_of(block, "metareward"):
         if " ".join(words).startswith(CHEAP):

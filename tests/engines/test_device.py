@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metareward.engines.device import accelerators, device_kind, resolved_dtype
+from metareward.engines.device import accelerators, described_machine, device_kind, resolved_dtype
 from metareward.engines.local.checkpoint import choose_device, choose_dtype
+from metareward.errors import UserError
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
@@ -22,4 +23,14 @@ def test_an_explicit_dtype_is_kept() -> None:
 
 
 def test_torch_is_asked_for_its_devices() -> None:
-    assert accelerators() == (torch.cuda.device_count(), torch.backends.mps.is_available())
+    gpus, mps = accelerators()
+    assert (len(gpus), mps) == (torch.cuda.device_count(), torch.backends.mps.is_available())
+
+
+def test_a_machine_can_be_described() -> None:
+    assert described_machine("8x80").gpus == (80 * 10**9,) * 8
+    assert described_machine("24 GB") == described_machine("1x24")
+    assert str(described_machine("1 x 24GB")) == "1 GPU of 24 GB"
+    for text in ("", "0x80", "8x", "eight", "8x80x2"):
+        with pytest.raises(UserError, match="--machine"):
+            described_machine(text)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_folders import HELD_OUT, PROMPTS, begin_experiment, experiment, model_folder, write_prompts
+from run_folders import HELD_OUT, PROMPTS, begin_experiment, bound_experiment, experiment, model_folder, write_prompts
 
 from metareward.config.schema import load_recipe
 from metareward.errors import UserError
@@ -14,6 +14,7 @@ from metareward.generation.verdicts import VerdictRules
 from metareward.method.template import load_template
 from metareward.pipeline.experiment import Experiment
 from metareward.storage.run_dir import RunDir
+from metareward.storage.store import RecordStore
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -130,7 +131,7 @@ def test_a_mistake_is_told_before_anything_is_written(
 
 
 def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
-    begin_experiment(tmp_path)
+    bound_experiment(tmp_path)
     with pytest.raises(UserError) as told:
         experiment(tmp_path, "answers.k=3", "iterations.1.rho=0.2", "iterations.2=drop").check()
     assert "answers.k (4 -> 3)" in str(told.value)
@@ -139,14 +140,37 @@ def test_a_changed_recipe_is_refused_by_its_fields(tmp_path: Path) -> None:
     assert str(told.value).endswith("fix: set it back, or give another folder with --out")
 
 
+def test_a_start_that_made_nothing_doesnt_bind_the_folder(tmp_path: Path) -> None:
+    other = begin_experiment(tmp_path, "answers.k=3", "seed=5")
+    with RecordStore.open(other.run.iteration(1).records, {"of": "another recipe"}) as store:
+        store.put_failure("p000", "does not fit")
+    model_folder(tmp_path / "model", "the right weights")
+    of = begin_experiment(tmp_path)
+    assert json.loads(of.run.resolved.read_text()) == of.recipe.resolved()
+    assert not of.run.iteration(1).records.exists()
+    assert [len(of.prompts(t)) for t in range(3)] == [HELD_OUT, PROMPTS, PROMPTS]
+
+
+def test_training_may_change_until_a_model_is_trained(tmp_path: Path) -> None:
+    """A package that training lacks shows after all of iteration 1's generation, none of which depends on it."""
+    bound_experiment(tmp_path, "training.method=lora", "iterations.1.learning_rate=1e-5")
+    of = begin_experiment(tmp_path, "training.beta=0.2")
+    assert json.loads(of.run.resolved.read_text()) == of.recipe.resolved()
+    with pytest.raises(UserError, match=r"answers\.k \(4 -> 3\); fix"):
+        begin_experiment(tmp_path, "training.beta=0.2", "answers.k=3")
+    model_folder(of.model(1), "m1")
+    with pytest.raises(UserError, match=r"training\.beta \(0\.2 -> 0\.1\)"):
+        begin_experiment(tmp_path)
+
+
 def test_where_and_how_fast_it_runs_may_change(tmp_path: Path) -> None:
-    begin_experiment(tmp_path)
+    bound_experiment(tmp_path)
     begin_experiment(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
     begin_experiment(tmp_path, "training.device=cpu")
 
 
 def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = bound_experiment(tmp_path)
     kept = json.loads(of.run.resolved.read_text())
     del kept["prompts"]["network"], kept["prompts"]["field"], kept["benchmarks"]
     of.run.resolved.write_text(json.dumps(kept))
@@ -167,7 +191,7 @@ def test_prompts_may_be_named_by_field_and_on_the_hub_only_if_the_network_is_all
 def test_files_that_the_recipe_only_names_may_not_change(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(load_template("judge").text)
     change = f"judgments.rubric={tmp_path}/mine.txt"
-    begin_experiment(tmp_path, change)
+    bound_experiment(tmp_path, change)
     (tmp_path / "mine.txt").write_text(load_template("judge").text + "Be strict.")
     with pytest.raises(UserError, match=r"changed since this run began: the rubric's text \(\"?\w{12}\"? -> \"?\w{12}"):
         experiment(tmp_path, change).check()
@@ -316,7 +340,7 @@ def test_how_training_is_done_reaches_the_job(tmp_path: Path) -> None:
 
 def test_a_start_of_its_own_may_not_change_later(tmp_path: Path) -> None:
     given = model_folder(tmp_path / "given", "others")
-    begin_experiment(tmp_path, f"training.start={given}")
+    bound_experiment(tmp_path, f"training.start={given}")
     model_folder(given, "changed")
     with pytest.raises(UserError, match=r"changed since this run began: training\.start's files"):
         begin_experiment(tmp_path, f"training.start={given}")

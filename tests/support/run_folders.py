@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import struct
 from pathlib import Path
 
 from scripted_models import prompts, reply, settings
@@ -16,6 +18,7 @@ from metareward.method.judge import Rubric
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.method.template import load_template
 from metareward.pipeline.experiment import Experiment
+from metareward.pocket.world import MODEL
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.records import read_records
@@ -70,6 +73,41 @@ def begin_experiment(folder: Path, *changes: str) -> Experiment:
     started = experiment(folder, *changes)
     with started.run.lock():
         started.begin("name: scripted\n")
+    return started
+
+
+def llama_folder(folder: Path, layers: int = 32, hidden: int = 4096, whole: bool = False) -> Path:
+    """A folder that says it holds a Llama, by default of 8 B weights in bfloat16: headers, with zeros if ``whole``.
+
+    Tokenizer and chat template are the pocket model's.
+    """
+    vocabulary, middle = 31 * hidden, 7 * hidden // 2
+    layer = {"q": (hidden, hidden), "k": (hidden // 4, hidden), "v": (hidden // 4, hidden), "o": (hidden, hidden)}
+    layer |= {"gate": (middle, hidden), "up": (middle, hidden), "down": (hidden, middle)}
+    shapes = {f"{number}.{name}": shape for number in range(layers) for name, shape in layer.items()}
+    shapes |= {"embed": (vocabulary, hidden), "head": (vocabulary, hidden)}
+    header, place = dict[str, object](), 0
+    for name, (rows, columns) in shapes.items():
+        end = place + 2 * rows * columns
+        header[name] = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [place, end]}
+        place = end
+    encoded = json.dumps(header).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = struct.pack("<Q", len(encoded)) + encoded + bytes(place * whole)
+    (folder / "model.safetensors").write_bytes(weights)
+    config = {"model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (MODEL / name).is_file():
+            shutil.copyfile(MODEL / name, folder / name)
+    return folder
+
+
+def bound_experiment(folder: Path, *changes: str) -> Experiment:
+    """The same with a first record, so that the folder is bound to the recipe."""
+    started = begin_experiment(folder, *changes)
+    with RecordStore.open(started.run.iteration(1).records, {}) as store:
+        store.put("p", "{}")
     return started
 
 

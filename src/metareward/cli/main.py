@@ -148,14 +148,23 @@ def plan_command(
         float | None,
         typer.Option("--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long per role."),
     ] = None,
+    machine: Annotated[
+        str | None, typer.Option("--machine", metavar="GPUSxGB", help="Check it for this machine, such as 8x80.")
+    ] = None,
 ) -> None:
-    """Estimate what a recipe costs: completions, tokens, pairs, steps, disk, memory, time."""
+    """Check a recipe as a run does, and estimate its cost: completions, tokens, pairs, steps, disk, memory, time."""
     from metareward.config.schema import load_recipe
+    from metareward.engines.device import described_machine, this_machine
     from metareward.generation.throughput import Rates
+    from metareward.pipeline.experiment import Experiment
     from metareward.pipeline.plan import measured_rates, plan, plan_table
+    from metareward.pipeline.preflight import check_inputs, check_machine
     from metareward.storage.run_dir import RunDir
 
     chosen = load_recipe(recipe, changes or ())
+    fits = described_machine(machine) if machine else this_machine()
+    experiment = Experiment(RunDir(Path("runs") / f"plan of {chosen.name}"), chosen)  # nothing is written there
+    check_inputs(experiment, here=not fits.described)
     if measure:
         from metareward.pipeline.plan import measure_recipe
 
@@ -163,6 +172,8 @@ def plan_command(
     else:
         rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
     print_rich(plan_table(plan(chosen, rates)))
+    check_machine(experiment, fits)
+    print_rich(f"the recipe can run on {fits if machine else f'this machine ({fits})'}")
 
 
 @app.command("check-judge")

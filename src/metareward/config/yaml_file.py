@@ -27,7 +27,10 @@ from pydantic_core import ErrorDetails
 from metareward.errors import UserError
 
 Key = tuple[str | int, ...]
-PRESETS = ("pocket", "smollm2", "self-rewarding", "self-rewarding-lc", "meta-rewarding")
+PRESETS = (
+    "pocket", "smollm2", "self-rewarding", "self-rewarding-lc", "meta-rewarding", "llama3-8b-8gpu", "llama3-8b-1gpu",
+    "small-24gb",
+)  # fmt: skip
 PRESET_FOLDER = Path(__file__).parent / "recipes"
 # The kind of a section that names none.
 _DEFAULT_KINDS: Mapping[str | int, str] = {"engine": "local"}

@@ -1,29 +1,81 @@
-"""What ``auto`` means for devices and number formats, without importing torch into this process.
+"""The machine's devices, and what ``auto`` means for them and for number formats, without importing torch here.
 
 Records name the resolved format, because bfloat16 and float32 give different texts.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-_PROGRAM = "import torch; print(torch.cuda.device_count(), int(torch.backends.mps.is_available()))"
+from metareward.errors import UserError
+
+_PROGRAM = """\
+import json, torch
+gpus = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+print(json.dumps([gpus, torch.backends.mps.is_available()]))
+"""
+# Where Linux has a driver that torch could use: Nvidia's own, Nvidia's in WSL2, ROCm's.
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+_DESCRIBED = re.compile(r"(?:(\d+) *x *)?(\d+(?:\.\d+)?) *(?:GB)?", re.IGNORECASE)
+_GB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is to compute with: the memory of each GPU that torch finds, and the machine's own, in bytes.
+
+    ``ram`` is None where it isn't known. ``described``: by the user, not the one that this runs on.
+    """
+
+    gpus: tuple[int, ...]
+    ram: int | None = None
+    mps: bool = False
+    described: bool = False
+
+    def __str__(self) -> str:
+        """In a few words, such as ``8 GPUs of 80 GB``."""
+        if self.gpus:
+            count = f"{len(self.gpus)} GPUs" if len(self.gpus) > 1 else "1 GPU"
+            return f"{count} of {min(self.gpus) / _GB:.0f} GB"
+        memory = "" if self.ram is None else f", {self.ram / _GB:.0f} GB of memory"
+        return f"{'Apple GPU' if self.mps else 'no GPU'}{memory}"
+
+
+def described_machine(text: str) -> Machine:
+    """The machine that ``text`` describes: ``8x80`` is 8 GPUs of 80 GB, ``24`` one of 24 GB. Raises `UserError`."""
+    match = _DESCRIBED.fullmatch(text.strip())
+    if match is None or match[1] == "0":
+        raise UserError(f"--machine {text}: fix: write GPUs x GB, such as 8x80 for 8 GPUs of 80 GB")
+    return Machine((round(float(match[2]) * _GB),) * int(match[1] or 1), described=True)
+
+
+def this_machine() -> Machine:
+    """The machine that this runs on. Asks torch, in a child process, only if there may be a GPU."""
+    gpus, mps = ((), False) if surely_cpu("auto") else accelerators()
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    return Machine(gpus, ram, mps)
 
 
 @lru_cache(maxsize=1)
-def accelerators() -> tuple[int, bool]:
-    """The number of CUDA devices, and whether Apple's MPS is available; a child process asks torch once."""
+def accelerators() -> tuple[tuple[int, ...], bool]:
+    """The memory of each CUDA (or ROCm) device in bytes, and whether Apple's MPS is there; a child asks torch once."""
     command = [sys.executable, "-P", "-c", _PROGRAM]
-    gpus, mps = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return int(gpus), mps == "1"
+    gpus, mps = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return tuple(gpus), bool(mps)
 
 
 def surely_cpu(device: str) -> bool:
     """Whether ``device`` means the CPU, as far as can be told without asking torch."""
-    return device == "cpu" or (device == "auto" and sys.platform == "linux" and not Path("/dev/nvidiactl").exists())
+    return device == "cpu" or (
+        device == "auto" and sys.platform == "linux" and not any(Path(each).exists() for each in _DRIVERS)
+    )
 
 
 def device_kind(device: str) -> str:

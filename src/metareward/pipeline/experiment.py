@@ -55,6 +55,7 @@ from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment, log_event
 from metareward.storage.serialization import fingerprint_of, flatten
+from metareward.storage.store import has_records
 from metareward.training.average import make_average
 from metareward.training.config import DpoJob
 from metareward.types import ModelRole, PairKind, Prompt, Sampling
@@ -73,6 +74,8 @@ _CHANGEABLE = frozenset(
     + [f"judge_check.{name}" for name in JudgeCheckSettings.model_fields]
     + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
 )
+# What nothing depends on before the first training; another start is another experiment.
+_TRAINS = re.compile(r"training\.(?!start)|iterations\.\d+\.(stop_after_epoch|learning_rate)$")
 _RUBRIC = "the rubric's text"
 _MEASURED = "benchmarks."
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -116,10 +119,37 @@ class Experiment:
         Raises `UserError` for a missing model, a bad rubric or prompt file, too few prompts, and in a run folder for
         every setting, model or rubric that has changed since the run began.
         """
-        inputs = self._inputs
-        if not self.run.resolved.is_file():
+        self._inputs  # noqa: B018 - a missing file is named
+        if not self._begun:
             self.choose_prompts(self.last)
             return
+        changed = self._changes
+        if changed:
+            named = " or the benchmark another name," if any(each.startswith(_MEASURED) for each in changed) else ""
+            raise UserError(
+                f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
+                f"fix: set it back,{named} or give another folder with --out"
+            )
+
+    @property
+    def _begun(self) -> bool:
+        """Whether the folder is bound to a recipe: a start with another one that made nothing doesn't count."""
+        return self.run.resolved.is_file() and (not self._changes or self._made_something)
+
+    @property
+    def _made_something(self) -> bool:
+        """Whether the folder has a record or a model."""
+        return not self._untrained or any(map(has_records, self.run.path.rglob("*.sqlite")))
+
+    @property
+    def _untrained(self) -> bool:
+        """Whether no model has been trained here, so that nothing depends on the settings of training."""
+        return not any(self.run.path.glob("iter-*/model*"))
+
+    @property
+    def _changes(self) -> list[str]:
+        """What has changed since the run began, each with its old and new value."""
+        inputs = self._inputs
         _read_json(self.run.resolved)  # a damaged file is named as such
         # A setting that did not exist when the run began has its default.
         began = load_recipe(str(self.run.resolved))
@@ -128,17 +158,10 @@ class Experiment:
         # Benchmarks measure: they may come and go, but a name stands for one measurement.
         both = {key: value for key, value in measured.items() if key in measuring}
         before, now = {**before, **both}, {**now, **{key: measuring[key] for key in both}}
-        changed = [
-            f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})"
-            for key in sorted({*before, *now} - _CHANGEABLE)
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
-            named = " or the benchmark another name," if any(key.startswith(_MEASURED) for key in changed) else ""
-            raise UserError(
-                f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
-                f"fix: set it back,{named} or give another folder with --out"
-            )
+        changed = [key for key in sorted({*before, *now} - _CHANGEABLE) if before.get(key) != now.get(key)]
+        if self._untrained:
+            changed = [key for key in changed if not _TRAINS.match(key)]
+        return [f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})" for key in changed]
 
     @staticmethod
     def _compared(recipe: Recipe, inputs: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
@@ -150,9 +173,11 @@ class Experiment:
     def begin(self, recipe_text: str) -> None:
         """Write the recipe, the prompts and the digests of inputs, once. The run folder must be locked."""
         self.check()
-        if self.run.resolved.is_file():
-            self._update_benchmarks()
+        if self._begun:
+            self._update_recipe(recipe_text)
             return
+        for store in self.run.path.rglob("*.sqlite*"):  # of a start that failed: they hold no record
+            store.unlink()
         for t in range(self.last + 1):  # replaces what an earlier start with another recipe may have left
             write_prompts(self.run.iteration(t).prompts, self.choose_prompts(t))
         self._warn_of_borrowed_prompts()
@@ -164,17 +189,22 @@ class Experiment:
         ):
             write_atomic(path, json.dumps(value, indent=2) + "\n")
 
-    def _update_benchmarks(self) -> None:
-        """Write which benchmarks the recipe has now, if they aren't those of the last start."""
-        before, now = _read_json(self.run.resolved), self.recipe.resolved()["benchmarks"]
-        if before.get("benchmarks") == now:
+    def _update_recipe(self, recipe_text: str) -> None:
+        """Write which benchmarks and, before anything is trained, which training the recipe has now."""
+        before, now = _read_json(self.run.resolved), self.recipe.resolved()
+        if self._untrained and before != {**now, "benchmarks": before.get("benchmarks")}:
+            before = {**now, "benchmarks": before.get("benchmarks")}
+            write_atomic(self.run.resolved, json.dumps(before, indent=2) + "\n")
+            write_atomic(self.run.recipe, recipe_text)
+            log_event(self.run, "training settings changed")
+        if before.get("benchmarks") == now["benchmarks"]:
             return
         # One that is taken out keeps its name: its results stay, so it can come back as it was, and only so.
         inputs = _read_json(self.run.inputs)
         began = _measurements(load_recipe(str(self.run.resolved)), inputs)
         inputs |= {**began, **_measurements(self.recipe, self._inputs)}
         write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
-        write_atomic(self.run.resolved, json.dumps({**before, "benchmarks": now}, indent=2) + "\n")
+        write_atomic(self.run.resolved, json.dumps({**before, "benchmarks": now["benchmarks"]}, indent=2) + "\n")
         self.run.report.unlink(missing_ok=True)
         log_event(self.run, "benchmarks changed", names=[each.name for each in self.recipe.benchmarks])
 

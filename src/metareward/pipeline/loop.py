@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 
 from metareward.config.schema import Recipe
+from metareward.engines.device import this_machine
 from metareward.errors import JudgeHealthError
 from metareward.generation.progress import Progress, terminal_progress
 from metareward.generation.usage import log_usage, log_warnings
@@ -17,6 +18,7 @@ from metareward.pipeline.checkpoint_selection import select_checkpoint
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
+from metareward.pipeline.preflight import check_inputs, check_machine
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.run_log import log_event, stage_seconds
@@ -30,8 +32,12 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     """
     run = RunDir(out)
     experiment = Experiment(run, recipe)
-    experiment.check()  # before anything is written
-    benchmarks.check(experiment)
+    if experiment.complete():
+        experiment.check()
+        benchmarks.check(experiment)
+    else:  # before anything is written
+        check_inputs(experiment)
+        check_machine(experiment, this_machine())
     with run.lock(), log_warnings(run):
         experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):

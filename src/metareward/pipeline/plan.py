@@ -34,7 +34,8 @@ from metareward.pipeline.judge_check import planned_completions
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore
-from metareward.training.memory import MemorySpec, model_size, training_bytes
+from metareward.training.memory import model_size, training_bytes
+from metareward.training.requirements import memory_spec
 from metareward.types import Judge, Prompt, PromptRecord
 
 # --- lengths and speed ---
@@ -382,23 +383,12 @@ def _prompt_chars(experiment: Experiment) -> float | None:
 
 
 def _training_bytes(recipe: Recipe) -> int | None:
-    size, section = model_size(model_folder(recipe.model)), recipe.training
+    size = model_size(model_folder(recipe.model))
     if size is None:
         return None
-    rows = 2 * section.per_device_train_batch_size
-    completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
-    spec = MemorySpec(
-        tokens=rows * section.max_length,
-        completion_tokens=rows * min(section.max_length, completion),
-        lora_r=0 if section.method == "full" else section.lora.r,
-        four_bit=section.method == "qlora",
-        bfloat16=section.dtype == "bfloat16" or (section.dtype == "auto" and section.device != "cpu"),
-        gradient_checkpointing=section.gradient_checkpointing,
-        separate_reference=section.method == "full" or section.reference in ("m0", "ema"),
-        num_processes=section.num_processes,
-        sharding=section.sharding,
+    return training_bytes(
+        size, memory_spec(recipe.training, max(recipe.answers.max_tokens, recipe.judgments.max_tokens))
     )
-    return training_bytes(size, spec)
 
 
 # --- as text ---

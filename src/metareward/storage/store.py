@@ -108,6 +108,15 @@ class RecordStore:
             yield from self._connection.execute(query, values)
 
 
+def has_records(path: Path) -> bool:
+    """Whether the store at ``path`` holds a document; one that can't be read counts as if it did."""
+    try:
+        with RecordStore.read(path) as store:
+            return bool(store.keys())
+    except UserError:
+        return True
+
+
 @contextmanager
 def _user_errors(path: Path) -> Iterator[None]:
     """Turn SQLite disk and file errors into `UserError`; let programming errors through."""

@@ -33,6 +33,7 @@ from metareward.storage.atomic import write_errors
 from metareward.storage.custody import known_digests
 from metareward.training.config import AnyJob, DpoJob, read_job
 from metareward.training.lineage import Lineage, existing_lineage, read_lineage
+from metareward.training.requirements import require_devices
 
 Step = Mapping[str, float]
 Event = Mapping[str, object]
@@ -169,6 +170,7 @@ def main(job_path: Path) -> None:
     worker, processes = ["-m", _CHILD, str(job_path), "--with-parent"], settings.num_processes
     import torch
 
+    require_devices(settings, torch.cuda.device_count(), torch.backends.mps.is_available())
     if settings.device in ("auto", "cuda") and torch.cuda.is_available():
         from accelerate.commands import launch
 
@@ -176,9 +178,6 @@ def main(job_path: Path) -> None:
         options = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0"]
         launch.launch_command(launch.launch_command_parser().parse_args([*options, *worker]))
         return
-    if settings.sharding != "ddp":
-        only_on_gpus = f"sharding {settings.sharding} needs GPUs, and torch finds none"
-        raise UserError(f"training job: {only_on_gpus}; fix: make it ddp")
     from torch.distributed import run
 
     os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -17,7 +17,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from metareward.errors import UserError
 from metareward.training.config import AnyJob, DpoJob
 from metareward.training.lineage import ADAPTER, adapter_base
+from metareward.training.requirements import require_packages
 from metareward.training.trainer import ExampleTrainer, PairTrainer, computes_in_bfloat16
 
 _NAMES_SHOWN = 3
@@ -85,8 +85,7 @@ def load_dpo_models(job: DpoJob) -> DpoModels:
     settings, lora = job.settings, job.settings.adapter
     if lora is None:
         return DpoModels(load_model(job.start, settings.dropout), load_model(job.reference, 0.0))
-    if find_spec("peft") is None:
-        raise UserError("training job: lora needs peft; fix: pip install 'metareward[lora]'")
+    require_packages(settings)
     dtype = torch.bfloat16 if computes_in_bfloat16(settings) else torch.float32
     from peft import LoraConfig, PeftConfig, PeftModel
 
@@ -118,10 +117,6 @@ def _load_base(job: DpoJob, dtype: torch.dtype) -> Any:
     base, dropout = adapter_base(job), job.settings.dropout
     if job.settings.method != "qlora":
         return load_model(base, dropout, dtype)
-    if find_spec("bitsandbytes") is None:
-        raise UserError("training job: method qlora needs bitsandbytes; fix: pip install 'metareward[qlora]'")
-    if not torch.cuda.is_available():
-        raise UserError("training job: method qlora needs a GPU, and torch finds none; fix: make it lora")
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

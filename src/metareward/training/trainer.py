@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +26,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from metareward.errors import UserError
 from metareward.seeds import derive
 from metareward.training.checkpoints import LogProbs
 from metareward.training.config import DpoJob, OptimizationSettings, SftJob, TrainingJob
 from metareward.training.data import Example, FittingData, TrainingPair
+from metareward.training.requirements import require_device, require_packages
 
 _SEEDS = 2**31  # transformers hands the seed to NumPy, which takes 32 bits
 _REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's, read by its collator and its loss
@@ -239,22 +238,15 @@ def _schedule(settings: OptimizationSettings, steps: int) -> dict[str, Any]:
 
 def computes_in_bfloat16(settings: OptimizationSettings) -> bool:
     """Whether the computation is in bfloat16. Raises `UserError` when the device isn't there."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("training job: device is cuda, but torch finds no GPU; fix: make it auto or cpu")
-    if settings.device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("training job: device is mps, but torch finds none; fix: make it auto or cpu")
+    require_device(settings, torch.cuda.device_count(), torch.backends.mps.is_available())
     on_gpu = settings.device in ("auto", "cuda") and torch.cuda.is_available()
     return settings.dtype == "bfloat16" or (settings.dtype == "auto" and on_gpu)
 
 
 def tracker_arguments(job: TrainingJob) -> dict[str, Any]:
     """The arguments for experiment trackers. Raises `UserError` naming one that isn't installed."""
-    trackers = job.settings.report_to
-    missing = [name for name in trackers if find_spec(name) is None]
-    if missing:
-        names = " ".join(missing)
-        raise UserError(f"training job: report_to: {', '.join(missing)} can't be imported; fix: pip install {names}")
-    return {"report_to": list(trackers) or "none", "run_name": job.run_name}
+    require_packages(job.settings)
+    return {"report_to": list(job.settings.report_to) or "none", "run_name": job.run_name}
 
 
 def precompute_reference(trainer: PairTrainer, model: Any, lengths: Sequence[int]) -> LogProbs:

@@ -276,5 +276,5 @@ async def _devices(device: str) -> list[str]:
         return ["cpu"]
     gpus, mps = await asyncio.to_thread(accelerators)
     if gpus:
-        return [f"cuda:{index}" for index in range(gpus)]
+        return [f"cuda:{index}" for index in range(len(gpus))]
     return [device] if device == "cuda" else ["mps" if mps else "cpu"]

@@ -1,0 +1,301 @@
+"""What would stop a run later, found before it writes or spends anything: ``run`` checks it, and ``plan`` does.
+
+`check_inputs`   the model's files, the prompts, texts and objects that the recipe names, packages, contexts
+`check_machine`  devices, their memory, the disk; what doesn't fit is refused with the settings that would
+
+The model's own tokenizer and weights are loaded when its engine is opened, which generates nothing yet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from metareward.config.schema import EngineSettings, Recipe
+from metareward.engines.base import require_model_folder
+from metareward.engines.device import Machine
+from metareward.engines.local.workers import LocalSettings
+from metareward.engines.openai.engine import OpenAISettings
+from metareward.engines.vllm import VllmSettings
+from metareward.engines.vllm import missing as vllm_missing
+from metareward.errors import UserError
+from metareward.method.template import conversation
+from metareward.pipeline import benchmarks
+from metareward.pipeline.engines import model_folder
+from metareward.pipeline.experiment import Experiment, most_tokens
+from metareward.training.memory import ModelSize, model_size, training_bytes
+from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
+
+_GB = 10**9
+_USABLE = 0.95  # of a device's memory: the rest is the driver's and the libraries'
+_CHECKED_PROMPTS = 100  # whose lengths are measured
+_MOST_TOO_LONG = 0.05  # as a run skips failed prompts up to this share
+
+
+# --- what the recipe names ---
+
+
+def check_inputs(experiment: Experiment, here: bool = True) -> None:
+    """Read all that the recipe names, and write nothing. Raises `UserError` for the first thing that is wrong.
+
+    ``here``: the recipe is to run on this machine, so packages must be installed and weights whole; for a plan of
+    another machine the headers of the weights are enough.
+    """
+    recipe = experiment.recipe
+    for key, name in _model_names(recipe):
+        check_model(model_folder(name), key, here)
+    if here:
+        for t in sorted(recipe.iterations):
+            require_packages(recipe.training_of(t))
+        for key, engine in _engines(recipe):
+            _check_engine(key, engine)
+    experiment.check()
+    benchmarks.check(experiment)
+    _check_lengths(experiment)
+
+
+def _model_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    yield "model", recipe.model
+    if recipe.training.start not in ("previous", "m0"):
+        yield "training.start", recipe.training.start
+    for role, each in (("judge", recipe.judge), ("meta_judge", recipe.meta_judge)):
+        model = getattr(each, "model", None)
+        if model is not None:
+            yield f"{role}.model", model
+
+
+def _engines(recipe: Recipe) -> Iterator[tuple[str, EngineSettings]]:
+    yield "engine", recipe.engine
+    for role, each in (("judge", recipe.judge), ("meta_judge", recipe.meta_judge)):
+        if not isinstance(each, str | None):
+            yield f"{role}.engine", each.engine
+
+
+def check_model(folder: Path, key: str, whole: bool = True) -> None:
+    """Whether ``folder``, which the setting ``key`` names, is a model with tokenizer and chat template.
+
+    Only headers and small files are read. Raises `UserError` naming the file and the fix.
+    """
+    if not folder.is_dir():
+        fetch = "metareward model hub:OWNER/NAME --out DIR --network"
+        raise UserError(
+            f"{key}: {folder}: no such model folder; fix: name a Hugging Face folder, or fetch one: {fetch}"
+        )
+    require_model_folder(folder)
+    _json(folder / "config.json")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = _json(index).get("weight_map")
+        names = sorted(set(listed.values())) if isinstance(listed, dict) else []
+        lacking = [name for name in names if not (folder / str(name)).is_file()]
+        if lacking:
+            raise UserError(f"{folder}: {len(lacking)} files of weights are missing ({lacking[0]}); fix: fetch them")
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_weights(path, whole)
+    _check_tokenizer(folder)
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable JSON ({error}); fix: restore the file") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; fix: restore the file")
+    return value
+
+
+def _check_weights(path: Path, whole: bool) -> None:
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            header: dict[str, Any] = json.loads(file.read(length)) if length <= path.stat().st_size else {}
+        end = max((each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error):
+        raise UserError(f"{path}: not a readable safetensors file; fix: fetch it again") from None
+    size = path.stat().st_size
+    if whole and size < 8 + length + end:
+        raise UserError(f"{path}: {size:,} bytes, its header says {8 + length + end:,}; fix: fetch it again")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if file.is_file():
+        try:
+            Tokenizer.from_file(str(file))
+        except Exception as error:  # what tokenizers raises has no class of its own
+            raise UserError(
+                f"{file}: not a readable tokenizer ({' '.join(str(error).split())}); fix: restore it"
+            ) from None
+    elif not settings.is_file():
+        raise UserError(f"{folder}: no tokenizer.json; fix: save the tokenizer with the model")
+    text = folder / "chat_template.jinja"
+    template = _json(settings).get("chat_template") if settings.is_file() else None
+    where = settings
+    if text.is_file():
+        where, template = text, text.read_text(encoding="utf-8", errors="replace")
+    elif (folder / "chat_template.json").is_file():
+        where = folder / "chat_template.json"
+        template = _json(where).get("chat_template")
+    if template is None:
+        raise UserError(f"{folder}: the tokenizer has no chat template; fix: add chat_template.jinja")
+    try:
+        # With the extensions that transformers renders with.
+        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"])
+        for each in template if isinstance(template, list) else [{"template": template}]:
+            environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", str(each["template"])))
+    except TemplateSyntaxError as error:
+        raise UserError(f"{where}: the chat template can't be read: line {error.lineno}: {error.message}") from None
+
+
+def _check_engine(key: str, engine: EngineSettings) -> None:
+    if not isinstance(engine, VllmSettings):
+        return
+    if not engine.serve and find_spec("vllm") is None:
+        raise UserError(f"{key}: {vllm_missing('this Python environment')}")
+    if engine.serve and engine.python is not None and shutil.which(engine.python) is None:
+        fix = "make vLLM's environment (docs/engines.md), or set engine.kind to local"
+        raise UserError(f"{key}.python: {engine.python}: no such program; fix: {fix}")
+
+
+def _check_lengths(experiment: Experiment) -> None:
+    """Whether prompts, answers and judgments fit the model's context: a prompt that can't is never answered."""
+    recipe, folder = experiment.recipe, model_folder(experiment.recipe.model)
+    context, file = _context(folder), folder / "tokenizer.json"
+    if context is None or not file.is_file():
+        return
+    tokenizer = Tokenizer.from_file(str(file))
+
+    def tokens(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    prompts = list(islice(experiment.choose_prompts(1), _CHECKED_PROMPTS))
+    settings = experiment.settings(1)
+    asked = [tokens(conversation(prompt.messages)) for prompt in prompts]
+    _refuse_too_long("answers", asked, recipe.answers.max_tokens, context)
+    if settings.judge is None and settings.reward is None and not hasattr(recipe.judge, "engine"):
+        judged = [tokens(settings.rubric.render(prompt, "")[-1].content) for prompt in prompts]
+        _refuse_too_long("judgments", judged, min(recipe.judgments.max_tokens, most_tokens(recipe.judgments)), context)
+
+
+def _refuse_too_long(section: str, lengths: Sequence[int], new: int, context: int) -> None:
+    too_long = sum(length + new > context for length in lengths)
+    if lengths and too_long / len(lengths) > _MOST_TOO_LONG:
+        longest = max(lengths)
+        share = f"{too_long} of {len(lengths)} prompts"
+        raise UserError(
+            f"{section}.max_tokens: {new}, which {share} (up to {longest} tokens) don't leave room for in the model's "
+            f"context of {context} tokens; fix: lower it, or take out the long prompts"
+        )
+
+
+def _context(folder: Path) -> int | None:
+    config = _json(folder / "config.json")
+    text = config.get("text_config", config)
+    context = text.get("max_position_embeddings") if isinstance(text, dict) else None
+    return context if isinstance(context, int) else None
+
+
+# --- the machine ---
+
+
+def check_machine(experiment: Experiment, machine: Machine) -> None:
+    """Whether generation and training fit ``machine``, and the models its disk. Raises `UserError` with the fix."""
+    recipe = experiment.recipe
+    size = model_size(model_folder(recipe.model))
+    for t in sorted(recipe.iterations):
+        require_devices(recipe.training_of(t), len(machine.gpus), machine.mps)
+    _check_generation_devices(recipe.engine, machine)
+    if size is None:
+        return
+    _check_generation_memory(recipe.engine, size, machine)
+    _check_training_memory(recipe, size, machine)
+    if not machine.described:
+        _check_disk(experiment)
+
+
+def _check_generation_devices(engine: EngineSettings, machine: Machine) -> None:
+    gpus = len(machine.gpus)
+    match engine:
+        case LocalSettings(device=device) if device.startswith("cuda"):
+            wanted = int(device.partition(":")[2] or 0) + 1
+            if wanted > gpus:
+                raise UserError(f"engine.device is {device}, but the machine has {machine}; fix: make it auto or cpu")
+        case VllmSettings(tensor_parallel_size=parts) if gpus and parts > gpus:
+            raise UserError(
+                f"engine.tensor_parallel_size: {parts}, but the machine has {machine}; fix: make it at most {gpus}"
+            )
+        case _:
+            return
+
+
+def _check_generation_memory(engine: EngineSettings, size: ModelSize, machine: Machine) -> None:
+    if isinstance(engine, OpenAISettings):
+        return
+    on_gpu = bool(machine.gpus) and not (isinstance(engine, LocalSettings) and engine.device == "cpu")
+    room = (min(machine.gpus) if on_gpu else machine.ram) or 0
+    parts = engine.tensor_parallel_size if isinstance(engine, VllmSettings) else 1
+    share = engine.gpu_memory_utilization if isinstance(engine, VllmSettings) else _USABLE
+    need = size.weights * (4 if engine.dtype == "float32" else 2) / parts
+    if room and need > room * share:
+        fix = "take a smaller model"
+        fitting = math.ceil(need * parts / (room * share * _USABLE))
+        if on_gpu and fitting <= len(machine.gpus):
+            fix = f"set engine.kind to vllm, and engine.tensor_parallel_size to {_power_of_two(fitting)}"
+        raise UserError(
+            f"engine: the model's weights take {need / _GB:.0f} GB on each device of {machine}, which leaves no room "
+            f"for completions; fix: {fix}"
+        )
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _check_training_memory(recipe: Recipe, size: ModelSize, machine: Machine) -> None:
+    completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
+    for t in sorted(recipe.iterations):
+        settings = recipe.training_of(t)
+        on_gpu = bool(machine.gpus) and settings.device in ("auto", "cuda")
+        room = min(machine.gpus) if on_gpu else machine.ram
+        if machine.mps or room is None:
+            return
+        need = training_bytes(size, memory_spec(settings, completion))
+        if not on_gpu:
+            need *= settings.num_processes
+        usable = round(room * _USABLE)
+        if need <= usable:
+            continue
+        found = fitting_settings(settings, size, completion, usable, len(machine.gpus) if on_gpu else 0)
+        fix = "take a smaller model or larger devices"
+        if found is not None:
+            fix = " ".join(f"--set training.{name}={json.dumps(value).strip(chr(34))}" for name, value in found.items())
+        raise UserError(
+            f"training: M{t} takes up to {need / _GB:.0f} GB on each device, and the machine has {machine}; fix: {fix}"
+        )
+
+
+def _check_disk(experiment: Experiment) -> None:
+    """The models that are yet to be written must fit the disk."""
+    recipe, run = experiment.recipe, experiment.run
+    weights = sum(path.stat().st_size for path in model_folder(recipe.model).glob("*.safetensors"))
+    missing = [t for t in recipe.iterations if not experiment.model(t).is_dir()]
+    existing = next(folder for folder in (run.path.absolute(), *run.path.absolute().parents) if folder.is_dir())
+    free, need = shutil.disk_usage(existing).free, weights * len(missing)
+    if need > free:
+        raise UserError(
+            f"{run.path}: {len(missing)} models take {need / _GB:.1f} GB, and its disk has {free / _GB:.1f} GB left; "
+            "fix: make room, or name a folder on another disk with --out"
+        )

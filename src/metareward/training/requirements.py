@@ -1,0 +1,106 @@
+"""What training settings need of a machine: packages, devices, memory; and which settings would fit it.
+
+The preflight checks it before a run generates anything, the training process before it loads a model. This module
+imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import product
+
+from metareward.errors import UserError
+from metareward.training.config import OptimizationSettings, TrainingSettings
+from metareward.training.memory import MemorySpec, ModelSize, training_bytes
+
+_LEAST_LENGTH = 1024  # tokens; shorter rows are not proposed
+
+
+def require_packages(settings: OptimizationSettings) -> None:
+    """Raise `UserError` for a package that isn't installed. None is imported."""
+    needed: dict[str, tuple[str, str, str]] = {}  # the setting, its value, the extra that has the package
+    if settings.sharding in ("zero2", "zero3"):
+        needed["deepspeed"] = "sharding", settings.sharding, "deepspeed"
+    if isinstance(settings, TrainingSettings) and settings.adapter is not None:
+        needed |= dict.fromkeys(
+            ("peft", "bitsandbytes") if settings.method == "qlora" else ("peft",),
+            ("method", settings.method, settings.method),
+        )
+    for package, (key, value, extra) in needed.items():
+        if find_spec(package) is None:
+            raise UserError(f"training.{key}: {value} needs {package}; fix: pip install 'metareward[{extra}]'")
+    missing = [name for name in settings.report_to if find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UserError(f"training.report_to: {', '.join(missing)} can't be imported; fix: pip install {names}")
+
+
+def require_device(settings: OptimizationSettings, gpus: int, mps: bool) -> None:
+    """Raise `UserError` for a ``device`` that isn't there: ``gpus`` is how many torch finds."""
+    if settings.device == "cuda" and not gpus:
+        raise UserError("training.device is cuda, but torch finds no GPU; fix: make it auto or cpu")
+    if settings.device == "mps" and not mps:
+        raise UserError("training.device is mps, but torch finds none; fix: make it auto or cpu")
+
+
+def require_devices(settings: OptimizationSettings, gpus: int, mps: bool) -> None:
+    """Raise `UserError` for any setting that needs GPUs that aren't there."""
+    require_device(settings, gpus, mps)
+    on_gpus = settings.device in ("auto", "cuda") and gpus > 0
+    if settings.sharding != "ddp" and not on_gpus:
+        only = f"{settings.sharding} needs GPUs, and torch finds none"
+        raise UserError(f"training.sharding: {only}; fix: make it ddp")
+    if isinstance(settings, TrainingSettings) and settings.method == "qlora" and not on_gpus:
+        raise UserError("training.method: qlora needs a GPU, and torch finds none; fix: make it lora")
+    if on_gpus and settings.num_processes > gpus:
+        found = f"{settings.num_processes} processes, one for each GPU, and torch finds {gpus}"
+        raise UserError(f"training.num_processes: {found}; fix: make it at most {gpus}")
+
+
+def memory_spec(settings: TrainingSettings, completion: int) -> MemorySpec:
+    """What decides the memory of one device; ``completion``: the most tokens of a completion."""
+    rows = 2 * settings.per_device_train_batch_size
+    return MemorySpec(
+        tokens=rows * settings.max_length,
+        completion_tokens=rows * min(settings.max_length, completion),
+        lora_r=0 if settings.method == "full" else settings.lora.r,
+        four_bit=settings.method == "qlora",
+        bfloat16=settings.dtype == "bfloat16" or (settings.dtype == "auto" and settings.device != "cpu"),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        separate_reference=settings.method == "full" or settings.reference in ("m0", "ema"),
+        num_processes=settings.num_processes,
+        sharding=settings.sharding,
+    )
+
+
+def fitting_settings(
+    settings: TrainingSettings, size: ModelSize, completion: int, room: int, gpus: int
+) -> dict[str, object] | None:
+    """The first change of ``settings``, the least ones first, with which a device of ``room`` bytes is enough.
+
+    Tried, in this order: gradient checkpointing, micro-batches of one, all GPUs with FSDP2, an adapter, shorter rows.
+    None if nothing fits.
+    """
+    for change in _changes(settings, gpus):
+        changed = settings.model_copy(update=change)
+        if training_bytes(size, memory_spec(changed, completion)) <= room:
+            return {name: value for name, value in change.items() if value != getattr(settings, name)}
+    return None
+
+
+def _changes(settings: TrainingSettings, gpus: int) -> Iterator[dict[str, object]]:
+    lengths = [settings.max_length // times for times in (1, 2, 4) if settings.max_length // times >= _LEAST_LENGTH]
+    sharded = [{"num_processes": settings.num_processes, "sharding": settings.sharding}]
+    if gpus > 1 and settings.batch_size % gpus == 0:
+        sharded.append({"num_processes": gpus, "sharding": "fsdp2"})
+    methods = ["full", "lora"] if settings.method == "full" else [settings.method]
+    micro = sorted({settings.per_device_train_batch_size, 1}, reverse=True)
+    checkpointing = sorted({settings.gradient_checkpointing, True})
+    for length, method, shards, rows, checked in product(
+        lengths or [settings.max_length], methods, sharded, micro, checkpointing
+    ):
+        change = {"gradient_checkpointing": checked, "per_device_train_batch_size": rows, **shards}
+        whole = settings.batch_size % (rows * int(str(shards["num_processes"]))) == 0
+        if whole and (method == settings.method or shards["sharding"] == "ddp"):
+            yield {**change, "method": method, "max_length": length}

@@ -1,0 +1,138 @@
+"""What a run would stop at later is refused by `plan` and `run` alike, in one line, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_folders import llama_folder
+from typer.testing import CliRunner
+
+from metareward.cli.main import app
+from metareward.errors import UserError
+from metareward.pocket.world import MODEL
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MODEL, tmp_path / "model")
+    rows = (json.dumps({"prompt": f"Name {number} fruits."}) for number in range(200))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    return tmp_path
+
+
+SMALL = (
+    "model=model",
+    "prompts.source=prompts.jsonl",
+    "prompts.per_iteration=20",
+    "prompts.held_out=10",
+    "benchmarks=[]",
+)
+
+
+def refused(command: str, *changes: str, options: tuple[str, ...] = ()) -> str:
+    """The one line with which ``command`` refuses the pocket recipe with ``changes``."""
+    words = [word for change in (*SMALL, *changes) for word in ("--set", change)]
+    result = CliRunner().invoke(app, [command, "pocket", *options, *words], catch_exceptions=True)
+    assert isinstance(result.exception, UserError), result.output
+    line = str(result.exception)
+    assert "\n" not in line
+    return line
+
+
+def spoil_json(name: str) -> Callable[[Path], object]:
+    return lambda at: (at / "model" / name).write_text("{")
+
+
+def truncate(at: Path) -> None:
+    path = at / "model/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def forget_template(at: Path) -> None:
+    (at / "model/chat_template.jinja").unlink(missing_ok=True)
+    path = at / "model/tokenizer_config.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "chat_template"})
+    )
+
+
+def lose_a_shard(at: Path) -> None:
+    (at / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+
+
+BROKEN: list[tuple[Callable[[Path], object], tuple[str, ...], str]] = [
+    (lambda at: None, ("model=nope",), "model: nope: no such model folder; fix: name a Hugging Face"),
+    (lambda at: None, ("model=meta-llama/Llama-3",), "or fetch one: metareward model hub:OWNER/NAME --out DIR"),
+    (lambda at: None, ("training.start=nope",), "training.start: nope: no such model folder"),
+    (lambda at: (at / "model/model.safetensors").unlink(), (), "no *.safetensors weights"),
+    (truncate, (), "its header says"),
+    (lambda at: (at / "model/model.safetensors").write_bytes(b"abc"), (), "not a readable safetensors file"),
+    (lose_a_shard, (), "1 files of weights are missing (model-2.safetensors)"),
+    (spoil_json("config.json"), (), "config.json: not readable JSON"),
+    (spoil_json("tokenizer.json"), (), "tokenizer.json: not a readable tokenizer"),
+    (forget_template, (), "the tokenizer has no chat template; fix: add chat_template.jinja"),
+    (
+        lambda at: (at / "model/chat_template.jinja").write_text("{% for m in messages %}"),
+        (),
+        "the chat template can't be read: line 1",
+    ),
+    (lambda at: None, ("prompts.source=gone.jsonl",), "gone.jsonl: can't be read"),
+    (lambda at: (at / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n'), (), "prompts.jsonl:2: "),
+    (lambda at: None, ("prompts.per_iteration=100",), "iteration 4 needs 400 (4 x 100) and there are 200"),
+    (lambda at: None, ("training.method=qlora",), "training.method: qlora needs bitsandbytes; fix: pip install"),
+    (lambda at: None, ("training.report_to=[mlflow]",), "training.report_to: mlflow can't be imported"),
+    (lambda at: None, ("training.device=cuda",), "training.device is cuda, but torch finds no GPU"),
+    (lambda at: None, ("training.sharding=fsdp2",), "training.sharding: fsdp2 needs GPUs"),
+    (lambda at: None, ("engine.device=cuda",), "engine.device is cuda, but the machine has no GPU"),
+    (lambda at: None, ("engine={kind: vllm, serve: true, python: gone}",), "engine.python: gone: no such program"),
+    (lambda at: None, ("answers.max_tokens=4000",), "answers.max_tokens: 4000, which 20 of 20 prompts (up to"),
+    (lambda at: None, ("judgments.max_tokens=500",), "judgments.max_tokens: 500, which 20 of 20 prompts (up to"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "changes", "line"), BROKEN, ids=[line[:40] for _, _, line in BROKEN])
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_a_run_would_stop_at_is_refused_first(
+    here: Path, command: str, spoil: Callable[[Path], object], changes: tuple[str, ...], line: str
+) -> None:
+    spoil(here)
+    assert line in refused(command, *changes)
+    assert not (here / "runs").exists()
+
+
+def plan_for(machine: str, preset: str, *changes: str) -> str:
+    words = [word for change in changes for word in ("--set", change)]
+    result = CliRunner().invoke(app, ["plan", preset, "--machine", machine, *words])
+    return f"{result.output} {result.exception or ''}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "machine"), [("llama3-8b-8gpu", "8x80"), ("llama3-8b-1gpu", "1x80"), ("small-24gb", "1x24")]
+)
+def test_each_preset_fits_its_machine(here: Path, preset: str, machine: str) -> None:
+    llama_folder(here / "8b")
+    given = ("model=8b", "prompts.source=prompts.jsonl", "prompts.per_iteration=20")
+    assert f"the recipe can run on {machine[0]} GPU" in plan_for(machine, preset, *given)
+
+
+@pytest.mark.parametrize(
+    ("preset", "machine", "fix"),
+    [
+        ("meta-rewarding", "8x80", "--set training.num_processes=8 --set training.sharding=fsdp2"),
+        ("meta-rewarding", "1x80", "--set training.gradient_checkpointing=true --set training.method=lora"),
+        ("llama3-8b-8gpu", "1x80", "training.num_processes: 8 processes, one for each GPU, and torch finds 1"),
+    ],
+)
+def test_what_doesnt_fit_is_refused_with_settings_that_do(here: Path, preset: str, machine: str, fix: str) -> None:
+    llama_folder(here / "8b")
+    given = ["model=8b", "prompts.source=prompts.jsonl", "prompts.per_iteration=20"]
+    told = plan_for(machine, preset, *given)
+    assert fix in told and "the recipe can run" not in told
+    if "--set" in fix:  # the fix is enough
+        words = told.rpartition("fix: ")[2].split()
+        assert "the recipe can run" in plan_for(machine, preset, *given, *(w for w in words if w != "--set"))

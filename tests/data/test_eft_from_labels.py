@@ -106,6 +106,15 @@ def test_length_tells_nothing_of_the_examples_and_the_held_out_answers(sets: See
     assert len(sets.eft) > 60
 
 
+def test_without_balance_length_stays_a_short_cut_and_the_held_out_answers_are_neutral() -> None:
+    how = binary()
+    prompts = RankedSet(labelled_prompts(60), {})
+    sets = select_labelled(prompts, split_prompts(prompts.prompts, how), how, balance=False)
+    kept, tested = sets.summary["longer_wins_eft"], sets.summary["longer_wins_held_out"]
+    assert isinstance(kept, dict) and isinstance(tested, dict)
+    assert kept["low"] > 0.55 and tested["accuracy"] == 0.5
+
+
 def test_every_example_says_its_label_and_each_prompt_has_as_many_of_both(sets: SeedSets) -> None:
     rubric, of_prompt = binary().annotation.rubric, dict[str, list[float]]()
     labels = {(p.prompt.id, a.text): a.label for p in labelled_prompts(60) for a in p.answers}
@@ -198,6 +207,49 @@ def test_training_reads_the_files_and_labels_survive_theirs(sets: SeedSets, tmp_
         (each.prompt, [(a.text, a.label, a.judgment) for a in each.answers]) for each in given
     ]
     assert all(min(a.rank for a in each.answers) == 0 for each in read)
+
+
+def by_criteria(rubric: Rubric) -> SeedSettings:
+    how = binary()
+    return replace(how, annotation=replace(how.annotation, rubric=rubric), held_out_share=0.0)
+
+
+def test_criteria_are_trained_on_as_they_are_asked_with_as_many_yes_as_no_for_each_question() -> None:
+    rubric, draw = Rubric.load("criteria", max_score=1), random.Random(5)
+    questions = ['Does the response follow this: "Write about thing {}."?', rubric.criteria[1].question]
+    prompts = []
+    for number, each in enumerate(labelled_prompts(60)):
+        known = [[(q.format(number), draw.random() < 0.6) for q in questions] for _ in each.answers]
+        answers = tuple(replace(a, criteria=tuple(k)) for a, k in zip(each.answers, known, strict=True))
+        prompts.append(replace(each, answers=answers))
+    sets = build(prompts, by_criteria(rubric), meta=False)
+    truth = {(p.prompt.id, i, q): met for p in prompts for i, a in enumerate(p.answers) for q, met in a.criteria}
+    of_question: dict[tuple[str, str], list[str]] = {}
+    for example in sets.eft:
+        prompt = next(p for p in prompts if p.prompt.id == example.prompt_id)
+        requests = rubric.requests(prompt.prompt, prompt.answers[example.index].text)
+        assert example.request in requests  # exactly what the judge is asked
+        question = questions[requests.index(example.request)].format(example.prompt_id[1:])
+        assert example.judgment == ("Yes" if truth[example.prompt_id, example.index, question] else "No")
+        of_question.setdefault((example.prompt_id, question), []).append(example.judgment)
+    assert len(sets.eft) > 200 and len({each.id for each in sets.eft}) == len(sets.eft)
+    assert all(replies.count("Yes") == replies.count("No") for replies in of_question.values())
+    found = sets.summary["longer_wins_eft"]
+    assert isinstance(found, dict) and found["accuracy"] == 0.5
+
+
+def test_one_question_is_met_by_the_best_and_several_must_be_known(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("criteria: ['Is it good?']")
+    one = Rubric.load(str(tmp_path / "one.yaml"), max_score=1)
+    sets = build(labelled_prompts(20), by_criteria(one), meta=False)
+    assert sets.eft and all((each.judgment == "Yes") == (each.rank == 0) == (each.score == 1) for each in sets.eft)
+    several = by_criteria(Rubric.load("criteria", max_score=1))
+    with pytest.raises(
+        UserError, match=r"criteria\.yaml: nothing says which criteria answers to p0 meet; fix: a verifier with"
+    ):
+        build(labelled_prompts(20), several, meta=False)
+    with pytest.raises(UserError, match="--meta-judge: criteria make no judgments to compare; fix"):
+        build(labelled_prompts(20), several)
 
 
 @pytest.mark.parametrize(

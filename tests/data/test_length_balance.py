@@ -21,6 +21,7 @@ from metareward.data.length_balance import (
     check_lengths,
     log_ratio,
     match_opposite,
+    pair_labels,
 )
 
 
@@ -107,6 +108,17 @@ def test_the_order_of_the_examples_does_not_matter(examples: list[Labelled], ord
     mixed = order.sample(examples, len(examples))
     one, other = balance_lengths(examples, 3), balance_lengths(mixed, 3)
     assert (one.ids, one.dropped) == (other.ids, other.dropped)
+
+
+@settings(max_examples=30)
+@given(labelled())
+def test_the_control_pairs_as_many_labels_as_there_can_be(examples: list[Labelled]) -> None:
+    found = pair_labels(examples, 1)
+    assert len(found.ids) == 2 * len(found.pairs) == len(examples) - sum(found.dropped.values())
+    assert all(better.label > worse.label and better.group == worse.group for better, worse in found.pairs)
+    for group in groups(examples):
+        most = Counter(each.label for each in group).most_common(1)[0][1]
+        assert sum(each.id in found.ids for each in group) == 2 * min(len(group) - most, len(group) // 2)
 
 
 lengths = st.lists(st.integers(2, 40), max_size=5)

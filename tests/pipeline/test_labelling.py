@@ -108,6 +108,24 @@ def test_the_oracle_gives_the_highest_score_only_to_what_passes(here: Path) -> N
     assert [label for _, label in found] == [5 * check_answer(prompt, text).share for text in texts]
 
 
+def test_the_oracle_says_which_criteria_an_answer_meets(here: Path) -> None:
+    prompt = "Write a short text about the moon. Don't use any commas."
+    texts = ["The moon is round and white and far away.", "The moon, white and round and far away, is"]
+    (here / "answers.jsonl").write_text(json.dumps({"id": "q", "prompt": prompt, "answers": texts}))
+    own = recipe("judgments.rubric=criteria")
+    found = gather_labelled(own, Path("out"), LabelSource(verifier="oracle"), FILE, SILENT)
+    assert not isinstance(found, dict) and hasattr(found, "ranked")
+    criteria = [dict(answer.criteria) for answer in found.ranked.prompts[0].answers]
+    assert [list(each.values()) for each in criteria] == [[True, True, True], [True, False, False]]
+    assert list(criteria[0])[1] == 'Does the response follow this: "Don\'t use any commas."?'
+    read = read_ranked(here / "out/labelled.jsonl").prompts
+    assert [answer.criteria for answer in read[0].answers] == [tuple(each.items()) for each in criteria]
+    with pytest.raises(
+        UserError, match=r"judgments\.rubric criteria: a judge writes no judgments by criteria; fix: name"
+    ):
+        gather_labelled(own, Path("b"), LabelSource(judge="pocket", written=True), FILE, SILENT)
+
+
 def test_a_stronger_judge_labels_answers_and_its_words_are_kept(here: Path) -> None:
     (here / "teaching.py").write_text(TEACHER)
     given = gather_labelled(

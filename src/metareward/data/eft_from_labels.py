@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from metareward.data.length_balance import Labelled, Pair, balance_lengths, check_lengths, match_opposite
+from metareward.data.length_balance import Labelled, Pair, balance_lengths, check_lengths, match_opposite, pair_labels
 from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet
 from metareward.data.seed_sets import (
     EftExample,
@@ -30,6 +30,7 @@ from metareward.data.seed_sets import (
     score_bin,
 )
 from metareward.errors import UserError
+from metareward.method.criteria import criterion_example
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.scores import TOLERANCE
@@ -115,11 +116,14 @@ class _Candidate:
         return self.prompt.answers[self.place]
 
 
-def select_labelled(ranked: RankedSet, split: SeedSplit, settings: SeedSettings, meta_judge: bool = False) -> SeedSets:
+def select_labelled(
+    ranked: RankedSet, split: SeedSplit, settings: SeedSettings, meta_judge: bool = False, balance: bool = True
+) -> SeedSets:
     """The three sets, EFT from labels; with ``meta_judge`` also the meta-judge's examples.
 
-    Judgments that a stronger engine wrote are taken as they are. The held-out prompts keep the answers that balance
-    their lengths, so that "longer wins" is right in half of their comparisons.
+    Judgments that a stronger engine wrote are taken as they are. Without ``balance`` only labels are balanced in EFT,
+    not lengths. The held-out prompts keep the answers that balance their lengths in any case, so that "longer wins" is
+    right in half of their comparisons.
     """
     rubric, metarubric = settings.annotation.rubric, settings.annotation.metarubric
     require_two_values(rubric)
@@ -128,9 +132,18 @@ def select_labelled(ranked: RankedSet, split: SeedSplit, settings: SeedSettings,
             "meta_judgments.hide_scores: without their scores templated judgments are empty; fix: "
             "--set meta_judgments.hide_scores=false, or --no-meta-judge"
         )
-    candidates = {each.labelled.id: each for each in _judged(split.eft, rubric)}
+    if rubric.criteria and meta_judge:
+        raise UserError(
+            "--meta-judge: criteria make no judgments to compare; fix: leave it out, or name another rubric"
+        )
+    # Answers of the same score may still differ in a criterion.
+    asked = _asked((*split.eft, *split.unused), rubric) if rubric.criteria else _judged(split.eft, rubric)
+    candidates = {each.labelled.id: each for each in asked}
     labelled = [each.labelled for each in candidates.values()]
-    balanced = balance_lengths(labelled, settings.seed, settings.max_score_share)
+    if balance:
+        balanced = balance_lengths(labelled, settings.seed, settings.max_score_share)
+    else:
+        balanced = pair_labels(labelled, settings.seed)
     kept = [each for each in labelled if each.id in balanced.ids]
     examples = tuple(_judges_example(candidates[each.id], settings) for each in kept)
     meta: tuple[EftExample, ...] = ()
@@ -142,7 +155,7 @@ def select_labelled(ranked: RankedSet, split: SeedSplit, settings: SeedSettings,
     rejected = tuple(_rejected(candidates.values(), {each.prompt_id for each in kept}))
     summary = {
         "read": {"prompts": len(ranked.prompts), "answers": sum(len(each.answers) for each in ranked.prompts)},
-        "skipped": {**ranked.skipped, "nothing to compare": len(split.unused)},
+        "skipped": {**ranked.skipped, "nothing to compare": 0 if rubric.criteria else len(split.unused)},
         "ift": len(split.ift),
         "labels": _count_labels(labelled),
         "labels_kept": _count_labels(kept),
@@ -163,6 +176,29 @@ def _judged(prompts: Iterable[RankedPrompt], rubric: Rubric) -> Iterator[_Candid
             assert answer.label is not None, "with_labels gives every answer one"
             name = prompt.prompt.id
             yield _Candidate(Labelled(f"{name}/eft/{place}", name, answer.label, len(answer.text)), prompt, place)
+
+
+def _asked(prompts: Iterable[RankedPrompt], rubric: Rubric) -> Iterator[_Candidate]:
+    """A candidate for every question of a criterion about every answer, with the label 1 for yes and 0 for no.
+
+    Where no criteria are known and the rubric has one question, the answers with the highest score meet it.
+    """
+    own = [each for each in rubric.criteria if each.program is None]
+    for each in _judged(prompts, rubric):
+        prompt, known = each.prompt.prompt, dict(each.answer.criteria)
+        asked = [question for criterion in own for question in criterion.questions(prompt)]
+        if not known and len(asked) == 1:
+            known = {asked[0]: each.labelled.label >= rubric.max_score}
+        if not known:
+            raise UserError(
+                f"judgments.rubric {rubric.template.name}: nothing says which criteria answers to {prompt.id} meet; "
+                'fix: a verifier with a method "holds", "criteria" in labelled rows, or a rubric of one question'
+            )
+        for number, question in enumerate(asked):
+            if question in known:
+                name = f"{each.labelled.id}/{number}"
+                label = float(known[question])
+                yield replace(each, labelled=replace(each.labelled, id=name, label=label, question=question))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +331,17 @@ def _score(judgment: Judgment) -> float:
 
 
 def _judges_example(candidate: _Candidate, settings: SeedSettings) -> EftExample:
-    annotation, answer = settings.annotation, candidate.answer
-    prompt, label = candidate.prompt.prompt, candidate.labelled.label
-    text = answer.judgment or templated_judgment(annotation.rubric, label, annotation.reasoning)
-    request = annotation.rubric.render(prompt, answer.text)
-    return EftExample(prompt.id, candidate.place, request, text, answer.rank, label)
+    annotation, answer, labelled = settings.annotation, candidate.answer, candidate.labelled
+    prompt, rubric = candidate.prompt.prompt, annotation.rubric
+    if labelled.question:
+        request, reply = criterion_example(
+            prompt, answer.text, labelled.question, labelled.label > 0, rubric.template, rubric.system_prompt
+        )
+        text, part = _no_thoughts(annotation.reasoning) + reply, labelled.id.rpartition("/")[2]
+        return EftExample(prompt.id, candidate.place, request, text, answer.rank, labelled.label, part=part)
+    text = answer.judgment or templated_judgment(rubric, labelled.label, annotation.reasoning)
+    request = rubric.render(prompt, answer.text)
+    return EftExample(prompt.id, candidate.place, request, text, answer.rank, labelled.label)
 
 
 def _meta_judges_examples(

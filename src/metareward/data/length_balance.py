@@ -117,6 +117,23 @@ def balance_lengths(
     return Balanced(tuple(pair for unit in kept for pair in unit), {name: n for name, n in dropped.items() if n})
 
 
+def pair_labels(examples: Sequence[Labelled], seed: int) -> Balanced:
+    """Disjoint pairs of different labels in each group, as many as there can be, whatever their lengths: a control."""
+    groups: dict[tuple[str, str], list[Labelled]] = {}
+    for each in examples:
+        groups.setdefault(each.group, []).append(each)
+    pairs: list[Pair] = []
+    for those in groups.values():
+        ordered = sorted(those, key=lambda each: (each.label, derive(seed, "example", each.id)))
+        while len({each.label for each in ordered}) > 1:
+            most = Counter(each.label for each in ordered).most_common()
+            one, other = (next(each for each in ordered if each.label == label) for label, _ in most[:2])
+            ordered = [each for each in ordered if each not in (one, other)]
+            pairs.append((one, other) if one.label > other.label else (other, one))
+    left = len(examples) - 2 * len(pairs)
+    return Balanced(tuple(pairs), {"surplus": left} if left else {})
+
+
 def log_ratio(pair: Pair) -> float:
     """ln(characters of the better / characters of the worse)."""
     better, worse = pair

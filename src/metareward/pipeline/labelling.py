@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -237,11 +237,12 @@ class Labelling:
             await run_tasks(label, queries, store, progress, "labelling answers", most)
             labels = {key: json.loads(document) for key, document in store.documents() if key in texts}
         skipped["failed"] += len(texts) - len(labels)
-        return [
-            _labelled(prompt, [RankedAnswer(*each) for each in _with_ranks(answers[prompt.id], labels[key])])
-            for key, prompt in texts.items()
-            if key in labels
-        ]
+        rubric, found = self.experiment.rubric, []
+        for key, prompt in ((key, prompt) for key, prompt in texts.items() if key in labels):
+            ranked = _with_ranks(answers[prompt.id], labels[key])
+            those = [RankedAnswer(*each, criteria=verifier.criteria(rubric, prompt, each[0])) for each in ranked]
+            found.append(RankedPrompt(prompt, tuple(those)))
+        return found
 
     async def _graded(
         self,
@@ -279,9 +280,8 @@ class Labelling:
             if graded:
                 ranks = _with_ranks([text for text, _, _ in graded], [label for _, label, _ in graded])
                 judgments = [text if self.source.written else None for _, _, text in graded]
-                found.append(
-                    _labelled(prompt, [RankedAnswer(*one, two) for one, two in zip(ranks, judgments, strict=True)])
-                )
+                those = [RankedAnswer(*one, two) for one, two in zip(ranks, judgments, strict=True)]
+                found.append(RankedPrompt(prompt, tuple(those)))
         return found
 
 
@@ -289,10 +289,6 @@ def _with_ranks(texts: Sequence[str], labels: Sequence[float]) -> Iterator[tuple
     """Text, rank (the distance from the best label) and label of every answer."""
     best = max(labels, default=0.0)
     return ((text, best - label, label) for text, label in zip(texts, labels, strict=True))
-
-
-def _labelled(prompt: Prompt, answers: Iterable[RankedAnswer]) -> RankedPrompt:
-    return RankedPrompt(prompt, tuple(answers))
 
 
 def _content_key(prompt: Prompt, answers: Sequence[str]) -> str:
@@ -330,6 +326,11 @@ def prepare_labelling(recipe: Recipe, out: Path, source: LabelSource, answers: A
         verifier = open_verifier(source.verifier, experiment, answers.prompts, source.label_range)
     else:
         judge_fingerprint(str(source.judge))
+        if source.written and experiment.rubric.criteria:
+            raise UserError(
+                f"judgments.rubric {recipe.judgments.rubric}: a judge writes no judgments by criteria; fix: name a "
+                "text, or one criterion and --judgments templated"
+            )
     if answers.answers is not None:
         given = read_answers(answers.answers, answers.network)
         prompts, skipped = tuple(prompt for prompt, _ in given), Counter[str]()

@@ -58,7 +58,7 @@ class SeedOptions:
 
     ``judgment_sets``: judgments of each answer. ``judging``: false builds IFT and held-out sets only. ``templated``:
     EFT from labels or ranks, without asking the model (`metareward.data.eft_from_labels`); ``meta_judge``: also
-    examples for the meta-judge. ``balance``: EFT in which length teaches nothing; templated sets always are.
+    examples for the meta-judge. ``balance``: EFT in which length teaches nothing.
     """
 
     judgment_sets: int = 1
@@ -107,7 +107,7 @@ def build_seed_sets(
     if held_out:
         split = replace(split, held_out=tuple(each for each in held_out if each.is_comparable))
     if options.templated:
-        sets = select_labelled(ranked, split, settings, options.meta_judge)
+        sets = select_labelled(ranked, split, settings, options.meta_judge, options.balance)
         with RunDir(out).lock():
             write_seed_sets(out, sets)
         return sets

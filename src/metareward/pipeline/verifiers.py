@@ -13,10 +13,11 @@ from metareward.data.files import resolve_file
 from metareward.engines.base import EngineError
 from metareward.errors import UserError
 from metareward.evaluation.constraints.prompts import CONSTRAINTS
-from metareward.evaluation.constraints.world import require_checkers
+from metareward.evaluation.constraints.world import criterion_holds, require_checkers
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.verifiable.answers import check, read_tasks
 from metareward.evaluation.verifiable.instructions import follow, read_instructed_prompts
+from metareward.method.criteria import SENTENCE, Criterion
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE
 from metareward.pipeline.experiment import Experiment
@@ -24,6 +25,8 @@ from metareward.settings import import_object
 from metareward.types import Message, Prompt
 
 Label = Callable[[Prompt, Sequence[str]], Awaitable[Sequence[float]]]
+Holds = Callable[[Prompt, str, str, str | None], bool | None]
+"""Whether an answer to a prompt meets a question, which may quote a sentence of the prompt; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,30 @@ class Verifier:
     """A program that labels answers: ``label`` gives a number on the rubric's scale to each.
 
     ``settings`` decide the labels, for the fingerprint of stored ones; ``prompts``: the only ones that it can check.
+    ``holds`` answers the criteria of a rubric.
     """
 
     name: str
     label: Label
     settings: Mapping[str, object]
     prompts: tuple[Prompt, ...] | None = None
+    holds: Holds | None = None
+
+    def criteria(self, rubric: Rubric, prompt: Prompt, answer: str) -> tuple[tuple[str, bool], ...]:
+        """The questions of the rubric's criteria with what is right, as far as it is known."""
+        asked = [each for each in rubric.criteria if each.program is None] if self.holds else []
+        return tuple(
+            (question, met)
+            for criterion in asked
+            for question in criterion.questions(prompt)
+            if self.holds and (met := self.holds(prompt, answer, question, _quoted(criterion, question))) is not None
+        )
+
+
+def _quoted(criterion: Criterion, question: str) -> str | None:
+    """The sentence that a question of ``criterion`` quotes; None where it quotes none."""
+    before, slot, after = criterion.question.partition(SENTENCE)
+    return question.removeprefix(before).removesuffix(after) if slot else None
 
 
 def open_verifier(
@@ -56,9 +77,14 @@ def open_verifier(
                 f"--verifier oracle: prompts.source {experiment.recipe.prompts.source} has none; fix: make it "
                 "constraints or pocket, or name another verifier, as module:name"
             )
+        holds: Holds | None = None
         if experiment.recipe.prompts.source == CONSTRAINTS:
             require_checkers()
-        return Verifier(name, _oracle_labels(oracle, rubric), {"scale": [low, high]})
+
+            def holds(prompt: Prompt, answer: str, question: str, sentence: str | None) -> bool | None:
+                return criterion_holds(prompt.messages[-1].content, answer, question, sentence)
+
+        return Verifier(name, _oracle_labels(oracle, rubric), {"scale": [low, high]}, holds=holds)
     if name in ("ifeval", "verifiable"):
         if prompts is None:
             raise UserError(f"--verifier {name}: needs --prompts, a file with its prompts and what is right")
@@ -81,7 +107,8 @@ def open_verifier(
             )
         return [low + (high - low) * (score - least) / (most - least) for score in scores]
 
-    return Verifier(name, label, {"source": found.sha256, "range": [least, most], "scale": [low, high]})
+    settings = {"source": found.sha256, "range": [least, most], "scale": [low, high]}
+    return Verifier(name, label, settings, holds=getattr(found.value, "holds", None))
 
 
 def _oracle_labels(oracle: Oracle, rubric: Rubric) -> Label:

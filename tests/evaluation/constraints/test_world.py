@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metareward.evaluation.constraints.families import FAMILIES
 from metareward.evaluation.constraints.prompts import draw_prompts, read_prompt
-from metareward.evaluation.constraints.world import ConstraintOracle, ProgramReward, check_answer
+from metareward.evaluation.constraints.world import ConstraintOracle, ProgramReward, check_answer, criterion_holds
 from metareward.evaluation.held_out import HeldOut, held_out_metrics
 from metareward.evaluation.verifiable.instructions import Instruction
 from metareward.method.pairs import PairRules, build_pairs
@@ -194,3 +194,23 @@ def test_pairs_of_the_program_prefer_the_answer_that_passes_and_leave_cut_off_on
     rules = PairRules(rho=0, max_answer_chars=None, judge_pairs=False, max_judgment_chars=None)
     pairs, _ = build_pairs([PromptRecord(asked, scored, (), None)], rules, RUBRIC, 0)
     assert [(each.chosen, each.rejected) for each in pairs] == [(texts[1], texts[0])]
+
+
+def test_the_program_answers_criteria() -> None:
+    prompt = f'{TOMATOES} Don\'t use any commas. Use the word "water".'
+    whole, comma, other = GOOD, GOOD.replace(". Put", ", put"), "Cats like sun and milk, and a warm place on a chair"
+
+    def holds(answer: str, question: str, sentence: str | None = None) -> bool | None:
+        return criterion_holds(prompt, answer, question, sentence)
+
+    for sentence, expected in (
+        (TOMATOES, [True, True, False]),
+        ("Don't use any commas.", [True, False, False]),
+        ('Use the word "water".', [True, True, False]),
+        ("Sing.", [None, None, None]),
+    ):
+        assert [holds(each, f'Does it "{sentence}"?', sentence) for each in (whole, comma, other)] == expected
+    assert [holds(each, "Is the response complete?") for each in (whole, other)] == [True, False]
+    assert [holds(each, "Is it about its topic?") for each in (whole, other)] == [True, False]
+    assert holds(f"{GOOD} {GOOD}", "Does it not repeat itself?") is False
+    assert holds(whole, "Is it good?") is None and holds(whole, "Is it complete and about its topic?") is None

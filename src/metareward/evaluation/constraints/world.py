@@ -112,6 +112,27 @@ def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
 
 
+# What a question of a criterion, if it quotes no sentence of the prompt, must contain to be about a guard.
+_GUARD_PHRASES = {"complete": "finished", "about": "topic", "repeat": "no_loops", "long enough": "length"}
+
+
+def criterion_holds(prompt: str, answer: str, question: str, sentence: str | None) -> bool | None:
+    """Whether ``answer`` meets a Yes-or-No criterion; None if the program can't tell.
+
+    ``sentence`` is what the ``question`` quotes of the prompt: a constraint (or a part of one), or the task, which an
+    answer does if it passes the guards ``topic`` and ``length``. Else the question is about a guard: it says
+    "complete", "about", "repeat" or "long enough", and nothing of two guards. Raises as `check_answer`.
+    """
+    checked = check_answer(prompt, answer)
+    if sentence is None:
+        named = [guard for phrase, guard in _GUARD_PHRASES.items() if phrase in question.casefold()]
+        return bool(getattr(checked.guards, named[0])) if len(named) == 1 else None
+    for constraint, met in zip(read_prompt(prompt).constraints, checked.constraints, strict=True):
+        if sentence in constraint.sentence:
+            return met
+    return checked.guards.topic and checked.guards.length if prompt.startswith(sentence) else None
+
+
 def require_checkers() -> None:
     """Raise `UserError` without the extra ``ifeval``."""
     follow(InstructedPrompt("", "", (Instruction("punctuation:no_comma", {}),)), "yes")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -151,3 +152,13 @@ def test_smollm2_is_the_constraint_world_without_judge_pairs_and_with_one_expect
     assert not any(smollm2.runs_meta_judge(t) for t in smollm2.iterations)
     judged = smollm2.judgments
     assert (judged.n, judged.verdict, judged.score, smollm2.engine.kind) == (1, "constrained", "expected", "local")
+
+
+def test_the_quick_run_of_make_is_a_small_smollm2() -> None:
+    text = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    found = re.search(r"^QUICK_REAL := (.+)$", text, re.MULTILINE)
+    assert found is not None
+    quick, whole = load_recipe("smollm2", found[1].split()), load_recipe("smollm2")
+    assert len(quick.iterations) == 1
+    assert quick.prompts.per_iteration * quick.answers.k < whole.prompts.per_iteration * whole.answers.k / 2
+    assert quick.judgments == whole.judgments and quick.training == whole.training

@@ -1,12 +1,17 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_run import fake_record, start, write_built, write_records
+from builders import candidate
+from fake_run import fake_record, start, write_built, write_evaluation, write_records
 
-from metareward.report.examples import Example, examples
+from metareward.evaluation.held_out import HeldOut, held_out_to_json
+from metareward.report.examples import Example, answers_before_after, examples
 from metareward.report.facts import gather
+from metareward.report.write import page
 from metareward.storage.run_dir import RunDir
-from metareward.types import PreferencePair
+from metareward.storage.store import RecordStore
+from metareward.types import Message, PreferencePair, Prompt
 
 
 def drawn(run: RunDir) -> tuple[Example, ...]:
@@ -44,3 +49,42 @@ def test_fewer_prompts_than_examples(tmp_path: Path, count: int) -> None:
     run = start(tmp_path / "run")
     write_records(run, 1, [fake_record(1, number) for number in range(count)])
     assert [example.title for example in drawn(run)] == ["Pairs not built yet"] * count
+
+
+def write_answers(run: RunDir, t: int, texts: dict[str, str]) -> None:
+    """M_t's answers to held-out prompts of the constraint world, by the prompts' ids."""
+    with RecordStore.open(run.iteration(t).evaluation / "records.sqlite", {}) as store:
+        for name, text in texts.items():
+            asked = Prompt(name, (Message("user", "Write a short text about horses. Don't use any commas."),))
+            answer = replace(candidate(0, [1.0], text=text), finish="length" if text.endswith("and") else "stop")
+            store.put(name, held_out_to_json(HeldOut(asked, (answer,), (answer,), ())))
+
+
+def test_answers_of_the_first_and_the_last_model_to_the_same_prompts(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", ["prompts.source=constraints", "seed=3"])
+    names = [f"held-out-topic-{number:05d}" for number in range(30)]
+    for t in (0, 1):
+        write_evaluation(run.iteration(t), t)
+        text = "Horses are large and strong animals that people ride." if t else "Horses, and"
+        write_answers(run, t, dict.fromkeys(names, text))
+    found = answers_before_after(run, gather(run))
+    assert len(found) == 20 and found == answers_before_after(run, gather(run))
+    assert {each.before.text for each in found} == {"Horses, and"}
+    assert found[0].before.remarks == (
+        "11 characters",
+        "cut off",
+        "true score 1 of 5",
+        "not all constraints met",
+        "not long enough",
+        "not finished",
+    )
+    assert (found[0].after.model, found[0].after.remarks) == ("M1", ("53 characters", "true score 5 of 5"))
+    assert "20 held-out prompts drawn by the run's seed" in page(run)
+
+
+def test_no_answers_before_there_are_two_models(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    assert answers_before_after(run, gather(run)) == ()
+    write_evaluation(run.iteration(0), 0)
+    write_answers(run, 0, {"held-out-topic-00001": "Horses."})
+    assert answers_before_after(run, gather(run)) == ()

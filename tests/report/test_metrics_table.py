@@ -8,6 +8,7 @@ from rich.console import Console
 
 from metareward.report.facts import gather
 from metareward.report.tables import metric_for, metrics_text, rows, show
+from metareward.report.write import page
 from metareward.storage.run_dir import RunDir
 
 
@@ -77,3 +78,25 @@ def test_differences_have_a_sign_and_shares_differ_by_points() -> None:
 
 def test_values_without_variation_have_no_interval() -> None:
     assert metric_for("answer_perfect").show_interval(1.0, 1.0) == "all values equal"
+
+
+def test_a_paired_difference_decides_what_is_clear(copied: RunDir) -> None:
+    """Intervals that overlap, and a difference on the same prompts that excludes zero; and the other way round."""
+    path = copied.iteration(1).evaluation / "model.json"
+    found = json.loads(path.read_text())
+    near = json.loads((copied.iteration(0).evaluation / "model.json").read_text())["metrics"]["answer_quality"]
+    found["metrics"]["answer_quality"] = {**near, "mean": near["mean"] + 0.03}
+    found["differences"] = {
+        "answer_quality": {"mean": 0.03, "low": 0.02, "high": 0.04, "n": 300},
+        "answer_chars": {"mean": -9.0, "low": -20.0, "high": 2.0, "n": 300},
+        "answer_perfect": None,
+    }
+    path.write_text(json.dumps(found))
+    by_key = {row.metric.key: row for row in rows(gather(copied).evaluations)}
+    quality, length, perfect = (by_key[key].cells[1] for key in ("answer_quality", "answer_chars", "answer_perfect"))
+    assert quality is not None and quality.clear and quality.paired is not None
+    assert length is not None and not length.clear
+    assert perfect is not None and perfect.paired is None
+    told = page(copied).replace("\u202f", " ")
+    assert "paired +0.02 to +0.04" in told
+    assert "paired difference +0.03, 95 % interval +0.02 to +0.04" in told

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -31,6 +31,7 @@ from metareward.generation.annotate import (
 )
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, Progress
 from metareward.generation.runner import RunnerResult, run_tasks
+from metareward.method.paired import paired_difference
 from metareward.method.scores import TOLERANCE, mean, valid_scores
 from metareward.method.stats import Interval, mean_interval, spearman
 from metareward.seeds import derive
@@ -52,6 +53,15 @@ class Oracle(Protocol):
 
     def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:
         """How wrong a judgment is: smaller is better, equal is equally good."""
+        ...
+
+
+@runtime_checkable
+class DetailedOracle(Oracle, Protocol):
+    """An oracle that knows more of an answer than its score."""
+
+    def details(self, prompt: Prompt, answer: str) -> Mapping[str, bool]:
+        """What is true of an answer, by the name of a metric; a name may stand for some prompts only."""
         ...
 
 
@@ -182,7 +192,7 @@ def held_out_metrics(
     records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle | None, seed: int
 ) -> dict[str, dict[str, float]]:
     """Every defined metric as ``{"mean", "low", "high", "n"}``; ``anchors`` are M0's records by prompt id."""
-    columns = dict(_metrics_without_oracle(records))
+    columns = dict(_answer_metrics(records, oracle)) | dict(_metrics_without_oracle(records))
     if oracle is not None:
         columns |= dict(_metrics_by_oracle(records, anchors, oracle))
     found = {
@@ -191,6 +201,32 @@ def held_out_metrics(
     if oracle is not None:
         found |= _rank_correlations(records, oracle, seed)
     return {name: {"mean": i.mean, "low": i.low, "high": i.high, "n": i.n} for name, i in found.items()}
+
+
+def held_out_differences(
+    records: Sequence[HeldOut], first: Mapping[str, HeldOut], oracle: Oracle | None
+) -> dict[str, dict[str, float]]:
+    """What changed in the model's answers since M0 (``first``, by prompt id): of every metric of answers the mean
+    difference on the same prompts as ``{"mean", "low", "high", "n"}``, a paired t interval over n prompts.
+    """
+    before = dict(_answer_metrics([first[record.prompt.id] for record in records], oracle))
+    found = {}
+    for name, rows in _answer_metrics(records, oracle):
+        a, b = _prompt_means(before.get(name, [])), _prompt_means(rows)
+        prompts = sorted(a.keys() & b.keys())
+        if len(prompts) > 1:
+            a_P, b_P = (np.array([[means[prompt] for prompt in prompts]]) for means in (a, b))
+            paired = paired_difference(a_P, b_P)
+            low, high = paired.low or 0.0, paired.high or 0.0  # of two prompts or more there is an interval
+            found[name] = {"mean": paired.difference, "low": low, "high": high, "n": paired.n_prompts}
+    return found
+
+
+def _prompt_means(rows: Rows) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for prompt, value in rows:
+        values.setdefault(prompt, []).append(value)
+    return {prompt: mean(those) for prompt, those in values.items()}
 
 
 def score_histogram(records: Iterable[HeldOut]) -> dict[str, dict[str, int]]:
@@ -202,14 +238,30 @@ def score_histogram(records: Iterable[HeldOut]) -> dict[str, dict[str, int]]:
     return {"own": dict(sorted(own.items())), "anchor": dict(sorted(anchor.items()))}
 
 
+def _answer_metrics(records: Sequence[HeldOut], oracle: Oracle | None) -> Iterator[tuple[str, Rows]]:
+    """The metrics of the model's own answers, whoever judges them."""
+    own = [(record.prompt, answer) for record in records for answer in record.own]
+    yield "answer_chars", [(prompt.id, float(len(answer.text))) for prompt, answer in own]
+    yield "answer_truncated", [(prompt.id, float(answer.finish == "length")) for prompt, answer in own]
+    if oracle is None:
+        return
+    quality = [(prompt.id, oracle.answer_score(prompt, answer.text)) for prompt, answer in own]
+    yield "answer_quality", quality
+    yield "answer_perfect", [(key, float(score >= oracle.full_score)) for key, score in quality]
+    if isinstance(oracle, DetailedOracle):
+        details: dict[str, Rows] = {}
+        for prompt, answer in own:
+            for name, holds in oracle.details(prompt, answer.text).items():
+                details.setdefault(name, []).append((prompt.id, float(holds)))
+        yield from details.items()
+
+
 def _metrics_without_oracle(records: Sequence[HeldOut]) -> Iterator[tuple[str, Rows]]:
-    """The metrics that need no oracle."""
+    """The metrics of judging and meta-judging that need no oracle."""
     own = [(record.prompt.id, answer) for record in records for answer in record.own]
     anchors = [(record.prompt.id, answer) for record in records for answer in record.anchors_K]
     judgments = [(key, judgment) for key, answer in anchors for judgment in answer.judgments_N]
     metas = [(record.prompt.id, each.meta) for record in records for each in record.comparisons]
-    yield "answer_chars", [(key, float(len(answer.text))) for key, answer in own]
-    yield "answer_truncated", [(key, float(answer.finish == "length")) for key, answer in own]
     yield "answer_reward", [(key, answer.reward) for key, answer in own if answer.reward is not None]
     yield "answer_self_score", [(key, score) for key, answer in own for score in valid_scores(answer)]
     yield "anchor_score", [(key, score) for key, answer in anchors for score in valid_scores(answer)]
@@ -223,9 +275,7 @@ def _metrics_without_oracle(records: Sequence[HeldOut]) -> Iterator[tuple[str, R
 def _metrics_by_oracle(
     records: Sequence[HeldOut], anchors: Mapping[str, HeldOut], oracle: Oracle
 ) -> Iterator[tuple[str, Rows]]:
-    quality = [(r.prompt.id, oracle.answer_score(r.prompt, answer.text)) for r in records for answer in r.own]
-    yield "answer_quality", quality
-    yield "answer_perfect", [(key, float(score >= oracle.full_score)) for key, score in quality]
+    """Those of judging and meta-judging that need one."""
     judged = list(_judged_anchors(records, oracle))
     yield "judgment_exact", [(key, float(score == truth)) for key, score, truth in judged]
     yield "meta_accuracy", list(_meta_accuracy(records, anchors, oracle))

@@ -27,6 +27,7 @@ from metareward.config.schema import (
     engine_fingerprint,
     generation_fingerprint,
     load_recipe,
+    oracle_of,
 )
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine, RoleEngines
@@ -36,7 +37,7 @@ from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_held_out, draw_prompts
-from metareward.evaluation.constraints.world import ConstraintOracle, require_checkers
+from metareward.evaluation.constraints.world import require_checkers
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
@@ -46,7 +47,7 @@ from metareward.method.gates import GATES
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.template import with_system
-from metareward.pipeline.engines import POCKET, judge_fingerprint, model_folder, open_engine
+from metareward.pipeline.engines import judge_fingerprint, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
 from metareward.settings import Imported, import_name, import_object
@@ -98,10 +99,7 @@ class Experiment:
     @property
     def oracle(self) -> Oracle | None:
         """The oracle, if the prompts are the pocket or the constraint world's."""
-        source, judgments = self.recipe.prompts.source, self.recipe.judgments
-        if source == CONSTRAINTS:
-            return ConstraintOracle(judgments.min_score, judgments.max_score)
-        return world.PocketOracle() if source == POCKET else None
+        return oracle_of(self.recipe)
 
     def model(self, t: int) -> Path:
         """The folder of M_t; M_0 is the recipe's model."""

@@ -18,6 +18,7 @@ from metareward.errors import UserError
 from metareward.evaluation.held_out import (
     HeldOut,
     evaluate,
+    held_out_differences,
     held_out_metrics,
     held_out_records,
     held_out_win_rates,
@@ -148,6 +149,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
         anchors = anchors or {record.prompt.id: record for record in records}
         seed = derive(experiment.recipe.seed, "intervals")
         metrics = held_out_metrics(records, anchors, experiment.oracle, seed)
+        differences = held_out_differences(records, anchors, experiment.oracle) if t else {}
         win_rates = held_out_win_rates(records, _opponents(experiment, t), experiment.oracle, seed) if t else ()
         figures = figures_of_evaluation(experiment, t, records, anchors)
     result = {
@@ -155,6 +157,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
         "prompts": len(records),
         "seconds": stage_seconds(experiment.run, t)["evaluating"],
         "metrics": metrics,
+        "differences": differences,
         "score_histogram": score_histogram(records),
         "win_rates": [asdict(each) for each in win_rates],
         "judge_health": {name: asdict(figure) for name, figure in figures.items()},

@@ -1,4 +1,6 @@
-"""The report's example prompts: one trace for each kind of outcome, drawn by the run's seed, with two charts each."""
+"""The report's examples, drawn by the run's seed: the traces of a prompt of each kind of outcome, with two charts each,
+and answers of the first and the last model to the same held-out prompts.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from metareward.config.schema import oracle_of
+from metareward.evaluation.held_out import DetailedOracle, HeldOut, Oracle, held_out_records
 from metareward.report.facts import Run
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
+from metareward.report.tables import metric_for
 from metareward.seeds import derive
 from metareward.storage.records import find_record
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.types import PreferencePair
 
-_COUNT = 3
+_COUNT, _ANSWERS = 3, 20
 # (actor pair, judge pair) to title; the titles also seed the draw
 _KINDS = {
     (True, True): "Both pairs",
@@ -87,6 +93,59 @@ def _draw(pools: Mapping[str, Sequence[Place]], seed: int) -> Iterator[tuple[str
                 number, key = first[derive(seed, "worked example", title, len(pool)) % len(first)]
                 pool.remove((number, key))
                 yield title, number, key
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """An answer of ``model`` to a held-out prompt; ``remarks``: its true score and what it lacks, if that is known."""
+
+    model: str
+    text: str
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAfter:
+    """The first answers of the first and the last evaluated model to one held-out prompt."""
+
+    prompt: str
+    before: ShownAnswer
+    after: ShownAnswer
+
+
+def answers_before_after(run: RunDir, facts: Run) -> tuple[BeforeAfter, ...]:
+    """Up to 20 held-out prompts, drawn by the run's seed whatever the answers are; none before a second evaluation."""
+    evaluated = [i.number for i in facts.iterations if i.evaluation is not None]
+    stores = [run.iteration(number).evaluation / "records.sqlite" for number in (evaluated[:1] + evaluated[-1:])]
+    if len(evaluated) < 2 or not all(store.is_file() for store in stores):
+        return ()
+    before, after = (_held_out(store) for store in stores)
+    seed, oracle, names = facts.recipe.seed, oracle_of(facts.recipe), [f"M{t}" for t in (evaluated[0], evaluated[-1])]
+    both = sorted(before.keys() & after.keys(), key=lambda key: (derive(seed, "before and after", key), key))
+    return tuple(
+        BeforeAfter(
+            before[key].prompt.messages[-1].content,
+            *(_shown(name, of[key], oracle) for name, of in zip(names, (before, after), strict=True)),
+        )
+        for key in sorted(both[:_ANSWERS])
+    )
+
+
+def _held_out(path: Path) -> dict[str, HeldOut]:
+    with RecordStore.read(path) as store:
+        return {record.prompt.id: record for record in held_out_records(store) if record.own}
+
+
+def _shown(model: str, record: HeldOut, oracle: Oracle | None) -> ShownAnswer:
+    answer = record.own[0]
+    remarks = [f"{len(answer.text):,} characters"] + (["cut off"] if answer.finish == "length" else [])
+    if oracle is not None:
+        remarks.append(f"true score {oracle.answer_score(record.prompt, answer.text):.3g} of {oracle.full_score:g}")
+    if isinstance(oracle, DetailedOracle):
+        missed = [name for name, holds in oracle.details(record.prompt, answer.text).items() if not holds]
+        words = (metric_for(name).label.casefold() for name in missed if not name.startswith("passes_"))
+        remarks += [f"not {each}" for each in words]
+    return ShownAnswer(model, answer.text, tuple(remarks))
 
 
 _COLOURS: dict[Side | None, str] = {"chosen": BLUE, "rejected": AMBER, None: SOFT}

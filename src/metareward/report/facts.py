@@ -54,11 +54,16 @@ class Measure:
         """Whether the two 95 % intervals do not overlap. Only then does the report speak of a change."""
         return self.low > other.high or self.high < other.low
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero: a clear difference."""
+        return self.low > 0 or self.high < 0
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One model on the held-out prompts. ``histograms`` count single judge scores of its ``own`` and of M0's
-    answers (``anchor``)."""
+    answers (``anchor``); ``differences`` are its answers' metrics minus M0's, paired by prompt."""
 
     model: str
     prompts: int
@@ -66,6 +71,7 @@ class Evaluation:
     metrics: dict[str, Measure]
     histograms: Mapping[str, Mapping[float, int]]
     win_rates: tuple[WinRate, ...] = ()
+    differences: Mapping[str, Measure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,7 @@ class _EvaluationFile:
     metrics: dict[str, dict[str, float | None] | None]
     score_histogram: dict[str, dict[float, int]]
     win_rates: tuple[WinRate, ...] = ()
+    differences: dict[str, dict[str, float | None] | None] = field(default_factory=dict)
 
 
 @checked_dataclass(frozen=True)
@@ -300,13 +307,21 @@ def _evaluation(path: Path) -> Evaluation | None:
     file = read_json(path, _EVALUATION)
     if file is None:
         return None
-    metrics = {}
-    for key, fields in file.metrics.items():
+    metrics, differences = _measures(file.metrics), _measures(file.differences)
+    return Evaluation(
+        file.model, file.prompts, file.seconds, metrics, file.score_histogram, file.win_rates, differences
+    )
+
+
+def _measures(found: Mapping[str, Mapping[str, float | None] | None]) -> dict[str, Measure]:
+    """Those with values, all of them finite."""
+    measures = {}
+    for key, fields in found.items():
         mean, low, high, n = ((fields or {}).get(name) for name in ("mean", "low", "high", "n"))
         if mean is None or low is None or high is None or not math.isfinite(mean + low + high) or not int(n or 0):
             continue
-        metrics[key] = Measure(mean, low, high, int(n or 0))
-    return Evaluation(file.model, file.prompts, file.seconds, metrics, file.score_histogram, file.win_rates)
+        measures[key] = Measure(mean, low, high, int(n or 0))
+    return measures
 
 
 def _training(path: Path) -> dict[str, Curve]:

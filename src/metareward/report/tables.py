@@ -62,6 +62,10 @@ class Metric:
         size = show(self.form, abs(change))
         return f"{sign}{size.removesuffix(PERCENT)} points" if self.form == "share" else f"{sign}{size}"
 
+    def show_changes(self, low: float, high: float) -> str:
+        """``+0.5 to +5.7 points``."""
+        return f"{self.show_change(low).removesuffix(' points')} to {self.show_change(high)}"
+
 
 _CORRELATION = "Spearman correlation with the oracle's scores, on M0's answers."
 _DRIFT = "The answers are the same for every model, so a change is drift of the judge."
@@ -71,6 +75,7 @@ _INDEPENDENT = "Spearman correlation of single judgments with the independent ju
 _DISATTENUATED = (
     "The same divided by the root of the model's own reliability: what a less noisy judge alone doesn't change."
 )
+_PASSES = "All constraints met, all guards passed"
 _SURE = "Two judgments of an answer give the same score. A rise alone is confidence, not quality."
 _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
     "Answers": (
@@ -93,6 +98,22 @@ _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
         ("judgment_valid", "Parsable judgments", "share", "higher", "Share with a score inside the scale."),
         ("judgment_chars", "Judgment length (characters)", "chars", "neither", "Mean length."),
         ("anchor_score", "Mean score given to M0's answers", "score", "neither", _DRIFT),
+    ),
+    "Constraint world": (
+        ("passes_topic", "Passes: new topics", "share", "higher", f"{_PASSES}; the topic is not trained on."),
+        (
+            "passes_combination",
+            "Passes: new combinations",
+            "share",
+            "higher",
+            f"{_PASSES}; families are new together.",
+        ),
+        ("passes_family", "Passes: new families", "share", "higher", f"{_PASSES}; a family is not trained on."),
+        ("constraints_met", "All constraints met", "share", "higher", "Without the guards."),
+        ("guard_topic", "On its topic", "share", "higher", "It names its topic and isn't mostly the prompt."),
+        ("guard_length", "Long enough", "share", "higher", "At least 8 words."),
+        ("guard_finished", "Finished", "share", "higher", "It ends as a text ends."),
+        ("guard_no_loops", "Without loops", "share", "higher", "It doesn't repeat itself."),
     ),
     "Meta-judge": (
         ("meta_accuracy", "Meta-judge accuracy", "share", "higher", _NEARER),
@@ -123,6 +144,10 @@ METRICS = {fields[0]: Metric(group, *fields) for group, members in _METRICS.item
 _DETAILS = {
     "independent_exact",
     "answer_truncated",
+    "guard_topic",
+    "guard_length",
+    "guard_finished",
+    "guard_no_loops",
     "judgment_valid",
     "judgment_chars",
     "meta_valid",
@@ -138,14 +163,19 @@ def metric_for(key: str) -> Metric:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One metric of one model. ``change`` is the difference to the first model; None for that model itself."""
+    """One metric of one model. ``change`` is the difference to the first model; None for that model itself.
+
+    ``paired``: the same on the same prompts, with its interval, where it is known. ``clear``: that interval excludes
+    zero, or where there is none, the two models' intervals don't overlap.
+    """
 
     measure: Measure
     change: float | None
     clear: bool
+    paired: Measure | None = None
 
     def verdict(self, metric: Metric) -> str:
-        """``better``, ``worse``, or ``clear`` if neither is meant, when the intervals do not overlap. Else empty."""
+        """``better``, ``worse``, or ``clear`` if neither is meant, when the change is clear. Else empty."""
         if self.change is None or not self.clear:
             return ""
         if metric.better == "neither":
@@ -182,14 +212,16 @@ def rows(evaluations: Sequence[Evaluation]) -> tuple[Row, ...]:
             elif base is None or place == 0:
                 cells.append(Cell(measure, None, False))
             else:
-                cells.append(Cell(measure, measure.mean - base.mean, measure.apart_from(base)))
+                paired = evaluation.differences.get(key)
+                clear = measure.apart_from(base) if paired is None else paired.excludes_zero
+                cells.append(Cell(measure, measure.mean - base.mean, clear, paired))
         found.append(Row(metric_for(key), tuple(cells)))
     return tuple(found)
 
 
 def metrics_text(evaluations: Sequence[Evaluation]) -> Table:
     """The main metrics M0..MT for the terminal, at most 80 columns: means above their 95 % intervals."""
-    caption = "Below each mean its 95 % interval. Bold: the interval does not overlap with M0's."
+    caption = "Below each mean its 95 % interval. Bold: a clear difference to M0's."
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=caption, caption_justify="left")
     table.add_column("held-out prompts")
     for evaluation in evaluations:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from metareward.report.benchmark_tables import benchmark_tables, comparison_text, run_comparisons
 from metareward.report.charts import comparison_chart, histogram_charts, position_charts, training_charts, trend_charts
-from metareward.report.examples import examples
+from metareward.report.examples import answers_before_after, examples
 from metareward.report.facts import Evaluation, Run, gather, setting_rows
 from metareward.report.independent_judge import costs, independent_judges, judge_sentences, pending_lines
 from metareward.report.judge_health import (
@@ -117,6 +117,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "health_models": models(facts),
         "trainings": training_charts(facts.iterations),
         "examples": examples(run, facts),
+        "before_after": answers_before_after(run, facts),
         "recipe": setting_rows(facts.recipe.resolved()),
         "chars": partial(show, "chars"),
         "share": partial(show, "share"),
@@ -137,6 +138,7 @@ _SECTIONS = (
     ("positions", "meta-judge", "Meta-judge bias"),
     ("trainings", "training", "Training"),
     ("examples", "examples", "Example prompts"),
+    ("before_after", "before-after", "Answers before and after"),
 )
 
 
@@ -183,10 +185,12 @@ class _Subject:
     unit: str = ""
 
 
-_SELF_SCORE = _Subject("answer_self_score", "The mean score the model gives its own answers", " of 5")
+_SELF_SCORE = _Subject("answer_self_score", "The mean score the model gives its own answers")
 _INDEPENDENT = _Subject("independent_score", "The mean score of the model's answers by the independent judge")
+_PASSES = _Subject("answer_perfect", "The share of answers that pass")
+_QUALITY = _Subject("answer_quality", "Mean answer quality")
 _SUBJECTS = (
-    _Subject("answer_quality", "Mean answer quality", " of 5"),
+    _QUALITY,
     _INDEPENDENT,
     _Subject("judgment_rank_correlation", "The rank correlation of single readable judgments with the oracle's scores"),
     _Subject("meta_accuracy", "Meta-judge accuracy"),
@@ -202,11 +206,16 @@ def sentences(run: Run) -> tuple[str, ...]:
     if len(evaluated) == 1:
         return (f"Only {evaluated[0].model} has been evaluated so far, so there is nothing to compare yet.",)
     by_oracle = "answer_quality" in evaluated[-1].metrics
-    subjects: tuple[_Subject, ...] = _SUBJECTS if by_oracle else (_INDEPENDENT, _SELF_SCORE, *_SUBJECTS[2:])
+    by_program = (_PASSES,) if "constraints_met" in evaluated[-1].metrics else ()
+    subjects: tuple[_Subject, ...] = (_INDEPENDENT, _SELF_SCORE, *_SUBJECTS[2:])
+    if by_oracle:
+        subjects = (*by_program, *_SUBJECTS)
     names = [judge.judge for judge, _ in independent_judges(run)]
     if names:  # the first one's scores are among the metrics
         named = replace(_INDEPENDENT, words=f"{_INDEPENDENT.words} {names[0]}")
         subjects = tuple(named if each is _INDEPENDENT else each for each in subjects)
+    scale = f" of {run.recipe.judgments.max_score:g}"
+    subjects = tuple(replace(each, unit=scale) if each in (_QUALITY, _SELF_SCORE) else each for each in subjects)
     found = [sentence for subject in subjects if (sentence := _sentence(subject, evaluated)) is not None]
     found[1:1] = judge_sentences(run)
     if not by_oracle and _SELF_SCORE.key in evaluated[-1].metrics:
@@ -223,12 +232,18 @@ def _sentence(subject: _Subject, evaluated: Sequence[Evaluation]) -> str | None:
     start, end = metric.show(before.mean), metric.show(after.mean)
     if start == end:
         return f"{subject.words} is {end}{subject.unit} at {first.model} and at {last.model}."
-    if not after.apart_from(before):
+    paired = last.differences.get(subject.key) if first.model == "M0" else None
+    if paired is None:
+        clear = after.apart_from(before)
+        basis = f"the 95\u202f% intervals {'do not overlap' if clear else 'overlap'}"
+    else:
+        clear, interval = paired.excludes_zero, metric.show_changes(paired.low, paired.high)
+        basis = f"paired difference {metric.show_change(paired.mean)}, 95\u202f% interval {interval}"
+    if not clear:
         values = f"{start} ({first.model}) and {end}{subject.unit} ({last.model})"
-        return f"{subject.words}: {values}; the 95\u202f% intervals overlap, so there is no evidence of a change."
+        return f"{subject.words}: {values}; {basis}, so there is no evidence of a change."
     verb = "rose" if after.mean > before.mean else "fell"
-    text = f"{subject.words} {verb} from {start} ({first.model}) to {end}{subject.unit} ({last.model})"
-    text += "; the 95\u202f% intervals do not overlap."
+    text = f"{subject.words} {verb} from {start} ({first.model}) to {end}{subject.unit} ({last.model}); {basis}."
     candidates = [(e.metrics[subject.key], e.model) for e in evaluated if subject.key in e.metrics]
     best, model = max(candidates, key=lambda candidate: candidate[0].mean)
     if metric.better == "higher" and best.apart_from(after):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from metareward.evaluation.constraints.families import FAMILIES
 from metareward.evaluation.constraints.prompts import draw_prompts, read_prompt
 from metareward.evaluation.constraints.world import ConstraintOracle, ProgramReward, check_answer, criterion_holds
-from metareward.evaluation.held_out import HeldOut, held_out_metrics
+from metareward.evaluation.held_out import DetailedOracle, HeldOut, held_out_differences, held_out_metrics
 from metareward.evaluation.verifiable.instructions import Instruction
 from metareward.method.pairs import PairRules, build_pairs
 from metareward.types import PromptRecord
@@ -214,3 +214,47 @@ def test_the_program_answers_criteria() -> None:
     assert [holds(each, "Is it about its topic?") for each in (whole, other)] == [True, False]
     assert holds(f"{GOOD} {GOOD}", "Does it not repeat itself?") is False
     assert holds(whole, "Is it good?") is None and holds(whole, "Is it complete and about its topic?") is None
+
+
+def test_the_oracle_tells_the_kinds_of_held_out_prompts_and_the_guards_apart() -> None:
+    text = f"{TOMATOES} Don't use any commas."
+    oracle = ConstraintOracle(0.0, 1.0)
+    assert isinstance(oracle, DetailedOracle)
+    passed = oracle.details(prompt(text, "held-out-family-00007"), GOOD)
+    guards = dict.fromkeys(("guard_topic", "guard_length", "guard_finished", "guard_no_loops"), True)
+    assert passed == {"passes_family": True, "constraints_met": True, **guards}
+    failed = oracle.details(prompt(text, "held-out-topic-00007"), "Tomatoes, and")
+    lost = {"guard_length": False, "guard_finished": False}
+    assert failed == {"passes_topic": False, "constraints_met": False, **guards, **lost}
+    assert "passes_topic" not in oracle.details(prompt(text, "constraints-00001"), GOOD)  # a training prompt
+
+
+def test_metrics_and_paired_differences_by_kind() -> None:
+    """M1 passes one more new family, and nothing else changes: the difference is the mean of 1, 0 and 0."""
+
+    def records(*answers: str) -> list[HeldOut]:
+        text = f"{TOMATOES} Don't use any commas."
+        names = [*(f"held-out-family-{i}" for i in range(3)), *(f"held-out-topic-{i}" for i in range(2))]
+        made = ([candidate(0, [1.0], text=answer)] for answer in answers)
+        return [HeldOut(prompt(text, name), tuple(own), tuple(own), ()) for name, own in zip(names, made, strict=True)]
+
+    bad = GOOD.replace(" and", ",", 1)
+    first, later = records(bad, bad, GOOD, GOOD, bad), records(GOOD, bad, GOOD, GOOD, bad)
+    anchors = {each.prompt.id: each for each in first}
+    oracle = ConstraintOracle(0.0, 1.0)
+    found = held_out_metrics(later, anchors, oracle, 0)
+    assert found["passes_family"]["mean"] == pytest.approx(2 / 3) and found["passes_family"]["n"] == 3
+    assert found["passes_topic"]["mean"] == 0.5 and found["answer_perfect"]["mean"] == pytest.approx(0.6)
+    assert found["constraints_met"]["mean"] == pytest.approx(0.6) and found["guard_topic"]["mean"] == 1.0
+    paired = held_out_differences(later, anchors, oracle)
+    t, error = 4.302653, (1 / 3) ** 0.5 / 3**0.5  # of 2 degrees of freedom; the values 1, 0, 0
+    by_family = paired["passes_family"]
+    assert by_family == {
+        "mean": pytest.approx(1 / 3),
+        "low": pytest.approx(1 / 3 - t * error),
+        "high": pytest.approx(1 / 3 + t * error),
+        "n": 3,
+    }
+    assert paired["passes_topic"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2}
+    assert paired["answer_chars"]["mean"] == pytest.approx((len(GOOD) - len(bad)) / 5)
+    assert "anchor_score" not in paired and "guard_topic" not in held_out_differences(later, anchors, None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from itertools import pairwise
 
@@ -27,6 +27,7 @@ _MOST_COPIED, _MOST_REPEATED = 0.5, 0.25  # shares of an answer's runs of words
 _COPY_RUN, _LOOP_RUN = 5, 4  # words
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _ENDS = re.compile(r"[.!?…][\"'”’)\]*_>]*$")
+_HELD_OUT_KIND = re.compile(r"held-out-(topic|combination|family)-")
 _SENTENCE = re.compile(r"[.!?\n]+")
 
 
@@ -140,7 +141,7 @@ def require_checkers() -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConstraintOracle:
-    """The ground truth about the constraint world (`metareward.evaluation.held_out.Oracle`).
+    """The ground truth about the constraint world (`metareward.evaluation.held_out.DetailedOracle`).
 
     ``low`` and ``high`` are the ends of the rubric's scale.
     """
@@ -157,6 +158,14 @@ class ConstraintOracle:
         """The true score, on the rubric's scale; ``high`` exactly if the answer passes."""
         checked = check_answer(prompt.messages[-1].content, answer)
         return self.high if checked.passes else self.low + (self.high - self.low) * checked.share  # exact if it passes
+
+    def details(self, prompt: Prompt, answer: str) -> dict[str, bool]:
+        """Whether the answer meets all constraints, passes each guard, and passes, by what is new in the prompt."""
+        checked = check_answer(prompt.messages[-1].content, answer)
+        guards = {f"guard_{name}": passed for name, passed in asdict(checked.guards).items()}
+        kind = _HELD_OUT_KIND.match(prompt.id)
+        by_kind = {f"passes_{kind[1]}": checked.passes} if kind else {}
+        return {**by_kind, "constraints_met": all(checked.constraints), **guards}
 
     def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:  # noqa: ARG002
         """The score's distance from the true score."""

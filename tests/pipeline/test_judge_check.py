@@ -85,6 +85,18 @@ def test_a_judge_by_length_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "prefers the longer answer" in page(of.run)
 
 
+def test_a_stopped_run_checks_a_changed_judge_again(tmp_path: Path) -> None:
+    """Nothing was made, so the folder isn't bound to the recipe of the first start, and its result goes."""
+    of = pocket_experiment(tmp_path, "judge_check.action=stop", *NO_META)
+    with pytest.raises(JudgeHealthError):
+        before_first(of, by_length)
+    again = Experiment(of.run, load_recipe(str(of.run.resolved), ["judge_check.count=40"]))
+    again.begin("")
+    before_first(again, scripted(careful))
+    found = gather(of.run).judge_check
+    assert found is not None and found.beats_length and found.n_pairs <= 40
+
+
 def test_no_check_unless_it_is_asked_for(tmp_path: Path) -> None:
     of = pocket_experiment(tmp_path)
     assert check_is_settled(of) and before_first(of, by_length).calls == []

@@ -32,13 +32,10 @@ from metareward.engines.vllm import VllmSettings
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.evaluation.constraints.prompts import CONSTRAINTS
-from metareward.evaluation.constraints.world import ConstraintOracle
-from metareward.evaluation.held_out import Oracle
 from metareward.generation.verdicts import VerdictFormatSettings
 from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES, Action, Limit
 from metareward.method.pairs import OnTie, PairRules
-from metareward.pocket.world import PocketOracle
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
 from metareward.training.config import TrainingSettings
@@ -327,14 +324,6 @@ class Recipe(Section):
         names = {"learning_rate", "num_train_epochs", "stop_after_epoch"}
         own = self.iterations[t].model_dump(include=names, exclude_none=True)
         return self.training.model_copy(update=own)
-
-
-def oracle_of(recipe: Recipe) -> Oracle | None:
-    """The oracle, if the prompts are the pocket or the constraint world's."""
-    source, judgments = recipe.prompts.source, recipe.judgments
-    if source == CONSTRAINTS:
-        return ConstraintOracle(judgments.min_score, judgments.max_score)
-    return PocketOracle() if source == "pocket" else None
 
 
 Mismatch = tuple[Key, object, str]

@@ -19,7 +19,6 @@ from metareward.config.schema import (
     WORLDS,
     AnswerSettings,
     GateSettings,
-    JudgeCheckSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
     Recipe,
@@ -27,7 +26,6 @@ from metareward.config.schema import (
     engine_fingerprint,
     generation_fingerprint,
     load_recipe,
-    oracle_of,
 )
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine, RoleEngines
@@ -37,7 +35,7 @@ from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_held_out, draw_prompts
-from metareward.evaluation.constraints.world import require_checkers
+from metareward.evaluation.constraints.world import oracle_of, require_checkers
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
@@ -71,8 +69,7 @@ _CHANGEABLE = frozenset(
         if name not in ("kind", "model", "max_num_seqs", "deterministic")
     ]
     + [f"training.{name}" for name in ("device", "num_processes", "sharding", "save_steps", "report_to")]
-    + ["training.checkpoint_selection.keep_all"]
-    + [f"judge_check.{name}" for name in JudgeCheckSettings.model_fields]
+    + ["training.checkpoint_selection.keep_all", "judge_check.action"]
     + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
 )
 # What nothing depends on before the first training; another start is another experiment.
@@ -99,7 +96,7 @@ class Experiment:
     @property
     def oracle(self) -> Oracle | None:
         """The oracle, if the prompts are the pocket or the constraint world's."""
-        return oracle_of(self.recipe)
+        return oracle_of(self.recipe.prompts.source, self.recipe.judgments.min_score, self.recipe.judgments.max_score)
 
     def model(self, t: int) -> Path:
         """The folder of M_t; M_0 is the recipe's model."""
@@ -121,8 +118,7 @@ class Experiment:
         if not self._begun:
             self.choose_prompts(self.last)
             return
-        changed = self._changes
-        if changed:
+        if changed := self._changes:
             named = " or the benchmark another name," if any(each.startswith(_MEASURED) for each in changed) else ""
             raise UserError(
                 f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
@@ -174,6 +170,7 @@ class Experiment:
         if self._begun:
             self._update_recipe(recipe_text)
             return
+        self.run.judge_check.unlink(missing_ok=True)  # of a start with another recipe
         for store in self.run.path.rglob("*.sqlite*"):  # of a start that failed: they hold no record
             store.unlink()
         for t in range(self.last + 1):  # replaces what an earlier start with another recipe may have left

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from metareward.config.schema import oracle_of
+from metareward.evaluation.constraints.world import oracle_of
 from metareward.evaluation.held_out import DetailedOracle, HeldOut, Oracle, held_out_records
 from metareward.report.facts import Run
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
@@ -120,8 +120,9 @@ def answers_before_after(run: RunDir, facts: Run) -> tuple[BeforeAfter, ...]:
     if len(evaluated) < 2 or not all(store.is_file() for store in stores):
         return ()
     before, after = (_held_out(store) for store in stores)
-    seed, oracle, names = facts.recipe.seed, oracle_of(facts.recipe), [f"M{t}" for t in (evaluated[0], evaluated[-1])]
-    both = sorted(before.keys() & after.keys(), key=lambda key: (derive(seed, "before and after", key), key))
+    recipe, names = facts.recipe, [f"M{t}" for t in (evaluated[0], evaluated[-1])]
+    oracle = oracle_of(recipe.prompts.source, recipe.judgments.min_score, recipe.judgments.max_score)
+    both = sorted(before.keys() & after.keys(), key=lambda key: (derive(recipe.seed, "before and after", key), key))
     return tuple(
         BeforeAfter(
             before[key].prompt.messages[-1].content,

@@ -28,9 +28,63 @@ from metareward.types import Messages
 _ROTARY_BY_LENGTH = ("dynamic", "longrope")
 
 
+class VerdictHead:
+    """Logits of a few tokens in float32, of the input that the model's output embedding was last given.
+
+    A logit in bfloat16 has 8 significant bits, so probabilities of a verdict's tokens would take few different values.
+    On a CPU the weights are kept beside their reordered copy (`OneDNNLinear`), unless they are the input embedding's.
+    """
+
+    # Tokens in one product: a fixed number, so that no sum depends on how many tokens other requests ask for.
+    WIDTH = 32
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._inputs = torch.empty(0)
+
+    @classmethod
+    def of(cls, model: Any, dtype: torch.dtype) -> VerdictHead | None:
+        """The head of ``model``; None in float32, where it has nothing to mend, and where logits aren't its product."""
+        head = model.get_output_embeddings()
+        if dtype == torch.float32 or type(head) is not nn.Linear or _changes_logits(model.config.get_text_config()):
+            return None
+        return cls(head.weight.detach(), None if head.bias is None else head.bias.detach())
+
+    def watch(self, module: nn.Module) -> None:
+        """Note the input of each call of ``module``, the output embedding."""
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._inputs = inputs[0]
+
+        module.register_forward_pre_hook(note)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The last input at its last position: (rows, hidden size)."""
+        return self._inputs[:, -1]
+
+    def logits(self, inputs_RD: Tensor, tokens_RA: Tensor) -> Tensor:
+        """The logits (R, A) of each row's tokens, for as many rows as inputs; A is a multiple of `WIDTH`."""
+        inputs_R1D, found = inputs_RD.float()[:, None], list[Tensor]()
+        for tokens_RW in torch.split(tokens_RA, self.WIDTH, dim=1):
+            products = inputs_R1D * self._weight[tokens_RW].float()
+            found.append(products.sum(dim=-1) + (0 if self._bias is None else self._bias[tokens_RW].float()))
+        return torch.cat(found, dim=1)
+
+
+def _changes_logits(config: Any) -> bool:
+    """Whether the model scales or caps what its output embedding gives, by the names of its settings."""
+    names = [name for name in config.to_dict() if "logit" in name or name.startswith("lm_head")]
+    values = (getattr(config, name, None) for name in names if name != "logits_to_keep")
+    return any(isinstance(value, int | float) and value not in (0, 1) for value in values)
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded decoder-only model with its tokenizer. ``context``: its maximum number of tokens."""
+    """A loaded decoder-only model with its tokenizer. ``context``: its maximum number of tokens.
+
+    ``verdict_head``: more exact logits of few tokens; None where the model's own are as exact.
+    """
 
     folder: Path
     model: Any
@@ -41,6 +95,7 @@ class Checkpoint:
     dtype: torch.dtype
     stop_ids: frozenset[int]
     context: int
+    verdict_head: VerdictHead | None = None
 
     def encode(self, messages: Messages, *, continue_last: bool = False) -> list[int]:
         """Token ids of the conversation; see `ChatEncoder.encode`."""
@@ -91,11 +146,15 @@ def load(folder: Path, device: str, dtype: str) -> Checkpoint:
     attention = AttentionBackend()
     config = _config(folder)
     model = _model(folder, config, attention, torch_dtype).to(torch_device).eval().requires_grad_(False)
+    verdict_head = VerdictHead.of(model, torch_dtype)
     if torch_device.type == "cpu":
         use_onednn_linear(model)
+    if verdict_head is not None:
+        verdict_head.watch(model.get_output_embeddings())
     stop_ids, context = _stop_ids(folder, tokenizer, config), _context(folder, config)
+    encoder = ChatEncoder(tokenizer)
     return Checkpoint(
-        folder, model, tokenizer, ChatEncoder(tokenizer), attention, torch_device, torch_dtype, stop_ids, context
+        folder, model, tokenizer, encoder, attention, torch_device, torch_dtype, stop_ids, context, verdict_head
     )
 
 

@@ -80,6 +80,12 @@ class ModelRunner:
         context = DecodePass(self.cache, self._to_device(lengths_G), self._to_device(steps_G), used, self._groups)
         return self._forward(context, tokens_R[: used.rows, None], positions_R[:, None])
 
+    @property
+    def head_inputs(self) -> Tensor | None:
+        """What the last pass gave to the output embedding, for `VerdictHead`: (rows, D); None without one."""
+        head = self._checkpoint.verdict_head
+        return None if head is None else head.inputs
+
     def _forward(self, context: ForwardContext, ids: Ints, positions: Ints) -> Tensor:
         self._checkpoint.attention.forward_context = context
         outputs = self._checkpoint.model(

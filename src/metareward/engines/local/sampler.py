@@ -150,6 +150,12 @@ class ChoiceTrie:
         return 1 + max(map(len, self.next_tokens))
 
 
+def pad_tokens(tokens_R: Sequence[Ints], width: int) -> Ints:
+    """One row for each array of tokens (none is empty), filled up with its first token to a multiple of ``width``."""
+    columns = -(-max(map(len, tokens_R)) // width) * width
+    return np.stack([np.concatenate([each, np.repeat(each[:1], columns - len(each))]) for each in tokens_R])
+
+
 def mask_rows(logits_RV: Tensor, allowed: Mapping[int, Ints]) -> None:
     """Set the logits of ``logits_RV`` to -inf in place, but for the tokens ``allowed[r]`` of each row r in it."""
     rows = np.repeat(np.array(list(allowed), np.int64), [len(tokens) for tokens in allowed.values()])

@@ -28,11 +28,13 @@ from metareward.engines.local.sampler import (
     RandomCounters,
     TopLogprobsBuffer,
     mask_rows,
+    pad_tokens,
     sample,
 )
 from metareward.engines.local.shared_prefix import PrefixKeys
 from metareward.types import Completion, Sampling
 
+OpenPaths = dict[int, tuple[ChoiceTrie, tuple[int, ...]]]
 # An unpadded prefill pass has a fixed cost: about this fraction of a decode step.
 _SMALL_PASS = 8
 
@@ -101,23 +103,45 @@ class BatchState:
         if sampling.top_logprobs and self._top_logprobs_buffer is None:
             self._top_logprobs_buffer = TopLogprobsBuffer(self._shape.rows, self._shape.suffix, MAX_TOP_LOGPROBS)
 
-    def sample(self, logits_RV: Tensor, slots_B: Ints) -> Ints:
+    def sample(self, logits_RV: Tensor, slots_B: Ints, inputs_RD: Tensor | None = None) -> Ints:
         """Sample the next token of every row of these slots, empty ones included, from its logits.
 
-        Where a request has choices, the logits of tokens that continue none of them become -inf.
+        Where a request has choices, the logits of tokens that continue none of them become -inf. With the output
+        embedding's ``inputs_RD`` choices and the probabilities that a request wants are by the logits of `VerdictHead`.
         """
         rows = self._rows(slots_B)
         open_paths = self._open_paths(rows) if self._tries else {}
+        exact_RV = logits_RV
+        if inputs_RD is not None and (open_paths or self._top_logprobs_G.any()):
+            exact_RV = self._exact_logits(logits_RV, inputs_RD, slots_B, open_paths)
         if open_paths:
-            mask_rows(logits_RV, {place: trie.next_tokens[path] for place, (trie, path) in open_paths.items()})
+            mask_rows(exact_RV, {place: trie.next_tokens[path] for place, (trie, path) in open_paths.items()})
         steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
         if self._top_logprobs_buffer is not None:
             wanted = np.repeat(self._top_logprobs_G[slots_B] > 0, self._shape.samples)
-            chosen = logits_RV[torch.from_numpy(wanted)]
+            chosen = exact_RV[torch.from_numpy(wanted)]
             self._top_logprobs_buffer.store(chosen, rows[wanted], steps[wanted].astype(np.int64))
+        if exact_RV is not logits_RV:  # a text is the same whether its probabilities are wanted or not
+            places = torch.tensor(list(open_paths), dtype=torch.int64, device=logits_RV.device)
+            logits_RV = logits_RV.float().index_copy(0, places, exact_RV[places])
         counters = RandomCounters(self._seeds_R[rows], self._samples_R[rows], steps)
         tokens: Ints = sample(logits_RV, self._temperature_R[rows], self._top_p_R[rows], counters).cpu().numpy()
         return tokens
+
+    def _exact_logits(self, logits_RV: Tensor, inputs_RD: Tensor, slots_B: Ints, open_paths: OpenPaths) -> Tensor:
+        """The logits in float32, in rows that want them with those of `VerdictHead`; a row doesn't change others."""
+        head = self._checkpoint.verdict_head
+        assert head is not None, "without one there are no inputs"
+        wanted = np.repeat(self._top_logprobs_G[slots_B] > 0, self._shape.samples)
+        wanted[list(open_paths)] = True
+        top_RA = logits_RV.topk(min(head.WIDTH, logits_RV.shape[1]), dim=-1).indices.cpu().numpy()
+        tokens: list[Ints] = [*top_RA]
+        for row, (trie, path) in open_paths.items():
+            tokens[row] = trie.next_tokens[path]
+        tokens_RA = torch.from_numpy(pad_tokens(tokens, head.WIDTH)).to(logits_RV.device)
+        chosen, exact_RV = torch.from_numpy(wanted).to(logits_RV.device), logits_RV.float()
+        exact_RV[chosen] = exact_RV[chosen].scatter(1, tokens_RA[chosen], head.logits(inputs_RD, tokens_RA)[chosen])
+        return exact_RV
 
     def append(self, slots_B: Ints, tokens_R: Ints) -> None:
         """Append the sampled tokens to the rows of these slots; deliver finished requests and free their slots."""
@@ -147,7 +171,7 @@ class BatchState:
         text = decode(ids) if request.trie is None else request.trie.texts[tuple(ids)]
         return Completion(text, "stop" if stop >= 0 else "length", len(ids), steps)
 
-    def _open_paths(self, rows: Ints) -> dict[int, tuple[ChoiceTrie, tuple[int, ...]]]:
+    def _open_paths(self, rows: Ints) -> OpenPaths:
         """By place in ``rows``: the trie and the tokens so far of each row with choices that isn't complete."""
         found = {}
         for place, row in enumerate(rows.tolist()):
@@ -330,8 +354,12 @@ class ShapeBucket:
         if self._deterministic:
             # Repeated to a fixed shape; samples after the first repetition are dropped.
             slots, rows = np.resize(slots, self._batch), np.resize(rows, self._batch)
-        logits_RV = logits_BV[rows].repeat_interleave(self.shape.samples, dim=0)
-        tokens_R = self._state.sample(logits_RV, slots)
+        logits_RV, inputs_RD = (
+            None if each is None else each[rows].repeat_interleave(self.shape.samples, dim=0)
+            for each in (logits_BV, self._runner.head_inputs)
+        )
+        assert logits_RV is not None
+        tokens_R = self._state.sample(logits_RV, slots, inputs_RD)
         self._state.append(slots[: len(complete)], tokens_R[: len(complete) * self.shape.samples])
 
     def _decode(self, decoding: Ints) -> None:
@@ -341,7 +369,7 @@ class ShapeBucket:
         keys: list[PrefixKeys] = [{slot: digest(slot, point) for slot in slots} for point in self.shape.split_points]
         used, keys = self._in_use(decoding, keys)
         logits_RV = self._runner.decode(state.tokens_R, state.lengths_G, steps_G, used, keys)
-        tokens_R = state.sample(logits_RV, np.arange(used.slots))
+        tokens_R = state.sample(logits_RV, np.arange(used.slots), self._runner.head_inputs)
         state.append(decoding, tokens_R.reshape(used.slots, -1)[decoding].ravel())
 
     def _in_use(self, decoding: Ints, keys: list[PrefixKeys]) -> tuple[BucketShape, list[PrefixKeys]]:

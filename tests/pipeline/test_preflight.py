@@ -136,3 +136,16 @@ def test_what_doesnt_fit_is_refused_with_settings_that_do(here: Path, preset: st
     if "--set" in fix:  # the fix is enough
         words = told.rpartition("fix: ")[2].split()
         assert "the recipe can run" in plan_for(machine, preset, *given, *(w for w in words if w != "--set"))
+
+
+def test_the_longest_question_of_criteria_has_to_fit(here: Path) -> None:
+    one = ("judgments.n=1", "judgments.min_valid=1", "evaluation.judgments=1", "evaluation.meta_pairs=0")
+    without = [f"iterations.{t}.judge_pairs=false" for t in (1, 2, 3, 4)]
+    changes = [*SMALL, *one, *without, "judgments.rubric=criteria", "judgments.max_tokens=10000"]
+    words = [word for change in changes for word in ("--set", change)]
+    result = CliRunner().invoke(app, ["plan", "pocket", *words])
+    assert result.exit_code == 0, result.exception  # max_tokens has no effect
+    mine = here / "mine.yaml"
+    mine.write_text(f"criteria:\n  - Is it short?\n  - {'Is it very long? ' * 200}\n", encoding="utf-8")
+    line = refused("plan", *one, *without, "judgments.rubric=mine.yaml")
+    assert line.startswith("judgments.max_tokens: 1, which 20 of 20 prompts (up to")

@@ -186,8 +186,10 @@ def _check_lengths(experiment: Experiment) -> None:
     asked = [tokens(conversation(prompt.messages)) for prompt in prompts]
     _refuse_too_long("answers", asked, recipe.answers.max_tokens, context)
     if settings.judge is None and settings.reward is None and not hasattr(recipe.judge, "engine"):
-        judged = [tokens(settings.rubric.render(prompt, "")[-1].content) for prompt in prompts]
-        _refuse_too_long("judgments", judged, min(recipe.judgments.max_tokens, most_tokens(recipe.judgments)), context)
+        requests = [settings.rubric.requests(prompt, "") for prompt in prompts]
+        judged = [max((tokens(asked[-1].content) for asked in each), default=0) for each in requests]
+        new = 1 if settings.rubric.criteria else min(recipe.judgments.max_tokens, most_tokens(recipe.judgments))
+        _refuse_too_long("judgments", judged, new, context)
 
 
 def _refuse_too_long(section: str, lengths: Sequence[int], new: int, context: int) -> None:

@@ -60,6 +60,7 @@ class PromptSettings(Section):
     per_iteration: Count = Field(
         5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000 of 20,000)"
     )
+    in_flight: Count = Field(64, description="Prompts worked on at a time; raise it where an engine has many GPUs")
     held_out: Text | Count = Field(
         256, description="What every model is evaluated on: so many prompts that training doesn't need, or a JSONL file"
     )

@@ -65,13 +65,16 @@ _HARMLESS = ("DEBUG", "INFO", "WARNING")
 
 
 # Finds out which vLLM another Python has; answers by exit status, because vLLM prints to stdout.
-_MISSING, _ON_CPU = 3, 4
+_MISSING, _ON_CPU, _GPUS = 3, 4, 16  # _GPUS and the number of GPUs
 _PROGRAM = f"""\
 import importlib.util, sys
 if importlib.util.find_spec("vllm") is None:
     sys.exit({_MISSING})
 from vllm.platforms import current_platform
-sys.exit({_ON_CPU} if current_platform.is_cpu() else 0)
+if current_platform.is_cpu():
+    sys.exit({_ON_CPU})
+import torch
+sys.exit({_GPUS} + torch.accelerator.device_count())
 """
 
 
@@ -81,6 +84,9 @@ class VllmSettings(Section):
     kind: Literal["vllm"] = Field("vllm", description="vLLM, if it is installed")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the weights")
     tensor_parallel_size: Count = Field(1, description="GPUs that one copy of the model is spread over")
+    data_parallel_size: Literal["auto"] | Count = Field(
+        "auto", description="Copies of the model that share the requests; auto: as many as the GPUs have room for"
+    )
     gpu_memory_utilization: float = Field(
         0.9, gt=0.0, le=1.0, description="Share of the GPU's memory that it may take, or of the machine's on a CPU"
     )
@@ -91,7 +97,7 @@ class VllmSettings(Section):
     python: Text | None = Field(
         None, description="With serve: the Python of the environment that has vLLM, if it isn't this one"
     )
-    max_concurrency: Count = Field(256, description="With serve: most requests in flight")
+    max_concurrency: Count = Field(256, description="With serve: most requests in flight for each copy")
     start_timeout: float = Field(900.0, gt=0.0, description="With serve: seconds that the server has to start")
 
 
@@ -106,15 +112,20 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise UserError(missing(f"this Python environment ({error})")) from error
+    import torch
+
     from metareward.engines.local.checkpoint import load_tokenizer
 
+    gpus = None if current_platform.is_cpu() else torch.accelerator.device_count()
     tokenizer, group = load_tokenizer(folder), ProcessGroup()
-    wanted = engine_arguments(folder, settings, on_cpu=current_platform.is_cpu())
+    arguments = AsyncEngineArgs(**engine_arguments(folder, settings, gpus), disable_log_stats=True)
     try:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**wanted, disable_log_stats=True))
+        # As offline use has it: without a context vLLM takes small batches.
+        engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         group.kill()
         raise UserError(unstarted(folder, " ".join(str(error).split())[:300])) from error
@@ -122,18 +133,29 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
     return VllmEngine(folder, engine, tokenizer, group)
 
 
-def engine_arguments(folder: Path, settings: VllmSettings, on_cpu: bool) -> dict[str, Any]:
-    """vLLM's engine arguments, in process and as a server. The folder's own sampling defaults are not used."""
+def copies(settings: VllmSettings, gpus: int | None) -> int:
+    """How many copies of the model share the requests; ``gpus`` is None on a CPU."""
+    if settings.data_parallel_size != "auto":
+        return settings.data_parallel_size
+    return max(1, (gpus or 1) // settings.tensor_parallel_size)
+
+
+def engine_arguments(folder: Path, settings: VllmSettings, gpus: int | None) -> dict[str, Any]:
+    """vLLM's engine arguments, in process and as a server; ``gpus``: how many there are, None on a CPU.
+
+    The folder's own sampling defaults are not used.
+    """
     # vLLM on a CPU (0.32) dies of a prompt that is prefilled in chunks if its request has a seed: the generator has to
     # be set back between the chunks, which that of a CPU can't be.
     return {
         "model": str(folder),
         "dtype": settings.dtype,
         "tensor_parallel_size": settings.tensor_parallel_size,
+        "data_parallel_size": copies(settings, gpus),
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "max_model_len": settings.max_model_len,
         "enable_prefix_caching": True,
-        "enable_chunked_prefill": False if on_cpu else None,
+        "enable_chunked_prefill": False if gpus is None else None,
         "generation_config": "vllm",
     }
 
@@ -244,7 +266,7 @@ async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> E
     """
     require_model_folder(folder)
     python = Path(settings.python or sys.executable)
-    on_cpu = await _runs_on_cpu(python)
+    gpus = await _count_gpus(python)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -252,7 +274,7 @@ async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> E
     log_start = log.stat().st_size if log.exists() else 0
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            *_command(python, engine_arguments(folder, settings, on_cpu), port),
+            *server_command(python, engine_arguments(folder, settings, gpus), port),
             stdin=DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
@@ -268,7 +290,7 @@ async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> E
                 "base_urls": (server.url,),
                 "model": _NAME,
                 "tokenizer": str(folder),
-                "max_concurrency": settings.max_concurrency,
+                "max_concurrency": settings.max_concurrency * copies(settings, gpus),
                 "timeout": _REQUEST_TIMEOUT,
                 "max_attempts": _ATTEMPTS,
             }
@@ -373,7 +395,8 @@ def last_error(log: str) -> str:
     return lines[-1][1].strip() if lines else "it printed nothing"
 
 
-def _command(python: Path, arguments: Mapping[str, Any], port: int) -> list[str]:
+def server_command(python: Path, arguments: Mapping[str, Any], port: int) -> list[str]:
+    """The command that starts the server."""
     options = {**arguments, "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--uvicorn-log-level", "warning"]
     for name, value in options.items():
@@ -391,8 +414,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in (quiet | os.environ).items() if name != "VLLM_API_KEY"}
 
 
-async def _runs_on_cpu(python: Path) -> bool:
-    """Whether the vLLM of this Python is for CPUs. Raises `UserError` when there is none."""
+async def _count_gpus(python: Path) -> int | None:
+    """How many GPUs the vLLM of this Python has; None if it is for CPUs. Raises `UserError` when there is none."""
     try:
         child = await asyncio.create_subprocess_exec(
             str(python), "-P", "-c", _PROGRAM, env=_environment(), stdout=DEVNULL, stderr=PIPE
@@ -402,6 +425,9 @@ async def _runs_on_cpu(python: Path) -> bool:
     errors = (await child.communicate())[1].decode(errors="replace")
     if child.returncode == _MISSING:
         raise UserError(missing(str(python)))
-    if child.returncode not in (0, _ON_CPU):
+    code = child.returncode
+    if code == _ON_CPU:
+        return None
+    if code is None or code < _GPUS:
         raise UserError(f"engine.python {str(python)!r}: its vLLM can't be imported: {last_error(errors)[:300]}")
-    return child.returncode == _ON_CPU
+    return code - _GPUS

@@ -102,7 +102,7 @@ def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
         engine, prompts, settings = await experiment.engine(0), experiment.choose_prompts(1), experiment.settings(t)
         asked = [each for each in benchmark_runs(experiment, 0) if _has_listed_judge(each)]
         try:
-            rates = await measure_rates(engine, prompts, settings, seconds)
+            rates = await measure_rates(engine, prompts, settings, seconds, recipe.prompts.in_flight)
             shown = prompts[: _MEASURED_ANSWERS if asked else 0]
             answered = await run_concurrently(
                 engine.complete(each.messages, settings.answers, 1, "actor") for each in shown

@@ -49,7 +49,8 @@ async def generate(experiment: Experiment, t: int, engine: Engine, progress: Pro
     with timed(experiment.run, t, "generating"), _records(experiment, t) as store:
         first = FirstPrompts(experiment, t, store)
         settings = experiment.settings(t)
-        outcome = await annotate_prompts(engine, experiment.prompts(t), settings, store, progress, on_stored=first.add)
+        prompts, in_flight = experiment.prompts(t), experiment.recipe.prompts.in_flight
+        outcome = await annotate_prompts(engine, prompts, settings, store, progress, in_flight, first.add)
     check_failed_prompts(experiment, f"iteration {t}", outcome)
 
 

@@ -26,7 +26,7 @@ from whole_runs import documents
 
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.local.workers import LocalSettings, open_local
-from metareward.engines.vllm import open_vllm_server
+from metareward.engines.vllm import VllmSettings, engine_arguments, open_vllm_server, server_command
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
 from metareward.storage.run_dir import RunDir
@@ -51,6 +51,25 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(ROOT)
+
+
+_PARSE = """\
+import json, sys
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+found = AsyncEngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(json.loads(sys.argv[1])))
+print(json.dumps([found.data_parallel_size, found.tensor_parallel_size, found.max_model_len, found.dtype]))
+"""
+
+
+def test_vllm_knows_the_arguments_for_gpus() -> None:
+    """Its own parser takes them, though there is no GPU here to use them."""
+    settings = VllmSettings(tensor_parallel_size=2, dtype="bfloat16", max_model_len=256)
+    words = server_command(PYTHON, engine_arguments(MODEL, settings, 8), 8000)[3:]
+    told = subprocess.run([PYTHON, "-P", "-c", _PARSE, json.dumps(words)], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout.splitlines()[-1]) == [4, 2, 256, "bfloat16"]
 
 
 def family(pid: int) -> set[int]:

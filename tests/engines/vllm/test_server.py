@@ -18,7 +18,7 @@ import fake_vllm
 import pytest
 
 from metareward.engines.base import Engine, EngineError
-from metareward.engines.vllm import VllmSettings, last_error, open_vllm_server
+from metareward.engines.vllm import VllmSettings, copies, last_error, open_vllm_server
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL
 from metareward.types import Message, Messages, Sampling
@@ -102,6 +102,12 @@ def test_it_answers_until_it_is_closed(setup: Setup) -> None:
             await engine.complete(ask("late"), HOT, 1)
 
     played(setup, scene)
+
+
+def test_every_gpu_has_a_copy_of_the_model_or_a_part_of_one() -> None:
+    assert [copies(VllmSettings(), gpus) for gpus in (None, 0, 1, 8)] == [1, 1, 1, 8]
+    assert [copies(VllmSettings(tensor_parallel_size=2), gpus) for gpus in (1, 2, 8)] == [1, 1, 4]
+    assert copies(VllmSettings(data_parallel_size=2), None) == 2
 
 
 @pytest.mark.parametrize("is_cpu", [True, False])

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import typer.main
 from typer.core import TyperGroup
 from typer.testing import CliRunner
@@ -26,7 +25,6 @@ from metareward.config.schema import PAPER_ITERATIONS, Recipe, load_recipe
 from metareward.config.yaml_file import PRESETS, dotted, fields, sections_of
 from metareward.evaluation.constraints.families import FAMILIES as CONSTRAINT_FAMILIES
 from metareward.method.gates import GATES, shown_limit
-from metareward.method.paired import PairedDifference, paired_difference
 from metareward.settings import Section
 
 ROOT = Path(__file__).parents[2]
@@ -67,14 +65,7 @@ def documents() -> dict[Path, str]:
         ),
         ROOT / "README.md": _filled(ROOT / "README.md", {"results": results_table}),
         ROOT / "docs/real-model.md": _filled(
-            ROOT / "docs/real-model.md",
-            {
-                "families": families_table,
-                "judge": judge_table,
-                "arms": arms_table,
-                "arms-against-controls": controls_table,
-                "trained-judge": trained_judge_table,
-            },
+            ROOT / "docs/real-model.md", {"families": families_table, "judge": judge_table}
         ),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
         ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
@@ -390,89 +381,6 @@ def judge_table(_: str) -> str:
     for name, each in found.items():
         interval = f"{each['low']:.2f} to {each['high']:.2f}"
         rows.append((name, f"{each['auc']:.2f}", interval, f"{each['pairs']}", f"{each['prompts']}"))
-    return _markdown(rows)
-
-
-_ARMS: Mapping[str, str] = {
-    "program": "the program (ceiling)",
-    "random": "random",
-    "longest": "the longer answer wins",
-    "shortest": "the shorter answer wins",
-    "untrained": "the model itself, untrained as a judge",
-    "trained": "the model itself after EFT",
-}
-
-
-def _real_model() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "bench/results/real_model.json").read_text(encoding="utf-8"))
-    return found
-
-
-def _passes(seeds: Mapping[str, Any], key: str = "passes") -> Any:
-    return np.array([each[key] for each in seeds.values()])
-
-
-def _points(found: PairedDifference) -> str:
-    """A paired difference in percentage points, with its interval."""
-    assert found.low is not None and found.high is not None
-    return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-
-
-def arms_table(_: str) -> str:
-    """Each arm of the comparison: its labels, its pass rate and its difference to M0."""
-    found = _real_model()
-    rows: list[tuple[str, ...]] = [
-        ("which answer is better, says", "seeds", "pairs", "right : wrong", "passes", "against M0, points",
-         "constraints met", "all guards", "cut off", "tokens"),
-    ]  # fmt: skip
-    zero = found["m0"]
-    figures = ("constraints", "all_guards", "cut_off")
-
-    def shares(each: Mapping[str, Any]) -> list[float]:
-        return [fmean(each[key]) if isinstance(each[key], list) else each[key] for key in figures]
-
-    last = (*(f"{100 * share:.0f} %" for share in shares(zero)), f"{zero['tokens']:.0f}")
-    rows.append(("M0", "", "", "", f"{100 * fmean(zero['passes']):.1f} %", "", *last))
-    for arm, seeds in found["arms"].items():
-        each = list(seeds.values())
-        labels = [one["labels"] for one in each]
-        right, wrong = (fmean(own[key] for own in labels) for key in ("passing_over_failing", "failing_over_passing"))
-        change = paired_difference(_passes({"0": zero}), _passes(seeds))
-        means = [fmean(values) for values in zip(*map(shares, each), strict=True)]
-        rows.append((
-            _ARMS[arm], f"{len(each)}", f"{labels[0]['pairs']}", f"{right:.0f} : {wrong:.0f}",
-            f"{100 * change.mean_b:.1f} %", _points(change), *(f"{100 * mean:.0f} %" for mean in means),
-            f"{fmean(one['tokens'] for one in each):.0f}",
-        ))  # fmt: skip
-    return _markdown(rows)
-
-
-def controls_table(_: str) -> str:
-    """Each arm against random pairs and against the longer answer, paired by held-out prompt."""
-    arms = _real_model()["arms"]
-    controls = [name for name in ("random", "longest") if name in arms]
-    rows: list[tuple[str, ...]] = [("arm", *(f"against {_ARMS[name]}, points" for name in controls))]
-    for arm, seeds in arms.items():
-        cells = (
-            "" if name == arm else _points(paired_difference(_passes(arms[name]), _passes(seeds))) for name in controls
-        )
-        rows.append((_ARMS[arm], *cells))
-    return _markdown(rows)
-
-
-def trained_judge_table(_: str) -> str:
-    """The judge before and after EFT beside length and chance: AUC with lengths balanced, on held-out prompts."""
-    judges = _real_model()["judges"]
-    kinds = {"all": "all", "topic": "new topics", "combination": "new combinations", "family": "new families"}
-    rows: list[tuple[str, ...]] = [("judge", *kinds.values())]
-    for name, found in judges.items():
-        cells = (
-            f"{found[kind]['balanced']:.2f} ({found[kind]['balanced_low']:.2f} to {found[kind]['balanced_high']:.2f})"
-            for kind in kinds
-        )
-        rows.append((name, *cells))
-    counts = (f"{judges['random'][kind]['comparisons']} of {judges['random'][kind]['prompts']}" for kind in kinds)
-    rows.append(("comparisons of prompts", *counts))
     return _markdown(rows)
 
 

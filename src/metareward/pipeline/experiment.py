@@ -128,12 +128,9 @@ class Experiment:
     @property
     def _begun(self) -> bool:
         """Whether the folder is bound to a recipe: a start with another one that made nothing doesn't count."""
-        return self.run.resolved.is_file() and (not self._changes or self._made_something)
-
-    @property
-    def _made_something(self) -> bool:
-        """Whether the folder has a record or a model."""
-        return not self._untrained or any(map(has_records, self.run.path.rglob("*.sqlite")))
+        if not self.run.resolved.is_file():
+            return False
+        return not self._changes or not self._untrained or any(map(has_records, self.run.path.rglob("*.sqlite")))
 
     @property
     def _untrained(self) -> bool:

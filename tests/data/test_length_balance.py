@@ -57,7 +57,7 @@ def longer_minus_shorter(examples: Sequence[Labelled]) -> int:
     return found
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(labelled(), st.integers(0, 3))
 def test_the_better_one_is_longer_as_often_as_shorter(examples: list[Labelled], seed: int) -> None:
     balanced = balance_lengths(examples, seed)
@@ -69,7 +69,7 @@ def test_the_better_one_is_longer_as_often_as_shorter(examples: list[Labelled], 
     assert found.longer == found.shorter and (found.accuracy is None or found.accuracy.mean == pytest.approx(0.5))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(labelled())
 def test_what_is_dropped_is_counted(examples: list[Labelled]) -> None:
     balanced = balance_lengths(examples, 0)
@@ -78,7 +78,7 @@ def test_what_is_dropped_is_counted(examples: list[Labelled]) -> None:
     assert balanced.dropped.get("one_label", 0) == len(same)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(labelled())
 def test_of_two_labels_a_group_keeps_equally_many(examples: list[Labelled]) -> None:
     for group in groups(kept_of(examples, balance_lengths(examples, 0))):
@@ -87,7 +87,7 @@ def test_of_two_labels_a_group_keeps_equally_many(examples: list[Labelled]) -> N
         assert len(counts) > 2 or len(set(counts.values())) == 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(labelled(), st.sampled_from([0.2, 0.4, 1.0]))
 def test_labels_stay_within_their_bounds(examples: list[Labelled], share: float) -> None:
     kept = kept_of(examples, balance_lengths(examples, 0, share))
@@ -102,7 +102,7 @@ def test_labels_stay_within_their_bounds(examples: list[Labelled], share: float)
         assert check_lengths(kept).by_label[f"{label:g}"] == pytest.approx(longer)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(labelled(), st.randoms(use_true_random=False))
 def test_the_order_of_the_examples_does_not_matter(examples: list[Labelled], order: random.Random) -> None:
     mixed = order.sample(examples, len(examples))
@@ -110,7 +110,7 @@ def test_the_order_of_the_examples_does_not_matter(examples: list[Labelled], ord
     assert (one.ids, one.dropped) == (other.ids, other.dropped)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(labelled())
 def test_the_control_pairs_as_many_labels_as_there_can_be(examples: list[Labelled]) -> None:
     found = pair_labels(examples, 1)
@@ -124,7 +124,7 @@ def test_the_control_pairs_as_many_labels_as_there_can_be(examples: list[Labelle
 lengths = st.lists(st.integers(2, 40), max_size=5)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(lengths, lengths)
 def test_as_many_opposite_pairs_are_matched_as_possible(left: list[int], right: list[int]) -> None:
     def pairs(name: str, sizes: list[int], longer: bool) -> list[tuple[Labelled, Labelled]]:

@@ -87,6 +87,9 @@ def test_benchmarks_that_a_program_checks_label_answers(here: Path) -> None:
     given = {"id": "q0", "prompt": "6 * 7?", "answers": ["It is 42.", "41"]}
     (here / "answers.jsonl").write_text(json.dumps(given))
     answers = AnswerSource(answers="answers.jsonl", prompts="tasks.jsonl")
+    (here / "answers.jsonl").write_text(json.dumps({**given, "id": "its text tells"}))
+    assert set(labels(LabelSource(verifier="verifiable"), answers, out="a")) == {"its text tells"}
+    (here / "answers.jsonl").write_text(json.dumps(given))
     assert labels(LabelSource(verifier="verifiable"), answers) == {"q0": [("It is 42.", 1.0), ("41", 0.0)]}
     instructed = {"key": "q0", "prompt": "6 * 7?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     (here / "tasks.jsonl").write_text(json.dumps(instructed))
@@ -209,11 +212,22 @@ BAD = json.dumps({"prompt": "Why?", "answers": "So."})
         (LabelSource(judge="nowhere"), FILE, "nowhere: no model here"),
         (LabelSource(verifier="oracle"), AnswerSource(answers="bad.jsonl"), r'bad\.jsonl:1: field "answers": is not a'),
         (LabelSource(verifier="oracle"), AnswerSource(answers="none.jsonl"), r"none\.jsonl: can't be read"),
+        (
+            LabelSource(verifier="verifiable"),
+            AnswerSource(answers="answers.jsonl", prompts="tasks.jsonl"),
+            r"prompt q0 is",
+        ),
+        (
+            LabelSource(verifier="oracle"),
+            AnswerSource(answers="answers.jsonl", count=3),
+            "--answers: the file says which",
+        ),
         (LabelSource(), AnswerSource(ranked="answers.jsonl", prompts="x"), "--ranked: has its own prompts and answers"),
     ],
 )
 def test_errors_are_one_line(here: Path, source: LabelSource, answers: AnswerSource, line: str) -> None:
     (here / "bad.jsonl").write_text(BAD)
+    (here / "tasks.jsonl").write_text(json.dumps({"id": "t", "prompt": "6 * 7?", "kind": "number", "answer": 42}))
     with pytest.raises(UserError, match=line) as raised:
         gather_labelled(recipe(), Path("out"), source, answers, SILENT)
     assert "\n" not in str(raised.value)

@@ -128,7 +128,7 @@ def seed_build_command(
     from metareward.config.schema import load_recipe
 
     loaded = load_recipe(recipe, changes or ())
-    written = _checked_source(ranked, verifier, judge, judgments)
+    written = _checked_source(ranked, verifier, judge, judgments, label_range)
 
     from metareward.generation.progress import terminal_progress
     from metareward.pipeline.labelling import AnswerSource, LabelSource, gather_labelled
@@ -154,11 +154,17 @@ def seed_build_command(
     )
     sets = build_seed_sets(loaded, gathered.ranked, out, options, progress, gathered.held_out)
     _print_counts("seed sets", sets.summary)
+    if judging and not sets.eft:
+        print_rich("no example is left for EFT, as counted above; fix: more prompts (--count), or other answers")
     print_rich(f"written to {out}")
 
 
-def _checked_source(ranked: str | None, verifier: str | None, judge: str | None, judgments: str | None) -> bool:
+def _checked_source(
+    ranked: str | None, verifier: str | None, judge: str | None, judgments: str | None, label_range: object
+) -> bool:
     """Whether judgments are written, not templated. Raises `UserError` unless there is one source of labels."""
+    if label_range is not None and ":" not in (verifier or ""):
+        raise UserError("--label-range: is the scale of --verifier module:name; fix: leave it out")
     given = [name for name, value in (("--ranked", ranked), ("--verifier", verifier), ("--judge", judge)) if value]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"

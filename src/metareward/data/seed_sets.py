@@ -362,10 +362,14 @@ def write_seed_sets(folder: Path, sets: SeedSets) -> None:
     write_atomic(folder / HELD_OUT, json_lines(held_out))
     if sets.held_out_pairs:
         write_atomic(folder / HELD_OUT_PAIRS, json_lines(pairs))
+    else:
+        (folder / HELD_OUT_PAIRS).unlink(missing_ok=True)
     if sets.eft or sets.rejected:
         write_eft(folder / EFT, sets.eft)
         if sets.meta:
             write_eft(folder / META_EFT, sets.meta)
+        else:
+            (folder / META_EFT).unlink(missing_ok=True)
         write_atomic(folder / "dropped.jsonl", json_lines(asdict(each) for each in sets.rejected))
     write_atomic(folder / "summary.json", json.dumps(sets.summary, indent=2) + "\n")
 

@@ -332,6 +332,8 @@ def prepare_labelling(recipe: Recipe, out: Path, source: LabelSource, answers: A
                 "text, or one criterion and --judgments templated"
             )
     if answers.answers is not None:
+        if answers.count is not None or answers.held_out:
+            raise UserError("--answers: the file says which prompts; fix: leave out --count and --held-out-prompts")
         given = read_answers(answers.answers, answers.network)
         prompts, skipped = tuple(prompt for prompt, _ in given), Counter[str]()
         texts = {prompt.id: those for prompt, those in given}

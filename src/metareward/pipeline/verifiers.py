@@ -20,6 +20,7 @@ from metareward.evaluation.verifiable.instructions import follow, read_instructe
 from metareward.method.criteria import SENTENCE, Criterion
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE
+from metareward.method.template import conversation
 from metareward.pipeline.experiment import Experiment
 from metareward.settings import import_object
 from metareward.types import Message, Prompt
@@ -123,7 +124,7 @@ def _oracle_labels(oracle: Oracle, rubric: Rubric) -> Label:
 
 
 def _benchmark_verifier(name: str, path: Path, rubric: Rubric) -> Verifier:
-    checks: dict[str, Callable[[str], bool]] = {}
+    checks: dict[str, Callable[[str], bool]] = {}  # by the prompt's id, and by its text for answers of a file
     prompts = []
     if name == "ifeval":
         for instructed in read_instructed_prompts(path):
@@ -133,9 +134,12 @@ def _benchmark_verifier(name: str, path: Path, rubric: Rubric) -> Verifier:
         for task in read_tasks(path):
             prompts.append(Prompt(task.id, task.messages))
             checks[task.id] = lambda text, each=task: check(each, text).outcome == "correct"  # type: ignore[misc]
+    by_text = {conversation(prompt.messages): checks[prompt.id] for prompt in prompts}
 
     async def label(prompt: Prompt, answers: Sequence[str]) -> list[float]:
-        right = checks[prompt.id]
+        right = checks.get(prompt.id) or by_text.get(conversation(prompt.messages))
+        if right is None:
+            raise UserError(f"--answers: prompt {prompt.id} is none of those in {path}; fix: give it that prompt's id")
         return [rubric.max_score if right(answer) else rubric.min_score for answer in answers]
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

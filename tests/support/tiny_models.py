@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +173,72 @@ def _end_after(model: LlamaForCausalLM, lines: list[int], end: int) -> None:
     embeddings[lines, 1] = _CONSTANT
     head[:, 1] = 0
     head[end, 1] = _CONSTANT
+
+
+SMOLLM2_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SMOLLM2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_END_SHARE = 0.02  # of the tokens at each position before temperature: an answer has about 16
+
+
+def tiny_smollm2(folder: Path, texts: Iterable[str], seed: int = 5) -> Path:
+    """A Hugging Face folder like SmolLM2-135M-Instruct's, but small and random.
+
+    The same architecture with grouped heads and tied embeddings, the same class of tokenizer (byte-level BPE, each
+    digit a token, ``<|im_end|>`` ends a turn) trained on ``texts``, and the same chat template.
+    """
+    torch.manual_seed(seed)
+    bpe = Tokenizer(models.BPE())
+    digits, pieces = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pieces])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=SMOLLM2_SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    end = SMOLLM2_SPECIAL[2]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=SMOLLM2_SPECIAL[1],
+        eos_token=end,
+        pad_token=end,
+        unk_token=SMOLLM2_SPECIAL[0],
+        chat_template=SMOLLM2_TEMPLATE,
+    )
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            **sizes,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+            max_position_embeddings=2048,
+            initializer_range=0.2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+    _end_now_and_then(model, tokenizer.eos_token_id)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def _end_now_and_then(model: LlamaForCausalLM, end: int) -> None:
+    """Make the first component of the hidden state constant, and the tied head use it as the bias of ``end``."""
+    embeddings = model.model.embed_tokens.weight
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0
+        layer.mlp.down_proj.weight[0] = 0
+    embeddings[:, 0], embeddings[end] = 1.0, 0.0
+    states = model.model(torch.arange(3, 200).unsqueeze(0)).last_hidden_state[0]
+    others = float((states @ embeddings[3:].T).exp().sum(dim=1).log().mean())
+    embeddings[end, 0] = (others + math.log(_END_SHARE / (1 - _END_SHARE))) / float(states[:, 0].mean())

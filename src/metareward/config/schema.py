@@ -28,7 +28,7 @@ from metareward.config.yaml_file import Key, explain, label, read_layers, recipe
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
-from metareward.engines.vllm import VllmSettings
+from metareward.engines.vllm import VllmSettings, automatic_engine
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.evaluation.constraints.prompts import CONSTRAINTS
@@ -145,13 +145,16 @@ class PairSettings(Section):
 
 
 def _default_kind(value: object) -> object:
-    """An engine without a kind is the local one."""
+    """An engine without a kind is the local one; kind ``auto`` is resolved for this machine."""
     if value is None or (isinstance(value, Mapping) and "kind" not in value):
         return {"kind": "local", **(value or {})}
+    if isinstance(value, Mapping) and value["kind"] == "auto":
+        chosen = {"kind": "local"} if value.get("device") == "cpu" else automatic_engine()[0]
+        return {**value, **chosen}
     return value
 
 
-_ENGINE = "What runs the model: kind 'local' (the default), 'openai' or 'vllm'"
+_ENGINE = "What runs the model: kind 'local' (the default), 'openai', 'vllm', or 'auto': vLLM on GPUs, else local"
 EngineSettings = Annotated[
     LocalSettings | OpenAISettings | VllmSettings, Field(discriminator="kind"), BeforeValidator(_default_kind)
 ]

@@ -297,7 +297,9 @@ def _place(detail: ErrorDetails, tree: Tree) -> Key:
         children = dict(enumerate(node)) if isinstance(node, list) else node
         if isinstance(children, Mapping) and part in children:
             node = children[part]
-        elif isinstance(node, Mapping) and part == node.get("kind", _DEFAULT_KINDS.get(inside[-1] if inside else "")):
+        elif isinstance(node, Mapping) and (
+            node.get("kind") == "auto" or part == node.get("kind", _DEFAULT_KINDS.get(inside[-1] if inside else ""))
+        ):
             continue  # the kind that pydantic tried, which is no key
         else:
             return (*inside, *detail["loc"][place:]) if detail["type"] == "missing" or not inside else tuple(inside)

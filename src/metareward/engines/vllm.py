@@ -19,6 +19,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from metareward.engines.base import (
     token_texts,
 )
 from metareward.engines.chat import ChatEncoder, ChatTemplateError
+from metareward.engines.device import this_machine
 from metareward.engines.openai.engine import OpenAISettings, open_openai
 from metareward.engines.openai.pool import Pauses
 from metareward.engines.process_group import ProcessGroup
@@ -99,6 +101,22 @@ class VllmSettings(Section):
     )
     max_concurrency: Count = Field(256, description="With serve: most requests in flight for each copy")
     start_timeout: float = Field(900.0, gt=0.0, description="With serve: seconds that the server has to start")
+
+
+ENVIRONMENT_PYTHON = ".venv-vllm/bin/python"  # of vLLM's own environment, where docs/engines.md makes it
+
+
+def automatic_engine() -> tuple[dict[str, object], str]:
+    """What an engine of kind ``auto`` is on this machine: its kind with the settings that go with it, and why."""
+    machine = this_machine()
+    if not machine.gpus:
+        return {"kind": "local"}, f"the machine has {machine}"
+    if find_spec("vllm") is not None:
+        return {"kind": "vllm"}, f"the machine has {machine}, and vLLM is installed"
+    if Path(ENVIRONMENT_PYTHON).exists():
+        return {"kind": "vllm", "serve": True, "python": ENVIRONMENT_PYTHON}, f"the machine has {machine}"
+    why = f"the machine has {machine}, but there is no vLLM, which is several times as fast there (docs/engines.md)"
+    return {"kind": "local"}, why
 
 
 async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from metareward.config.schema import Recipe, load_recipe
 from metareward.engines.base import run_concurrently
+from metareward.engines.vllm import automatic_engine
 from metareward.errors import UserError
 from metareward.evaluation.base import Completions
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
@@ -209,6 +210,7 @@ class Plan:
     """
 
     name: str
+    engine: str
     prompts_needed: int
     held_out: int | None
     measured: bool
@@ -249,7 +251,7 @@ def _seconds(roles: Iterable[RolePlan]) -> float | None:
 
 def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     """The plan of ``recipe``. Reads the disk only for the model's size, held-out prompts and benchmark questions."""
-    held_out = _count_held_out(recipe.prompts.held_out)
+    held_out, (automatic, why) = _count_held_out(recipe.prompts.held_out), automatic_engine()
     iterations = tuple(_plan_iteration(recipe, t, rates) for t in sorted(recipe.iterations))
     models = range(len(iterations) + 1)
     evaluations = tuple(_plan_evaluation(recipe, t, held_out or 0, rates) for t in models)
@@ -270,6 +272,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else None
     return Plan(
         name=recipe.name,
+        engine=f"{recipe.engine.kind} (auto is {automatic['kind']} here: {why})",
         prompts_needed=recipe.prompts.per_iteration * len(iterations),
         held_out=held_out,
         measured=bool(rates.tokens_each),
@@ -442,6 +445,7 @@ def _notes(made: Plan) -> Iterator[str]:
     models = "unknown until the model's folder exists" if made.model_bytes is None else _size(made.model_bytes)
     for judge in made.judges:
         yield _judge_note(judge)
+    yield f"engine: {made.engine}"
     yield f"disk: records {_size(made.record_bytes)}, models {models}"
     if made.training_bytes is not None:
         yield f"memory: training takes at most about {_size(made.training_bytes)} on each device, besides the libraries"

@@ -17,8 +17,10 @@ from pathlib import Path
 import fake_vllm
 import pytest
 
+from metareward.config.schema import load_recipe
 from metareward.engines.base import Engine, EngineError
-from metareward.engines.vllm import VllmSettings, copies, last_error, open_vllm_server
+from metareward.engines.device import this_machine
+from metareward.engines.vllm import VllmSettings, automatic_engine, copies, last_error, open_vllm_server
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL
 from metareward.types import Message, Messages, Sampling
@@ -108,6 +110,17 @@ def test_every_gpu_has_a_copy_of_the_model_or_a_part_of_one() -> None:
     assert [copies(VllmSettings(), gpus) for gpus in (None, 0, 1, 8)] == [1, 1, 1, 8]
     assert [copies(VllmSettings(tensor_parallel_size=2), gpus) for gpus in (1, 2, 8)] == [1, 1, 4]
     assert copies(VllmSettings(data_parallel_size=2), None) == 2
+
+
+def test_auto_is_the_local_engine_where_there_is_no_gpu() -> None:
+    gpus = this_machine().gpus
+    chosen, why = automatic_engine()
+    assert chosen["kind"] == "local" or gpus
+    assert str(this_machine()) in why
+    recipe = load_recipe("meta-rewarding", ["model=m", "prompts.source=p", "engine.dtype=float32"])
+    assert (recipe.engine.kind, recipe.engine.dtype) == (chosen["kind"], "float32")  # type: ignore[union-attr]
+    on_cpu = load_recipe("meta-rewarding", ["model=m", "prompts.source=p", "engine.device=cpu"])
+    assert on_cpu.engine.kind == "local"
 
 
 @pytest.mark.parametrize("is_cpu", [True, False])

@@ -175,6 +175,8 @@ def test_stored_results_are_evaluated_without_anything_heavy(tmp_path: Path, ann
     pair = {"id": "1", "input": "Why?", "output_1": "no", "output_2": "yes", "label": 2, "score_1": 1, "score_2": 2}
     task = {"id": "1", "prompt": "1 + 1?", "kind": "number", "answer": 2}
     responses = lines(tmp_path / "r.jsonl", [{"id": "1", "response": "2"}])
+    rows = json.loads(annotations.read_text(encoding="utf-8"))
+    other = json_file(tmp_path / "other.json", [{**row, "generator_2": "other"} for row in rows])
     commands: list[list[object]] = [
         ["--help"],
         ["alpaca-eval", "--annotations", annotations],
@@ -182,7 +184,7 @@ def test_stored_results_are_evaluated_without_anything_heavy(tmp_path: Path, ann
         ["mt-bench", "--judgments", lines(tmp_path / "g.jsonl", grades)],
         ["judge-quality", "--pairs", lines(tmp_path / "p.jsonl", [pair])],
         ["verifiable", "--questions", lines(tmp_path / "t.jsonl", [task]), "--responses", responses],
-        ["compare", "--first", annotations, "--second", annotations],
+        ["compare", "--first", annotations, "--second", other],
     ]
     code = """
 import json, sys

@@ -88,7 +88,7 @@ def test_files_of_every_benchmark_are_read(tmp_path: Path) -> None:
         for name, rows in (("g", games), ("t", grades), ("i", followed), ("v", checked), ("s", scores))
     }
     assert found["g"] == {f"q{i}": pytest.approx(100 * 3.5 / 4) for i in range(3)}
-    assert found["t"] == {"81": 5.5}
+    assert found["t"] == {"81, turns [1, 2]": 5.5}
     assert found["i"] == {"1": 100.0, "2": 0.0}
     assert found["v"] == {"0": 100.0, "1": 0.0, "2": 0.0, "3": None}
     assert found["s"] == {"x": 3.0, "y": None}
@@ -114,8 +114,8 @@ def test_what_can_t_be_compared_is_refused(tmp_path: Path) -> None:
         read_scores(lines(tmp_path / "odd.jsonl", [{"id": 1}]))
     with pytest.raises(UserError, match="--second-model: name one of one"):
         compared(first=(one,), second=(one,), second_model="none")
-    with pytest.raises(UserError, match=r"neither \.svg nor \.png"):
-        compared(first=(one,), second=(one,), plot=tmp_path / "a.gif")
+    with pytest.raises(UserError, match=r"no format of that name; fix: end it in \.svg or \.png"):
+        compared(first=(one,), second=(annotation_file(tmp_path / "y.json", "y", 0.1),), plot=tmp_path / "a.xyz")
     for name in ("one", "two"):
         annotation_file(tmp_path / f"run/iter-1/eval/{name}/annotations.json", "M1", 0.0)
     with pytest.raises(UserError, match=r"has several benchmarks; fix: give --benchmark, of which .*: one, two"):

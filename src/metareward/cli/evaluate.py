@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from metareward.cli.data import print_rich
 from metareward.errors import UserError
-from metareward.text import escape_control
+from metareward.text import escape_control, replace_surrogates
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -85,20 +85,27 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
         thinking: int | None = None,
         **given: Any,
     ) -> None:
+        from pydantic import ValidationError
+
         from metareward.evaluation.base import EvaluateSession
         from metareward.storage.atomic import write_atomic
 
         def judge_named(name: str) -> JudgeSpec:
             return _judge(context, name, seed, thinking)
 
-        command = options.model_validate(
-            {name: _value(options.model_fields[name], each) for name, each in given.items()}
-        )
+        values = {name: _value(options.model_fields[name], each) for name, each in given.items()}
+        try:
+            command = options.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            flag = f"--{str(first['loc'][0]).replace('_', '-')}"
+            raise UserError(f"{flag} {first['input']}: {first['msg']}; fix: give another value") from None
         session = EvaluateSession(judge_named(engine) if engine else None, judge_named, seed)
         evaluated = asyncio.run(command.evaluate(session))
         print_rich(_tables_text(evaluated.tables), 200)
         if out is not None:  # JSON without NaN
-            write_atomic(out, json.dumps(evaluated.numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(evaluated.numbers, indent=1, ensure_ascii=False, allow_nan=False)
+            write_atomic(out, replace_surrogates(text) + "\n")
 
     parameters = [
         *(_parameter(name, field) for name, field in options.model_fields.items()),

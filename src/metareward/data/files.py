@@ -30,6 +30,15 @@ STATE = "state.json"  # in a folder that `datasets` saved one split in
 _SPLITS = "dataset_dict.json"  # in a folder that `datasets` saved several splits in
 _DATA = (".parquet", ".jsonl", ".json", ".csv")
 _METADATA = (STATE, _SPLITS, "dataset_info.json", "dataset_infos.json")
+_LARGEST = 1e100
+_OTHER_FORMS = {
+    b"\x1f\x8b": "a gzip file",
+    b"PK": "a ZIP file",
+    b"PAR1": "a Parquet file without that ending",
+    b"SQLite": "an SQLite file",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _FORMATS = "JSON Lines, .json (a list), .parquet, .csv (with a header), .txt (one prompt a line) or a data set's folder"
 
@@ -77,7 +86,8 @@ class Row:
         value = self.number(*names)
         if value != int(value):
             raise self.error(names[0], f"is {value:g}, no whole number", "write a whole number")
-        return int(value)
+        given = self._first(names)
+        return given if isinstance(given, int) else int(value)  # a float has 53 bits
 
     def optional_number(self, *names: str) -> float | None:
         """Like `number`, but None for a field that is absent, null, empty or NaN, as tables write what is missing."""
@@ -90,8 +100,12 @@ class Row:
             number = float(value)
         except (ValueError, OverflowError):
             raise self.error(names[0], "is not a number", "write a number") from None
+        if isinstance(value, str) and "_" in value:  # Python's own notation, in which 1_0 is ten
+            raise self.error(names[0], "is not a number", "write a number")
         if math.isinf(number):
             raise self.error(names[0], "is infinite", "write a finite number")
+        if abs(number) > _LARGEST:  # its square would be infinite
+            raise self.error(names[0], f"is {number:g}", f"write a number below {_LARGEST:g}")
         return None if math.isnan(number) else number
 
     def items(self, name: str) -> Sequence[Any]:
@@ -104,6 +118,13 @@ class Row:
     def rows(self, name: str) -> tuple[Row, ...]:
         """A field that holds a list of objects."""
         return tuple(self._inner(each, f"{name}[{i}]") for i, each in enumerate(self.items(name)))
+
+    def first(self, name: str) -> Row:
+        """The first object of a field that holds a list of them."""
+        rows = self.rows(name)
+        if not rows:
+            raise self.error(name, "is empty", "give one object at least")
+        return rows[0]
 
     def row(self, name: str) -> Row:
         """A field that holds an object."""
@@ -181,6 +202,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
+        form = next((name for start, name in _OTHER_FORMS.items() if error.object.startswith(start)), None)
+        if form is not None:
+            raise UserError(f"{path}: this is {form}; fix: write it as UTF-8 text: {_FORMATS}") from None
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: this is not UTF-8; fix: save the file as UTF-8: {_FORMATS}") from None
     except OSError as error:
@@ -207,12 +231,21 @@ def require_unique(rows: Sequence[Row], name: str) -> Sequence[Row]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: not JSON ({error}); fix: write one JSON object a line or one JSON list, or name a file that its "
             "ending marks as something else: .parquet, .csv (with a header), .txt (one prompt a line)"
         ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises `ValueError` for a key that is there twice, as nobody knows which of its values counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
+    return found
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:
@@ -221,6 +254,9 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
     try:
         if reader.fieldnames:
             line = reader.line_num + 1
+            for name in reader.fieldnames:
+                if reader.fieldnames.count(name) > 1:
+                    raise UserError(f"{path}:1: two columns are called {name!r}; fix: give every column its own name")
         for fields in reader:
             if None in fields or None in fields.values():
                 raise UserError(f"{path}:{line}: not as many cells as the first line; fix: give every column a cell")

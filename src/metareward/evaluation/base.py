@@ -118,15 +118,16 @@ class ScoringInputs:
 class Column:
     """One figure of a result: its heading and its dotted key.
 
-    ``error`` is the key of its standard error. Shares are shown in percent. A ``{low, high}`` value is an interval;
-    ``counts`` are what was left out, by word, instead of a key. Only ``metareward evaluate`` shows a ``detail``.
+    ``error`` is the key of its standard error. Shares are shown in percent, a p-value that rounds to 0 as "< 0.0001".
+    A ``{low, high}`` value is an interval; ``counts`` are what was left out, by word, instead of a key. Only
+    ``metareward evaluate`` shows a ``detail``.
     """
 
     label: str
     key: str = ""
     digits: int = 2
     error: str | None = None
-    unit: Literal["", "share"] = ""
+    unit: Literal["", "share", "p"] = ""
     counts: tuple[tuple[str, str], ...] = ()
     detail: bool = False
 
@@ -140,6 +141,8 @@ class Column:
             return "-"
         if isinstance(value, Mapping):
             return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
+        if self.unit == "p" and value < 0.5 * 10**-digits:
+            return f"< {10**-digits:.{digits}f}"
         error = figure(figures, self.error) if self.error else None
         scale = 100 if self.unit == "share" else 1
         text = f"{scale * value:.{digits}f}" if isinstance(value, float) else str(value)

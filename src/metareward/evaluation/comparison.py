@@ -12,19 +12,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import ClassVar, Literal
+from statistics import fmean
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from metareward.data.files import Row, group_by, read_all_rows
+from metareward.data.files import Row, read_all_rows
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import read_annotations
 from metareward.evaluation.arena_hard.data import read_judgments
 from metareward.evaluation.arena_hard.score import to_battles
 from metareward.evaluation.base import Column, EvaluateCommand, Evaluated, EvaluateSession, ResultTable
-from metareward.evaluation.input_checks import one_value, require_field, require_one_row
+from metareward.evaluation.input_checks import group_by_name, one_value, require_field, require_one_row
+from metareward.evaluation.judge_quality.calibration import write_figure
 from metareward.evaluation.mt_bench.data import read_grades
+from metareward.evaluation.verifiable.answers import Outcome
 from metareward.method.paired import PairedDifference, holm, paired_difference
 
 RUN_FILES = ("annotations.json", "judgments.jsonl", "verdicts.jsonl")  # in a folder iter-*/eval/NAME of a run
@@ -32,12 +35,16 @@ RUN_FILES = ("annotations.json", "judgments.jsonl", "verdicts.jsonl")  # in a fo
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """One model's values by prompt on one benchmark, None for an unreadable one; ``judge``, ``baseline`` if named."""
+    """One model's values by prompt on one benchmark, None for an unreadable one; ``judge``, ``baseline`` if named.
+
+    ``kind`` says what the values are, such as the share of a preference: others can't be compared with them.
+    """
 
     model: str
     values: Mapping[str, float | None]
     judge: str | None = None
     baseline: str | None = None
+    kind: str = "preference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,10 @@ def read_scores(path: Path) -> tuple[PromptScores, ...]:
         return tuple(
             PromptScores(
                 each.model,
-                {str(row.row): None if row.preference is None else 100 * row.preference for row in each.rows},
+                {
+                    row.instruction or f"number {row.row}": None if row.preference is None else 100 * row.preference
+                    for row in each.rows
+                },
                 each.judge,
                 each.baseline,
             )
@@ -92,7 +102,13 @@ def read_scores(path: Path) -> tuple[PromptScores, ...]:
 
 
 def _arena_scores(path: Path) -> tuple[PromptScores, ...]:
-    matches = read_judgments(path, "the baseline", "v0.1")
+    """Only of questions with both verdicts: one game alone has the judge's position bias in it."""
+    rows = read_all_rows(path)
+    baseline = None if rows[0].has("baseline") else "the baseline"
+    matches = [
+        match if None not in match.games else replace(match, games=(None, None))
+        for match in read_judgments(path, baseline, "v0.1")
+    ]
     battles = to_battles(matches, "v0.1")
     won_QM, n_QM = battles.sums(battles.weight_R * battles.outcome_R), battles.sums(battles.weight_R)
     judges = {match.model: (match.judge, match.baseline) for match in matches}
@@ -104,44 +120,60 @@ def _arena_scores(path: Path) -> tuple[PromptScores, ...]:
                 for q, question in enumerate(battles.questions)
             },
             *judges[model],
+            "battles",
         )
         for m, model in enumerate(battles.models)
     )
 
 
 def _grade_scores(path: Path) -> tuple[PromptScores, ...]:
+    """Only of questions whose turns are all graded; one without a second turn in the file is another question."""
     grades = read_grades(path)
     found = []
     for model in dict.fromkeys(grade.model for grade in grades):
         own = [grade for grade in grades if grade.model == model]
-        by_question: dict[str, list[float]] = {str(grade.question): [] for grade in own}
+        turns: dict[int, dict[int, float | None]] = {}
         for grade in own:
-            if grade.score is not None:
-                by_question[str(grade.question)].append(grade.score)
-        values = {name: sum(scores) / len(scores) if scores else None for name, scores in by_question.items()}
-        found.append(PromptScores(model, values, own[0].judge))
+            turns.setdefault(grade.question, {})[grade.turn] = grade.score
+        values = {
+            f"{question}, turns {sorted(scores)}": _mean_of_all(list(scores.values()))
+            for question, scores in turns.items()
+        }
+        found.append(PromptScores(model, values, own[0].judge, kind="grade"))
     return tuple(found)
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Their mean; None where one is unknown."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _row_scores(path: Path) -> tuple[PromptScores, ...]:
-    rows = read_all_rows(path)
-    named = [row if row.has("model") else Row(row.where, {**row.fields, "model": path.stem}) for row in rows]
-    found = []
-    for model, own in group_by(named, "model").items():
+    rows, found = read_all_rows(path), []
+    kind = next((name for name in ("strict", "outcome") if name in rows[0].fields), "score")
+    for model, own in group_by_name(rows, "model", default=path.stem).items():
         keyed = [(row.text("id", "key"), row) for row in own]
         require_one_row(keyed, "id", "keep one row for each model and prompt")
-        judge = one_value(own, "judge") if own[0].has("judge") else None
-        found.append(PromptScores(model, {key: _value(row) for key, row in keyed}, judge))
+        found.append(
+            PromptScores(model, {key: _value(row, kind) for key, row in keyed}, one_value(own, "judge"), kind=kind)
+        )
     return tuple(found)
 
 
-def _value(row: Row) -> float | None:
-    if "strict" in row.fields:
-        return 100.0 * all(row.items("strict"))
-    if "outcome" in row.fields:
-        return None if row.fields["outcome"] == "timeout" else 100.0 * (row.fields["outcome"] == "correct")
-    require_field(row, "score", "give a number, or null if it is unreadable")
-    return row.optional_number("score")
+def _value(row: Row, kind: str) -> float | None:
+    require_field(row, kind, "give it in every row, null for a score that is unreadable")
+    if kind == "score":
+        return row.optional_number("score")
+    if kind == "strict":
+        verdicts = row.items("strict")
+        if not verdicts or not all(isinstance(each, bool) for each in verdicts):
+            raise row.error("strict", "isn't a list of true and false", "give the verdict on each instruction")
+        return 100.0 * all(verdicts)
+    outcome = row.text("outcome")
+    if outcome not in get_args(Outcome):
+        raise row.error("outcome", f"is {outcome!r}"[:60], f"give {', '.join(get_args(Outcome))}")
+    return None if outcome == "timeout" else 100.0 * (outcome == "correct")
 
 
 def read_run_scores(run: Path, benchmark: str | None) -> tuple[PromptScores, ...]:
@@ -183,7 +215,7 @@ def compare_models(
 ) -> tuple[ModelComparison, ...]:
     """Comparisons of two names with the scores of their seeds, on the prompts that all of them have a value for.
 
-    Raises `UserError` where two have no prompt in common or different baselines.
+    Raises `UserError` where two have no prompt in common, different baselines or values of different kinds.
     """
     found = []
     for a, a_S, b, b_T in pairs:
@@ -192,6 +224,11 @@ def compare_models(
         every = {key for each in scores for key in each.values}
         if not common:
             raise UserError(f"{a} and {b}: no prompt that both have a value for; fix: give results on the same prompts")
+        kinds = sorted({each.kind for each in scores})
+        if len(kinds) > 1:
+            raise UserError(
+                f"{a} and {b}: values of different kinds, {' and '.join(kinds)}; fix: give results of one benchmark"
+            )
         baselines = sorted({str(each.baseline) for each in scores})
         if len(baselines) > 1:
             raise UserError(
@@ -202,7 +239,11 @@ def compare_models(
         if len(common) < len(every):
             caveats.append(f"partial: {len(common)} of {len(every)} prompts have a value for both")
         a_SP, b_TP = (np.array([[each.values[key] for key in common] for each in x], dtype=float) for x in (a_S, b_T))
-        found.append((a, b, paired_difference(a_SP, b_TP), len(every) - len(common), tuple(caveats)))
+        difference = paired_difference(a_SP, b_TP)
+        if difference.low is None:
+            alone = "one prompt only" if len(common) == 1 else "every prompt has the same difference"
+            caveats.append(f"no interval: {alone}")
+        found.append((a, b, difference, len(every) - len(common), tuple(caveats)))
     known = [difference.p_value for _, _, difference, _, _ in found if difference.p_value is not None]
     adjusted = iter(holm(known))
     return tuple(
@@ -221,8 +262,8 @@ COLUMNS = (
     Column("second", "mean_b"),
     Column("difference", "difference"),
     Column("95 %", "interval"),
-    Column("p", "p_value", 4),
-    Column("p, all pairs", "p_adjusted", 4),
+    Column("p", "p_value", 4, unit="p"),
+    Column("p, all pairs", "p_adjusted", 4, unit="p"),
     Column("detectable", "detectable"),
     Column("first better", "a_better"),
     Column("equal", "equal"),
@@ -276,6 +317,9 @@ class CompareCommand(EvaluateCommand):
         """Raises `UserError` for files that can't be read or compared."""
         if not self.first:
             raise UserError("give --first, a file of results or a run folder")
+        for option, paths in (("--first", self.first), ("--second", self.second)):
+            if len({path.resolve() for path in paths}) < len(paths):
+                raise UserError(f"{option}: names one file twice; fix: give each seed's results once")
         sources = [read_source(path, self.benchmark) for path in self.first]
         if not self.second and self.first_model is None and self.second_model is None and len(sources) == 1:
             models = sources[0]
@@ -286,6 +330,10 @@ class CompareCommand(EvaluateCommand):
         a_S = [_model(models, self.first_model, "--first-model") for models in sources]
         b_T = [_model(models, self.second_model, "--second-model") for models in others]
         names = [a_S[0].model, b_T[0].model]
+        if names[0] == names[1] and {path.resolve() for path in self.first} & {
+            path.resolve() for path in self.second or self.first
+        }:
+            raise UserError(f"{names[0]} would be compared with itself; fix: name another model or file as the second")
         if names[0] == names[1]:
             names = [f"{names[0]} of --first", f"{names[1]} of --second"]
         return compare_models([(names[0], a_S, names[1], b_T)])
@@ -300,8 +348,6 @@ def _model(models: Sequence[PromptScores], name: str | None, option: str) -> Pro
 
 def plot_differences(comparisons: Sequence[ModelComparison], path: Path) -> None:
     """A row to each comparison: the difference and its interval. Raises `UserError` for another ending."""
-    if path.suffix not in (".svg", ".png"):
-        raise UserError(f"--plot {path}: is neither .svg nor .png; fix: name such a file")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 1 + 0.35 * len(comparisons)), layout="constrained")
@@ -314,4 +360,4 @@ def plot_differences(comparisons: Sequence[ModelComparison], path: Path) -> None
     axes.set_yticks(range(len(comparisons)), [f"{each.b} - {each.a}" for each in comparisons])
     axes.invert_yaxis()
     axes.set_xlabel("paired difference with 95 % interval (grey: no difference shown)")
-    figure.savefig(path)
+    write_figure(figure, path)

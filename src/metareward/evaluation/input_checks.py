@@ -1,5 +1,5 @@
-"""The gate for files of results: one row for each (model, prompt), one judge and one baseline to a model, whole numbers
-and scores on their scale.
+"""The gate for files of results: one row for each (model, prompt), one judge and one baseline to a model, one spelling
+of a name, whole numbers and scores on their scale.
 
 What is wrong is refused in one line with the row's place. What is merely partial or unofficial is a caveat, a sentence
 that stands beside the numbers in every output.
@@ -40,6 +40,38 @@ def one_value(rows: Sequence[Row], *names: str) -> str | None:
 
 def _shown(value: str | None) -> str:
     return "missing" if value is None else repr(value[:60])
+
+
+def group_by_name(rows: Sequence[Row], *names: str, default: str | None = None) -> dict[str, list[Row]]:
+    """Rows by the model, or judge, that the first of these fields names; ``default`` where no row names one.
+
+    Raises `UserError` for a row without a name, and for two names that differ in case or spaces only.
+    """
+    if default is not None and not any(row.has(name) for row in rows for name in names):
+        return {default: list(rows)}
+    groups, spellings = dict[str, list[Row]](), dict[str, str]()
+    for row in rows:
+        name = row.text(*names)
+        if not name.strip():
+            raise row.error(names[0], "is blank", "write the name")
+        spelling = spellings.setdefault("".join(name.split()).casefold(), name)
+        if spelling != name:
+            raise row.error(names[0], f"is {name[:60]!r}, in earlier rows {spelling[:60]!r}", "write one name")
+        groups.setdefault(name, []).append(row)
+    return groups
+
+
+def require_everywhere(rows: Sequence[Row], name: str) -> None:
+    """Raise `UserError` where only some of the ``rows`` have this field."""
+    missing = [row for row in rows if not row.has(name)]
+    if missing and len(missing) < len(rows):
+        raise missing[0].error(name, "is missing, but other rows have it", "give it in every row, or in none")
+
+
+def require_no_verdict(row: Row, verdict: str, score: object) -> None:
+    """Raise `UserError` where ``row`` has the outcome "refused" and a score all the same."""
+    if score is not None and row.fields.get("outcome") == "refused":
+        raise row.error(verdict, "is there, but the outcome is refused", "give null, or another outcome")
 
 
 def score_on_scale(row: Row, field: str, low: float, high: float) -> float | None:

@@ -31,7 +31,9 @@ _EQUAL = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """``difference`` is b's mean minus a's, with its 95 % interval; None where there are too few prompts for one.
+    """``difference`` is b's mean minus a's, with its 95 % interval; None where one can't be told.
+
+    Where every prompt has the same difference there is no spread to go by: no interval, and the sign test's p-value.
 
     ``detectable`` is the smallest difference found with a power of 80 %; ``prompts_saved`` the share of prompts that
     the pairing saves against two separate sets. ``a_better``, ``equal`` and ``b_better`` count prompts.
@@ -64,11 +66,13 @@ def paired_difference(a_SP: Array, b_TP: Array) -> PairedDifference:
     d_P = b_P - a_P
     difference, seeds = float(d_P.mean()), (len(a_SP), len(b_TP))
     low = high = p_value = detectable = saved = None
-    if prompts > 1:
-        squared, freedom = _squared_error(d_P, a_SP, b_TP)
+    squared, freedom = _squared_error(d_P, a_SP, b_TP) if prompts > 1 else (0.0, 0.0)
+    if prompts > 1 and squared**0.5 <= _EQUAL < abs(difference):
+        p_value = 2.0 ** (1 - prompts)
+    elif prompts > 1:
         error, quantile = squared**0.5, float(stdtrit(freedom, _LEVEL))
         low, high = difference - quantile * error, difference + quantile * error
-        t = abs(difference) / error if error > 0 else np.inf if difference else 0.0
+        t = abs(difference) / error if error > 0 else 0.0
         p_value = 2 * float(stdtr(freedom, -t))
         detectable = (quantile + POWER_QUANTILE) * error
         apart = float(a_P.var(ddof=1) + b_P.var(ddof=1))

@@ -16,8 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metareward.data.files import Row, group_by, read_rows, require_unique
-from metareward.evaluation.input_checks import one_value, require_field, require_one_row, score_on_scale
+from metareward.data.files import Row, read_rows, require_unique
+from metareward.evaluation.input_checks import (
+    group_by_name,
+    one_value,
+    require_everywhere,
+    require_field,
+    require_no_verdict,
+    require_one_row,
+    score_on_scale,
+)
 
 Array = NDArray[np.float64]
 
@@ -45,7 +53,7 @@ class Annotation:
     """One comparison with the baseline's output to instruction number ``row``. Lengths are in characters.
 
     ``preference`` is the evaluated model's share in [0, 1], None where the judge's reply was unreadable or
-    (``refused``) missing.
+    (``refused``) missing. ``instruction`` is None in a table of lengths.
     """
 
     row: int
@@ -53,6 +61,7 @@ class Annotation:
     baseline_chars: int
     model_chars: int
     refused: bool = False
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,26 @@ class Gamed:
     difficulty_R: Array
 
 
+# Of upstream's tables. Difficulties: mean, standard deviation, mean of number times difficulty. Gamed rows: mean and
+# standard deviation of the lengths, means of preference times tanh(length) and times difficulty (the fit uses these).
+_DIFFICULTY_MOMENTS = (-0.05704, 1.48058, 23.31777)
+_GAMED_MOMENTS = (0.35081, 1.46937, -0.11347, 0.25647)
+
+
+def are_official_tables(difficulty_I: Array, gamed: Gamed) -> bool:
+    """Whether these are the leaderboard's difficulties and gamed rows, to three digits."""
+    if len(difficulty_I) != INSTRUCTIONS or len(gamed.length_R) != 2 * INSTRUCTIONS:
+        return False
+    p_R, length_R = gamed.preference_R, gamed.length_R
+    moments = (
+        float(difficulty_I.mean()),
+        float(difficulty_I.std()),
+        float(np.arange(INSTRUCTIONS) @ difficulty_I) / INSTRUCTIONS,
+    )
+    of_gamed = (length_R.mean(), length_R.std(), (p_R * np.tanh(length_R)).mean(), (p_R * gamed.difficulty_R).mean())
+    return np.allclose(moments, _DIFFICULTY_MOMENTS, 1e-3, 1e-3) and np.allclose(of_gamed, _GAMED_MOMENTS, 1e-3, 1e-3)
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The three coefficients of a length-controlled win rate."""
@@ -105,15 +134,17 @@ class Weights:
 
 
 def read_outputs(path: Path) -> tuple[Output, ...]:
-    """A model's outputs, in the order of the file. Raises `UserError` for a repeated instruction."""
+    """A model's outputs, in the order of the file. Raises `UserError` for a repeated instruction or a second model."""
+    rows = require_unique(read_rows(path), "instruction")
+    generator = one_value(rows, "generator") or path.parent.name
     return tuple(
         Output(
             instruction=row.text("instruction"),
             output=row.text("output"),
             dataset=str(row.fields.get("dataset") or ""),
-            generator=row.text("generator") if row.has("generator") else path.parent.name,
+            generator=generator,
         )
-        for row in require_unique(read_rows(path), "instruction")
+        for row in rows
     )
 
 
@@ -125,18 +156,15 @@ def read_annotations(path: Path, order: Mapping[str, int] | None = None) -> tupl
     ``results/MODEL/JUDGE/annotations.json`` the folder names the model, because the field in the file can be wrong.
     Raises `UserError` for a field that is missing or out of range.
     """
-    unnamed = {"model": path.stem}
-    rows = [
-        row if row.has("model") or row.has("generator_2") else Row(row.where, {**row.fields, **unnamed})
-        for row in read_rows(path)
-    ]
-    models = group_by(rows, "model", "generator_2")
+    models = group_by_name(read_rows(path), "model", "generator_2", default=path.stem)
     in_results = path.name == "annotations.json" and path.parent.parent.parent.name == "results"
     folder = path.parent.parent.name if in_results and len(models) == 1 else None
     return tuple(_annotations(model, found, folder, order) for model, found in models.items())
 
 
 def _annotations(model: str, rows: Sequence[Row], folder: str | None, order: Mapping[str, int] | None) -> Annotations:
+    for name in ("index", "row", "instruction"):
+        require_everywhere(rows, name)
     modes = Counter(str(row.fields["mode"]) for row in rows if row.has("mode"))
     numbers = [_row_number(row, place, order) for place, row in enumerate(rows)]
     fix = "keep one row for each model and instruction"
@@ -154,6 +182,7 @@ def _annotations(model: str, rows: Sequence[Row], folder: str | None, order: Map
                 baseline_chars=_chars(row, "len_1", "output_1"),
                 model_chars=_chars(row, "len_2", "output_2"),
                 refused=row.fields.get("outcome") == "refused",
+                instruction=row.text("instruction") if row.has("instruction") else None,
             )
             for number, row in zip(numbers, rows, strict=True)
         ),
@@ -200,6 +229,7 @@ def _share(row: Row) -> float | None:
     if row.optional_number("preference") == 0:
         return 0.5
     value = score_on_scale(row, "preference", 1, 2)
+    require_no_verdict(row, "preference", value)
     return None if value is None else value - 1
 
 
@@ -215,7 +245,8 @@ def _chars(row: Row, counted: str, written: str) -> int:
 def read_difficulty(path: Path) -> Array:
     """The difficulty of every instruction, by its number: ``instruction_difficulty.csv``."""
     rows = read_rows(path)
-    by_index = {row.integer("index", ""): row.number("instruction_difficulty") for row in rows}
+    require_one_row(((row.integer("index", ""), row) for row in rows), "index", "name upstream's table")
+    by_index = {row.integer("index", ""): _coefficient(row, "instruction_difficulty") for row in rows}
     if sorted(by_index) != list(range(len(by_index))):
         raise rows[0].error("index", "isn't numbered 0, 1, 2 …", "name upstream's table")
     return np.array([by_index[i] for i in range(len(by_index))])
@@ -225,12 +256,13 @@ def read_gamed(path: Path) -> Gamed:
     """Upstream's ``df_gamed.csv``: rows that fit the length coefficient to the baseline's own length effect."""
     rows = read_rows(path)
     columns = ("preference", "std_delta_len", "instruction_difficulty")
-    preference, length, difficulty = (np.array([row.number(name) for row in rows]) for name in columns)
+    preference, length, difficulty = (np.array([_coefficient(row, name) for row in rows]) for name in columns)
     if preference.min() < 0 or preference.max() > 1:
         raise rows[0].error("preference", "is not between 0 and 1 in every row", "name upstream's table")
     return Gamed(preference, length, difficulty)
 
 
+_LARGEST_COEFFICIENT = 1e3
 # Upstream's weight table has an unnamed first column and the terms of the formula as names.
 _LENGTH = ("w_len", "np.tanh(std_delta_len)")
 _DIFFICULTY = ("w_difficulty", "instruction_difficulty")
@@ -239,7 +271,18 @@ _CONSTANT = ("w_const", "not_gamed_baseline.astype(float)")
 
 def read_weights(path: Path) -> dict[str, Weights]:
     """The weights of every model of a leaderboard's table."""
+    rows = require_unique(
+        [Row(row.where, {"model": row.text("model", ""), **row.fields}) for row in read_rows(path)], "model"
+    )
     return {
-        row.text("model", ""): Weights(row.number(*_LENGTH), row.number(*_DIFFICULTY), row.number(*_CONSTANT))
-        for row in read_rows(path)
+        row.text("model"): Weights(*(_coefficient(row, *names) for names in (_LENGTH, _DIFFICULTY, _CONSTANT)))
+        for row in rows
     }
+
+
+def _coefficient(row: Row, *names: str) -> float:
+    """A number of the regression. Raises `UserError` for one that is out of all proportion: upstream's are below 10."""
+    value = row.number(*names)
+    if abs(value) > _LARGEST_COEFFICIENT:
+        raise row.error(names[0], f"is {value:g}", "name upstream's table")
+    return value

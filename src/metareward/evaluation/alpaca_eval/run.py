@@ -14,6 +14,7 @@ from pydantic import Field
 from metareward.data.prompts import load_prompts
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import (
+    Annotations,
     Output,
     read_annotations,
     read_difficulty,
@@ -51,6 +52,7 @@ from metareward.evaluation.judges import JudgeClient, JudgeSpec
 from metareward.method.template import conversation
 from metareward.settings import Text
 from metareward.storage.atomic import write_atomic
+from metareward.text import one_line
 from metareward.types import Message, Prompt
 
 AnnotationRows = Sequence[Mapping[str, object]]
@@ -193,6 +195,8 @@ class AlpacaEvalCommand(EvaluateCommand):
                     f"{self.reference}: has outputs of {reference[0].generator!r}, but the annotations of "
                     f"{each.model!r} are against {each.baseline!r}; fix: name the outputs of that baseline"
                 )
+            if reference and self.reference is not None:
+                _require_instructions(each, reference, self.reference)
         require_readable(
             {each.model: sum(row.preference is not None for row in each.rows) for each in models},
             ", ".join(map(str, self.annotations)),
@@ -207,6 +211,7 @@ class AlpacaEvalCommand(EvaluateCommand):
                     f"{self.outputs}: has outputs of {model!r}, of which there are no annotations; fix: name the "
                     f"outputs of {names[0]!r}"
                 )
+            _require_instructions(models[names.index(model)], outputs, self.outputs)
             chars = {model: [len(output.output) for output in outputs]}
         return evaluate(
             models,
@@ -249,6 +254,17 @@ def published_rates(weights: Path, difficulty: Path) -> dict[str, LengthControll
     """The length-controlled win rate that every model's published weights stand for, in the file's order."""
     hard_I = read_difficulty(difficulty)
     return {model: win_rate_of_weights(each, hard_I) for model, each in read_weights(weights).items()}
+
+
+def _require_instructions(annotated: Annotations, outputs: Sequence[Output], path: Path) -> None:
+    """Raise `UserError` where ``outputs`` lack an instruction that was annotated."""
+    known = {None, *(output.instruction for output in outputs)}
+    for row in annotated.rows:
+        if row.instruction not in known:
+            raise UserError(
+                f"{path}: no output for the instruction {one_line(str(row.instruction), 60)!r}, which the annotations "
+                f"of {annotated.model!r} are about; fix: name the outputs to the same instructions"
+            )
 
 
 # --- in a recipe ---

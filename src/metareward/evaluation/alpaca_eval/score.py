@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metareward.evaluation.alpaca_eval.data import BASELINE, Annotations, Gamed, Weights
+from metareward.evaluation.alpaca_eval.data import BASELINE, Annotations, Gamed, Weights, are_official_tables
 from metareward.evaluation.alpaca_eval.length_control import (
     LengthControlled,
     fit_difficulties,
@@ -136,8 +136,10 @@ def evaluate(
     annotations don't have every one. Raises `UserError` when a row has no difficulty.
     """
     total = instructions or (None if difficulty is None else len(difficulty))
-    results = []
-    for each, (controlled, method) in zip(models, _fits(models, difficulty, gamed), strict=True):
+    results, tables = [], tuple[str, ...]()
+    if difficulty is not None and gamed is not None and not are_official_tables(difficulty, gamed):
+        tables = ("difficulties or gamed rows that aren't the leaderboard's",)
+    for each, (controlled, method) in zip(models, _fits(models, difficulty, gamed, not tables), strict=True):
         raw = win_rate([row.preference for row in each.rows if row.preference is not None])
         lengths = (chars or {}).get(each.model) or [row.model_chars for row in each.rows]
         refused = sum(row.refused for row in each.rows)
@@ -153,23 +155,23 @@ def evaluate(
                 n_missing=max(0, (total or len(lengths)) - len(each.rows)),
                 n_unparsable=len(each.rows) - raw.n_total - refused,
                 n_refused=refused,
-                notes=_notes(each, raw.win_rate, controlled, total or 0),
+                notes=_notes(each, (*each.unofficial, *tables), raw.win_rate, controlled, total or 0),
                 judge=each.judge,
-                unofficial=each.unofficial,
+                unofficial=(*each.unofficial, *tables),
             )
         )
     return tuple(results)
 
 
 def _fits(
-    models: Sequence[Annotations], difficulty: Array | None, gamed: Gamed | None
+    models: Sequence[Annotations], difficulty: Array | None, gamed: Gamed | None, official: bool
 ) -> list[tuple[LengthControlled | None, str]]:
-    """Each model's win rate at equal lengths, and the name of the regression."""
+    """Each model's win rate at equal lengths, and the name of the regression; ``official``: the tables are."""
     if difficulty is not None:
         return [
             (
                 _official_fit(each, difficulty, gamed),
-                OFFICIAL if not each.unofficial else UNOFFICIAL,
+                OFFICIAL if official and not each.unofficial else UNOFFICIAL,
             )
             if gamed is not None and each.baseline in (None, BASELINE)
             else (
@@ -198,10 +200,12 @@ def _official_fit(each: Annotations, difficulty: Array, gamed: Gamed) -> LengthC
     return length_controlled(each.rows, difficulty, gamed)
 
 
-def _notes(each: Annotations, raw: float | None, controlled: LengthControlled | None, total: int) -> tuple[str, ...]:
+def _notes(
+    each: Annotations, unofficial: Sequence[str], raw: float | None, controlled: LengthControlled | None, total: int
+) -> tuple[str, ...]:
     notes = []
-    if each.unofficial and each.baseline in (None, BASELINE):
-        notes.append(f"not comparable with the leaderboard: {'; '.join(each.unofficial)}")
+    if unofficial and each.baseline in (None, BASELINE):
+        notes.append(f"not comparable with the leaderboard: {'; '.join(unofficial)}")
     partial = coverage_caveat(sum(row.preference is not None for row in each.rows), total, "instructions are judged")
     if partial is not None:
         notes.append(partial)
@@ -210,6 +214,8 @@ def _notes(each: Annotations, raw: float | None, controlled: LengthControlled | 
             "rows are missing and were counted by place, as upstream does, which shifts difficulties after a gap; "
             "--by-instruction with --reference counts them right"
         )
+    if each.model == each.baseline:
+        notes.append("model and baseline have the same name: is it compared with itself?")
     if each.differing_name is not None:
         notes.append(f"the file calls the model {each.differing_name!r}; the folder's name is taken")
     if controlled is not None and raw is not None and is_large_change(raw, controlled.win_rate):

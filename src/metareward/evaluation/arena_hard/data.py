@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from metareward.data.files import Row, group_by, read_all_rows, read_rows, read_text
+from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
-from metareward.evaluation.input_checks import one_value, require_field, require_one_row
+from metareward.evaluation.input_checks import group_by_name, one_value, require_field, require_one_row, score_on_scale
 from metareward.method.template import require
 
 Version = Literal["v0.1", "v2"]
@@ -119,6 +119,7 @@ def _matches(text: str, *patterns: re.Pattern[str]) -> int:
 
 
 _ID = ("question_id", "uid")
+_MOST = 1e9  # of tokens, headers and so on in an answer
 _OLD_SLOTS = ("question_1", "answer_1", "answer_2")
 _COUNTS = ("header_count", "list_count", "bold_count")
 
@@ -171,7 +172,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """The questions, in the order of the file. Raises `UserError` for a repeated id."""
     found: dict[str, Question] = {}
     for row in read_rows(path):
-        text = row.text("prompt") if row.has("prompt") else row.rows("turns")[0].text("content")
+        text = row.text("prompt") if row.has("prompt") else row.first("turns").text("content")
         question = Question(row.text(*_ID), str(row.fields.get("category") or ""), text)
         if question.id in found:
             raise row.error(_ID[0], "repeats an earlier row", "keep one question to an id")
@@ -180,19 +181,24 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 
 def read_answers(path: Path) -> tuple[Answer, ...]:
-    """The answers of a file, or of all ``.jsonl`` files of a folder."""
-    return tuple(_answer(row) for row in read_all_rows(path))
+    """The answers of a file, or of a folder's ``.jsonl`` files. Raises `UserError` for a second one to a question."""
+    rows = read_all_rows(path)
+    keyed = (((row.text("model_id", "model"), row.text(*_ID)), row) for row in rows)
+    require_one_row(keyed, _ID[0], "keep one answer of each model to a question")
+    group_by_name(rows, "model_id", "model")
+    return tuple(_answer(row) for row in rows)
 
 
 def _answer(row: Row) -> Answer:
     """Style is stored, or counted in the text; token counts are only known if stored."""
     text = None
     if row.has("messages"):
+        row.first("messages")
         last = row.rows("messages")[-1]
         is_object = isinstance(last.fields.get("content"), dict)
         text = last.row("content").text("answer") if is_object else last.text("content")
     elif row.has("choices"):
-        text = row.rows("choices")[0].rows("turns")[0].text("content")
+        text = row.first("choices").first("turns").text("content")
     name, model = row.text(*_ID), row.text("model_id", "model")
     stored = row.fields.get("conv_metadata") or row.fields.get("metadata") or row.fields
     given = Row(row.where, stored) if isinstance(stored, dict) else row
@@ -209,14 +215,24 @@ def _answer(row: Row) -> Answer:
 def _total(row: Row, name: str) -> float:
     """A count, or the sum of its kinds (such as h1 to h6)."""
     kinds = row.fields[name]
-    return sum(Row(row.where, kinds).number(kind) for kind in kinds) if isinstance(kinds, dict) else row.number(name)
+    given = Row(row.where, kinds if isinstance(kinds, dict) else {name: kinds})
+    return sum(_required_count(given, kind) for kind in given.fields)
+
+
+def _required_count(row: Row, name: str) -> float:
+    row.number(name)
+    return _count(row, name) or 0.0
+
+
+def _count(row: Row, name: str) -> float | None:
+    return score_on_scale(row, name, 0, _MOST)
 
 
 def _tokens(row: Row, given: Row) -> float | None:
     if given.has("token_len"):
-        return given.number("token_len")
-    turn = row.rows("choices")[0].rows("turns")[0] if row.has("choices") else row
-    return turn.optional_number("token_len")
+        return _count(given, "token_len")
+    turn = row.first("choices").first("turns") if row.has("choices") else row
+    return _count(turn, "token_len")
 
 
 def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[Match, ...]:
@@ -228,7 +244,7 @@ def read_judgments(path: Path, baseline: str | None, version: Version) -> tuple[
     require_one_row(
         (((row.text("model"), row.text(*_ID)), row) for row in rows), _ID[0], "keep one row for each model and question"
     )
-    for those in group_by(rows, "model").values():
+    for those in group_by_name(rows, "model").values():
         one_value(those, "judge")
         one_value(those, "baseline")
     matches = [_match(row, baseline, version) for row in rows]
@@ -239,6 +255,8 @@ def _match(row: Row, baseline: str | None, version: Version) -> Match:
     against = row.text("baseline") if row.has("baseline") else baseline
     if against is None:
         raise UserError(f"{row.where}: doesn't name the baseline; fix: give --baseline NAME")
+    if baseline not in (None, against):
+        raise row.error("baseline", f"is {against!r}, not {baseline!r}", "leave out --baseline, or name this one")
     if row.has("games"):
         games = [_game(row, game, version) for game in row.items("games")]
     else:
@@ -249,6 +267,9 @@ def _match(row: Row, baseline: str | None, version: Version) -> Match:
         raise row.error("games", f"has {len(games)} games", "give both: baseline first, then model first")
     category = str(row.fields.get("category") or "")
     refused = row.integer("refused") if row.has("refused") else 0
+    if not 0 <= refused <= games.count(None):
+        problem = f"is {refused}, but {games.count(None)} of the games have no verdict"
+        raise row.error("refused", problem, "count the games that the judge didn't answer")
     judge = row.text("judge") if row.has("judge") else None
     return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused, judge)
 
@@ -286,7 +307,7 @@ def read_judge_prompt(path: Path) -> JudgePrompt:
 
 
 def by_model(answers: Iterable[Answer]) -> dict[str, dict[str, Answer]]:
-    """Answers by model and question; the last of repeated ones, as upstream."""
+    """Answers by model and question."""
     found: dict[str, dict[str, Answer]] = {}
     for answer in answers:
         found.setdefault(answer.model, {})[answer.question] = answer

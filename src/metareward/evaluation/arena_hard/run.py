@@ -179,6 +179,11 @@ def results(
     if not matches:
         raise UserError(f"{judgments}: only the baseline itself is in it; fix: name the judgments of other models")
     by_name = by_model(read_answers(answers)) if answers else {}
+    if by_name and (missing := {matches[0].baseline, *(match.model for match in matches)} - by_name.keys()):
+        raise UserError(
+            f"{answers}: no answers of {min(missing)!r}, but of {', '.join(by_name)}; fix: give those of every model "
+            "and of the baseline"
+        )
     return evaluate(matches, by_name, version, rounds, style_rounds, seed)
 
 

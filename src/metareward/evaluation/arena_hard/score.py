@@ -22,6 +22,7 @@ v2:   length (a - b) / (a + b), markdown as densities d = count / tokens with (d
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ ANCHOR = 1000.0
 # Published intervals: 95 % in v0.1, 90 % in v2.
 PERCENTILES: dict[Version, tuple[float, float]] = {"v0.1": (2.5, 97.5), "v2": (5.0, 95.0)}
 _JUDGE, _BASELINE, _QUESTIONS = "gpt-4-1106-preview", "gpt-4-0314", 500  # of v0.1's leaderboard
+_QUESTIONS_SHA256 = "e837a8ded107ba5e6103ff54b63324c5ea0e2cfc580b0b8c412ae1afb00f5c02"  # of its ids, sorted
 _FEATURES = ("length", "headers", "lists", "bold")
 _CONTROLLED: dict[Control, tuple[int, ...]] = {"style": (0, 1, 2, 3), "length": (0,), "markdown": (1, 2, 3)}
 _RIDGE: dict[Version, float] = {"v0.1": 0.5, "v2": 1e-6}
@@ -395,11 +397,11 @@ def _category(
         coefficients={name: each.coefficients for name, each in fits.items()},
         length_in=None if styled is None else "tokens" if styled.in_tokens else "characters",
         n_without_style=0 if styled is None else styled.left_out,
-        caveats=_caveats(matches, version, len(battles.questions)),
+        caveats=_caveats(matches, version, battles.questions),
     )
 
 
-def _caveats(matches: Sequence[Match], version: Version, questions: int) -> tuple[str, ...]:
+def _caveats(matches: Sequence[Match], version: Version, questions: Sequence[str]) -> tuple[str, ...]:
     """What keeps the numbers from being the leaderboard's, and which models were judged on a part of the questions."""
     judges, baseline = sorted({match.judge or "not named" for match in matches}), matches[0].baseline
     reasons = []
@@ -409,17 +411,21 @@ def _caveats(matches: Sequence[Match], version: Version, questions: int) -> tupl
         reasons.append(f"judge {' and '.join(judges)}")
     if version == "v0.1" and baseline != _BASELINE:
         reasons.append(f"baseline {baseline}")
-    if version == "v0.1" and questions != _QUESTIONS:
-        reasons.append(f"{questions} of {_QUESTIONS} questions")
+    if version == "v0.1" and len(questions) != _QUESTIONS:
+        reasons.append(f"{len(questions)} of {_QUESTIONS} questions")
+    elif version == "v0.1" and hashlib.sha256("\0".join(sorted(questions)).encode()).hexdigest() != _QUESTIONS_SHA256:
+        reasons.append("other questions")
     caveats = [f"not comparable with the leaderboard: {'; '.join(reasons)}"] if reasons else []
     if len(judges) > 1:
         caveats.append("the models have different judges: their scores are not comparable")
-    own = Counter(match.model for match in matches)
-    caveats += [
-        f"{model}: {caveat}"
-        for model, judged in own.items()
-        if (caveat := coverage_caveat(judged, questions, "questions are judged")) is not None
-    ]
+    own, read = Counter[str](), Counter[str]()
+    for match in matches:
+        own[match.model] += 1
+        read[match.model] += 2 - match.games.count(None)
+    for model, judged in own.items():
+        games = coverage_caveat(read[model], 2 * judged, "games have a verdict")
+        both = (coverage_caveat(judged, len(questions), "questions are judged"), games)
+        caveats += [f"{model}: {caveat}" for caveat in both if caveat is not None]
     return tuple(caveats)
 
 

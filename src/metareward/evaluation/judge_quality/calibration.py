@@ -12,13 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metareward.errors import UserError
 from metareward.evaluation.judge_quality.data import PairVerdicts, Winner
+from metareward.storage.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 10
 
@@ -84,9 +89,6 @@ def write_reliability_plot(path: Path, by_judge: Mapping[str, Mapping[str, Any]]
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise UserError(f"{path}: no format of that name; fix: end it in .svg or .png")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
     for name, each in by_judge.items():
@@ -95,5 +97,13 @@ def write_reliability_plot(path: Path, by_judge: Mapping[str, Mapping[str, Any]]
         axes.plot(predicted, observed, marker="o", label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted: output 1 is better", ylabel="labels: output 1 is better")
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    write_figure(figure, path)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a plot in the format that ``path`` ends in. Raises `UserError` for one that Matplotlib doesn't write."""
+    form, content = path.suffix.removeprefix("."), BytesIO()
+    if form not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: no format of that name; fix: end it in .svg or .png")
+    figure.savefig(content, format=form)
+    write_atomic(path, content.getvalue())

@@ -23,8 +23,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from metareward.data.files import Row, group_by, require_unique
-from metareward.evaluation.input_checks import require_field, score_on_scale
+from metareward.data.files import Row, require_unique
+from metareward.evaluation.input_checks import group_by_name, require_field, score_on_scale
 from metareward.evaluation.judge_quality.published import pair_rows, ranking_rows, verdict_rows
 from metareward.method.stats import EQUAL
 from metareward.types import ChatRole, Message, Messages, Tied, Won
@@ -114,8 +114,9 @@ Scale = tuple[float, float]  # the lowest and the highest score
 
 def read_rankings(path: Path, scale: Scale | None = None) -> tuple[Item, ...]:
     """The items of a file of rankings. Raises `UserError` for a stored score off the ``scale``."""
-    items = []
-    for row in require_unique(ranking_rows(path), "id"):
+    items, rows = [], require_unique(ranking_rows(path), "id")
+    _require_scores_everywhere([each for row in rows for each in row.rows("responses")], ("score", "scores"))
+    for row in rows:
         responses = tuple(
             Response(each.text("text"), each.optional_number("rank"), _scores(each, "", scale))
             for each in row.rows("responses")
@@ -125,6 +126,13 @@ def read_rankings(path: Path, scale: Scale | None = None) -> tuple[Item, ...]:
         subset = str(row.fields.get("subset") or "")
         items.append(Item(row.text("id"), _messages(row), responses, comparisons, subset))
     return tuple(items)
+
+
+def _require_scores_everywhere(rows: Sequence[Row], names: tuple[str, str]) -> None:
+    """Raise `UserError` where only some of the ``rows`` have a score, which may be null."""
+    without = [row for row in rows if not set(names) & row.fields.keys()]
+    if without and len(without) < len(rows):
+        raise without[0].error(names[0], "is missing, but others have it", "give null for an unreadable one")
 
 
 def _comparison(row: Row, count: int) -> Comparison:
@@ -168,6 +176,8 @@ def read_pairs(path: Path, scale: Scale | None = None) -> tuple[Pair, ...]:
     Raises `UserError` for a stored score off the ``scale``.
     """
     pairs, rows = [], require_unique(pair_rows(path), "id")
+    for n in (1, 2):
+        _require_scores_everywhere(rows, (f"score_{n}", f"scores_{n}"))
     labelled = any("label" in row.fields for row in rows)
     for row in rows:
         responses = tuple(Response(row.text(f"output_{n}"), None, _scores(row, f"_{n}", scale)) for n in (1, 2))
@@ -175,6 +185,8 @@ def read_pairs(path: Path, scale: Scale | None = None) -> tuple[Pair, ...]:
         item = Item(row.text("id"), _messages(row), responses)
         label: Winner | None
         if row.has("reference"):
+            if len(row.items("reference")) != 2:
+                raise row.error("reference", "hasn't a winner in each of two orders", "give two, null if unreadable")
             orders = {_winner(row, "reference", each) for each in row.items("reference")}
             label = orders.pop() if len(orders) == 1 else None
         else:
@@ -197,11 +209,10 @@ def _winner(row: Row, field: str, value: Any) -> Winner | None:
 
 def read_verdicts(path: Path) -> dict[str, tuple[PairVerdicts, ...]]:
     """The verdicts of a file by evaluator; rows without that field belong to an evaluator named after the file."""
-    unnamed = {"evaluator": path.stem}
-    rows = [row if row.has("evaluator") else Row(row.where, {**row.fields, **unnamed}) for row in verdict_rows(path)]
+    rows = verdict_rows(path)
     names = ("winner_original_order", "winner_swapped_order")
     found: dict[str, tuple[PairVerdicts, ...]] = {}
-    for evaluator, those in group_by(rows, "evaluator").items():
+    for evaluator, those in group_by_name(rows, "evaluator", default=path.stem).items():
         verdicts = []
         for row in require_unique(those, "id"):
             given = [name for name in names if name in row.fields]

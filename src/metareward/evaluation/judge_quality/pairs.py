@@ -366,18 +366,32 @@ class SectionScores:
     missing: tuple[str, ...]
     n_unparsable: int
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What keeps the overall accuracy from being RewardBench's."""
+        sizes = {name: size for those in SECTIONS.values() for name, size in those.items()}
+        parts = [name for name, size in sizes.items() if 0 < self.counts.get(name, 0) < size]
+        others = [name for name in self.counts if name not in sizes]
+        found = [f"{len(self.missing)} of {len(sizes)} subsets are missing"] if self.missing else []
+        found += [f"{len(parts)} subsets have fewer rows than upstream's"] if parts else []
+        found += [f"subsets that aren't upstream's: {', '.join(others[:4])}"] if others else []
+        return (f"not comparable with RewardBench's scores: {'; '.join(found)}",) if found else ()
+
 
 def read_choices(path: Path) -> tuple[Choice, ...]:
     """Rows ``{"subset", "chosen", "rejected"}`` with ``score_chosen`` and ``score_rejected``, or with a ``winner``
     (``chosen``, ``rejected``, ``tie`` or null). A subset that isn't upstream's may name its ``section``."""
     choices, rows = [], read_rows(path)
-    for name in ("id", "prompt"):
-        if all(row.has(name) for row in rows):
-            keyed = (
-                ((row.text("subset"), row.text(name), row.text("chosen"), row.text("rejected")), row) for row in rows
-            )
-            require_one_row(keyed, name, "keep one row for each prompt and pair of answers")
+    known = {name.casefold(): name for those in SECTIONS.values() for name in those}
+    for name in [each for each in ("id", "prompt") if all(row.has(each) for row in rows)]:
+        keyed = (((row.text("subset"), row.text(name), row.text("chosen"), row.text("rejected")), row) for row in rows)
+        require_one_row(keyed, name, "keep one row for each prompt and pair of answers")
     for row in rows:
+        subset = row.text("subset")
+        if known.get(subset.casefold(), subset) != subset:
+            raise row.error("subset", f"is {subset!r}", f"write {known[subset.casefold()]}")
+        if row.has("score_chosen", "winner"):
+            raise row.error("winner", "stands beside scores", "give one of them")
         if "score_chosen" in row.fields:
             require_field(row, "score_rejected", "give both scores, null for an unreadable one")
             chosen, rejected = row.optional_number("score_chosen"), row.optional_number("score_rejected")
@@ -392,7 +406,7 @@ def read_choices(path: Path) -> tuple[Choice, ...]:
             raise row.error("winner", "is missing", "give it, or score_chosen and score_rejected")
         section = row.text("section") if row.has("section") else None
         chars = (len(row.text("chosen")), len(row.text("rejected")))
-        choices.append(Choice(row.text("subset"), section, earned, readable, chars))
+        choices.append(Choice(subset, section, earned, readable, chars))
     return tuple(choices)
 
 

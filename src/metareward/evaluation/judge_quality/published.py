@@ -73,7 +73,7 @@ def _judge_bench(row: Row) -> Mapping[str, Any]:
 
 
 def _panda_lm(row: Row) -> Mapping[str, Any]:
-    votes = [int(row.number(f"annotator{n}")) for n in (1, 2, 3)]
+    votes = [row.integer(f"annotator{n}") for n in (1, 2, 3)]
     context = str(row.fields.get("input") or "")
     return {
         "id": row.text("idx"),
@@ -138,7 +138,7 @@ def ranking_rows(path: Path) -> Sequence[Row]:
 def _ranking(row: Row) -> Row:
     if "chosen" not in row.fields:
         return row
-    texts = [(str(text), rank) for rank, name in enumerate(("chosen", "rejected")) for text in row.items(name)]
+    texts = [(text, rank) for rank, name in enumerate(("chosen", "rejected")) for text in row.items(name)]
     scores = row.items("scores") if row.has("scores") else ()
     if scores and len(scores) != len(texts):
         raise row.error("scores", f"has {len(scores)} entries for {len(texts)} answers", "give one to each")
@@ -160,7 +160,7 @@ def _verdict(row: Row) -> Row:
     if row.has("pair_id", "judgments"):
         judgments = row.items("judgments")
         decisions = [each.get("decision") if isinstance(each, dict) else None for each in judgments]
-        if not 1 <= len(decisions) <= 2 or not set(decisions) <= set(_DECISIONS):
+        if not 1 <= len(decisions) <= 2 or not all(each in list(_DECISIONS) for each in decisions):
             raise row.error("judgments", "aren't one or two with a decision", "give A>B, B>A, A=B or null")
         winners = [_DECISIONS[each] for each in decisions]
         # The second game shows the responses in the other order.

@@ -251,12 +251,15 @@ class JudgeQualityCommand(EvaluateCommand):
             with RecordStore.read(path) as store:
                 return meta_judge_table(list(read_records(store)), name)
         if kind == "sections":
-            return sections_table(read_choices(path), name)
+            choices = read_choices(path)
+            require_readable({name: sum(each.readable for each in choices)}, str(path), "score or winner")
+            return sections_table(choices, name)
         if kind == "pairs":
             return await self._pairs(read_pairs(path, scale), session, grader, name, protocol)
         items: Sequence[Item] = read_rankings(path, scale)
         if session.judge is not None:
             items = await score_responses(session.judge, self._store(), grader, items)
+        _require_scores(items, name, str(path))
         if protocol == "human":
             return protocol_table(protocol, human(items, name))
         if protocol == "self-chosen":
@@ -269,6 +272,8 @@ class JudgeQualityCommand(EvaluateCommand):
         given = [(kind, path) for kind, path in named.items() if path is not None]
         if len(given) != 1:
             raise UserError("give one of --rankings, --pairs, --sections and --records to measure the judge on")
+        if self.verdicts is not None and given[0][0] != "pairs":
+            raise UserError(f"--verdicts: are about --pairs, not --{given[0][0]}")
         if protocol is not None and _TAKES[protocol] != given[0][0]:
             raise UserError(f"--protocol {protocol}: takes --{_TAKES[protocol]}, not --{given[0][0]}")
         return given[0]
@@ -306,6 +311,8 @@ class JudgeQualityCommand(EvaluateCommand):
             return pairs_table(pairs, verdicts, self.own)
         if judge is not None and self.prompt is not None:
             return await judged_by_prompt(judge, store, load_label_prompt(self.prompt), pairs, self.own)
+        if judge is None:
+            _require_scores([pair.item for pair in pairs], name, str(self.pairs))
         return await judged_by_scores(judge, store, grader, pairs, name, self.own)
 
     def _store(self, suffix: str = "") -> Path:
@@ -323,6 +330,13 @@ class JudgeQualityCommand(EvaluateCommand):
             raise UserError("--reference-engine: needs --prompt, the pairwise question (alpaca_eval_clf.txt)")
         prompt, reference = load_label_prompt(self.prompt), session.judge_named(self.reference_engine)
         return await compare_responses(reference, self._store("-reference"), prompt, items, chosen)
+
+
+def _require_scores(items: Sequence[Item], judge: str, source: str) -> None:
+    """Raise `UserError` where there are scores, but none is readable."""
+    scores = [score for item in items for response in item.responses for score in response.scores_N]
+    if scores:
+        require_readable({judge: sum(score is not None for score in scores)}, source, "score")
 
 
 def protocol_named(name: str | None) -> ProtocolName | None:

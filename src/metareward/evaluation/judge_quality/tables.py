@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from metareward.errors import UserError
 from metareward.evaluation.base import Column, Figures, ResultTable, figure
+from metareward.evaluation.input_checks import coverage_caveat
 from metareward.evaluation.judge_quality.calibration import verdict_calibration
 from metareward.evaluation.judge_quality.data import Item, Pair, PairVerdicts
 from metareward.evaluation.judge_quality.pairs import (
@@ -48,16 +49,19 @@ class JudgeTable:
     """``kind`` says which measures; each row is a judge's name and its measures, ready for JSON.
 
     ``alpha`` is Krippendorff's of the judges in the rows, without the length-only judge and chance; None for one judge.
+    ``caveats`` say what the measures leave out.
     """
 
     kind: str
     rows: tuple[tuple[str, Measures], ...]
     alpha: float | None = None
+    caveats: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         judges = [{"judge": name, **measures} for name, measures in self.rows]
-        return {"kind": self.kind, "judges": judges, "krippendorff_alpha": self.alpha}
+        found = {"kind": self.kind, "judges": judges, "krippendorff_alpha": self.alpha}
+        return {**found, "caveats": list(self.caveats)}
 
     @property
     def by_subset(self) -> tuple[ResultTable, ...]:
@@ -65,7 +69,7 @@ class JudgeTable:
         tables = []
         for name, measures in self.rows:
             subsets = measures.get("subsets")
-            if isinstance(subsets, Mapping) and len(subsets) > 1:
+            if isinstance(subsets, Mapping) and len(subsets) > 1 and self.kind != "sections":
                 rows = tuple(subsets.items())
                 columns = tuple(c for c in _SUBSET_COLUMNS if any(figure(row, c.key) is not None for _, row in rows))
                 tables.append(ResultTable(f"{name} by subset", columns, rows, first="subset"))
@@ -73,8 +77,9 @@ class JudgeTable:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How far the judges agree with each other."""
-        return () if self.alpha is None else (f"Krippendorff's alpha among the judges: {self.alpha:.3f}.",)
+        """How far the judges agree with each other, and what the measures leave out."""
+        alpha = () if self.alpha is None else (f"Krippendorff's alpha among the judges: {self.alpha:.3f}.",)
+        return (*alpha, *(f"{caveat}." for caveat in self.caveats))
 
 
 def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTable:
@@ -84,7 +89,18 @@ def rankings_table(items: Sequence[Item], judge: str, perfect: float) -> JudgeTa
     rows: list[tuple[str, Measures]] = [(judge, own)] if scored else []
     # A length has no perfect score, so the length-only judge has no 5-best.
     by_length = {**_ranking_measures(scored_by_length(items), perfect), "five_best": None, "n_fives": 0}
-    return JudgeTable("rankings", (*rows, (LENGTH, by_length), (CHANCE, chance_ranking_quality(items))))
+    whole = (*rows, (LENGTH, by_length), (CHANCE, chance_ranking_quality(items)))
+    return JudgeTable("rankings", whole, caveats=_ranking_caveats(items))
+
+
+def _ranking_caveats(items: Sequence[Item]) -> tuple[str, ...]:
+    """Responses without a rank, and prompts whose responses can't be told apart."""
+    unranked = sum(response.rank is None for item in items for response in item.responses)
+    flat = sum(len({each.rank for each in item.responses} - {None}) < 2 for item in items)
+    return (
+        *([f"partial: {unranked} responses have no rank and are left out"] if unranked else []),
+        *([f"partial: {flat} of {len(items)} prompts have no two different ranks"] if flat else []),
+    )
 
 
 def _ranking_measures(items: Sequence[Item], perfect: float) -> dict[str, object]:
@@ -119,7 +135,24 @@ def pairs_table(
     orders = max((len(each.winners) for verdicts in judges.values() for each in verdicts), default=1)
     by_length = judged_pairs(pairs, verdicts_by_length(pairs, orders))
     rows += [(LENGTH, _pair_measures(LENGTH, by_length, own)), (CHANCE, chance_pair_quality(by_length))]
-    return JudgeTable("pairs", tuple(rows), krippendorff_alpha(list(judges.values())))
+    caveats = tuple(caveat for name, verdicts in judges.items() for caveat in _verdict_caveats(name, labels, verdicts))
+    return JudgeTable("pairs", tuple(rows), krippendorff_alpha(list(judges.values())), caveats)
+
+
+def _verdict_caveats(name: str, labels: Mapping[str, object], verdicts: Sequence[PairVerdicts]) -> Iterator[str]:
+    """Pairs without a verdict, and probabilities that are another output's."""
+    partial = coverage_caveat(sum(each.id in labels for each in verdicts), len(labels), "labelled pairs have verdicts")
+    if partial is not None:
+        yield f"{name}: {partial}"
+    both = [
+        (winner, share)
+        for each in verdicts
+        for winner, share in zip(each.winners, each.probabilities, strict=False)
+        if winner and share is not None and share != 0.5
+    ]
+    against = sum((share > 0.5) != (winner == 1) for winner, share in both)
+    if against > len(both) / 2:
+        yield f"{name}: {against} of {len(both)} verdicts contradict their probability: is it that of output 1?"
 
 
 def krippendorff_alpha(judges: Sequence[Sequence[PairVerdicts]]) -> float | None:
@@ -159,7 +192,8 @@ def sections_table(choices: Sequence[Choice], judge: str) -> JudgeTable:
     """A judge on RewardBench's subsets and sections."""
     own, by_length = section_scores(choices), section_scores(choices_by_length(choices))
     chance = {"overall": 0.5, "sections": dict.fromkeys(own.sections, 0.5), "subsets": dict.fromkeys(own.subsets, 0.5)}
-    return JudgeTable("sections", ((judge, asdict(own)), (LENGTH, asdict(by_length)), (CHANCE, chance)))
+    rows = ((judge, asdict(own)), (LENGTH, asdict(by_length)), (CHANCE, chance))
+    return JudgeTable("sections", rows, caveats=own.caveats)
 
 
 def protocol_table(name: str, agreements: Iterable[Agreement]) -> JudgeTable:

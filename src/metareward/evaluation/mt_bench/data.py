@@ -18,9 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metareward.data.files import Row, group_by, read_all_rows, read_rows, read_text
+from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
-from metareward.evaluation.input_checks import one_value, require_field, require_known, require_one_row, score_on_scale
+from metareward.evaluation.input_checks import (
+    group_by_name,
+    one_value,
+    require_field,
+    require_known,
+    require_no_verdict,
+    require_one_row,
+    score_on_scale,
+)
 from metareward.method.stats import mean_or_none
 from metareward.method.template import fill
 from metareward.types import Message, Messages
@@ -30,7 +38,8 @@ Turns = tuple[str, str]
 SCALE = (0.0, 10.0)  # the judge is asked for 1 to 10; upstream counts a 0 as well
 UNREADABLE = -1
 # What is published: its judge, and both turns of its 80 questions.
-_JUDGE, _TURNS = "gpt-4", 160
+_JUDGE, _IDS = "gpt-4", range(81, 161)
+_TURNS = 2 * len(_IDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +99,13 @@ def _two(row: Row, turns: object) -> Turns:
 
 
 def read_answers(path: Path) -> dict[str, dict[int, Turns]]:
-    """The two answers to each question, by model and question; the last of repeated ones, as upstream."""
+    """The two answers to each question, by model and question. Raises `UserError` for a second one."""
     found: dict[str, dict[int, Turns]] = {}
-    for row in read_all_rows(path):
-        turns = _two(row, row.rows("choices")[0].fields.get("turns"))
-        found.setdefault(row.text("model_id"), {})[_id(row)] = turns
+    rows = read_all_rows(path)
+    keyed = (((row.text("model_id"), _id(row)), row) for row in rows)
+    require_one_row(keyed, "question_id", "keep one answer of each model to a question")
+    for model, own in group_by_name(rows, "model_id").items():
+        found[model] = {_id(row): _two(row, row.first("choices").fields.get("turns")) for row in own}
     return found
 
 
@@ -127,11 +138,12 @@ def read_grades(path: Path, questions: Mapping[int, Question] | None = None) -> 
         score = None if unreadable else score_on_scale(row, "score", *SCALE)
         if questions:
             require_known(row, "question_id", _id(row), questions, "the questions")
+        require_no_verdict(row, "score", score)
         refused = row.fields.get("outcome") == "refused"
         grades.append(Grade(_id(row), row.text("model"), turn, score, refused, _judge(row)))
     keyed = zip(((each.model, each.question, each.turn) for each in grades), rows, strict=True)
     require_one_row(keyed, "question_id", "keep one judgment of each model's turn")
-    for those in group_by(rows, "model").values():
+    for those in group_by_name(rows, "model").values():
         one_value([Row(row.where, {**row.fields, "judge": _judge(row)}) for row in those], "judge")
     return tuple(grades)
 
@@ -139,7 +151,10 @@ def read_grades(path: Path, questions: Mapping[int, Question] | None = None) -> 
 def _judge(row: Row) -> str | None:
     """Upstream stores ``[name, prompt]``; the prompt differs by category and turn."""
     judge = row.fields.get("judge")
-    return str(judge[0]) if isinstance(judge, list) and judge else None if judge is None else str(judge)
+    name = judge[0] if isinstance(judge, list) and judge else judge
+    if name is not None and not isinstance(name, str):
+        raise row.error("judge", "is no name", "give a name, or a list of the judge's and the prompt's")
+    return name
 
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
@@ -239,17 +254,20 @@ def _model(name: str, grades: Sequence[Grade], questions: Mapping[int, Question]
         n_failed=sum(not grade.refused for grade in unread),
         n_refused=sum(grade.refused for grade in unread),
         n_missing=sum((question, turn) not in judged for question in questions for turn in (1, 2)),
-        caveats=_caveats(grades, len(judged)),
+        caveats=_caveats(grades),
     )
 
 
-def _caveats(grades: Sequence[Grade], judged: int) -> tuple[str, ...]:
+def _caveats(grades: Sequence[Grade]) -> tuple[str, ...]:
     """What keeps the score from being comparable with published ones."""
+    judged = sum(grade.score is not None for grade in grades)
     reasons = []
     if grades[0].judge != _JUDGE:
         reasons.append(f"judge {grades[0].judge or 'not named'}")
     if judged != _TURNS:
         reasons.append(f"{judged} of {_TURNS} turns")
+    if any(grade.question not in _IDS for grade in grades):
+        reasons.append("other questions")
     return (f"not comparable with published scores: {'; '.join(reasons)}",) if reasons else ()
 
 

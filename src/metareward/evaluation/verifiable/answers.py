@@ -79,6 +79,8 @@ def _task(row: Row) -> Task:
     if not answers or len(answers) != len(given) or not all(each.strip() for each in answers):
         raise row.error("answer", "is empty or no text", "write the right answer, or a list of them")
     choices = tuple(map(str, row.items("choices"))) if row.has("choices") else ("A", "B", "C", "D")
+    if len({normalized(each) for each in choices} - {""}) < len(choices):
+        raise row.error("choices", "has two that are read alike, or a blank one", "name each choice differently")
     tolerance = read_number(row.text("tolerance")) if row.has("tolerance") else Fraction(0)
     if tolerance is None or tolerance < 0:
         raise row.error("tolerance", "is no number of at least 0", "correct it")

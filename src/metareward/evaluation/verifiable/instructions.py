@@ -7,6 +7,7 @@ line, the last line or both, each with and without asterisks. The checkers are t
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from metareward.errors import UserError
 
 LETTERS = "keywords:letter_frequency"
 # What a checker may raise on a response that its author didn't foresee, such as deeply nested JSON.
-_CHECKER_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_CHECKER_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, re.error)
 # The NLTK packages that no Python package contains, by the only kind of instruction that needs each.
 _NLTK_PACKAGES = {
     "ratio:stop_words": "corpora/stopwords",
@@ -81,11 +82,26 @@ def _instructions(row: Row, prompt: str) -> Sequence[Instruction]:
             names = ", ".join(sorted(needed)) or "no arguments"
             raise given.error("kwargs", f"doesn't fit {kind}", f"give {names}: a checker draws missing ones at random")
         try:
+            for name, value in instruction.arguments.items():
+                _require_argument(name, value)
             _checker(instruction, prompt)
         except _CHECKER_ERRORS as error:
             raise given.error("kwargs", f"doesn't fit {kind} ({error})"[:200], "correct it") from None
         found.append(instruction)
     return found
+
+
+def _require_argument(name: str, value: object) -> None:
+    """Raise `ValueError` for an argument that a checker would replace at random, or take letter by letter."""
+    if name in ("keywords", "forbidden_words") and not isinstance(value, list):
+        raise ValueError(f"{name} is no list")
+    if isinstance(value, float | int) and (isinstance(value, bool) or not 0 <= value < float("inf")):
+        raise ValueError(f"{name} is {value}")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not text.strip():
+            raise ValueError(f"{name} is blank")
+        if isinstance(value, list) and isinstance(text, str):
+            re.compile(text)  # as IFEval's checkers search for it
 
 
 def follow(prompt: InstructedPrompt, response: str) -> Followed:

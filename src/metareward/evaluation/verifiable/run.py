@@ -62,9 +62,12 @@ def read_responses(path: Path, prompts: Mapping[str, str]) -> Responses:
     Raises `UserError` for a response to none of the prompts, a second one to the same prompt, and for two models.
     """
     ids, found, models = {text: key for key, text in prompts.items()}, dict[str, str](), dict[str, None]()
+    shared = Counter(prompts.values())
     for row in read_rows(path):
         name = next((each for each in ("key", "id") if row.has(each)), "prompt")
         key = ids.get(row.text(name)) if name == "prompt" else row.text(name)
+        if name == "prompt" and shared[row.text("prompt")] > 1:
+            raise row.error("prompt", "is that of several questions", "give the question's id, too")
         if key is None or key not in prompts:
             raise row.error(name, "is that of none of the questions", "give the questions that were answered")
         if row.has("prompt") and row.text("prompt") != prompts[key]:
@@ -260,6 +263,8 @@ class ResponsesCommand(EvaluateCommand):
             raise UserError("give --responses, a file of the model's responses, or --engine to ask a model")
         found = [self.benchmark.measure(self.questions, path, session.seed) for path in self.responses]
         rows = tuple((str(figures["model"]), figures) for figures, _ in found)
+        if repeated := [name for name, n in Counter(name for name, _ in rows).items() if n > 1]:
+            raise UserError(f"--responses: two files have responses of {repeated[0]!r}; fix: give one for each model")
         notes = partial_notes([figures for figures, _ in found])
         table = ResultTable(self.benchmark.title, self.benchmark.shown, rows, notes)
         models = [{**figures, "verdicts": list(verdicts)} for figures, verdicts in found]

@@ -1,8 +1,8 @@
 """A model as a judge of answers in the constraint world, by Yes-or-No questions, beside length and chance.
 
 The answers are those that bench/constraint_families.py has written with --texts. AUC: how often an answer that passes
-has a higher score than one of the same prompt that doesn't; ties count half. ``short rubric`` is the loop's own way:
-the packaged rubric short_judge, a constrained verdict, its expected score.
+has a higher score than one of the same prompt that doesn't; ties count half. ``short rubric`` and ``criteria`` are the
+loop's own ways: the packaged rubric short_judge, a constrained verdict, its expected score; and the packaged criteria.
 
     out=bench/results/constraint_judge.json
     python bench/constraint_judge.py --model models/smollm2 --texts answers.jsonl --out $out
@@ -65,23 +65,29 @@ async def log_odds(engine: Engine, row: Row, question: str) -> float:
     return found["Yes"] - found["No"]
 
 
-async def judge(folder: Path, rows: Sequence[Row]) -> list[dict[str, float]]:
-    """The score of every row by each rubric: the mean log odds of its questions."""
-    engine = await open_local(folder, LocalSettings(dtype="float32", workers=1, deterministic=False))
+async def judged(folder: Path, rows: Sequence[Row], dtype: str) -> list[dict[str, float]]:
+    """The score of every row by each rubric: the mean log odds of its questions, or the score that the loop gives."""
+    settings = {"dtype": dtype, "workers": 1, "deterministic": False}
+    engine = await open_local(folder, LocalSettings.model_validate(settings))
 
     rubric = Rubric.load("short_judge", min_score=0, max_score=1)
     rules = VerdictRules(constrained=True)
-    short = RubricJudge(engine, rubric, Sampling(1.0, 1.0, 1), expected=True, verdicts=rules)
+    loops = {
+        "short rubric": RubricJudge(engine, rubric, Sampling(1.0, 1.0, 1), expected=True, verdicts=rules),
+        "criteria": RubricJudge(engine, Rubric.load("criteria", min_score=0, max_score=1)),
+    }
 
     async def scores(row: Row) -> dict[str, float]:
         asked = questions(row.prompt)
         each = dict.fromkeys(question for group in asked.values() for question in group)
-        found = await run_concurrently(log_odds(engine, row, question) for question in each)
-        odds = dict(zip(each, found, strict=True))
-        (judgment,) = await short.judge(Prompt("", (Message("user", row.prompt),)), row.answer, 1)
-        assert isinstance(judgment.reading, Scored)
-        by_questions = {name: fmean(odds[question] for question in group) for name, group in asked.items()}
-        return {**by_questions, "short rubric": judgment.reading.score}
+        answers = await run_concurrently(log_odds(engine, row, question) for question in each)
+        odds = dict(zip(each, answers, strict=True))
+        found = {name: fmean(odds[question] for question in group) for name, group in asked.items()}
+        for name, judge in loops.items():
+            (judgment,) = await judge.judge(Prompt("", (Message("user", row.prompt),)), row.answer, 1)
+            assert isinstance(judgment.reading, Scored)
+            found[name] = judgment.reading.score
+        return found
 
     try:
         return list(await run_concurrently(map(scores, rows)))
@@ -115,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     lines = [json.loads(line) for line in given.texts.read_text(encoding="utf-8").splitlines()]
@@ -125,14 +132,14 @@ def main() -> None:
     mixed &= {row.prompt for row, good in zip(rows, passing, strict=True) if not good}
     rows = [row for row in rows if row.prompt in mixed]
     passing = [check_answer(row.prompt, row.answer).passes for row in rows]
-    judged = asyncio.run(judge(given.model, rows))
+    found = asyncio.run(judged(given.model, rows, given.dtype))
     draw = random.Random(0)
     others: dict[str, Callable[[Row], float]] = {
         "longer wins": lambda row: len(row.answer),
         "shorter wins": lambda row: -len(row.answer),
         "random": lambda _: draw.random(),
     }
-    scores = {name: [each[name] for each in judged] for name in judged[0]}
+    scores = {name: [each[name] for each in found] for name in found[0]}
     scores |= {name: [score(row) for row in rows] for name, score in others.items()}
     result = {name: auc(list(comparisons(rows, passing, each))) for name, each in scores.items()}
     given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from builders import RUBRIC, candidate, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metareward.engines.base import ScriptedEngine
 from metareward.evaluation.constraints.families import FAMILIES
 from metareward.evaluation.constraints.prompts import draw_prompts, read_prompt
 from metareward.evaluation.constraints.world import ConstraintOracle, ProgramReward, check_answer, criterion_holds
 from metareward.evaluation.held_out import DetailedOracle, HeldOut, held_out_differences, held_out_metrics
 from metareward.evaluation.verifiable.instructions import Instruction
+from metareward.generation.annotate import RubricJudge
+from metareward.method.judge import Rubric
 from metareward.method.pairs import PairRules, build_pairs
-from metareward.types import PromptRecord
+from metareward.types import PromptRecord, Scored
 
 TOMATOES = "Write a short text about growing tomatoes."
 GOOD = "Tomatoes like sun and water. Put the plants into rich soil and tie them to a stick."
@@ -126,6 +130,19 @@ def test_tricks_fail_the_guards_that_are_about_them_and_score_less_than_an_hones
     honest = oracle.answer_score(given, GOOD.replace("water", "warmth"))
     assert oracle.answer_score(given, answer) < honest == pytest.approx(2.0)
     assert oracle.answer_score(given, GOOD) == 5.0
+
+
+def test_three_guards_are_programs_of_criteria(tmp_path: Path) -> None:
+    names = {"finished": "finished", "long_enough": "length", "without_loops": "no_loops"}
+    path = "metareward.evaluation.constraints.world"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("criteria:\n" + "".join(f"  - {{program: '{path}:{name}'}}\n" for name in names), encoding="utf-8")
+    judge = RubricJudge(ScriptedEngine(lambda m, s, i: "not asked"), Rubric.load(str(mine), max_score=3))
+    for answer in (GOOD, *(answer for answer, _ in TRICKS.values())):
+        ((judgment,), guards) = asyncio.run(judge.judge(prompt(WATER), answer, 1)), check_answer(WATER, answer).guards
+        expected = [float(getattr(guards, guard)) for guard in names.values()]
+        assert [each.probability for each in judgment.criteria] == expected
+        assert judgment.reading == Scored(sum(expected), deviation=0.0)
 
 
 @pytest.mark.parametrize(

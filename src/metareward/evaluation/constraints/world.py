@@ -111,6 +111,25 @@ def has_loops(answer: str, words: Sequence[str]) -> bool:
     return len(set(long)) < len(long) or (bool(runs) and 1 - len(set(runs)) / len(runs) > _MOST_REPEATED)
 
 
+# Programs of a rubric's criteria (`metareward.method.criteria`): three guards, which any text has without a label.
+
+
+def finished(_: Prompt, answer: str) -> bool:
+    """Whether ``answer`` has words and ends as a text ends."""
+    return _WORD.search(answer) is not None and _ENDS.search(answer.rstrip()) is not None
+
+
+def long_enough(_: Prompt, answer: str) -> bool:
+    """Whether ``answer`` has at least `FEWEST_WORDS` words."""
+    return len(_WORD.findall(answer)) >= FEWEST_WORDS
+
+
+def without_loops(_: Prompt, answer: str) -> bool:
+    """Whether ``answer`` has words and doesn't repeat itself (`has_loops`)."""
+    words = [word.casefold() for word in _WORD.findall(answer)]
+    return bool(words) and not has_loops(answer, words)
+
+
 def _runs(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
 

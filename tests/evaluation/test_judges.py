@@ -24,7 +24,7 @@ from metareward.evaluation.compare import (
     StoredScoresJudge,
     load_label_prompt,
 )
-from metareward.evaluation.judges import JudgeClient, judge_kind
+from metareward.evaluation.judges import JudgeClient, is_refusal, judge_kind
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.judge import Reasoning, Rubric
 from metareward.pocket.demonstrations import RUBRIC
@@ -166,6 +166,39 @@ def test_what_is_thought_is_no_part_of_what_is_said() -> None:
     unended, said = asyncio.run(engine.complete((), Sampling(1, 1, max_tokens=1), 2))
     assert inner.calls[0].sampling.max_tokens == 101
     assert (unended.text, said.text, [step.text for step in said.steps]) == ("", "M", ["M"])
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I'm sorry, I can't judge this.", True),
+        ("Sorry, but I cannot assist with that request.", True),
+        ("**I’m unable to evaluate\nthese answers.**", True),
+        ("As an AI language model, I will not compare such content.", True),
+        ("I'm sorry to say that this answer is wrong.", False),
+        ("I can't judge this above average. Score: 2", False),
+        ("I cannot help but admire this answer.", False),
+        ("I can't rate them, but: [[A=B]]", False),
+        ("I can't find a mistake.", False),
+        ("I'm sorry, I can't judge this. " + "First, it is long. " * 20, False),
+        ("", False),
+    ],
+)
+def test_only_a_short_reply_that_declines_is_a_refusal(text: str, refused: bool) -> None:
+    assert is_refusal(text) is refused
+
+
+def test_a_refusal_in_words_is_counted_apart_and_asked_again(tmp_path: Path) -> None:
+    replies = {"Ask 0.": "Sorry, I can't compare these.", "Ask 1.": "no idea", "Ask 2.": "Score: 3"}
+    engine = ScriptedEngine(lambda m, s, i: next(text for asked, text in replies.items() if asked in m[-1].content))
+    judge = RubricPairwiseJudge(
+        judge_client(engine, tmp_path / "k.sqlite"), RubricGrader(Rubric.load("judge"), 2, Sampling(1, 1, 9))
+    )
+    told = asyncio.run(judge.shares([shown(0), shown(1), shown(2)]))
+    assert told == {"p0": "refused", "p1": "unparsable", "p2": FirstShare(0.5, "scores of each alone")}
+    asked = len(engine.calls)
+    assert asyncio.run(judge.shares([shown(0), shown(1), shown(2)])) == told
+    assert len(engine.calls) == asked + 2
 
 
 @pytest.mark.parametrize(

@@ -470,6 +470,11 @@ LABELLED: Sequence[tuple[str, Case, str]] = [
         compared(scored(1, 1, 1), scored(2, 2, 2)),
         r"no interval: every prompt has the same",
     ),
+    (
+        "a game declined in words",
+        arena(0, games=[{"judgment": "[[A>B]]"}, {"judgment": "I'm sorry, I can't judge this."}]),
+        r"me: partial: 11 of 12 games have a verdict",
+    ),
     ("one prompt", compared(scored(1), scored(2)), r"no interval: one prompt only"),
 ]
 

@@ -240,6 +240,24 @@ def test_a_bad_server_changes_no_number_and_the_same_command_asks_the_rest(
     assert numbers(bad) == numbers(calm)
 
 
+@pytest.mark.parametrize(
+    "name", ["alpaca", "rankings", *(pytest.param(each, marks=pytest.mark.slow) for each in ("arena", "mt", "labels"))]
+)
+def test_a_judge_at_another_address_is_the_same_judge(
+    tmp_path: Path, metareward: Callable[..., int], name: str
+) -> None:
+    """What is stored is known by the model, its sampling and the question; another model is another judge."""
+    case = CASES[name]
+    folder, words = folder_of(case, tmp_path / "moved")
+    with served_beside(judging()) as one, served_beside(judging(False)) as other:
+        assert one.url != other.url
+        assert metareward(folder, f"{one.url}#judge", words) == 0
+        assert metareward(folder, f"{other.url}#judge", words) == 0
+        assert len({json.dumps(body["messages"]) for body in other.bodies}) == case.requests  # those that one refused
+        assert case.figures(json.loads(numbers(folder)))[case.refused] == 0
+        assert metareward(folder, f"{other.url}#another", words) == 2
+
+
 def answering(refuses: bool = True) -> Callable[[Body, int], Answer]:
     """A model that follows some instructions and knows some answers; a refusal in words is an answer."""
 

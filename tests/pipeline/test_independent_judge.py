@@ -333,6 +333,10 @@ def test_a_comparison_by_rubric_asks_about_m0_s_answers_once(tmp_path: Path, in_
         await compared.judge()
         assert len(loop.server.bodies) == MODELS * HELD_OUT
         assert compared.figures(2, "wins")["n_judged"] == HELD_OUT
+        moved = listed.replace(loop.server.url, "http://127.0.0.1:1")
+        begin_experiment(tmp_path, moved)  # the same judge at another address
+        with pytest.raises(UserError, match=r'benchmarks\.wins\.judge \("#j" -> "#k"\)'):
+            begin_experiment(tmp_path, moved.replace("#j", "#k"))
 
     in_loop(tmp_path, work)
 

@@ -125,12 +125,35 @@ def _engine(judge: Engine | Judge, name: str) -> Engine:
     return judge
 
 
+# "I'm sorry, I can't judge this": an apology or none, then that the judge can't do what it was asked.
+_REFUSAL = re.compile(
+    r"(?:(?:i['’]m|i am) (?:very )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately|as an ai(?: [a-z]+)*)?"
+    r"[,.!:; ]*(?:but )?(?:i (?:can['’]t|cannot|can not|won['’]t|will not)|(?:i['’]m|i am) (?:not able|unable) to) "
+    r"(?:judge|grade|rate|score|evaluate|assess|compare|assist|comply|continue|fulfill?|provide|do (?:that|this|so)|"
+    r"help(?! but)|answer (?:that|this)|engage)\b",
+    re.IGNORECASE,
+)
+_LONGEST_REFUSAL = 300  # characters; a longer reply discusses what it was asked
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a judge's reply declines in plain words, and does nothing else.
+
+    Short, without a digit or a bracketed label, and it begins by saying that it can't judge, help or comply. Any other
+    reply without a verdict is unparsable.
+    """
+    flat = " ".join(text.split())
+    plain = len(flat) <= _LONGEST_REFUSAL and not re.search(r"\d|\[\[", flat)
+    return plain and _REFUSAL.match(flat.lstrip("*_#\"'“ ")) is not None
+
+
 async def ask_judge(engine: Engine, messages: Messages, sampling: Sampling, n: int = 1) -> Sequence[Completion]:
     """``n`` replies of a judge, a refusal without its text, so that no score or verdict is read in it.
 
-    Raises `EngineError` as the engine does, and when the judge refuses all of them.
+    Raises `EngineError` as the engine does, and when the judge refuses all of them, marked or in words (`is_refusal`).
     """
-    replies = await engine.complete(messages, sampling, n, "judge")
+    found = await engine.complete(messages, sampling, n, "judge")
+    replies = [replace(reply, refused=reply.refused or is_refusal(reply.text)) for reply in found]
     if all(reply.refused for reply in replies):
         raise EngineError(f"the judge refuses to answer: {one_line(replies[0].text, 80) or 'content_filter'}")
     return [replace(reply, text="") if reply.refused else reply for reply in replies]

@@ -37,6 +37,7 @@ from metareward.evaluation.base import Benchmark
 from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_held_out, draw_prompts
 from metareward.evaluation.constraints.world import oracle_of, require_checkers
 from metareward.evaluation.held_out import Oracle
+from metareward.evaluation.judges import judge_name
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
@@ -455,7 +456,8 @@ def _measurements(recipe: Recipe, inputs: Mapping[str, object]) -> dict[str, obj
     found = {key: value for key, value in inputs.items() if key.startswith(_MEASURED)}
     for benchmark in recipe.benchmarks:
         for key, value in benchmark.model_dump(mode="json", exclude=set(benchmark.changeable)).items():
-            found[f"{_MEASURED}{benchmark.name}.{key}"] = value
+            # Where a judge's server is doesn't count.
+            found[f"{_MEASURED}{benchmark.name}.{key}"] = judge_name(value) if key == "judge" else value
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ import yaml
 from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
 from metareward.evaluation.input_checks import group_by_name, one_value, require_field, require_one_row, score_on_scale
+from metareward.evaluation.judges import is_refusal
 from metareward.method.template import require
 
 Version = Literal["v0.1", "v2"]
@@ -266,12 +267,18 @@ def _match(row: Row, baseline: str | None, version: Version) -> Match:
     if len(games) != 2:
         raise row.error("games", f"has {len(games)} games", "give both: baseline first, then model first")
     category = str(row.fields.get("category") or "")
-    refused = row.integer("refused") if row.has("refused") else 0
+    refused = row.integer("refused") if row.has("refused") else _refusals(row, games)
     if not 0 <= refused <= games.count(None):
         problem = f"is {refused}, but {games.count(None)} of the games have no verdict"
         raise row.error("refused", problem, "count the games that the judge didn't answer")
     judge = row.text("judge") if row.has("judge") else None
     return Match(row.text(*_ID), category, row.text("model"), against, (games[0], games[1]), refused, judge)
+
+
+def _refusals(row: Row, games: Sequence[Verdict | None]) -> int:
+    """How many games without a verdict were declined in words."""
+    texts = [str(each.get("judgment") or "") for each in row.fields.get("games") or () if isinstance(each, dict)]
+    return sum(game is None and is_refusal(text) for game, text in zip(games, texts, strict=False))
 
 
 def _game(row: Row, game: object, version: Version) -> Verdict | None:

@@ -29,6 +29,7 @@ from metareward.evaluation.input_checks import (
     require_one_row,
     score_on_scale,
 )
+from metareward.evaluation.judges import is_refusal
 from metareward.method.stats import mean_or_none
 from metareward.method.template import fill
 from metareward.types import Message, Messages
@@ -139,7 +140,8 @@ def read_grades(path: Path, questions: Mapping[int, Question] | None = None) -> 
         if questions:
             require_known(row, "question_id", _id(row), questions, "the questions")
         require_no_verdict(row, "score", score)
-        refused = row.fields.get("outcome") == "refused"
+        declined = score is None and is_refusal(str(row.fields.get("judgment") or ""))
+        refused = declined or row.fields.get("outcome") == "refused"
         grades.append(Grade(_id(row), row.text("model"), turn, score, refused, _judge(row)))
     keyed = zip(((each.model, each.question, each.turn) for each in grades), rows, strict=True)
     require_one_row(keyed, "question_id", "keep one judgment of each model's turn")

@@ -74,9 +74,9 @@ def test_answers_of_the_first_and_the_last_model_to_the_same_prompts(tmp_path: P
         "11 characters",
         "cut off",
         "true score 1 of 5",
-        "not all constraints met",
-        "not long enough",
-        "not finished",
+        "misses a constraint",
+        "too short",
+        "unfinished",
     )
     assert (found[0].after.model, found[0].after.remarks) == ("M1", ("53 characters", "true score 5 of 5"))
     assert "20 held-out prompts drawn by the run's seed" in page(run)

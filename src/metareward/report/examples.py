@@ -18,7 +18,6 @@ from metareward.evaluation.held_out import DetailedOracle, HeldOut, Oracle, held
 from metareward.report.facts import Run
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
-from metareward.report.tables import metric_for
 from metareward.seeds import derive
 from metareward.storage.records import find_record
 from metareward.storage.run_dir import RunDir
@@ -26,6 +25,13 @@ from metareward.storage.store import RecordStore
 from metareward.types import PreferencePair
 
 _COUNT, _ANSWERS = 3, 20
+_LACKS = {  # what an oracle's details say of an answer if they don't hold
+    "constraints_met": "misses a constraint",
+    "guard_topic": "not on its topic",
+    "guard_length": "too short",
+    "guard_finished": "unfinished",
+    "guard_no_loops": "repeats itself",
+}
 # (actor pair, judge pair) to title; the titles also seed the draw
 _KINDS = {
     (True, True): "Both pairs",
@@ -143,9 +149,8 @@ def _shown(model: str, record: HeldOut, oracle: Oracle | None) -> ShownAnswer:
     if oracle is not None:
         remarks.append(f"true score {oracle.answer_score(record.prompt, answer.text):.3g} of {oracle.full_score:g}")
     if isinstance(oracle, DetailedOracle):
-        missed = [name for name, holds in oracle.details(record.prompt, answer.text).items() if not holds]
-        words = (metric_for(name).label.casefold() for name in missed if not name.startswith("passes_"))
-        remarks += [f"not {each}" for each in words]
+        found = oracle.details(record.prompt, answer.text)
+        remarks += [words for name, words in _LACKS.items() if not found.get(name, True)]
     return ShownAnswer(model, answer.text, tuple(remarks))
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TOP_P = 0.95
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")  # bench/gpu.py sets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def ours(folder: str, dtype: str, *, deterministic: bool) -> Contestant:
                 asyncio.run(engine.aclose())
             engines.clear()
             engines[round.max_num_seqs] = LocalEngine.open(
-                Path(folder), device="cpu", dtype=dtype, max_num_seqs=round.max_num_seqs, deterministic=deterministic
+                Path(folder), device=DEVICE, dtype=dtype, max_num_seqs=round.max_num_seqs, deterministic=deterministic
             )
         return asyncio.run(all_units(engines[round.max_num_seqs], round))
 
@@ -97,7 +98,7 @@ class Generate:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(DEVICE)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self._best: dict[tuple[int, int], int] = {}
 
@@ -124,7 +125,7 @@ class Generate:
 
     def _batch(self, stage: Stage, start: int, size: int) -> int:
         texts = rendered(self._tokenizer, stage.texts[start : start + size])
-        asked = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        asked = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(DEVICE)
         with self._torch.inference_mode():
             drawn = self._model.generate(
                 **asked,

@@ -37,6 +37,8 @@ _CONCURRENT_BUCKETS = 2
 _TRIM = 32
 # Tokens: shorter prompts have no split points.
 _MIN_SPLIT_PROMPT = 256
+# Columns: the prompts of requests for one token are padded to a multiple of it.
+_ONE_TOKEN_GRID = 128
 # Characters before a choice that may decide its tokens.
 _CHOICE_CONTEXT = 32
 
@@ -124,7 +126,12 @@ class EngineCore:
                 request.fail(error)
 
     def _shape(self, request: Request) -> BucketShape:
-        n, prompt, suffix = request.n, _padded_length(len(request.ids)), request.sampling.max_tokens
+        n, suffix = request.n, request.sampling.max_tokens
+        prompt = _padded_length(len(request.ids))
+        if suffix == 1 and self._checkpoint.device.type == "cpu":
+            # Nothing is decoded, and prefill reads no column after a prompt's end: questions about one answer share
+            # their prefix and fill their passes better in one bucket than in several.
+            prompt = -(-prompt // _ONE_TOKEN_GRID) * _ONE_TOKEN_GRID
         slot_bytes = self._position_bytes * (prompt + n * suffix)
         slots = min(self._max_num_seqs // n, self._memory // _CONCURRENT_BUCKETS // slot_bytes)
         shape = BucketShape(max(1, slots), n, prompt, suffix, self._split_points(n, prompt), self._trim)

@@ -1,22 +1,11 @@
-"""What every group of settings of a recipe is made of, and objects that a recipe names by import path.
-
-An import path is ``package.module:name``, or ``module:name`` of a file in the folder in which the command runs. The
-digest of the module's source belongs in the run's fingerprint, so that a run with a changed object is refused.
-"""
+"""What every group of settings of a recipe is made of."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from metareward.errors import UserError
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -37,51 +26,3 @@ class Section(BaseModel):
         kinds = {name: field.annotation for name, field in cls.model_fields.items()}
         sections = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)]
         return {**values, **{name: {} for name in sections if values.get(name) is None}}
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """An object that a recipe names: ``value`` is the instance, ``sha256`` the digest of its module's source file."""
-
-    path: str
-    value: Any
-    sha256: str
-
-
-def import_name(path: str, key: str) -> Imported:
-    """What import path ``path`` names, a class as it is; the setting ``key`` holds the path.
-
-    Raises `UserError` naming ``key`` when the module or name is missing, or importing raises.
-    """
-    module_name, _, name = path.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-        value = getattr(module, name)
-    except Exception as error:  # whatever a user's module raises at import
-        raise UserError(f"{key}: can't import {path}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(here)
-    source = getattr(module, "__file__", None)
-    if source is None:
-        raise UserError(
-            f"{key}: {path} has no source file, so a change of it could not be noticed; fix: name a .py module"
-        )
-    return Imported(path, value, hashlib.sha256(Path(source).read_bytes()).hexdigest())
-
-
-def import_object(path: str, key: str, methods: tuple[str, ...]) -> Imported:
-    """The object at import path ``path``, which the setting ``key`` names; a class is instantiated without arguments.
-
-    Raises `UserError` as `import_name` does, when instantiating raises, or when the object lacks one of ``methods``.
-    """
-    found = import_name(path, key)
-    try:
-        value = found.value() if isinstance(found.value, type) else found.value
-    except Exception as error:  # whatever a user's class raises
-        raise UserError(f"{key}: can't import {path}: {type(error).__name__}: {error}") from error
-    missing = [method for method in methods if not callable(getattr(value, method, None))]
-    if missing:
-        raise UserError(f"{key}: {path} has no method {', '.join(missing)}; fix: add it, or name another object")
-    return Imported(path, value, found.sha256)

@@ -18,7 +18,7 @@ import pytest
 from chat_server import Answer, Body, FakeChatServer, Manner, choice, completion, error, served_beside
 from pocket_script import pocket_experiment, scripted
 from rich.console import Console
-from run_folders import HELD_OUT, begin_experiment, experiment, log_entries, model_folder
+from run_folders import HELD_OUT, begin_experiment, bound_experiment, experiment, log_entries, model_folder
 from scripted_models import reply
 from typer.testing import CliRunner
 
@@ -343,7 +343,7 @@ def test_a_comparison_by_rubric_asks_about_m0_s_answers_once(tmp_path: Path, in_
 
 def test_it_may_come_and_go_but_a_name_is_one_measurement(tmp_path: Path) -> None:
     far = "{kind: independent_judge, name: far, judge: 'http://127.0.0.1:1#j'}"
-    plain = begin_experiment(tmp_path, "benchmarks=[]")
+    plain = bound_experiment(tmp_path, "benchmarks=[]")
     before = plain.generation_fingerprint(1)
     added = begin_experiment(tmp_path, f"benchmarks=[{far}]")
     assert added.generation_fingerprint(1) == before and benchmarking.pending(added)
@@ -384,7 +384,7 @@ def test_a_finished_run_is_measured_by_what_is_added(tmp_path: Path, evaluated: 
 def test_another_model_in_the_judge_s_folder_is_noticed(tmp_path: Path) -> None:
     judge = model_folder(tmp_path / "judge", "one")
     near = f"benchmarks=[{{kind: independent_judge, judge: {judge}}}]"
-    begin_experiment(tmp_path, near)
+    bound_experiment(tmp_path, near)
     model_folder(judge, "two")
     with pytest.raises(UserError, match=r"benchmarks\.independent_judge: judge .*judge"):
         experiment(tmp_path, near).check()

@@ -305,7 +305,7 @@ def test_a_useless_judge_costs_an_evaluation_and_exit_code_3(
 ) -> None:
     with served(scripted(mute)) as server:
         engine = f"engine={{kind: openai, base_urls: ['{server.url}']}}"
-        changes = [f"model={model_folder(tmp_path / 'model', 'm0')}", *SMALL, engine]
+        changes = [*SMALL, engine]
         words = ["run", "pocket", "--out", str(tmp_path / "run"), *(w for each in changes for w in ("--set", each))]
         code, line = command(monkeypatch, capsys, *words)
         assert code == 3

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 from made_up import lines
 from pydantic import Field
-from run_folders import begin_experiment, experiment, model_folder
+from run_folders import begin_experiment, bound_experiment, experiment, model_folder
 from scripted_models import reply
 from typer.testing import CliRunner
 
@@ -146,7 +146,7 @@ def test_one_line_in_the_dict_makes_a_kind_and_a_command(tmp_path: Path) -> None
 def test_a_changed_benchmark_is_refused_in_a_run_that_began_with_another(tmp_path: Path) -> None:
     source, changing = tmp_path / "changing_benchmark.py", OWN.replace("own_benchmark", "changing_benchmark")
     source.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    begin_experiment(tmp_path, changing)
+    bound_experiment(tmp_path, changing)
     experiment(tmp_path, changing).check()
     with source.open("a", encoding="utf-8") as file:
         file.write("\n# changed\n")

@@ -12,7 +12,7 @@ from metareward.evaluation.independent_judge.run import IndependentJudge
 from metareward.evaluation.judge_quality.run import JudgeQuality
 from metareward.evaluation.mt_bench.run import MtBench
 from metareward.evaluation.verifiable.run import IfEval, Verifiable
-from metareward.settings import import_name
+from metareward.method.import_path import import_name
 
 BENCHMARKS: Mapping[str, type[Benchmark]] = {
     "alpaca_eval": AlpacaEval,

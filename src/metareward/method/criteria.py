@@ -22,8 +22,8 @@ from pathlib import Path
 import yaml
 
 from metareward.errors import UserError
+from metareward.method.import_path import import_name
 from metareward.method.template import Template, conversation, load_template, render, with_system
-from metareward.settings import import_name
 from metareward.types import Completion, CriterionAnswer, Message, Messages, Prompt, Scored, Step
 
 YES, NO = "Yes", "No"

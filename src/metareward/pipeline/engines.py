@@ -15,9 +15,9 @@ from metareward.engines.openai.engine import OpenAISettings, open_openai
 from metareward.engines.vllm import VllmSettings, open_vllm, open_vllm_server
 from metareward.errors import UserError
 from metareward.evaluation.judges import judge_kind
+from metareward.method.import_path import import_object
 from metareward.method.judge import Reasoning
 from metareward.pocket import world
-from metareward.settings import import_object
 from metareward.storage.custody import fingerprint_model
 from metareward.types import Judge
 

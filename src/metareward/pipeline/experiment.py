@@ -43,13 +43,13 @@ from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
 from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES
+from metareward.method.import_path import Imported, import_name, import_object
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.template import with_system
 from metareward.pipeline.engines import judge_fingerprint, model_folder, open_engine
 from metareward.pocket import world
 from metareward.seeds import derive
-from metareward.settings import Imported, import_name, import_object
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
@@ -185,7 +185,8 @@ class Experiment:
     def _update_recipe(self, recipe_text: str) -> None:
         """Write which benchmarks and, before anything is trained, which training the recipe has now."""
         before, now = _read_json(self.run.resolved), self.recipe.resolved()
-        if self._untrained and before != {**now, "benchmarks": before.get("benchmarks")}:
+        trains = [{k: v for k, v in flatten(each).items() if _TRAINS.match(k)} for each in (before, now)]
+        if self._untrained and trains[0] != trains[1]:
             before = {**now, "benchmarks": before.get("benchmarks")}
             write_atomic(self.run.resolved, json.dumps(before, indent=2) + "\n")
             write_atomic(self.run.recipe, recipe_text)

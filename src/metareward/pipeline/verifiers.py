@@ -18,11 +18,11 @@ from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.verifiable.answers import check, read_tasks
 from metareward.evaluation.verifiable.instructions import follow, read_instructed_prompts
 from metareward.method.criteria import SENTENCE, Criterion
+from metareward.method.import_path import import_object
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
 from metareward.pipeline.experiment import Experiment
-from metareward.settings import import_object
 from metareward.types import Message, Prompt
 
 Label = Callable[[Prompt, Sequence[str]], Awaitable[Sequence[float]]]

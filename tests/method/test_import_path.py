@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from metareward.errors import UserError
-from metareward.settings import import_object
+from metareward.method.import_path import import_object
 
 
 @pytest.fixture

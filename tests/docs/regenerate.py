@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 import readers
+import real_model_page
 from annotate import COUNTED
 from annotate_page import tables
 from metareward.cli.main import app
@@ -65,7 +66,14 @@ def documents() -> dict[Path, str]:
         ),
         ROOT / "README.md": _filled(ROOT / "README.md", {"results": results_table}),
         ROOT / "docs/real-model.md": _filled(
-            ROOT / "docs/real-model.md", {"families": families_table, "judge": judge_table}
+            ROOT / "docs/real-model.md",
+            {
+                "families": families_table,
+                "judge": judge_table,
+                "arms": lambda _: _markdown(real_model_page.arms_rows()),
+                "trained-judge": lambda _: _markdown(real_model_page.judges_rows()),
+                "what-it-sees": lambda _: _markdown(real_model_page.sees_rows()),
+            },
         ),
         ROOT / "docs/evaluation.md": _filled(
             ROOT / "docs/evaluation.md", {"calibration": calibration_table, "reliability": reliability_table}

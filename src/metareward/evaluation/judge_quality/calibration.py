@@ -90,7 +90,7 @@ def write_reliability_plot(path: Path, by_judge: Mapping[str, Mapping[str, Any]]
 
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
+    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="calibrated")
     for name, each in by_judge.items():
         predicted, observed = ([b[side] for b in each["bins"]] for side in ("predicted", "observed"))
         label = f"{name}: ECE {each['ece']:.3f}".replace("$", r"\$")  # Matplotlib reads $ as mathematics

@@ -24,7 +24,7 @@ HEAVY = (
 # Modules that import torch, trl or transformers at the top: they are imported inside functions, too.
 HEAVY_PACKAGES = ("metareward.training.", "metareward.engines.local.")
 IMPURE = ("asyncio", "torch", "sqlite3", "pydantic")
-MOST_FILES, MOST_TOP_LEVEL, LONGEST_FILE, LONGEST_FUNCTION = 152, 17, 500, 60
+MOST_FILES, MOST_TOP_LEVEL, LONGEST_FILE, LONGEST_FUNCTION = 153, 17, 500, 60
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def test_every_package_has_a_layer() -> None:
 
 
 def test_imports_go_down_only() -> None:
-    assert ("metareward.pipeline.experiment", "metareward.pocket.world") in {(each.module, each.name) for each in OURS}
+    assert ("metareward.evaluation.worlds", "metareward.pocket.world") in {(each.module, each.name) for each in OURS}
     assert [str(each) for each in OURS if layer(each.name) > layer(each.module)] == []
 
 

@@ -67,7 +67,7 @@ def lose_a_shard(at: Path) -> None:
 
 BROKEN: list[tuple[Callable[[Path], object], tuple[str, ...], str]] = [
     (lambda at: None, ("model=nope",), "model: nope: no such model folder; fix: name a Hugging Face"),
-    (lambda at: None, ("model=meta-llama/Llama-3",), "or fetch one: metareward model hub:OWNER/NAME --out DIR"),
+    (lambda at: None, ("model=meta-llama/Llama-3",), "make one with metareward model smollm2 or hub:OWNER/NAME"),
     (lambda at: None, ("training.start=nope",), "training.start: nope: no such model folder"),
     (lambda at: (at / "model/model.safetensors").unlink(), (), "no *.safetensors weights"),
     (truncate, (), "its header says"),

@@ -31,7 +31,7 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings, automatic_engine
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
-from metareward.evaluation.constraints.prompts import CONSTRAINTS
+from metareward.evaluation.worlds import WORLDS
 from metareward.generation.verdicts import VerdictFormatSettings
 from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES, Action, Limit
@@ -42,9 +42,6 @@ from metareward.training.config import TrainingSettings
 
 Temperature = Annotated[float, Field(ge=0.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-WORLDS = ("pocket", CONSTRAINTS)  # prompt sources whose right answers a program knows
 
 
 class PromptSettings(Section):

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 
 from metareward.config.schema import (
-    WORLDS,
     AnswerSettings,
     GateSettings,
     JudgmentSettings,
@@ -34,10 +33,9 @@ from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
-from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_held_out, draw_prompts
-from metareward.evaluation.constraints.world import oracle_of, require_checkers
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.judges import judge_name
+from metareward.evaluation.worlds import WORLDS, oracle_of
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
@@ -48,7 +46,6 @@ from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.template import with_system
 from metareward.pipeline.engines import judge_fingerprint, model_folder, open_engine
-from metareward.pocket import world
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
@@ -115,33 +112,37 @@ class Experiment:
         Raises `UserError` for a missing model, a bad rubric or prompt file, too few prompts, and in a run folder for
         every setting, model or rubric that has changed since the run began.
         """
-        self._inputs  # noqa: B018 - a missing file is named
-        if not self._begun:
+        self._check()
+
+    def _check(self) -> bool:
+        """`check`. Whether the folder is bound to this recipe: one in which a start has made nothing isn't."""
+        changed = self._changes()
+        if changed is None or (changed and self._made_nothing):
             self.choose_prompts(self.last)
-            return
-        if changed := self._changes:
+            return False
+        if changed:
             named = " or the benchmark another name," if any(each.startswith(_MEASURED) for each in changed) else ""
             raise UserError(
                 f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
                 f"fix: set it back,{named} or give another folder with --out"
             )
+        return True
 
     @property
-    def _begun(self) -> bool:
-        """Whether the folder is bound to a recipe: a start with another one that made nothing doesn't count."""
-        if not self.run.resolved.is_file():
-            return False
-        return not self._changes or not self._untrained or any(map(has_records, self.run.path.rglob("*.sqlite")))
+    def _made_nothing(self) -> bool:
+        """Whether the folder has neither a record nor a model."""
+        return self._untrained and not any(map(has_records, self.run.path.rglob("*.sqlite")))
 
     @property
     def _untrained(self) -> bool:
         """Whether no model has been trained here, so that nothing depends on the settings of training."""
         return not any(self.run.path.glob("iter-*/model*"))
 
-    @property
-    def _changes(self) -> list[str]:
-        """What has changed since the run began, each with its old and new value."""
+    def _changes(self) -> list[str] | None:
+        """What has changed since a run began here, each with its old and new value; None if none began."""
         inputs = self._inputs
+        if not self.run.resolved.is_file():
+            return None
         _read_json(self.run.resolved)  # a damaged file is named as such
         # A setting that did not exist when the run began has its default.
         began = load_recipe(str(self.run.resolved))
@@ -164,8 +165,7 @@ class Experiment:
 
     def begin(self, recipe_text: str) -> None:
         """Write the recipe, the prompts and the digests of inputs, once. The run folder must be locked."""
-        self.check()
-        if self._begun:
+        if self._check():
             self._update_recipe(recipe_text)
             return
         self.run.judge_check.unlink(missing_ok=True)  # of a start with another recipe
@@ -224,12 +224,10 @@ class Experiment:
         if settings.source in WORLDS:
             if not isinstance(settings.held_out, int):
                 raise UserError(f"prompts.held_out: with prompts.source {settings.source} give a number, not a file")
-            training, held_out_seed = settings.per_iteration * self.last, derive(seed, "held out")
-            if settings.source == CONSTRAINTS:
-                require_checkers()
-                return draw_held_out(settings.held_out, held_out_seed), draw_prompts(training, derive(seed, "prompts"))
-            held_out = world.prompts(settings.held_out, held_out_seed, held_out=True)
-            return held_out, world.prompts(training, derive(seed, "prompts"))
+            world = WORLDS[settings.source]
+            world.check()
+            held_out = world.draw_held_out(settings.held_out, derive(seed, "held out"))
+            return held_out, world.draw_prompts(settings.per_iteration * self.last, derive(seed, "prompts"))
         prompts = load_prompts(settings.source, settings.network, settings.field)
         if isinstance(settings.held_out, int):
             return split_held_out(prompts, settings.held_out, settings.per_iteration, self.last, seed)

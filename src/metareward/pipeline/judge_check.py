@@ -15,11 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from metareward.config.schema import WORLDS, Recipe
+from metareward.config.schema import Recipe
 from metareward.engines.base import Engine
 from metareward.errors import JudgeHealthError
-from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_prompts
-from metareward.evaluation.constraints.world import require_checkers
 from metareward.evaluation.held_out import (
     HeldOut,
     compared,
@@ -39,6 +37,7 @@ from metareward.evaluation.judge_quality.check import (
     pairs_to_check,
 )
 from metareward.evaluation.judge_quality.data import Pair, Response, verdicts_from_scores
+from metareward.evaluation.worlds import WORLDS
 from metareward.generation.annotate import rewards_of
 from metareward.generation.progress import JUDGMENTS, META, Progress
 from metareward.generation.runner import annotate_prompts, run_tasks
@@ -47,7 +46,6 @@ from metareward.method.diagnostics import Compared, scores_by_index
 from metareward.method.judge_health import Judged, readable_judgments, verdict_figures
 from metareward.method.scores import answer_scores
 from metareward.pipeline.experiment import Experiment, most_tokens
-from metareward.pocket import world
 from metareward.report.facts import read_judge_check
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
@@ -78,8 +76,8 @@ def check_recipe(recipe: Recipe, progress: Progress) -> JudgeCheck:
         experiment = Experiment(RunDir(Path(folder)), recipe)
         fingerprint_model(experiment.model(0))  # one line for a missing model, before the engine starts
         experiment.settings(1)
-        if recipe.prompts.source == CONSTRAINTS:
-            require_checkers()
+        if recipe.prompts.source in WORLDS:
+            WORLDS[recipe.prompts.source].check()
         if recipe.judge_check.pairs is not None:
             _file_pairs(experiment)
         return asyncio.run(check(experiment))
@@ -154,10 +152,10 @@ async def _pairs(
         return section.pairs, _file_pairs(experiment), ()
     if oracle is None:
         return "the package's pairs", packaged_pairs()[: section.count // 2 * 2], ()
-    draw = draw_prompts if recipe.prompts.source == CONSTRAINTS else world.prompts
     settings = replace(experiment.settings(1), n=0, judge=None, reward=None, meta_judge=False, seed=seed)
+    prompts = WORLDS[recipe.prompts.source].draw_prompts(section.count, seed)
     with RecordStore.open(folder / "answers.sqlite", {}) as store:
-        await annotate_prompts(engine, draw(section.count, seed), settings, store, progress)
+        await annotate_prompts(engine, prompts, settings, store, progress)
         records = tuple(read_records(store))
     answered = [answer for record in records for answer in record.candidates_K]
     return "M0's answers, labelled by the oracle", oracle_pairs(records, oracle, section.count, seed), answered

@@ -20,14 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from metareward.config.schema import WORLDS, Recipe
+from metareward.config.schema import Recipe
 from metareward.data.files import Row, iter_rows, resolve_files
 from metareward.data.prompts import chat_turns, content_id, load_prompts, parse_prompt, row_id
 from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet, read_ranked, write_labelled
 from metareward.engines.base import Engine
 from metareward.errors import UserError
-from metareward.evaluation.constraints.prompts import CONSTRAINTS, draw_held_out, draw_prompts
 from metareward.evaluation.judges import JudgeSpec, Output, grade
+from metareward.evaluation.worlds import WORLDS
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.runner import annotate_prompts, run_tasks
@@ -37,7 +37,6 @@ from metareward.pipeline.engines import judge_fingerprint, open_judge
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.seeding import model_fingerprint, with_engine
 from metareward.pipeline.verifiers import Verifier, open_verifier
-from metareward.pocket import world
 from metareward.seeds import derive
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir
@@ -378,8 +377,7 @@ def _choose_prompts(
     elif answers.prompts is not None:
         pool = load_prompts(answers.prompts, answers.network)
     elif settings.source in WORLDS:
-        draw = draw_prompts if settings.source == CONSTRAINTS else world.prompts
-        drawn = draw(count + len(used), seed)
+        drawn = WORLDS[settings.source].draw_prompts(count + len(used), seed)
         pool = [replace(each, id=f"seed-{each.id}") for each in drawn]
     else:
         pool = load_prompts(settings.source, settings.network, settings.field)
@@ -418,6 +416,6 @@ def _held_out_prompts(experiment: Experiment, count: int) -> tuple[Prompt, ...]:
     if source not in WORLDS:
         raise UserError(f"--held-out-prompts: prompts.source {source} has no held-out prompts; fix: --held-out-share")
     seed = derive(experiment.recipe.seed, "seed held out")
-    drawn = draw_held_out(count, seed) if source == CONSTRAINTS else world.prompts(count, seed, held_out=True)
+    drawn = WORLDS[source].draw_held_out(count, seed)
     system = experiment.recipe.answers.system_prompt
     return tuple(replace(each, id=f"seed-{each.id}", messages=with_system(system, each.messages)) for each in drawn)

@@ -6,6 +6,7 @@ Every stage skips what is done, so the same command resumes a stopped run.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 from metareward.config.schema import Recipe
@@ -23,6 +24,8 @@ from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.run_log import log_event, stage_seconds
 
+_LOG = logging.getLogger(__name__)
+
 
 def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
     """Run ``recipe`` in folder ``out``, or resume it there, to the report.
@@ -36,8 +39,11 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
         experiment.check()
         benchmarks.check(experiment)
     else:  # before anything is written
+        machine = this_machine()
         check_inputs(experiment)
-        check_machine(experiment, this_machine())
+        check_machine(experiment, machine)
+        if machine.gpus and recipe.engine.kind == "local":
+            _LOG.warning("engine.kind is local on a machine with %s; on GPUs vLLM is faster (docs/engines.md)", machine)
     with run.lock(), log_warnings(run):
         experiment.begin(recipe_text)
         if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):

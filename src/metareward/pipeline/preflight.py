@@ -35,6 +35,7 @@ from metareward.method.template import conversation
 from metareward.pipeline import benchmarks
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment, most_tokens
+from metareward.storage.custody import NAME_A_MODEL
 from metareward.training.memory import ModelSize, model_size, training_bytes
 from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
 
@@ -89,10 +90,7 @@ def check_model(folder: Path, key: str, whole: bool = True) -> None:
     Only headers and small files are read. Raises `UserError` naming the file and the fix.
     """
     if not folder.is_dir():
-        fetch = "metareward model hub:OWNER/NAME --out DIR --network"
-        raise UserError(
-            f"{key}: {folder}: no such model folder; fix: name a Hugging Face folder, or fetch one: {fetch}"
-        )
+        raise UserError(f"{key}: {folder}: no such model folder; {NAME_A_MODEL}")
     require_model_folder(folder)
     _json(folder / "config.json")
     index = folder / "model.safetensors.index.json"

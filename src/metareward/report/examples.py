@@ -13,8 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from metareward.evaluation.constraints.world import oracle_of
 from metareward.evaluation.held_out import DetailedOracle, HeldOut, Oracle, held_out_records
+from metareward.evaluation.worlds import oracle_of
 from metareward.report.facts import Run
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks

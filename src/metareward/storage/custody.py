@@ -23,6 +23,9 @@ _MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})
 _TICK_NS, _COARSE_TICK_NS = 50_000_000, 2_000_000_000
 _SECOND_NS = 1_000_000_000
 
+# The fix for a folder without a model.
+NAME_A_MODEL = "fix: name a Hugging Face model folder, or make one with metareward model smollm2 or hub:OWNER/NAME"
+
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
@@ -95,10 +98,7 @@ def fingerprint_model(folder: Path) -> str:
     Raises `UserError` when there is no model with safetensors weights in ``folder``.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: no model here (config.json is missing); fix: name a Hugging Face model folder, or make it one "
-            "(metareward model --help)"
-        )
+        raise UserError(f"{folder}: no model here (config.json is missing); {NAME_A_MODEL}")
     files = model_files(folder)
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: no safetensors weights; fix: save the model with save_pretrained")

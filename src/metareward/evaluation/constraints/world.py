@@ -18,10 +18,8 @@ from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from metareward.evaluation.constraints.prompts import CONSTRAINTS, TOPICS, Constraint, read_prompt
-from metareward.evaluation.held_out import Oracle
+from metareward.evaluation.constraints.prompts import TOPICS, Constraint, read_prompt
 from metareward.evaluation.verifiable.instructions import InstructedPrompt, Instruction, follow
-from metareward.pocket.world import PocketOracle
 from metareward.types import Prompt
 
 FEWEST_WORDS = 8
@@ -191,13 +189,6 @@ class ConstraintOracle:
     def judgment_error(self, prompt: Prompt, answer: str, judgment: str, score: float) -> tuple[float, ...]:  # noqa: ARG002
         """The score's distance from the true score."""
         return (abs(score - self.answer_score(prompt, answer)),)
-
-
-def oracle_of(source: str, low: float, high: float) -> Oracle | None:
-    """The oracle of a prompt source for a rubric's scale; None if no program knows what is right."""
-    if source == CONSTRAINTS:
-        return ConstraintOracle(low, high)
-    return PocketOracle() if source == "pocket" else None
 
 
 class ProgramReward:

@@ -2,9 +2,9 @@
 
 Correct: the local engine against `generate`, alone and in a batch; packed rows with FlexAttention, forward and
 backward, in float32 and bfloat16; FSDP2 on one GPU against DDP. Fast: judge, meta-judge and whole units on Llama
-shapes of 1B and 8B random weights, ours beside `generate` and vLLM (where .venv-vllm has it); DPO on judge pairs beside
-plain TRL, with FLOP/s. Needs no network. Each check has a process of its own and a time limit; one that fails is a line
-in the results, and the others go on.
+shapes of 1B and 8B random weights, ours beside `generate` and vLLM (where .venv-vllm has it); full DPO of the 1B shape
+on judge pairs beside plain TRL, with FLOP/s. Needs no network. Each check has a process of its own, so that its memory
+is free when it ends, and a time limit; one that fails is a line in the results, and the others go on.
 
     python bench/gpu.py                                     # bench/results/gpu.json
     python bench/gpu.py --device cpu --shapes tiny          # a try without a GPU, of everything but FSDP2
@@ -58,12 +58,19 @@ SHAPES = {
     "1B": Shape(16, 2048, 8192, 32, 8, 128_256, (28, 11)),
     "8B": Shape(32, 4096, 14_336, 32, 8, 128_256, (28, 11)),
 }
+# What is right on a small shape is right on a large one; speed is the large ones'. Full DPO of 8B fits no card.
+CHECKED = {
+    "tiny": ("engine", "packing", "fsdp2"),
+    "1B": ("engine", "annotation", "dpo"),
+    "8B": ("annotation",),
+}
 # Dense bfloat16 FLOP/s and bytes/s, from the makers' data sheets (SXM boards).
 PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.0e12), "L4": (121e12, 0.3e12)}
 
 
-def make_model(folder: Path, shape: Shape, device: str) -> Path:
-    """Random weights in bfloat16, made on the device, with a tokenizer whose further tokens no text has."""
+def make_model(folder: Path, device: str) -> Found:
+    """A model of the shape that the folder is named after: random bfloat16 weights, a tokenizer with unused tokens."""
+    shape = SHAPES[folder.name]
     import torch
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -92,7 +99,7 @@ def make_model(folder: Path, shape: Shape, device: str) -> Path:
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    return {"weights": shape.weights}
 
 
 # --- checks, each in a process of its own ---
@@ -242,7 +249,21 @@ def speed_of_dpo(folder: Path, device: str) -> Found:
     return found
 
 
+def card(_: Path, device: str) -> Found:
+    """The device, with its peaks where they are known."""
+    if device == "cpu":
+        return {"name": "CPU"}
+    import torch
+
+    name = torch.cuda.get_device_name()
+    flops, bandwidth = next((peaks for key, peaks in PEAKS.items() if key in name), (None, None))
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return {"name": name, "memory": memory, "peak_flops": flops, "peak_bandwidth": bandwidth}
+
+
 CHECKS: Mapping[str, tuple[Callable[[Path, str], Found], float]] = {
+    "card": (card, 60.0),
+    "model": (make_model, 180.0),
     "engine": (check_engine, 120.0),
     "packing": (check_packing, 150.0),
     "fsdp2": (check_fsdp2, 120.0),
@@ -269,23 +290,11 @@ def run_check(name: str, folder: Path, device: str, seconds: float) -> Found:
     return found | {"took": took}
 
 
-def card(device: str) -> Found:
-    """The device, with its peaks where they are known."""
-    if device == "cpu":
-        return {"name": "CPU"}
-    import torch
-
-    name = torch.cuda.get_device_name()
-    flops, bandwidth = next((peaks for key, peaks in PEAKS.items() if key in name), (None, None))
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return {"name": name, "memory": memory, "peak_flops": flops, "peak_bandwidth": bandwidth}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shapes", default="tiny,1B,8B")
-    parser.add_argument("--checks", default=",".join(CHECKS))
+    parser.add_argument("--checks", help="instead of those meant for each shape")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--check", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -295,22 +304,23 @@ def main() -> None:
         os.dup2(2, 1)  # what libraries print
         print(json.dumps(CHECKS[given.check][0](given.folder, given.device)), file=out, flush=True)
         return
-    began, chosen = time.perf_counter(), given.checks.split(",")
-    result: Found = {"environment": environment(), "card": card(given.device), "shapes": {}}
+    began = time.perf_counter()
+
+    def run(check: str, folder: Path) -> Found:
+        left = LIMIT - (time.perf_counter() - began)
+        found = (
+            run_check(check, folder, given.device, min(left, CHECKS[check][1])) if left > 20 else {"error": "no time"}
+        )
+        print(f"{folder.name} {check}: {json.dumps(found)}", flush=True)
+        return found
+
+    result: Found = {"environment": environment(), "card": run("card", Path()), "shapes": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for name in given.shapes.split(","):
-            made = time.perf_counter()
-            folder = make_model(Path(scratch) / name, SHAPES[name], given.device)
-            found: Found = {"weights": SHAPES[name].weights, "making": round(time.perf_counter() - made, 1)}
-            # What is right on the small shape is right on the large ones; speed is theirs.
-            wanted = ("engine", "packing", "fsdp2") if name == "tiny" else ("engine", "annotation", "dpo")
-            for check in [each for each in chosen if each in wanted or given.shapes == "tiny"]:
-                left = LIMIT - (time.perf_counter() - began)
-                if left > 20:
-                    found[check] = run_check(check, folder, given.device, min(left, CHECKS[check][1]))
-                else:
-                    found[check] = {"error": "no time left"}
-                print(f"{name} {check}: {json.dumps(found[check])}", flush=True)
+            folder = Path(scratch) / name
+            found = {"model": run("model", folder)}
+            wanted = CHECKED[name] if given.checks is None else tuple(given.checks.split(","))
+            found |= {check: run(check, folder) for check in wanted if "error" not in found["model"]}
             result["shapes"][name] = found
             given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -32,7 +32,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from metareward.engines.base import Engine, run_concurrently
+from constraint_families import answers as draw_answers
+from constraint_judge import QUESTION, Row, log_odds
+from metareward.engines.base import run_concurrently
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.evaluation.constraints.prompts import draw_held_out, draw_prompts
 from metareward.evaluation.constraints.world import check_answer
@@ -44,7 +46,7 @@ from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_pairs
 from metareward.training.config import DpoJob, SftJob, SftSettings, TrainingSettings
 from metareward.training.launch import run_training
-from metareward.types import Candidate, Completion, Message, PreferencePair, Prompt, PromptRecord, Sampling
+from metareward.types import Candidate, Message, PreferencePair, Prompt, PromptRecord, Sampling
 
 TRAINING_PROMPTS, SAMPLES, K, PAIRS = 400, 8, 6, 300
 HELD_OUT, HELD_OUT_SAMPLES, HELD_OUT_SEED = 300, 2, 5
@@ -61,7 +63,7 @@ DPO = TrainingSettings(
     dtype="bfloat16",
     device="cpu",
 )
-QUESTION = "Instruction:\n{prompt}\n\nResponse:\n{answer}\n\nDoes the response follow the instruction? Reply Yes or No."
+ASKED = "Does the response follow the instruction?"
 ARMS = ("program", "random", "longest", "shortest", "untrained", "trained")
 
 
@@ -78,25 +80,12 @@ class Answer:
 # --- answers ---
 
 
-async def _complete(folder: Path, prompts: Sequence[str], samples: int, seed: int) -> list[list[Completion]]:
-    engine = await open_local(folder, LocalSettings(dtype="bfloat16", workers=1, deterministic=False))
-
-    async def one(prompt: str) -> list[Completion]:
-        sampling = Sampling(ACTOR.temperature, ACTOR.top_p, ACTOR.max_tokens, derive(seed, prompt))
-        return list(await engine.complete((Message("user", prompt),), sampling, samples, "actor"))
-
-    try:
-        return list(await run_concurrently(one(prompt) for prompt in prompts))
-    finally:
-        await engine.aclose()
-
-
 def write_answers(path: Path, folder: Path, prompts: Sequence[Prompt], samples: int, seed: int) -> None:
     """``samples`` answers to each prompt, if the file isn't there."""
     if path.is_file():
         return
     texts = [prompt.messages[-1].content for prompt in prompts]
-    found = asyncio.run(_complete(folder, texts, samples, seed))
+    found = asyncio.run(draw_answers(folder, texts, samples, ACTOR, seed, "bfloat16"))
     rows = (
         {"prompt": prompt, "answer": each.text, "finish": each.finish, "tokens": each.tokens}
         for prompt, completions in zip(texts, found, strict=True)
@@ -118,19 +107,11 @@ def read_answers(path: Path) -> dict[str, list[Answer]]:
 # --- the judge: one question, one token ---
 
 
-async def _log_odds(engine: Engine, answer: Answer) -> float:
-    """log P(Yes) - log P(No)."""
-    text = QUESTION.format(prompt=answer.prompt, answer=answer.text)
-    sampling = Sampling(1.0, 1.0, 1, top_logprobs=2, choices=("Yes", "No"))
-    (completion,) = await engine.complete((Message("user", text),), sampling, 1, "judge")
-    found = {each.text.strip(): each.logprob for each in completion.steps[0].top_logprobs}
-    return found["Yes"] - found["No"]
-
-
 async def _judge(folder: Path, answers: Sequence[Answer]) -> list[float]:
     engine = await open_local(folder, LocalSettings(dtype="float32", workers=1, deterministic=False))
     try:
-        return list(await run_concurrently(_log_odds(engine, answer) for answer in answers))
+        rows = (Row(each.prompt, each.text, each.finish) for each in answers)
+        return list(await run_concurrently(log_odds(engine, row, ASKED) for row in rows))
     finally:
         await engine.aclose()
 
@@ -307,7 +288,9 @@ def run_eft(work: Path, model: Path) -> None:
     examples = [(each, verdict) for pair in pairs for each, verdict in zip(pair, ("Yes", "No"), strict=True)]
     rows = (
         {
-            "prompt": [{"role": "user", "content": QUESTION.format(prompt=each.prompt, answer=each.text)}],
+            "prompt": [
+                {"role": "user", "content": QUESTION.format(prompt=each.prompt, answer=each.text, question=ASKED)}
+            ],
             "completion": [{"role": "assistant", "content": verdict}],
         }
         for each, verdict in random.Random(0).sample(examples, len(examples))
@@ -363,7 +346,7 @@ def auc(found: Sequence[tuple[str, int, float]], draws: int = 2000) -> dict[str,
     return result
 
 
-def what_it_sees(answers: Sequence[Answer], scores: Sequence[float], draws: int = 500) -> dict[str, list[float]]:
+def auc_of_checks(answers: Sequence[Answer], scores: Sequence[float], draws: int = 500) -> dict[str, list[float]]:
     """AUC over all answers, of all prompts, cut off or not, for each thing that the program checks: does an answer that
     has it have a higher score than one that hasn't? With a 95 % interval over prompts.
     """
@@ -383,12 +366,12 @@ def what_it_sees(answers: Sequence[Answer], scores: Sequence[float], draws: int 
     found = {}
     for name, has in things.items():
         has_N = np.asarray(has)
-        areas = [_area(values_N[pick], has_N[pick]) for pick in picks]
+        areas = [_auc(values_N[pick], has_N[pick]) for pick in picks]
         found[name] = [areas[0], *map(float, np.quantile(areas[1:], [0.025, 0.975]))]
     return found
 
 
-def _area(scores_N: Any, has_N: Any) -> float:
+def _auc(scores_N: Any, has_N: Any) -> float:
     """The share of (has, hasn't) pairs in which the score is higher; ties count half."""
     count = has_N.sum()
     ranks = rankdata(scores_N)[has_N].sum() - count * (count + 1) / 2
@@ -418,7 +401,7 @@ def judge_table(work: Path, judges: Sequence[str]) -> dict[str, Any]:
         result[name] = {"all": auc(found)} | {
             kind: auc([each for each in found if kinds[each[0]] == kind]) for kind in ("topic", "combination", "family")
         }
-        result[name]["sees"] = what_it_sees(answers, own)
+        result[name]["checks"] = auc_of_checks(answers, own)
         if name in judges:  # P(Yes) of every answer, cut off or not, beside whether it passes
             yes = [1 / (1 + math.exp(-score)) for score in own]
             held = calibration(yes, [check_answer(each.prompt, each.text).passes for each in answers])
@@ -459,7 +442,7 @@ def table(work: Path, out: Path) -> None:
     print("M0", fmean(result["m0"]["passes"]), {k: result["m0"][k] for k in ("tokens", "cut_off", "all_guards")})
     for name, each in result["judges"].items():
         print(name, {kind: round(each[kind]["balanced"], 3) for kind in ("all", "topic", "combination", "family")})
-        print(" " * 8, {thing: [round(v, 2) for v in values] for thing, values in each["sees"].items()})
+        print(" " * 8, {thing: [round(v, 2) for v in values] for thing, values in each["checks"].items()})
     write_atomic(out, json.dumps(result, indent=1) + "\n")
 
 

@@ -14,12 +14,12 @@ from metareward.method.paired import PairedDifference, paired_difference
 
 RESULTS = Path(__file__).parent / "results/real_model.json"
 _ARMS: Mapping[str, str] = {
-    "program": "the program (ceiling)",
-    "random": "chance",
-    "longest": "length: the longer one",
-    "shortest": "length: the shorter one",
-    "untrained": "the model, untrained as a judge",
-    "trained": "the model after EFT",
+    "program": "oracle (the program)",
+    "random": "random",
+    "longest": "longest answer",
+    "shortest": "shortest answer",
+    "untrained": "the model itself, not trained to judge",
+    "trained": "the model itself after EFT",
 }
 _KINDS: Mapping[str, str] = {
     "all": "all", "topic": "new topics", "combination": "new combinations", "family": "new families"
@@ -48,12 +48,12 @@ def _shares(measured: Mapping[str, Any]) -> list[float]:
 
 
 def arms_rows() -> list[Row]:
-    """Each arm: its labels, its pass rate, and its differences to M0 and to pairs by chance."""
+    """Each arm: its labels, its pass rate, and its differences to M0 and to random pairs."""
     found = _stored()
     zero, arms = found["m0"], {name: list(seeds.values()) for name, seeds in found["arms"].items()}
     rows: list[Row] = [
-        ("which answer is better, says", "seeds", "right : wrong", "chosen longer", "passes", "against M0, points",
-         "against chance, points", "constraints met", "all guards", "cut off", "tokens"),
+        ("pairs by", "seeds", "right : wrong", "chosen longer", "passes", "against M0, points",
+         "against random pairs, points", "constraints met", "all guards", "cut off", "tokens"),
         ("M0", "", "", "", f"{100 * fmean(zero['passes']):.1f} %", "", "",
          *(f"{100 * share:.0f} %" for share in _shares(zero)), f"{zero['tokens']:.0f}"),
     ]  # fmt: skip
@@ -90,14 +90,14 @@ def judges_rows() -> list[Row]:
     return rows
 
 
-def sees_rows() -> list[Row]:
-    """What each judge sees of an answer: AUC over all held-out answers for each thing that the program checks."""
+def checks_rows() -> list[Row]:
+    """Each judge over all held-out answers: its AUC for each thing that the program checks."""
     judges = _stored()["judges"]
-    things = list(judges["random"]["sees"])
+    things = list(judges["random"]["checks"])
     rows: list[Row] = [("judge", *(name.replace("_", " ") for name in things))]
     for name, found in judges.items():
         cells = (
-            f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in (found["sees"][each] for each in things)
+            f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in (found["checks"][each] for each in things)
         )
         rows.append((name, *cells))
     return rows

@@ -72,7 +72,7 @@ def documents() -> dict[Path, str]:
                 "judge": judge_table,
                 "arms": lambda _: _markdown(real_model_page.arms_rows()),
                 "trained-judge": lambda _: _markdown(real_model_page.judges_rows()),
-                "what-it-sees": lambda _: _markdown(real_model_page.sees_rows()),
+                "checks": lambda _: _markdown(real_model_page.checks_rows()),
             },
         ),
         ROOT / "docs/evaluation.md": _filled(

@@ -205,7 +205,7 @@ def test_a_model_that_isn_t_there_is_refused(
     room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(monkeypatch, capsys, room, "recipe.yaml", "--set", "model=models/none")
-    assert "models/none: no such model folder; fix: name a Hugging Face folder" in line
+    assert "models/none: no such model folder; fix: name a Hugging Face model folder" in line
 
 
 def test_a_changed_recipe_on_old_records_is_refused_by_its_fields(

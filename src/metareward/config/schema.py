@@ -24,11 +24,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
+from metareward.config.engine_settings import ENGINE, EngineSettings, engine_fingerprint
 from metareward.config.yaml_file import Key, explain, label, read_layers, recipe_path
-from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
-from metareward.engines.openai.engine import OpenAISettings
-from metareward.engines.vllm import VllmSettings, automatic_engine
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.evaluation.worlds import WORLDS
@@ -141,27 +139,11 @@ class PairSettings(Section):
     min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
 
 
-def _default_kind(value: object) -> object:
-    """An engine without a kind is the local one; kind ``auto`` is resolved for this machine."""
-    if value is None or (isinstance(value, Mapping) and "kind" not in value):
-        return {"kind": "local", **(value or {})}
-    if isinstance(value, Mapping) and value["kind"] == "auto":
-        chosen = {"kind": "local"} if value.get("device") == "cpu" else automatic_engine()[0]
-        return {**value, **chosen}
-    return value
-
-
-_ENGINE = "What runs the model: kind 'local' (the default), 'openai', 'vllm', or 'auto': vLLM on GPUs, else local"
-EngineSettings = Annotated[
-    LocalSettings | OpenAISettings | VllmSettings, Field(discriminator="kind"), BeforeValidator(_default_kind)
-]
-
-
 class RoleSettings(Section):
     """Another model for one role, such as an external judge: an ablation, as it isn't trained."""
 
     model: Text | None = Field(None, description="Its Hugging Face folder; empty with kind openai, which names a model")
-    engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
+    engine: EngineSettings = Field(default_factory=LocalSettings, description=ENGINE)
 
 
 class EvaluationSettings(Section):
@@ -276,7 +258,7 @@ class Recipe(Section):
     )
     reasoning: ReasoningSettings
     pairs: PairSettings
-    engine: EngineSettings = Field(default_factory=LocalSettings, description=_ENGINE)
+    engine: EngineSettings = Field(default_factory=LocalSettings, description=ENGINE)
     training: TrainingSettings
     evaluation: EvaluationSettings
     judge_check: JudgeCheckSettings
@@ -483,15 +465,3 @@ def generation_fingerprint(
         **({**meta, "meta_judgments.rubric": metarubric} if recipe.runs_meta_judge(t) else {}),
         **engine_fingerprint(recipe.engine),
     }
-
-
-def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
-    """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
-    kind: dict[str, object] = {"engine.kind": engine.kind}
-    if engine.kind == "openai":
-        return {**kind, "engine.model": engine.model, "engine.tokenizer": engine.tokenizer}
-    if engine.kind == "vllm":
-        return {**kind, "engine.dtype": engine.dtype}  # 'auto' is the model's own, which counts too
-    shape = {"engine.max_num_seqs": engine.max_num_seqs} if engine.deterministic else {}
-    dtype = resolved_dtype(engine.dtype, engine.device)
-    return {**kind, "engine.dtype": dtype, "engine.deterministic": engine.deterministic, **shape}

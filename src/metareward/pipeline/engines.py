@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metareward.config.schema import EngineSettings, Recipe, engine_fingerprint, load_recipe
+from metareward.config.engine_settings import EngineSettings, engine_fingerprint
+from metareward.config.schema import Recipe, load_recipe
 from metareward.config.yaml_file import read_layers, recipe_path
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from metareward.config.engine_settings import engine_fingerprint
 from metareward.config.schema import (
     AnswerSettings,
     GateSettings,
@@ -22,7 +23,6 @@ from metareward.config.schema import (
     MetaJudgmentSettings,
     Recipe,
     RoleSettings,
-    engine_fingerprint,
     generation_fingerprint,
     load_recipe,
 )

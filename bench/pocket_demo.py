@@ -24,7 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metareward.config.schema import load_recipe, recipe_text
+from metareward.config.schema import load_recipe
+from metareward.config.yaml_file import recipe_text
 from metareward.engines.local.engine import LocalEngine
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.loop import run_recipe

@@ -185,7 +185,7 @@ def test_a_model_that_proposes_nothing_is_reported(here: Path) -> None:
             r"prompts\.source none\.jsonl has none; fix: make it const",
         ),
         ("seed build pocket --verifier oracle --out x --set model=y", "y: no model here"),
-        ("seed build nothing.yaml --ranked ranked.jsonl --out x", "nothing.yaml: no such recipe file"),
+        ("seed build nothing.yaml --ranked ranked.jsonl --out x", "nothing.yaml: no such recipe file or run folder"),
         ("sft model sets/eft.jsonl --out x --paper other", "--paper other: not known; fix: make it one of self-rew"),
         ("sft model a.jsonl --out x --set device=abacus", "training settings: device: Input should be 'auto'"),
         (

@@ -70,7 +70,7 @@ def test_a_run_draws_nothing_until_it_reports() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("plan pokket", "pokket: no such recipe file; the nearest preset is 'pocket'"),
+        ("plan pokket", "pokket: no such recipe file or run folder; the nearest preset is 'pocket'"),
         ("plan pocket --set answer.k=3", "--set answer.k=3: answer: unknown key; the nearest known one is answers"),
         ("run pocket --set answers.k=three", "--set answers.k=three: expected a whole number"),
         ("run pocket --set answers.k", "--set answers.k: expected key=value with a dotted key, such as answers.k=7"),
@@ -82,8 +82,10 @@ def test_a_run_draws_nothing_until_it_reports() -> None:
         ("status no\x1bwhere", "no␛where: this is no run folder"),
         ("show nowhere --prompt a", "nowhere: this is no run folder"),
         ("report nowhere", "nowhere: this is no run folder"),
-        ("pairs nowhere", "nowhere: no resolved.json here"),
-        ("plan pocket --like nowhere", "nowhere: no resolved.json here"),
+        ("pairs nowhere", "nowhere: this is no run folder (there is no such folder)"),
+        ("plan pocket --like nowhere", "nowhere: this is no run folder"),
+        ("run runs/nowhere", "runs/nowhere: no such recipe file or run folder"),
+        ("run .", ".: this is no run folder (resolved.json is missing); fix: name one, such as runs/NAME"),
         ("init --preset pokket", "--preset pokket: no such preset; the nearest preset is 'pocket'"),
         ("init typo.yaml", "typo.yaml: there already, and is kept"),
     ],

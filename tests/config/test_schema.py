@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from metareward.config.schema import Recipe, generation_fingerprint, load_recipe, pairs_rules, recipe_text
+from metareward.config.schema import Recipe, generation_fingerprint, load_recipe, pairs_rules
+from metareward.config.yaml_file import default_folder, recipe_text
 from metareward.engines.device import resolved_dtype
 from metareward.errors import UserError
+from metareward.storage.run_dir import LAYOUT, RunDir
 
 Write = Callable[[str], str]
 PRESET_NAMES = (
@@ -272,7 +274,10 @@ BROKEN = [
         f"my.yaml:1: extends: 3: expected a preset's name ({PRESET_NAMES}) or a file",
     ),
     ("extends: my.yaml\n", 'my.yaml:1: extends: "my.yaml": this recipe ends up extending itself'),
-    ("seed: 0\nextends: pokket\n", "my.yaml:2: extends: pokket: no such recipe file; the nearest preset is 'pocket'"),
+    (
+        "seed: 0\nextends: pokket\n",
+        "my.yaml:2: extends: pokket: no such recipe file or run folder; the nearest preset is 'pocket'",
+    ),
     (f"seed: {'[' * 3000}\n", "my.yaml: not a recipe: brackets are nested too deeply"),
     (f"seed: {'9' * 5000}\nextends: pocket\n", 'my.yaml:1: seed: "99999'),
     (f"extends: pocket\niterations:\n  {'9' * 50}: {{}}\n", "my.yaml:3: iterations.9999"),
@@ -296,13 +301,13 @@ def test_a_file_that_is_no_text_is_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("pokket", "pokket: no such recipe file; the nearest preset is 'pocket'"),
+        ("pokket", "pokket: no such recipe file or run folder; the nearest preset is 'pocket'"),
         (
             "recipes/meta-reward.yaml",
-            "recipes/meta-reward.yaml: no such recipe file; the nearest preset is 'meta-rewarding'",
+            "recipes/meta-reward.yaml: no such recipe file or run folder; the nearest preset is 'meta-rewarding'",
         ),
-        ("zzz", f"zzz: no such recipe file; the presets are {PRESET_NAMES}"),
-        (".", f".: this is a folder, not a recipe file; the presets are {PRESET_NAMES}"),
+        ("zzz", f"zzz: no such recipe file or run folder; the presets are {PRESET_NAMES}"),
+        (".", ".: this is no run folder (resolved.json is missing); fix: name one, such as runs/NAME"),
     ],
 )
 def test_a_recipe_that_is_not_there_names_the_presets(write: Write, name: str, line: str) -> None:
@@ -443,3 +448,55 @@ def test_epochs_are_not_chosen_on_servers_that_lack_them() -> None:
         "training.checkpoint_selection.metric=win_rate",
     )
     assert "training.checkpoint_selection.metric" in told
+
+
+# --- the recipe of a run folder ---
+
+OVERRIDES = ("answers.k=3", 'answers.system_prompt="Two\nlines."')
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run folder as its start leaves it, started with overrides."""
+    (tmp_path / "mine.yaml").write_text("extends: pocket\nseed: 5\n")
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    recipe = load_recipe(str(tmp_path / "mine.yaml"), OVERRIDES)
+    run.resolved.write_text(json.dumps(recipe.resolved()))
+    run.recipe.write_text(recipe_text(str(tmp_path / "mine.yaml"), OVERRIDES))
+    return run
+
+
+def test_a_run_s_recipe_has_the_overrides_of_its_start(run: RunDir) -> None:
+    begun = load_recipe(str(run.path.parent / "mine.yaml"), OVERRIDES)
+    assert (begun.name, begun.seed, begun.answers.k, begun.answers.system_prompt) == ("mine", 5, 3, "Two lines.")
+    for name in (run.path, run.resolved, run.recipe):
+        assert load_recipe(str(name)) == begun
+        assert load_recipe(str(name), ["answers.k=4", "seed=6"]).answers.k == 4
+        assert default_folder(str(name), "mine") == run.path
+    assert default_folder("pocket", "pocket") == Path("runs/pocket")
+
+
+def test_a_run_s_recipe_keeps_its_overrides_when_it_is_written_again(run: RunDir) -> None:
+    text = recipe_text(str(run.path), ["seed=6"])
+    assert text.splitlines()[0] == "# --set answers.k=3"
+    assert text.splitlines()[2:] == ["# --set seed=6", "extends: pocket", "seed: 5"]
+    run.recipe.write_text(text)
+    assert load_recipe(str(run.recipe)) == load_recipe(str(run.path), ["seed=6"])
+
+
+def test_comments_of_any_other_recipe_are_comments(run: RunDir) -> None:
+    copy = run.path.parent / "copy.yaml"
+    copy.write_text(run.recipe.read_text())
+    assert load_recipe(str(copy)).answers.k == load_recipe("pocket").answers.k
+
+
+def test_a_run_of_another_version_is_refused_by_its_version(run: RunDir) -> None:
+    run.environment.write_text(json.dumps({"layout": LAYOUT, "packages": {"metareward": "99.1"}}))
+    assert load_recipe(str(run.path)).seed == 5
+    run.resolved.write_text(json.dumps({**load_recipe("pocket").resolved(), "novelty": 1}))
+    with pytest.raises(UserError, match=r"novelty: unknown key; .*begun by metareward 99\.1, .*fix: use that version"):
+        load_recipe(str(run.path))
+    run.environment.write_text(json.dumps({"layout": LAYOUT + 1, "packages": {"metareward": "99.1"}}))
+    with pytest.raises(UserError, match=r"layout 2, and this version has layout 1; .*99\.1"):
+        load_recipe(str(run.path))

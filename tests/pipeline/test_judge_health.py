@@ -248,8 +248,8 @@ def test_status_says_what_stopped_the_run_and_how_to_go_on(tmp_path: Path) -> No
         check_health(of)
     text = status_text(of.run)
     assert text.splitlines()[0].endswith(
-        "stopped by judge health; the same `metareward run` with "
-        "--set judge_health.unusable_judge.action=warn resumes it"
+        f"stopped by judge health; `metareward run {of.run.path} "
+        "--set judge_health.unusable_judge.action=warn` resumes it"
     )
     assert "judge health: 1 stop" in text
     assert "  stop: unusable_judge in the evaluation of M0: 0 % of 160 judgments" in text

@@ -107,7 +107,7 @@ def check(workspace: Workspace, name: str, plan: Sequence[Moment]) -> None:
     for moment in plan:
         print(moment)
         interrupt(workspace, name, moment)
-    code, told, errors = workspace.run(name)
+    code, told, errors = workspace.go_on(name)
     assert code == 0, errors
     assert told.endswith(f"\nfinished; open the report: {name}/report.html\n")
     assert run_results(RunDir(workspace.folder / name)) == run_results(workspace.reference())

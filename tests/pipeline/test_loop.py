@@ -126,8 +126,10 @@ def test_status_says_that_it_is_finished(finished: RunDir) -> None:
 
 def test_a_finished_run_started_again_does_nothing_and_says_so(workspace: Workspace, finished: RunDir) -> None:
     before = files(finished.path)
-    code, told, errors = workspace.run(finished.path.name, "--set", NO_SUCH_DEVICE)
-    assert (code, errors) == (0, "")
+    recipe = finished.recipe.relative_to(workspace.folder)
+    for name in (recipe.parent, recipe):
+        code, told, errors = workspace.go_on(str(name), "--set", NO_SUCH_DEVICE)
+        assert (code, errors) == (0, "")
     assert told.endswith("\nfinished before, nothing to do; open the report: reference/report.html\n")
     assert f"M{ITERATIONS}" in told
     assert files(finished.path) == before

@@ -39,5 +39,5 @@ def test_a_run_without_finished_iterations_tells_lengths_only(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="this is no run folder"):
         measured_rates(RunDir(tmp_path))

@@ -97,7 +97,7 @@ def test_what_only_the_reduction_reads_can_change(run: RunDir, change: str) -> N
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="this is no run folder"):
         rebuild(RunDir(tmp_path), [])
 
 

@@ -29,7 +29,7 @@ def test_what_is_done_and_what_is_pending(tmp_path: Path) -> None:
 def test_the_text_says_it_in_a_few_lines(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     lines = status_text(run).splitlines()
-    assert lines[0] == f"{run.path}: not running; the same `metareward run` resumes it"
+    assert lines[0] == f"{run.path}: not running; `metareward run {run.path}` resumes it"
     assert lines[1] == "model pocket, 1 of 4 iterations done"
     rows = {line.split()[0]: line for line in lines if line.startswith("M")}
     assert "given" in rows["M0"]

@@ -59,9 +59,12 @@ class Workspace:
 
     def start(self, out: str, *words: str) -> subprocess.Popen[str]:
         """Start ``metareward run recipe.yaml --out OUT`` in a session of its own."""
-        command = [sys.executable, "-c", _START, "run", "recipe.yaml", "--out", out, *words]
+        return self.command("run", "recipe.yaml", "--out", out, *words)
+
+    def command(self, *words: str) -> subprocess.Popen[str]:
+        """Start ``metareward`` with these words in a session of its own."""
         return subprocess.Popen(
-            command,
+            [sys.executable, "-c", _START, *words],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,
@@ -73,9 +76,17 @@ class Workspace:
 
     def run(self, out: str, *words: str) -> tuple[int, str, str]:
         """The same run to its end: exit code, standard output, standard error."""
-        process = self.start(out, *words)
-        out_text, errors = process.communicate(timeout=_TIMEOUT)
-        return process.returncode, out_text, errors
+        return finished(self.start(out, *words))
+
+    def go_on(self, run: str, *words: str) -> tuple[int, str, str]:
+        """``metareward run RUN`` to its end."""
+        return finished(self.command("run", run, *words))
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a process, when it has ended."""
+    told, errors = process.communicate(timeout=_TIMEOUT)
+    return process.returncode, told, errors
 
 
 def write_inputs(folder: Path) -> None:

@@ -38,7 +38,9 @@ app.add_typer(prompts_app, name="prompts")
 app.command("sft")(sft_command)
 app.command("model")(model_command)
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset's name such as pocket.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, a preset's name such as pocket, or a run folder.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, as iterations.1.rho=0.2. Repeatable."),
@@ -100,11 +102,13 @@ def run_command(
     recipe: RecipeName,
     changes: Changes = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Run folder; runs/<name> if not given.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder; if not given, runs/<name>, or the run folder named."),
     ] = None,
 ) -> None:
-    """Run a recipe, or resume its stopped run."""
-    from metareward.config.schema import load_recipe, recipe_text
+    """Run a recipe, or go on with a stopped run: `metareward run RUN` needs no other option."""
+    from metareward.config.schema import load_recipe
+    from metareward.config.yaml_file import default_folder, recipe_text
 
     loaded = load_recipe(recipe, changes or ())
 
@@ -116,7 +120,7 @@ def run_command(
     from metareward.report.tables import metrics_text, win_rates_text
     from metareward.storage.run_dir import RunDir
 
-    folder = out or Path("runs") / loaded.name
+    folder = out or default_folder(recipe, loaded.name)
     worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
     run = RunDir(folder)
     facts = gather(run)

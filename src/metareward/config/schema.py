@@ -25,8 +25,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from metareward.config.engine_settings import ENGINE, EngineSettings, engine_fingerprint
-from metareward.config.yaml_file import Key, explain, label, read_layers, recipe_path
+from metareward.config.yaml_file import Key, explain, label, read_layers, recipe_path, run_of
 from metareward.engines.local.workers import LocalSettings
+from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.evaluation.worlds import WORLDS
@@ -422,18 +423,14 @@ def load_recipe(
     A recipe without a name is called after its file. Raises `UserError` with one line that names the place, the key,
     its value and what is expected.
     """
-    path = recipe_path(name_or_path)
-    tree = read_layers(path, overrides, {"name": path.stem, "iterations": PAPER_ITERATIONS})
+    path, run = recipe_path(name_or_path), run_of(name_or_path)
+    name = run.name() if run is not None and path == run.recipe else path.stem
+    tree = read_layers(path, overrides, {"name": name, "iterations": PAPER_ITERATIONS})
     try:
         return Recipe.model_validate(tree.values, context={"benchmarks": benchmarks})
     except ValidationError as error:
-        raise explain(error, tree, label(path), Recipe) from None
-
-
-def recipe_text(name_or_path: str, overrides: Sequence[str] = ()) -> str:
-    """The recipe as the user gave it: its file, with the overrides as comments above it."""
-    head = "".join(f"# --set {override}\n" for override in overrides)
-    return head + recipe_path(name_or_path).read_text(encoding="utf-8")
+        other = "" if run is None else run.other_version()
+        raise UserError(f"{explain(error, tree, label(path), Recipe)}{other}") from None
 
 
 def pairs_rules(recipe: Recipe, t: int) -> PairRules:

@@ -14,6 +14,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -25,6 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from metareward.errors import UserError
+from metareward.storage.run_dir import RunDir
 
 Key = tuple[str | int, ...]
 PRESETS = (
@@ -62,24 +64,74 @@ def nearest_preset(word: str) -> str:
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """The file of a preset's name or a path; UserError naming the nearest preset when there's no such file."""
+    """The file of a preset's name or a path; of a run folder the recipe that it was started with, every ``--set``
+    included. UserError naming the nearest preset when there's no such file.
+    """
     if name_or_path in PRESETS:
         return PRESET_FOLDER / f"{name_or_path}.yaml"
     path = Path(name_or_path)
     if path.is_file():
         return path
-    what = "this is a folder, not a recipe file" if path.is_dir() else "no such recipe file"
-    raise UserError(f"{name_or_path}: {what}; {nearest_preset(path.stem)}")
+    if path.is_dir():
+        run = RunDir(path)
+        run.require()
+        return run.resolved
+    raise UserError(f"{name_or_path}: no such recipe file or run folder; {nearest_preset(path.stem)}")
+
+
+def run_of(name_or_path: str) -> RunDir | None:
+    """The run that a name stands for: a run folder's, or that of its recipe file; None for any other recipe."""
+    path = Path(name_or_path)
+    run = RunDir(path if path.is_dir() else path.parent)
+    if name_or_path in PRESETS or not run.resolved.is_file():
+        return None
+    return run if path.is_dir() or path in (run.recipe, run.resolved) else None
+
+
+def default_folder(name_or_path: str, name: str) -> Path:
+    """Where a recipe runs unless told: in the run folder that it is of, else in ``runs/<name>``."""
+    run = run_of(name_or_path)
+    return Path("runs") / name if run is None else run.path
+
+
+_OVERRIDE = "# --set "
+
+
+def recipe_text(name_or_path: str, overrides: Sequence[str] = ()) -> str:
+    """The recipe as the user gave it: its file, with all overrides as comments above it, a run's own first."""
+    run = run_of(name_or_path)
+    path = recipe_path(name_or_path) if run is None or not run.recipe.is_file() else run.recipe
+    earlier = stored_overrides(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[len(earlier) :]
+    given = (json.dumps(each) if "\n" in each else each for each in (*earlier, *overrides))
+    return "".join([*(f"{_OVERRIDE}{each}\n" for each in given), *lines])
+
+
+def stored_overrides(path: Path) -> tuple[str, ...]:
+    """The overrides at the head of a run folder's ``recipe.yaml``; those of any other file are comments."""
+    run = run_of(str(path))
+    if run is None or path != run.recipe:
+        return ()
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.startswith(_OVERRIDE):
+            break
+        override = line.removeprefix(_OVERRIDE)
+        with suppress(ValueError):  # written by `recipe_text` for one of several lines
+            override = json.loads(override) if override.startswith('"') else override
+        found.append(override)
+    return tuple(found)
 
 
 def read_layers(path: Path, overrides: Sequence[str], otherwise: Mapping[str | int, object]) -> Tree:
-    """The recipe's file over what it extends, and each ``key=value`` of ``overrides`` over both.
+    """The recipe's file over what it extends, and each ``key=value`` of ``overrides`` over both. Those that a run's
+    ``recipe.yaml`` was started with come before them.
 
     ``otherwise`` holds the values of top-level keys that no file gives, so that an override can change a part of them.
     """
     files = _read_extended(path, ())
     tree = Tree({**otherwise, **files.values}, files.origins)
-    for override in overrides:
+    for override in (*stored_overrides(path), *overrides):
         place, equals, value = override.partition("=")
         parts = place.strip().split(".")
         if not equals or not all(parts):

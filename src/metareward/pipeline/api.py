@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from metareward.config.schema import Recipe, load_recipe, recipe_text
+from metareward.config.schema import Recipe, load_recipe
+from metareward.config.yaml_file import default_folder, recipe_text
 from metareward.engines.base import Engine
 from metareward.errors import UserError
 from metareward.pipeline.engines import open_judge_engine
@@ -20,17 +21,20 @@ from metareward.types import PromptRecord
 def run(recipe: str | Path | Recipe, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe to its report, or resume it, as ``metareward run`` does; returns the run folder.
 
-    ``recipe``: a preset's name, the path of a YAML file, or a `Recipe`. ``overrides``: as ``--set``, for example
-    ``["judgments.n=5"]``; with a `Recipe` there can be none. ``out``: the run folder, by default ``runs/<name>``. Call
-    it outside a running event loop. Raises `UserError` with one line for what the user can mend.
+    ``recipe``: a preset's name, the path of a YAML file, a run folder to go on with, or a `Recipe`. ``overrides``: as
+    ``--set``, for example ``["judgments.n=5"]``; with a `Recipe` there can be none. ``out``: the run folder, by default
+    ``runs/<name>``, or the one that is named. Call it outside a running event loop. Raises `UserError` with one line
+    for what the user can mend.
     """
     if isinstance(recipe, Recipe):
         if overrides:
             raise UserError("run: overrides go with a recipe's name or path; change the Recipe itself instead")
         loaded, text = recipe, json.dumps(recipe.resolved(), indent=2) + "\n"
+        folder = Path("runs") / loaded.name
     else:
         loaded, text = load_recipe(str(recipe), overrides), recipe_text(str(recipe), overrides)
-    folder = Path(out) if out is not None else Path("runs") / loaded.name
+        folder = default_folder(str(recipe), loaded.name)
+    folder = folder if out is None else Path(out)
     run_recipe(loaded, folder, text)
     return folder
 

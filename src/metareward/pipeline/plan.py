@@ -47,8 +47,7 @@ def measured_rates(run: RunDir, tokens_per_second: float | None = None) -> Rates
 
     ``tokens_per_second`` overrides the measured speed. Raises `UserError` if ``run`` is no run folder.
     """
-    if not run.resolved.is_file():
-        raise UserError(f"{run.path}: no {run.resolved.name} here, so this is not a run folder; name one, as runs/NAME")
+    run.require()
     calls, tokens = Counter[str](), Counter[str]()
     timed_tokens, timed_seconds = 0, 0.0
     for t in load_recipe(str(run.resolved)).iterations:

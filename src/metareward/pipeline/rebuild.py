@@ -61,8 +61,7 @@ def rebuild(run: RunDir, overrides: Sequence[str]) -> tuple[Rebuilt, ...]:
 
 def changed_recipe(run: RunDir, overrides: Sequence[str]) -> Recipe:
     """The run's recipe with ``overrides``, none of which may change what the records say."""
-    if not run.resolved.is_file():
-        raise UserError(f"{run.path}: no {run.resolved.name} here, so this is not a run folder; name one, as runs/NAME")
+    run.require()
     before, after = (load_recipe(str(run.resolved), changes) for changes in ((), overrides))
     if set(before.iterations) != set(after.iterations):
         raise UserError(f"--set iterations: this run has {len(before.iterations)}; none can be added or dropped here")

@@ -138,10 +138,10 @@ def status_text(run: RunDir) -> str:
     rows = [_HEAD, *(_row(each, found.recipe) for each in found.iterations)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    state = "finished" if found.complete else "not running; the same `metareward run` resumes it"
+    state = "finished" if found.complete else f"not running; `metareward run {found.path}` resumes it"
     if found.stopping_gates and not found.complete:
         settings = " ".join(f"--set judge_health.{gate}.action=warn" for gate in found.stopping_gates)
-        state = f"stopped by judge health; the same `metareward run` with {settings} resumes it"
+        state = f"stopped by judge health; `metareward run {found.path} {settings}` resumes it"
     done, planned = sum(each.done for each in found.iterations if each.t), len(found.recipe.iterations)
     lines = [
         f"{found.path}: {f'running ({found.holder})' if found.holder else state}",

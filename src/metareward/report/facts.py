@@ -214,10 +214,7 @@ def gather(run: RunDir) -> Run:
 
     Raises `UserError` for a folder that is no run, and for a file in it that cannot be parsed.
     """
-    if not run.resolved.is_file():
-        raise UserError(
-            f"{run.path}: this is no run folder ({run.resolved.name} is missing); fix: name one, such as runs/NAME"
-        )
+    run.require()
     recipe = load_recipe(str(run.resolved))
     environment = read_json(run.environment, _OBJECT) or {}
     return Run(

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -73,6 +74,35 @@ class RunDir:
         """The files of iteration ``t``."""
         return IterationDir(self.path / f"iter-{t}")
 
+    def require(self) -> None:
+        """Raise `UserError` unless a run has begun here, by a version with the same layout of run folders."""
+        if not self.resolved.is_file():
+            why = f"{self.resolved.name} is missing" if self.path.is_dir() else "there is no such folder"
+            raise UserError(f"{self.path}: this is no run folder ({why}); fix: name one, such as runs/NAME")
+        layout = _read_object(self.environment).get("layout", LAYOUT)
+        if layout != LAYOUT:
+            raise UserError(
+                f"{self.path}: a run folder of layout {layout}, and this version has layout {LAYOUT}"
+                f"{self.other_version()}"
+            )
+
+    def name(self) -> str:
+        """The run's name. Raises `UserError` when its stored recipe can't be read."""
+        name = _read_object(self.resolved).get("name")
+        if not isinstance(name, str):
+            raise UserError(f"{self.resolved}: can't be read, or names no run; fix: restore it")
+        return name
+
+    def other_version(self) -> str:
+        """Half a sentence that names the version that made this run, empty if it is this one or unknown."""
+        packages = _read_object(self.environment).get("packages")
+        made = packages.get("metareward") if isinstance(packages, dict) else None
+        if made in (None, package_version("metareward")):
+            return ""
+        return (
+            f"; the run was begun by metareward {made}, this is {package_version('metareward')}; fix: use that version"
+        )
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder for this process, creating it if needed, and delete temporary files of killed processes.
@@ -112,6 +142,7 @@ class RunDir:
             return None
 
 
+LAYOUT = 1  # of run folders, part of environment.json: another number means that this version can't read the folder
 _TIMEOUT_SECONDS = 0.2  # `RunDir.holder` takes the lock for a moment, which must not make `RunDir.lock` fail
 
 
@@ -122,6 +153,23 @@ def _read_holder(path: Path) -> str:
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, None if it isn't installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    """The JSON object in a file; empty if there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def mark_done(path: Path, payload: Mapping[str, object]) -> None:

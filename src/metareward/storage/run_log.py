@@ -11,12 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from metareward.errors import UserError
 from metareward.storage.atomic import write_atomic
-from metareward.storage.run_dir import RunDir
+from metareward.storage.run_dir import LAYOUT, RunDir, package_version
 
 PACKAGES = ("metareward", "torch", "transformers", "trl", "accelerate", "tokenizers", "datasets", "numpy", "pyarrow")
 
@@ -83,19 +82,13 @@ def environment() -> dict[str, object]:
     """Versions of the packages that affect results, the processor, and the time the run began (UTC)."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "layout": LAYOUT,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -13,6 +13,8 @@ _KEPT = frozenset("\n\t\u200c\u200d")  # line ends, tabs, and the two joiners th
 
 def escape_control(text: str) -> str:
     """``text`` with every invisible character escaped: ``\\x00`` as ``␀``, a bidirectional override as ``⟨U+202E⟩``."""
+    if _PLAIN.fullmatch(text):
+        return text
     escaped = []
     for char in text.replace("\r\n", "\n"):
         code = ord(char)

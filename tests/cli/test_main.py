@@ -19,7 +19,19 @@ from metareward.cli.main import app, main
 from metareward.config.schema import load_recipe
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["run", "plan", "status", "show", "pairs", "report", "init", "pocket", "pocket build", "pocket sample"]
+COMMANDS = [
+    "run",
+    "plan",
+    "status",
+    "show",
+    "view",
+    "pairs",
+    "report",
+    "init",
+    "pocket",
+    "pocket build",
+    "pocket sample",
+]
 COMMANDS += ["evaluate", "evaluate alpaca-eval", "evaluate arena-hard", "evaluate mt-bench", "evaluate judge-quality"]
 COMMANDS += ["seed", "seed build", "prompts", "prompts propose", "sft", "model", "check-judge"]
 

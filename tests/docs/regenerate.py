@@ -48,6 +48,7 @@ LAYERS = (
     "config",
     "report",
     "pipeline",
+    "viewer",
     "cli",
 )
 WIDTH = "96"

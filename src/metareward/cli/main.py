@@ -259,6 +259,50 @@ def report_command(run: RunFolder) -> None:
     print_rich(f"written to {write_report(RunDir(run))}")
 
 
+@app.command("view")
+def view_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; more than one to compare them.")],
+    host: Annotated[str, typer.Option("--host", help="The address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; a free one if not given.")] = 0,
+    token: Annotated[bool, typer.Option("--token/--no-token", help="Serve only who has the address printed.")] = True,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A host name to serve under. Repeatable.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Where indexes are kept; ~/.cache/metareward/view.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write a selection as one HTML file instead.")
+    ] = None,
+    selected: Annotated[
+        str,
+        typer.Option("--select", metavar="QUERY", help="What --export writes, as in a list's address: t=2&flipped=1."),
+    ] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="ID", help="Only this prompt for --export. Repeatable.")
+    ] = None,
+) -> None:
+    """Look at runs in a browser: every prompt, judgment and verdict, searched and filtered; models side by side."""
+    try:
+        from metareward.viewer.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"view: {error.name} is missing; fix: pip install 'metareward[view]'") from None
+
+    from metareward.storage.atomic import write_atomic
+    from metareward.viewer.export import exported
+    from metareward.viewer.index import default_cache
+    from metareward.viewer.runs import ViewedRun
+    from metareward.viewer.selection import Selection
+
+    viewed = [ViewedRun(number, path, cache or default_cache()) for number, path in enumerate(runs)]
+    if export is None:
+        serve(viewed, host, port, token, allow_host or ())
+        return
+    viewed[0].refresh()
+    write_atomic(export, exported(viewed[0], Selection.parse(selected), prompt or ()))
+    print_rich(f"written to {export}")
+
+
 @app.command("init")
 def init_command(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("recipe.yaml"),

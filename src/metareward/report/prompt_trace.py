@@ -200,8 +200,23 @@ def read_outcomes(folder: IterationDir) -> Outcomes | None:
 
 def trace(run: RunDir, facts: Run, number: int, record: PromptRecord, outcomes: Outcomes | None) -> PromptTrace:
     """The trace of ``record`` of iteration ``number``."""
-    rules, dispute = pairs_rules(facts.recipe, number), record.dispute
+    rules = pairs_rules(facts.recipe, number)
     actor, judge = (outcomes[kind].get(record.prompt.id) if outcomes else None for kind in _KINDS)
+    weights = None if record.dispute is None else _weights(run, facts, number, record.dispute, rules)
+    return trace_by_rules(number, record, rules, weights, outcomes is not None, actor, judge)
+
+
+def trace_by_rules(
+    number: int,
+    record: PromptRecord,
+    rules: PairRules,
+    weights: PositionWeights | None,
+    built: bool,
+    actor: Outcome | None,
+    judge: Outcome | None,
+) -> PromptTrace:
+    """The trace of ``record`` with what was found elsewhere: ``weights`` of its battles, None without a dispute."""
+    dispute = record.dispute
     scores = {score.index: score for score in answer_scores(record, rules.min_valid)}
     answers = tuple(
         AnswerTrace(
@@ -219,10 +234,8 @@ def trace(run: RunDir, facts: Run, number: int, record: PromptRecord, outcomes: 
         best, worst, rho = max(means), min(means), rules.rho
         upper, lower = (frozenset(score.index for score in tier) for tier in tiers(tuple(scores.values()), rho))
         edges = Tiers((1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best, upper, lower)
-    disputed = None
-    if dispute is not None:
-        disputed = _dispute(record, dispute, _weights(run, facts, number, dispute, rules), rules, judge)
-    return PromptTrace(number, record, rules, answers, edges, disputed, outcomes is not None, actor, judge)
+    battled = None if dispute is None or weights is None else _dispute(record, dispute, weights, rules, judge)
+    return PromptTrace(number, record, rules, answers, edges, battled, built, actor, judge)
 
 
 def _side(index: int, outcome: Outcome | None) -> Side | None:

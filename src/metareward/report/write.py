@@ -54,23 +54,28 @@ def write_report(run: RunDir) -> Path:
 
 def page(run: RunDir) -> str:
     """The report's HTML."""
+    environment = html_environment("metareward.report")
+    environment.globals.update(
+        reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating, score_label=score_label
+    )
+    return environment.get_template("page.html.j2").render(_context(run, gather(run)))
+
+
+def html_environment(package: str) -> Environment:
+    """Templates of a package, in which every text is escaped, invisible characters, too."""
 
     def escape(value: object) -> object:
         """Escape control characters in every text of the page, except in our own markup."""
         return escape_control(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    environment = Environment(
-        loader=PackageLoader("metareward.report", ""),
+    return Environment(
+        loader=PackageLoader(package, ""),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=escape,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating, score_label=score_label
-    )
-    return environment.get_template("page.html.j2").render(_context(run, gather(run)))
 
 
 def _context(run: RunDir, facts: Run) -> dict[str, object]:

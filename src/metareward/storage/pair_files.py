@@ -7,9 +7,10 @@ them (docs/data.md). Equal pairs give equal bytes (with one version of pyarrow),
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,25 +66,34 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
 
 def read_pairs(path: Path) -> tuple[PreferencePair, ...]:
     """The pairs in a file of `write_pairs`. Raises `UserError` naming the file and the problem."""
+    return tuple(iterate_pairs(path, 4096))
+
+
+def iterate_pairs(path: Path, batch: int = 64) -> Iterator[PreferencePair]:
+    """The pairs of `read_pairs`, ``batch`` of them in memory at a time."""
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read()
+            missing = [name for name in _REQUIRED if name not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f"{path}: columns missing: {', '.join(missing)}; fix: rebuild the pairs")
+            for rows in file.iter_batches(batch_size=batch, columns=list(_REQUIRED)):
+                yield from _pairs_of(path, rows.to_pylist())
     except FileNotFoundError:
         raise UserError(f"{path}: there are no pairs here; fix: build them first") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({_one_line(error)}); fix: rebuild the pairs") from None
-    missing = [name for name in _REQUIRED if name not in table.column_names]
-    if missing:
-        raise UserError(f"{path}: columns missing: {', '.join(missing)}; fix: rebuild the pairs")
+
+
+def _pairs_of(path: Path, rows: Iterable[Mapping[str, Any]]) -> list[PreferencePair]:
     pairs = []
     try:
-        for row in table.to_pylist():
+        for row in rows:
             texts = {side: row[side][0]["content"] for side in ("chosen", "rejected")}
             pairs.append(_PAIR.validate_python({name: row[name] for name in _REQUIRED} | texts))
     except (LookupError, TypeError, ValidationError) as error:
         reason = _one_line(error)
         raise UserError(f"{path}: not a file of preference pairs ({reason}); fix: rebuild the pairs") from None
-    return tuple(pairs)
+    return pairs
 
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:

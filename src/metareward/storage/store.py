@@ -56,12 +56,14 @@ class RecordStore:
         return cls(path, _connect(path, "rwc" if create else "rw", fingerprint))
 
     @classmethod
-    def read(cls, path: Path) -> RecordStore:
+    def read(cls, path: Path, traceless: bool = False) -> RecordStore:
         """Open the store at ``path`` read-only, also while a run writes to it or on a read-only disk.
 
+        SQLite makes index files beside the store to read it. ``traceless``: it doesn't where no run is writing (no
+        write-ahead log is there); for short reads, as they miss what a run that starts meanwhile writes.
         Raises `UserError` when there is none or it can't be read.
         """
-        return cls(path, _connect(path, "ro"))
+        return cls(path, _connect(path, "traceless" if traceless else "ro"))
 
     def put(self, key: str, document: str) -> None:
         """Store ``document``, which is on disk when this returns. An existing key keeps its first document.
@@ -88,6 +90,18 @@ class RecordStore:
     def documents(self) -> Iterator[tuple[str, str]]:
         """Every (key, document) in the order of the keys, one in memory at a time."""
         yield from self._pairs("SELECT key, document FROM record ORDER BY key")
+
+    def documents_after(self, row: int, limit: int) -> Iterator[tuple[int, str, str]]:
+        """(row, key, document) of the ``limit`` documents stored after ``row``, in the order of their storing."""
+        query = "SELECT rowid, key, document FROM record WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        with _user_errors(self.path):
+            yield from self._connection.execute(query, (row, limit))
+
+    def extent(self) -> tuple[int, int]:
+        """The number of documents and the row of the last one; 0, 0 for an empty store."""
+        with _user_errors(self.path):
+            count, last = self._connection.execute("SELECT COUNT(*), MAX(rowid) FROM record").fetchone()
+        return int(count), int(last or 0)
 
     def failures(self) -> dict[str, str]:
         """Keys that failed and have no document yet, with their errors."""
@@ -148,9 +162,12 @@ def _connect(path: Path, mode: str, settings: Mapping[str, object] | None = None
     """Open a database and check its layout; ``settings``: create its tables, or compare them with its fingerprint."""
     if mode != "rwc" and not path.is_file():
         raise UserError(f"{path}: there are no records here; fix: make them first, or name another run folder")
-    # To read, SQLite writes a shared index beside the file. Where it can't, a store that was closed properly (without
-    # a write-ahead log) can be read as an immutable file.
-    if mode == "ro" and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+    # To read, SQLite writes a shared index beside the file. Where it can't, or shouldn't, a store that was closed
+    # properly (without a write-ahead log) can be read as an immutable file.
+    log = path.with_name(f"{path.name}-wal")
+    if mode == "traceless":
+        mode = "ro&immutable=1" if not log.exists() or log.stat().st_size == 0 else "ro"
+    if mode == "ro" and not os.access(path.parent, os.W_OK) and not log.exists():
         mode = "ro&immutable=1"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with _user_errors(path):

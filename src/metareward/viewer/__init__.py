@@ -1,0 +1,1 @@
+"""The browser view of runs (`metareward view`): index, pages, people's judgments, server. It changes no run."""

@@ -1,0 +1,174 @@
+"""The web server of `metareward view`: routes, and the process that serves them."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from metareward.errors import UserError
+from metareward.viewer.export import exported
+from metareward.viewer.guard import Guard
+from metareward.viewer.models import Compared, ModelPages, Shown
+from metareward.viewer.pages import Pages, css, html, version
+from metareward.viewer.runs import ViewedRun, Watcher
+from metareward.viewer.selection import Selection
+
+Handler = Callable[[Request], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The handlers of requests, each a function of the request; they run in threads."""
+
+    runs: Sequence[ViewedRun]
+
+    @property
+    def pages(self) -> Pages:
+        """The pages with links."""
+        return Pages(self.runs)
+
+    def overview(self, _: Request) -> Response:
+        """All runs."""
+        return HTMLResponse(self.pages.overview())
+
+    def one_run(self, request: Request) -> Response:
+        """One run: its overview alone."""
+        return HTMLResponse(Pages([self._run(request)]).overview())
+
+    def prompts(self, request: Request) -> Response:
+        """The list of an iteration's prompts."""
+        return HTMLResponse(self.pages.prompts(self._run(request), Selection.parse(request.url.query)))
+
+    def prompt(self, request: Request) -> Response:
+        """One prompt."""
+        selection = Selection.parse(request.url.query)
+        return HTMLResponse(self.pages.prompt(self._run(request), selection.t, _parameter(request, "id"), selection))
+
+    def text(self, request: Request) -> Response:
+        """One whole text."""
+        t, key, what = Selection.parse(request.url.query).t, _parameter(request, "id"), _parameter(request, "what")
+        return HTMLResponse(self.pages.text(self._run(request), t, key, what))
+
+    def held_out_list(self, request: Request) -> Response:
+        """The list of the held-out prompts."""
+        run = self._run(request)
+        return HTMLResponse(self._models.listing(run, Shown.parse(request.url.query)))
+
+    def held_out(self, request: Request) -> Response:
+        """One held-out prompt, all models side by side."""
+        return HTMLResponse(self._models.prompt(self._run(request), _parameter(request, "id")))
+
+    def compare(self, request: Request) -> Response:
+        """Two models, of one run or two, on the same held-out prompts."""
+        return HTMLResponse(self._models.compare(Compared.parse(request.url.query)))
+
+    def side_by_side(self, request: Request) -> Response:
+        """The two models' answers to one prompt."""
+        asked = Compared.parse(request.url.query)
+        if asked.a is None or asked.b is None:
+            raise UserError("the address names no two models; fix: follow a link of the comparison")
+        return HTMLResponse(self._models.side_by_side(asked.a, asked.b, _parameter(request, "id")))
+
+    def export(self, request: Request) -> Response:
+        """A selection, or one prompt, as one file."""
+        run, selection = self._run(request), Selection.parse(request.url.query)
+        key = dict(parse_qsl(request.url.query)).get("id")
+        text = exported(run, selection, () if key is None else (key,))
+        name = f"{run.number}-iteration-{selection.t}.html"
+        return HTMLResponse(text, headers={"Content-Disposition": f'attachment; filename="metareward-{name}"'})
+
+    @property
+    def _models(self) -> ModelPages:
+        return ModelPages(self.pages)
+
+    def state(self, _: Request) -> Response:
+        """What changes when a run has."""
+        return PlainTextResponse(version(self.runs))
+
+    def style(self, _: Request) -> Response:
+        """The style sheet."""
+        return Response(css(), media_type="text/css")
+
+    def script(self, _: Request) -> Response:
+        """The script."""
+        return Response(html("viewer.js"), media_type="text/javascript")
+
+    def _run(self, request: Request) -> ViewedRun:
+        number = int(request.path_params["run"])
+        if number >= len(self.runs):
+            raise UserError(f"there is no run number {number} here")
+        return self.runs[number]
+
+
+def _parameter(request: Request, name: str) -> str:
+    value = dict(parse_qsl(request.url.query)).get(name)
+    if value is None:
+        raise UserError(f"the address has no {name}; fix: follow a link of the list")
+    return value
+
+
+def application(runs: Sequence[ViewedRun], token: str | None, hosts: frozenset[str] = frozenset()) -> Guard:
+    """The ASGI application behind its guard; while it runs, a thread keeps the index up to date."""
+    site = Site(runs)
+
+    def problem(_: Request, error: Exception) -> Response:
+        """A problem of the run or the address as a page with one line."""
+        return HTMLResponse(site.pages.message("This can't be shown", " ".join(str(error).split())), status_code=404)
+
+    @asynccontextmanager
+    async def watched(_: Starlette) -> AsyncIterator[None]:
+        watcher = Watcher(runs)
+        watcher.start()
+        try:
+            yield
+        finally:
+            watcher.stop()
+
+    routes = [
+        Route("/", site.overview),
+        Route("/run/{run:int}", site.one_run),
+        Route("/run/{run:int}/prompts", site.prompts),
+        Route("/run/{run:int}/prompt", site.prompt),
+        Route("/run/{run:int}/text", site.text),
+        Route("/run/{run:int}/held-out", site.held_out_list),
+        Route("/run/{run:int}/held-out/prompt", site.held_out),
+        Route("/run/{run:int}/export", site.export),
+        Route("/compare", site.compare),
+        Route("/compare/prompt", site.side_by_side),
+        Route("/state", site.state),
+        Route("/static/viewer.css", site.style),
+        Route("/static/viewer.js", site.script),
+        Route("/favicon.ico", lambda _: Response(status_code=204)),
+    ]
+    handlers = {UserError: problem, sqlite3.Error: problem, OSError: problem}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=watched), token, hosts)
+
+
+def serve(runs: Sequence[ViewedRun], host: str, port: int, token: bool, hosts: Sequence[str]) -> None:
+    """Serve until Ctrl-C, printing the address. Raises `UserError` for an address that can't be had."""
+    secret = secrets.token_urlsafe(24) if token else None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(f"{host}:{port}: {error.strerror or error}; fix: give another --port or --host") from None
+    actual = listening.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{actual}/{f'?token={secret}' if secret else ''}", flush=True)
+    app = application(runs, secret, frozenset(hosts))
+    config = uvicorn.Config(app, log_level="warning", server_header=False, date_header=False)
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        uvicorn.Server(config).run(sockets=[listening])

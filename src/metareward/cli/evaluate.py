@@ -102,7 +102,7 @@ def _command(options: type[EvaluateCommand]) -> Callable[..., None]:
             raise UserError(f"{flag} {first['input']}: {first['msg']}; fix: give another value") from None
         session = EvaluateSession(judge_named(engine) if engine else None, judge_named, seed)
         evaluated = asyncio.run(command.evaluate(session))
-        print_rich(_tables_text(evaluated.tables), 200)
+        print_rich(tables_text(evaluated.tables), 200)
         if out is not None:  # JSON without NaN
             text = json.dumps(evaluated.numbers, indent=1, ensure_ascii=False, allow_nan=False)
             write_atomic(out, replace_surrogates(text) + "\n")
@@ -162,7 +162,7 @@ def _value(field: FieldInfo, given: Any) -> Any:
     return given
 
 
-def _tables_text(tables: Sequence[ResultTable]) -> Group:
+def tables_text(tables: Sequence[ResultTable]) -> Group:
     """The tables with every column; names from files are made safe to look at."""
     from rich.console import Group
     from rich.table import Table

@@ -16,6 +16,7 @@ import typer
 
 from metareward.cli.data import model_command, print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
+from metareward.cli.runs import compare_command, list_command
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import JudgeHealthError, UserError
 from metareward.text import escape_control
@@ -37,6 +38,8 @@ app.add_typer(seed_app, name="seed")
 app.add_typer(prompts_app, name="prompts")
 app.command("sft")(sft_command)
 app.command("model")(model_command)
+app.command("list")(list_command)
+app.command("compare")(compare_command)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, a preset's name such as pocket, or a run folder.")
@@ -99,18 +102,28 @@ def options(
 
 @app.command("run")
 def run_command(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A recipe file, a preset's name such as pocket, or a run folder."),
+    ] = None,
     changes: Changes = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Run folder; if not given, runs/<name>, or the run folder named."),
     ] = None,
+    parent: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Take over what is the same from RUN; RECIPE is RUN's by default."),
+    ] = None,
 ) -> None:
-    """Run a recipe, or go on with a stopped run: `metareward run RUN` needs no other option."""
+    """Run a recipe; go on with a stopped run (`run RUN`); fork a run (`run --from RUN --set ... --out NEW`)."""
     from metareward.config.schema import load_recipe
     from metareward.config.yaml_file import default_folder, recipe_text
 
-    loaded = load_recipe(recipe, changes or ())
+    name = recipe or (None if parent is None else str(parent))
+    if name is None:
+        raise UserError("run: no recipe given; fix: name a recipe file, a preset or a run folder, or give --from RUN")
+    loaded = load_recipe(name, changes or ())
 
     from metareward.pipeline.loop import run_recipe
     from metareward.report.benchmark_tables import benchmarks_text
@@ -120,8 +133,8 @@ def run_command(
     from metareward.report.tables import metrics_text, win_rates_text
     from metareward.storage.run_dir import RunDir
 
-    folder = out or default_folder(recipe, loaded.name)
-    worked = run_recipe(loaded, folder, recipe_text(recipe, changes or ()))
+    folder = out or (default_folder(name, loaded.name) if recipe or parent is None else Path("runs") / loaded.name)
+    worked = run_recipe(loaded, folder, recipe_text(name, changes or ()), parent)
     run = RunDir(folder)
     facts = gather(run)
     print_rich(metrics_text(facts.evaluations))

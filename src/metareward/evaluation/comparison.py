@@ -201,6 +201,11 @@ def read_run_scores(run: Path, benchmark: str | None) -> tuple[PromptScores, ...
     return tuple(found)
 
 
+def has_run_scores(run: Path, benchmark: str) -> bool:
+    """Whether a run has results by prompt of this benchmark."""
+    return any(path for name in RUN_FILES for path in run.glob(f"iter-*/eval/{benchmark}/{name}"))
+
+
 def read_source(path: Path, benchmark: str | None) -> tuple[PromptScores, ...]:
     """`read_run_scores` of a run folder, `read_scores` of anything else."""
     is_run = path.is_dir() and any(path.glob("iter-*"))
@@ -346,8 +351,8 @@ def _model(models: Sequence[PromptScores], name: str | None, option: str) -> Pro
     return found[0]
 
 
-def plot_differences(comparisons: Sequence[ModelComparison], path: Path) -> None:
-    """A row to each comparison: the difference and its interval. Raises `UserError` for another ending."""
+def plot_differences(comparisons: Sequence[ModelComparison], path: Path, what: str = "") -> None:
+    """A row to each comparison of ``what``: the difference and its interval. Raises `UserError` for another ending."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 1 + 0.35 * len(comparisons)), layout="constrained")
@@ -359,5 +364,5 @@ def plot_differences(comparisons: Sequence[ModelComparison], path: Path) -> None
         axes.plot([each.found.difference], [place], "o", color="C0" if each.differ else "0.6")
     axes.set_yticks(range(len(comparisons)), [f"{each.b} - {each.a}" for each in comparisons])
     axes.invert_yaxis()
-    axes.set_xlabel("paired difference with 95 % interval (grey: no difference shown)")
+    axes.set_xlabel(f"{what}paired difference with 95 % interval (grey: no difference shown)")
     write_figure(figure, path)

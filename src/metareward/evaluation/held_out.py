@@ -222,6 +222,11 @@ def held_out_differences(
     return found
 
 
+def answer_values(records: Sequence[HeldOut], oracle: Oracle | None) -> dict[str, dict[str, float]]:
+    """Every metric of the model's answers by prompt id, the mean over a prompt's answers."""
+    return {name: _prompt_means(rows) for name, rows in _answer_metrics(records, oracle) if rows}
+
+
 def _prompt_means(rows: Rows) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for prompt, value in rows:

@@ -114,33 +114,34 @@ def _sampling(sampling: Sampling) -> dict[str, object]:
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierRecord:
+    """A record that another run made of the same prompt with the same answers; ``judged``: and the same judgments."""
+
+    record: PromptRecord
+    judged: bool
+
+
 async def annotate_prompt(
-    engine: Engine, prompt: Prompt, settings: AnnotationSettings, progress: Progress = SILENT
+    engine: Engine,
+    prompt: Prompt,
+    settings: AnnotationSettings,
+    progress: Progress = SILENT,
+    earlier: EarlierRecord | None = None,
 ) -> PromptRecord:
-    """The record of ``prompt``; its dispute is None without the meta-judge.
+    """The record of ``prompt``; its dispute is None without the meta-judge. What ``earlier`` has isn't asked again.
 
     Raises `EngineError` when any of the requests fails, after cancelling the others.
     """
     annotator = _Annotator(engine, prompt, settings, progress)
-    completions_K = await annotator.complete(ANSWERS, prompt.messages, settings.answers, settings.k)
-    progress.advance(ANSWERS, settings.k)
-    answers_K = [annotator.split_reasoning(completion) for completion in completions_K]
-    first: dict[str, int] = {}  # each distinct text with the sample number of its first answer
-    for k, (_, answer) in enumerate(answers_K):
-        first.setdefault(answer.text, k)
-    sources = enumerate(first[answer.text] for _, answer in answers_K)
-    duplicates = tuple(Duplicate(k, source) for k, source in sources if source != k)
-    rewards: Sequence[float | None] = [None] * len(first)
-    if settings.reward is not None:
-        rewards = await rewards_of(settings.reward, prompt, list(first))
-    judging = (annotator.judge(k, text) for text, k in first.items())
-    judgments = await run_concurrently(judging) if settings.n else [()] * len(first)
-    candidates_K = []
-    for k, judgments_N, reward in zip(first.values(), judgments, rewards, strict=True):
-        reasoning, answer = answers_K[k]
-        candidates_K.append(Candidate(k, answer.text, answer.finish, answer.tokens, judgments_N, reasoning, reward))
+    if earlier is None:
+        candidates_K, duplicates = await annotator.answer()
+    else:
+        candidates_K, duplicates = earlier.record.candidates_K, earlier.record.duplicates
+    if earlier is None or not earlier.judged:
+        candidates_K = await annotator.score(candidates_K)
     dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
-    return PromptRecord(prompt, tuple(candidates_K), duplicates, dispute)
+    return PromptRecord(prompt, candidates_K, duplicates, dispute)
 
 
 async def rewards_of(reward: Reward, prompt: Prompt, answers: Sequence[str]) -> list[float]:
@@ -205,6 +206,34 @@ class _Annotator:
     prompt: Prompt
     settings: AnnotationSettings
     progress: Progress
+
+    async def answer(self) -> tuple[tuple[Candidate, ...], tuple[Duplicate, ...]]:
+        """The distinct answers without judgments, and the others."""
+        settings = self.settings
+        completions_K = await self.complete(ANSWERS, self.prompt.messages, settings.answers, settings.k)
+        self.progress.advance(ANSWERS, settings.k)
+        answers_K = [self.split_reasoning(completion) for completion in completions_K]
+        first: dict[str, int] = {}  # each distinct text with the sample number of its first answer
+        for k, (_, answer) in enumerate(answers_K):
+            first.setdefault(answer.text, k)
+        sources = enumerate(first[answer.text] for _, answer in answers_K)
+        duplicates = tuple(Duplicate(k, source) for k, source in sources if source != k)
+        distinct = ((k, *answers_K[k]) for k in first.values())
+        candidates_K = (Candidate(k, each.text, each.finish, each.tokens, (), thought) for k, thought, each in distinct)
+        return tuple(candidates_K), duplicates
+
+    async def score(self, candidates_K: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """The answers with their judgments and rewards."""
+        settings, texts = self.settings, [each.text for each in candidates_K]
+        rewards: Sequence[float | None] = [None] * len(texts)
+        if settings.reward is not None:
+            rewards = await rewards_of(settings.reward, self.prompt, texts)
+        judging = (self.judge(each.index, each.text) for each in candidates_K)
+        judgments = await run_concurrently(judging) if settings.n else [()] * len(texts)
+        return tuple(
+            replace(each, judgments_N=judgments_N, reward=reward)
+            for each, judgments_N, reward in zip(candidates_K, judgments, rewards, strict=True)
+        )
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
         n, judge = self.settings.n, self.settings.judge

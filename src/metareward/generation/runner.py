@@ -13,7 +13,7 @@ from itertools import count
 
 from metareward.engines.base import Engine, EngineError, run_concurrently
 from metareward.errors import UserError
-from metareward.generation.annotate import AnnotationSettings, annotate_prompt
+from metareward.generation.annotate import AnnotationSettings, EarlierRecord, annotate_prompt
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Progress
 from metareward.storage.records import record_to_json
 from metareward.storage.store import RecordStore
@@ -31,6 +31,10 @@ class TooManyFailuresError(UserError):
 
 def _ignore(_: str) -> None:
     """Nothing to do with a stored document."""
+
+
+def _none(_: str) -> None:
+    """No record of another run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,12 @@ async def annotate_prompts(
     progress: Progress,
     max_concurrent_prompts: int = MAX_CONCURRENT_PROMPTS,
     on_stored: Callable[[str], None] = _ignore,
+    earlier: Callable[[str], EarlierRecord | None] = _none,
 ) -> RunnerResult:
-    """Annotate every pending prompt and store its record; see `run_tasks`."""
+    """Annotate every pending prompt and store its record; see `run_tasks`. ``earlier`` gives what another run has."""
 
     async def task(prompt: Prompt) -> str:
-        return record_to_json(await annotate_prompt(engine, prompt, settings, progress))
+        return record_to_json(await annotate_prompt(engine, prompt, settings, progress, earlier(prompt.id)))
 
     totals = {ANSWERS: settings.k}
     if settings.n:

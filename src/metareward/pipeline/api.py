@@ -18,13 +18,18 @@ from metareward.storage.store import RecordStore
 from metareward.types import PromptRecord
 
 
-def run(recipe: str | Path | Recipe, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Path:
+def run(
+    recipe: str | Path | Recipe,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    parent: str | Path | None = None,
+) -> Path:
     """Run a recipe to its report, or resume it, as ``metareward run`` does; returns the run folder.
 
     ``recipe``: a preset's name, the path of a YAML file, a run folder to go on with, or a `Recipe`. ``overrides``: as
     ``--set``, for example ``["judgments.n=5"]``; with a `Recipe` there can be none. ``out``: the run folder, by default
-    ``runs/<name>``, or the one that is named. Call it outside a running event loop. Raises `UserError` with one line
-    for what the user can mend.
+    ``runs/<name>``, or the one that is named. ``parent``: as ``--from``, a run to take over from. Call it outside a
+    running event loop. Raises `UserError` with one line for what the user can mend.
     """
     if isinstance(recipe, Recipe):
         if overrides:
@@ -35,7 +40,7 @@ def run(recipe: str | Path | Recipe, out: str | Path | None = None, overrides: S
         loaded, text = load_recipe(str(recipe), overrides), recipe_text(str(recipe), overrides)
         folder = default_folder(str(recipe), loaded.name)
     folder = folder if out is None else Path(out)
-    run_recipe(loaded, folder, text)
+    run_recipe(loaded, folder, text, None if parent is None else Path(parent))
     return folder
 
 

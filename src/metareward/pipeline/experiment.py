@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +16,6 @@ from pathlib import Path
 from metareward.config.engine_settings import engine_fingerprint
 from metareward.config.schema import (
     AnswerSettings,
-    GateSettings,
     JudgmentSettings,
     MetaJudgmentSettings,
     Recipe,
@@ -28,53 +25,38 @@ from metareward.config.schema import (
 )
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine, RoleEngines
-from metareward.engines.local.workers import LocalSettings
-from metareward.engines.openai.engine import OpenAISettings
-from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
-from metareward.evaluation.base import Benchmark
 from metareward.evaluation.held_out import Oracle
-from metareward.evaluation.judges import judge_name
 from metareward.evaluation.worlds import WORLDS, oracle_of
 from metareward.generation.annotate import AnnotationSettings, annotation_fingerprint
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
 from metareward.method.criteria import names_criteria
-from metareward.method.gates import GATES
-from metareward.method.import_path import Imported, import_name, import_object
+from metareward.method.import_path import Imported, import_object
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.template import with_system
-from metareward.pipeline.engines import judge_fingerprint, model_folder, open_engine
+from metareward.pipeline.changes import (
+    MEASURED,
+    RUBRIC,
+    changed_settings,
+    measurement_inputs,
+    measurements,
+    read_json,
+    training_settings,
+)
+from metareward.pipeline.engines import model_folder, open_engine
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment, log_event
-from metareward.storage.serialization import fingerprint_of, flatten
+from metareward.storage.serialization import flatten
 from metareward.storage.store import has_records
 from metareward.training.average import make_average
 from metareward.training.config import DpoJob
 from metareward.types import ModelRole, PairKind, Prompt, Sampling
 
-# Settings that a resumed run may change: where and how fast the work is done and when it is stopped, never its result.
-# The dtype that 'auto' stood for is in the records' fingerprints, so that it can be set to that on another machine.
-_CHANGEABLE = frozenset(
-    [
-        f"engine.{name}"
-        for settings in (LocalSettings, OpenAISettings, VllmSettings)
-        for name in settings.model_fields
-        if name not in ("kind", "model", "max_num_seqs", "deterministic")
-    ]
-    + [f"training.{name}" for name in ("device", "num_processes", "sharding", "save_steps", "report_to")]
-    + ["training.checkpoint_selection.keep_all", "prompts.in_flight", "judge_check.action"]
-    + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
-)
-# What nothing depends on before the first training; another start is another experiment.
-_TRAINS = re.compile(r"training\.(?!start)|iterations\.\d+\.(stop_after_epoch|learning_rate)$")
-_RUBRIC = "the rubric's text"
-_MEASURED = "benchmarks."
-_DIGEST = re.compile("[0-9a-f]{64}")
 _OWN_STARTS = ("previous", "m0")
 _LOG = logging.getLogger(__name__)
 
@@ -121,7 +103,7 @@ class Experiment:
             self.choose_prompts(self.last)
             return False
         if changed:
-            named = " or the benchmark another name," if any(each.startswith(_MEASURED) for each in changed) else ""
+            named = " or the benchmark another name," if any(each.startswith(MEASURED) for each in changed) else ""
             raise UserError(
                 f"{self.run.path}: the recipe has changed since this run began: {', '.join(changed)}; "
                 f"fix: set it back,{named} or give another folder with --out"
@@ -140,28 +122,13 @@ class Experiment:
 
     def _changes(self) -> list[str] | None:
         """What has changed since a run began here, each with its old and new value; None if none began."""
-        inputs = self._inputs
+        inputs = self.inputs
         if not self.run.resolved.is_file():
             return None
-        _read_json(self.run.resolved)  # a damaged file is named as such
+        read_json(self.run.resolved)  # a damaged file is named as such
         # A setting that did not exist when the run began has its default.
-        began = load_recipe(str(self.run.resolved))
-        before, measured = self._compared(began, _read_json(self.run.inputs))
-        now, measuring = self._compared(self.recipe, inputs)
-        # Benchmarks measure: they may come and go, but a name stands for one measurement.
-        both = {key: value for key, value in measured.items() if key in measuring}
-        before, now = {**before, **both}, {**now, **{key: measuring[key] for key in both}}
-        changed = [key for key in sorted({*before, *now} - _CHANGEABLE) if before.get(key) != now.get(key)]
-        if self._untrained:
-            changed = [key for key in changed if not _TRAINS.match(key)]
-        return [f"{key} ({_shown(before.get(key))} -> {_shown(now.get(key))})" for key in changed]
-
-    @staticmethod
-    def _compared(recipe: Recipe, inputs: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-        """What a run is held to, by key: of everything but benchmarks, and of each benchmark by its name."""
-        plain = {key: value for key, value in inputs.items() if not key.startswith(_MEASURED)}
-        settings = {key: value for key, value in recipe.resolved().items() if key != "benchmarks"}
-        return flatten({**settings, **plain}), _measurements(recipe, inputs)
+        began = load_recipe(str(self.run.resolved)), read_json(self.run.inputs)
+        return changed_settings(began, (self.recipe, inputs), self._untrained)
 
     def begin(self, recipe_text: str) -> None:
         """Write the recipe, the prompts and the digests of inputs, once. The run folder must be locked."""
@@ -177,16 +144,15 @@ class Experiment:
         write_atomic(self.run.recipe, recipe_text)
         for path, value in (
             (self.run.environment, environment()),
-            (self.run.inputs, self._inputs),
+            (self.run.inputs, self.inputs),
             (self.run.resolved, self.recipe.resolved()),  # last: it marks the run as begun
         ):
             write_atomic(path, json.dumps(value, indent=2) + "\n")
 
     def _update_recipe(self, recipe_text: str) -> None:
         """Write which benchmarks and, before anything is trained, which training the recipe has now."""
-        before, now = _read_json(self.run.resolved), self.recipe.resolved()
-        trains = [{k: v for k, v in flatten(each).items() if _TRAINS.match(k)} for each in (before, now)]
-        if self._untrained and trains[0] != trains[1]:
+        before, now = read_json(self.run.resolved), self.recipe.resolved()
+        if self._untrained and training_settings(before) != training_settings(now):
             before = {**now, "benchmarks": before.get("benchmarks")}
             write_atomic(self.run.resolved, json.dumps(before, indent=2) + "\n")
             write_atomic(self.run.recipe, recipe_text)
@@ -194,25 +160,25 @@ class Experiment:
         if before.get("benchmarks") == now["benchmarks"]:
             return
         # One that is taken out keeps its name: its results stay, so it can come back as it was, and only so.
-        inputs = _read_json(self.run.inputs)
-        began = _measurements(load_recipe(str(self.run.resolved)), inputs)
-        inputs |= {**began, **_measurements(self.recipe, self._inputs)}
+        inputs = read_json(self.run.inputs)
+        began = measurements(load_recipe(str(self.run.resolved)), inputs)
+        inputs |= {**began, **measurements(self.recipe, self.inputs)}
         write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
         write_atomic(self.run.resolved, json.dumps({**before, "benchmarks": now["benchmarks"]}, indent=2) + "\n")
         self.run.report.unlink(missing_ok=True)
         log_event(self.run, "benchmarks changed", names=[each.name for each in self.recipe.benchmarks])
 
     @cached_property
-    def _inputs(self) -> dict[str, object]:
+    def inputs(self) -> dict[str, object]:
         """What the recipe only names, by SHA-256: model files, rubric texts, the source of imported objects."""
         settings, start = self.settings(1), self.recipe.training.start
         return {
             "the model's files": fingerprint_model(self.model(0)),
             **({} if start in _OWN_STARTS else {"training.start's files": fingerprint_model(Path(start))}),
-            _RUBRIC: settings.rubric.template.sha256,
+            RUBRIC: settings.rubric.template.sha256,
             "the meta-judge's rubric's text": settings.metarubric.template.sha256,
             **self._role_fingerprint(),
-            **{key: value for each in self.recipe.benchmarks for key, value in _measurement_inputs(each)},
+            **{key: value for each in self.recipe.benchmarks for key, value in measurement_inputs(each)},
         }
 
     # --- prompts ---
@@ -293,7 +259,7 @@ class Experiment:
     def first_rubric(self) -> Rubric:
         """The rubric of the run's stored judgments. Raises `UserError` if its text has changed since."""
         rubric = self.rubric
-        if _read_json(self.run.inputs).get(_RUBRIC) != rubric.template.sha256:
+        if read_json(self.run.inputs).get(RUBRIC) != rubric.template.sha256:
             raise UserError(
                 f"{self.recipe.judgments.rubric}: the rubric's text has changed since the judgments were generated; "
                 "fix: restore the earlier text"
@@ -434,45 +400,6 @@ class Experiment:
         if self.recipe.training.reference == "ema" and t > 1:
             decay = self.recipe.training.ema_decay
             make_average(self.reference(t - 1), self.model(t - 1), decay, self.reference(t))
-
-
-def _measurement_inputs(benchmark: Benchmark) -> Iterator[tuple[str, str]]:
-    """The digests of what a benchmark only names: its class, its texts, its judge."""
-    if ":" in benchmark.kind:
-        yield f"{_MEASURED}{benchmark.name}: the source of {benchmark.kind}", import_name(benchmark.kind, "kind").sha256
-    judge = benchmark.asked_judge
-    try:
-        for name, digest in benchmark.digests().items():
-            yield f"{_MEASURED}{benchmark.name}: {name}", digest
-        if judge is not None and (found := judge_fingerprint(judge)):
-            yield f"{_MEASURED}{benchmark.name}: judge {judge}", fingerprint_of(found)
-    except UserError:
-        return  # a file that is gone is missed where it is needed: by the benchmarks' own check
-
-
-def _measurements(recipe: Recipe, inputs: Mapping[str, object]) -> dict[str, object]:
-    """What decides the results of each benchmark, by its name and setting."""
-    found = {key: value for key, value in inputs.items() if key.startswith(_MEASURED)}
-    for benchmark in recipe.benchmarks:
-        for key, value in benchmark.model_dump(mode="json", exclude=set(benchmark.changeable)).items():
-            # Where a judge's server is doesn't count.
-            found[f"{_MEASURED}{benchmark.name}.{key}"] = judge_name(value) if key == "judge" else value
-    return found
-
-
-def _shown(value: object) -> str:
-    """A setting as JSON; of a digest the first digits."""
-    return value[:12] if isinstance(value, str) and _DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    """A JSON file that `Experiment.begin` wrote. Raises `UserError` if it is damaged."""
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: can't be read ({error}); fix: restore it, or give another folder with --out"
-        ) from None
 
 
 def verdict_rules(section: JudgmentSettings | MetaJudgmentSettings) -> VerdictRules:

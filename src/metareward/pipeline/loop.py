@@ -17,6 +17,7 @@ from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks, stages
 from metareward.pipeline.checkpoint_selection import select_checkpoint
 from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.fork import fork_of
 from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
 from metareward.pipeline.preflight import check_inputs, check_machine
@@ -27,14 +28,16 @@ from metareward.storage.run_log import log_event, stage_seconds
 _LOG = logging.getLogger(__name__)
 
 
-def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
+def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None = None) -> bool:
     """Run ``recipe`` in folder ``out``, or resume it there, to the report.
 
-    Returns whether there was anything to do. Raises `UserError` for all that the user can mend, `JudgeHealthError` when
-    a gate of judge health stops the run.
+    ``parent``: a run folder from which a new run takes over all that this recipe would make the same. Returns whether
+    there was anything to do. Raises `UserError` for all that the user can mend, `JudgeHealthError` when a gate of judge
+    health stops the run.
     """
     run = RunDir(out)
     experiment = Experiment(run, recipe)
+    fork = None if parent is None or run.fork.is_file() else fork_of(experiment, RunDir(parent))
     if experiment.complete():
         experiment.check()
         benchmarks.check(experiment)
@@ -46,6 +49,8 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str) -> bool:
             _LOG.warning("engine.kind is local on a machine with %s; on GPUs vLLM is faster (docs/engines.md)", machine)
     with run.lock(), log_warnings(run):
         experiment.begin(recipe_text)
+        if fork is not None:
+            fork.take_over()
         if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):
             return False
         progress = terminal_progress()

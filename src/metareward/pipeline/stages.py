@@ -9,6 +9,8 @@ evaluate    M_t is measured on the held-out prompts                             
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,16 +26,18 @@ from metareward.evaluation.held_out import (
     held_out_win_rates,
     score_histogram,
 )
+from metareward.generation.annotate import EarlierRecord
 from metareward.generation.progress import Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize
 from metareward.method.pairs import build_pairs, of_kind
+from metareward.pipeline.changes import shared_part
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.judge_health import FirstPrompts, figures_of_evaluation, figures_of_records
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
-from metareward.storage.records import read_records
+from metareward.storage.records import find_record, read_records
 from metareward.storage.run_log import log_event, stage_seconds, timed
 from metareward.storage.store import RecordStore
 from metareward.training.config import DpoJob
@@ -46,11 +50,14 @@ _MAX_FAILED_SHARE = 0.05
 
 async def generate(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
     """Make the records of iteration ``t`` with M_{t-1}. Raises `JudgeHealthError` if their beginning fails a gate."""
-    with timed(experiment.run, t, "generating"), _records(experiment, t) as store:
+    run = experiment.run
+    with timed(run, t, "generating"), _records(experiment, t) as store, _earlier_records(experiment, t) as earlier:
         first = FirstPrompts(experiment, t, store)
         settings = experiment.settings(t)
         prompts, in_flight = experiment.prompts(t), experiment.recipe.prompts.in_flight
-        outcome = await annotate_prompts(engine, prompts, settings, store, progress, in_flight, first.add)
+        outcome = await annotate_prompts(engine, prompts, settings, store, progress, in_flight, first.add, earlier)
+    if not outcome.failed:
+        run.iteration(t).earlier.unlink(missing_ok=True)
     check_failed_prompts(experiment, f"iteration {t}", outcome)
 
 
@@ -221,6 +228,23 @@ def _opponents(experiment: Experiment, t: int) -> dict[str, tuple[HeldOut, ...]]
 
 def _records(experiment: Experiment, t: int) -> RecordStore:
     return RecordStore.open(experiment.run.iteration(t).records, experiment.generation_fingerprint(t))
+
+
+@contextmanager
+def _earlier_records(experiment: Experiment, t: int) -> Iterator[Callable[[str], EarlierRecord | None]]:
+    """What a fork's parent has of a prompt, by its id."""
+    path = experiment.run.iteration(t).earlier
+    if not path.is_file():
+        yield lambda _: None
+        return
+    with RecordStore.read(path) as store:
+        shared = shared_part(store.differences(experiment.generation_fingerprint(t)))
+
+        def find(prompt: str) -> EarlierRecord | None:
+            record = None if shared is None else find_record(store, prompt)
+            return None if record is None else EarlierRecord(record, judged=shared == "judgments")
+
+        yield find
 
 
 def check_failed_prompts(experiment: Experiment, what: str, outcome: RunnerResult) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.errors import UserError
 
+_LARGE = 1 << 20  # bytes
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -46,7 +47,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush(path.parent)
+        flush_file(path.parent)
 
 
 def remove_stale_temporaries(folder: Path) -> None:
@@ -94,22 +95,45 @@ def atomic_dir(target: Path, resume: bool = False) -> Iterator[AtomicDir]:
         yield parts
         flush_dir(parts.content)
         parts.content.rename(target)
-        _flush(target.parent)
+        flush_file(target.parent)
         shutil.rmtree(whole, ignore_errors=True)
     finally:
         resumable = parts.resume.is_dir() and any(parts.resume.iterdir())
         shutil.rmtree(parts.scratch if resumable else whole, ignore_errors=True)
 
 
+def copy_dir(folder: Path, target: Path, texts: Mapping[str, str]) -> None:
+    """Copy a finished model folder, with other ``texts`` of some files; large files are hard links where possible.
+
+    A model's files are never written again, so neither folder changes the other, and each survives the other's end.
+    """
+    with write_errors(target), atomic_dir(target) as parts:
+        shutil.copytree(folder, parts.content, copy_function=_link_or_copy, dirs_exist_ok=True)
+        for name, text in texts.items():
+            (parts.content / name).unlink(missing_ok=True)
+            (parts.content / name).write_text(text, encoding="utf-8")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if Path(source).stat().st_size >= _LARGE:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another file system, or one without links
+    shutil.copyfile(source, target)
+
+
 def flush_dir(folder: Path) -> None:
     """Flush every file in ``folder`` to disk, so that a marker written afterwards can be trusted after a power cut."""
     for path in folder.rglob("*"):
         if path.is_file():
-            _flush(path)
-    _flush(folder)
+            flush_file(path)
+    flush_file(folder)
 
 
-def _flush(path: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Flush a file or folder to disk."""
     if os.name != "posix" and path.is_dir():  # Windows can't open folders, and doesn't need the call
         return
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)

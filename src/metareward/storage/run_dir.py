@@ -42,6 +42,7 @@ class IterationDir:
     path: Path
     prompts = _Inside("prompts.jsonl")  # the prompts chosen for this iteration
     records = _Inside("records.sqlite")  # the store of finished prompts
+    earlier = _Inside("earlier.sqlite")  # of a fork: its parent's records, of which it takes the answers
     summary = _Inside("pairs/summary.json")  # counts, position weights and judge health of the pairs
     dropped = _Inside("dropped.jsonl")  # the prompts that gave no pair, with reasons
     model = _Inside("model")  # the trained model, a Hugging Face folder
@@ -63,6 +64,7 @@ class RunDir:
     inputs = _Inside("inputs.json")  # the digests of what the recipe only names: models, rubrics, imported objects
     resolved = _Inside("resolved.json")  # the recipe with every default filled in
     environment = _Inside("environment.json")  # versions and machine
+    fork = _Inside("fork.json")  # of a fork: the run that it comes from, and what it has taken over
     judge_check = _Inside("judge_check.json")  # the judge on labelled pairs, before iteration 1
     judge_health = _Inside("judge_health.json")  # the results of the gates on judge health
     log = _Inside("log.jsonl")  # the run's events, one JSON object a line

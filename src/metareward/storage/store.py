@@ -12,10 +12,11 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from metareward.errors import UserError
+from metareward.storage.atomic import flush_file, write_errors
 from metareward.storage.serialization import canonical_json, flatten
 
 _LAYOUT = 1
@@ -107,6 +108,16 @@ class RecordStore:
         """Keys that failed and have no document yet, with their errors."""
         return dict(self._pairs("SELECT key, error FROM failure ORDER BY key"))
 
+    def differences(self, fingerprint: Mapping[str, object]) -> dict[str, tuple[str | None, str | None]]:
+        """The fields of which ``fingerprint`` has other values than the store: (the store's, its own) as JSON text."""
+        with _user_errors(self.path):
+            return _differences(self._connection, fingerprint)
+
+    def field(self, name: str) -> object:
+        """One field of the store's fingerprint; None if it has none of this name."""
+        found = dict(self._pairs("SELECT field, value FROM fingerprint WHERE field = ?", name)).get(name)
+        return None if found is None else json.loads(found)
+
     def close(self) -> None:
         """Close the file. Stored documents are safe without it."""
         self._connection.close()
@@ -129,6 +140,26 @@ def has_records(path: Path) -> bool:
             return bool(store.keys())
     except UserError:
         return True
+
+
+def snapshot(path: Path, target: Path) -> None:
+    """Copy the database at ``path`` as it is at one moment, also while a run writes to it; ``target`` appears whole.
+
+    Raises `UserError` when it can't be read or written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+    try:
+        with closing(_connect(path, "ro")) as source, _user_errors(target), closing(sqlite3.connect(temporary)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        with write_errors(target):
+            flush_file(temporary)
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -185,24 +216,34 @@ def _connect(path: Path, mode: str, settings: Mapping[str, object] | None = None
 
 def _prepare(connection: sqlite3.Connection, path: Path, settings: Mapping[str, object]) -> None:
     """Create the tables in a new file; compare the fingerprint of an existing one."""
-    new = {field: canonical_json(value) for field, value in flatten(settings).items()}
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     with _transaction(connection, path):
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
             for statement in _TABLES:
                 connection.execute(statement)
-            connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", sorted(new.items()))
+            connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", sorted(_as_stored(settings).items()))
             return
         _check_layout(connection, path)
-        old = dict(connection.execute("SELECT field, value FROM fingerprint"))
-        changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
+        changed = _differences(connection, settings)
         if changed:
-            changes = ", ".join(f"{field} {_shown(old.get(field))} -> {_shown(new.get(field))}" for field in changed)
+            changes = ", ".join(f"{field} {_shown(old)} -> {_shown(new)}" for field, (old, new) in changed.items())
             raise UserError(
                 f"{path}: the records here were made with other settings: {changes}; "
                 "fix: put the old settings back, or start a run with another name"
             )
+
+
+def _as_stored(settings: Mapping[str, object]) -> dict[str, str]:
+    return {field: canonical_json(value) for field, value in flatten(settings).items()}
+
+
+def _differences(
+    connection: sqlite3.Connection, settings: Mapping[str, object]
+) -> dict[str, tuple[str | None, str | None]]:
+    old, new = dict(connection.execute("SELECT field, value FROM fingerprint")), _as_stored(settings)
+    fields = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
+    return {field: (old.get(field), new.get(field)) for field in fields}
 
 
 def _check_layout(connection: sqlite3.Connection, path: Path) -> None:

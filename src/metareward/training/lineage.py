@@ -97,13 +97,19 @@ def existing_lineage(job: AnyJob) -> Lineage | None:
     if folder is None:
         return None
     lineage = read_lineage(folder)
-    wanted = identity(job)
-    there = _identity(lineage.method, lineage.start, lineage.reference, lineage.sources, lineage.settings)
-    differing = sorted(name for name in wanted | there if wanted.get(name) != there.get(name))
+    differing = other_identity(lineage, job)
     if differing:
         which = ", ".join(differing)
         raise UserError(f"{folder}: a model made with other values of {which} is here; fix: move or delete it")
     return lineage
+
+
+def other_identity(lineage: Lineage, job: AnyJob) -> dict[str, tuple[object, object]]:
+    """In what the model of ``lineage`` differs from the one that ``job`` makes: (its value, the job's) by name."""
+    wanted = identity(job)
+    there = _identity(lineage.method, lineage.start, lineage.reference, lineage.sources, lineage.settings)
+    names = sorted(name for name in wanted | there if wanted.get(name) != there.get(name))
+    return {name: (there.get(name), wanted.get(name)) for name in names}
 
 
 def identity(job: AnyJob) -> dict[str, object]:

@@ -1,0 +1,61 @@
+"""The commands on finished and running runs: ``metareward list`` and ``metareward compare``.
+
+Heavy modules are imported inside the commands, so that ``--help`` and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metareward.cli.data import print_rich
+
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/pocket.")]
+_Other = Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")]
+
+
+def list_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all fields.")] = False,
+) -> None:
+    """List the runs in a folder: state, iteration, stage, model, age, first figure."""
+    from metareward.pipeline.run_list import list_runs, list_table
+
+    runs = list_runs(folder)
+    if as_json:
+        typer.echo(json.dumps([each.as_dict() for each in runs], indent=1))
+    elif runs:
+        print_rich(list_table(runs))
+    else:
+        print_rich(f"no runs in {folder}")
+
+
+def compare_command(
+    first: _Run,
+    second: _Other,
+    plot: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Plot the differences there, as .svg or .png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all numbers.")] = False,
+) -> None:
+    """Compare two runs: what differs in their recipes, and in their models on the same held-out prompts."""
+    from metareward.cli.evaluate import tables_text
+    from metareward.pipeline.compare_runs import compare_runs, plot_runs
+    from metareward.storage.run_dir import RunDir
+    from metareward.text import escape_control
+
+    found = compare_runs(RunDir(first), RunDir(second))
+    if plot is not None:
+        plot_runs(found, plot)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    print_rich(escape_control("\n".join(["the recipes differ in:", *(f"  {each}" for each in found.recipe)])))
+    if not found.recipe:
+        print_rich("  nothing")
+    print_rich(tables_text(found.tables()), 200)
+    for note in found.notes:
+        print_rich(escape_control(note))

@@ -19,7 +19,7 @@ from metareward.cli.evaluate import evaluate_app
 from metareward.cli.runs import compare_command, list_command
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import JudgeHealthError, UserError
-from metareward.text import escape_control
+from metareward.text import escape_control, replace_surrogates
 
 if TYPE_CHECKING:
     from metareward.types import Judge
@@ -294,6 +294,18 @@ def view_command(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="ID", help="Only this prompt for --export. Repeatable.")
     ] = None,
+    person: Annotated[
+        str | None,
+        typer.Option("--person", metavar="NAME", help="Who judges pairs; your login if not given."),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", metavar="FILE", help="Where judgments go; by default into the run."),
+    ] = None,
+    export_pairs: Annotated[
+        Path | None,
+        typer.Option("--export-pairs", metavar="FILE", help="Write judged pairs for evaluate judge-quality instead."),
+    ] = None,
 ) -> None:
     """Look at runs in a browser: every prompt, judgment and verdict, searched and filtered; models side by side."""
     try:
@@ -302,18 +314,25 @@ def view_command(
         raise UserError(f"view: {error.name} is missing; fix: pip install 'metareward[view]'") from None
 
     from metareward.storage.atomic import write_atomic
+    from metareward.viewer.annotations import exported_pairs, login_name
     from metareward.viewer.export import exported
     from metareward.viewer.index import default_cache
     from metareward.viewer.runs import ViewedRun
     from metareward.viewer.selection import Selection
 
-    viewed = [ViewedRun(number, path, cache or default_cache()) for number, path in enumerate(runs)]
-    if export is None:
-        serve(viewed, host, port, token, allow_host or ())
+    if annotations is not None and len(runs) > 1:
+        raise UserError("--annotations: is for one run; fix: leave it out, so that each run has its own file")
+    viewed = [ViewedRun(number, path, cache or default_cache(), annotations) for number, path in enumerate(runs)]
+    if export is None and export_pairs is None:
+        serve(viewed, host, port, token, allow_host or (), login_name() if person is None else person)
         return
     viewed[0].refresh()
-    write_atomic(export, exported(viewed[0], Selection.parse(selected), prompt or ()))
-    print_rich(f"written to {export}")
+    chosen = Selection.parse(selected)
+    if export is not None:
+        write_atomic(export, exported(viewed[0], chosen, prompt or ()))
+    if export_pairs is not None:
+        write_atomic(export_pairs, replace_surrogates(exported_pairs(viewed[0], chosen.kind)))
+    print_rich(f"written to {' and '.join(str(path) for path in (export, export_pairs) if path is not None)}")
 
 
 @app.command("init")

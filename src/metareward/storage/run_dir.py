@@ -1,7 +1,7 @@
 """The layout of a run folder, its lock, and the done marks of iterations.
 
     runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_check.json
-                  judge_health.json  report.html  verdicts/
+                  judge_health.json  report.html  verdicts/  annotations.jsonl
       iter-<t>/   prompts.jsonl  records.sqlite  pairs/  dropped.jsonl  model/  eval/  done.json
 
 Iteration 0 holds only the evaluation of the model the run starts from.
@@ -70,6 +70,7 @@ class RunDir:
     log = _Inside("log.jsonl")  # the run's events, one JSON object a line
     report = _Inside("report.html")
     verdicts = _Inside("verdicts")  # what judges beside the model said, for all models of the run
+    annotations = _Inside("annotations.jsonl")  # what people judged in `metareward view`
     _holder = _Inside("lock.json")  # the process that holds the lock
 
     def iteration(self, t: int) -> IterationDir:

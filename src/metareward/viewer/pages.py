@@ -131,6 +131,13 @@ class Pages:
         return self.render("text.html.j2", run=run, t=t, key=key, what=what, body=found[what])
 
 
+def warm_up() -> None:
+    """Compile all templates, so that the first page isn't slower than others."""
+    environment = _environment()
+    for name in environment.list_templates(extensions=["j2"]):
+        environment.get_template(name)
+
+
 def html(template: str) -> Markup:
     """A file of this package as it is."""
     return Markup(files("metareward.viewer").joinpath(template).read_text(encoding="utf-8"))

@@ -47,10 +47,11 @@ class State:
 
 
 class ViewedRun:
-    """Run ``number`` of those that are looked at."""
+    """Run ``number`` of those that are looked at. ``annotations``: the file that people's judgments go to."""
 
-    def __init__(self, number: int, path: Path, cache: Path) -> None:
+    def __init__(self, number: int, path: Path, cache: Path, annotations: Path | None = None) -> None:
         self.number, self.run, self.index = number, RunDir(path), Index(RunDir(path), cache)
+        self.annotations = annotations or self.run.annotations
         self.name = path.resolve().name
         self.state = State(0, None, None, (), True)
         self._closed = False

@@ -216,12 +216,19 @@ def _row(row: sqlite3.Row) -> Row:
     return Row(**known)
 
 
-def neighbours(index: Index, selection: Selection, key: str) -> tuple[str | None, str | None]:
-    """The prompts before and after ``key`` in the selection's order."""
+def matching(index: Index, selection: Selection, pair: Literal["", "yes"] = "") -> list[str]:
+    """The ids of all prompts that fit, in order; with ``pair`` ``yes`` only those with a pair."""
     where, values = selection._where()
+    if pair:
+        where += f" AND {selection.kind} = 'paired'"
     query = f"SELECT key FROM prompt WHERE {where} ORDER BY {selection._order}"
     with closing(index.connect()) as connection:
-        keys = [each for (each,) in connection.execute(query, values)]
+        return [key for (key,) in connection.execute(query, values)]
+
+
+def neighbours(index: Index, selection: Selection, key: str) -> tuple[str | None, str | None]:
+    """The prompts before and after ``key`` in the selection's order."""
+    keys = matching(index, selection)
     if key not in keys:
         return None, None
     at = keys.index(key)

@@ -5,26 +5,29 @@ from __future__ import annotations
 import secrets
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from metareward.errors import UserError
+from metareward.viewer.annotations import exported_pairs
 from metareward.viewer.export import exported
 from metareward.viewer.guard import Guard
+from metareward.viewer.judging import Asked, JudgingPages
 from metareward.viewer.models import Compared, ModelPages, Shown
-from metareward.viewer.pages import Pages, css, html, version
+from metareward.viewer.pages import Pages, css, html, version, warm_up
 from metareward.viewer.runs import ViewedRun, Watcher
 from metareward.viewer.selection import Selection
 
-Handler = Callable[[Request], Response]
+_LONGEST_FORM = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Site:
     """The handlers of requests, each a function of the request; they run in threads."""
 
     runs: Sequence[ViewedRun]
+    person: str
 
     @property
     def pages(self) -> Pages:
@@ -88,6 +92,35 @@ class Site:
         name = f"{run.number}-iteration-{selection.t}.html"
         return HTMLResponse(text, headers={"Content-Disposition": f'attachment; filename="metareward-{name}"'})
 
+    def judge(self, request: Request) -> Response:
+        """A pair for a person to judge."""
+        return HTMLResponse(self._judging.ask(self._run(request), Asked.parse(request.url.query)))
+
+    async def store(self, request: Request) -> Response:
+        """Store a person's judgment."""
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LONGEST_FORM:
+                raise UserError("the form is too long")
+        form = body.decode("ascii", "replace")
+        _, after = await run_in_threadpool(self._judging.store, self._run(request), form)
+        return RedirectResponse(after, status_code=303)
+
+    def judged(self, request: Request) -> Response:
+        """What people judged, and the agreement."""
+        return HTMLResponse(self._judging.judged(self._run(request)))
+
+    def judged_pairs(self, request: Request) -> Response:
+        """The judged pairs as a file."""
+        text = exported_pairs(self._run(request), Selection.parse(request.url.query).kind)
+        headers = {"Content-Disposition": 'attachment; filename="judged-pairs.jsonl"'}
+        return Response(text.encode("utf-8", "replace"), media_type="application/jsonl", headers=headers)
+
+    @property
+    def _judging(self) -> JudgingPages:
+        return JudgingPages(self.pages, self.person)
+
     @property
     def _models(self) -> ModelPages:
         return ModelPages(self.pages)
@@ -118,9 +151,14 @@ def _parameter(request: Request, name: str) -> str:
     return value
 
 
-def application(runs: Sequence[ViewedRun], token: str | None, hosts: frozenset[str] = frozenset()) -> Guard:
-    """The ASGI application behind its guard; while it runs, a thread keeps the index up to date."""
-    site = Site(runs)
+def application(
+    runs: Sequence[ViewedRun], token: str | None, hosts: frozenset[str] = frozenset(), person: str = ""
+) -> Guard:
+    """The ASGI application behind its guard; while it runs, a thread keeps the index up to date.
+
+    ``person``: whose judgments are stored.
+    """
+    site = Site(runs, person)
 
     def problem(_: Request, error: Exception) -> Response:
         """A problem of the run or the address as a page with one line."""
@@ -128,6 +166,7 @@ def application(runs: Sequence[ViewedRun], token: str | None, hosts: frozenset[s
 
     @asynccontextmanager
     async def watched(_: Starlette) -> AsyncIterator[None]:
+        warm_up()
         watcher = Watcher(runs)
         watcher.start()
         try:
@@ -144,6 +183,10 @@ def application(runs: Sequence[ViewedRun], token: str | None, hosts: frozenset[s
         Route("/run/{run:int}/held-out", site.held_out_list),
         Route("/run/{run:int}/held-out/prompt", site.held_out),
         Route("/run/{run:int}/export", site.export),
+        Route("/run/{run:int}/judge", site.judge),
+        Route("/run/{run:int}/judge", site.store, methods=["POST"]),
+        Route("/run/{run:int}/judged", site.judged),
+        Route("/run/{run:int}/judged/pairs.jsonl", site.judged_pairs),
         Route("/compare", site.compare),
         Route("/compare/prompt", site.side_by_side),
         Route("/state", site.state),
@@ -155,7 +198,7 @@ def application(runs: Sequence[ViewedRun], token: str | None, hosts: frozenset[s
     return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=watched), token, hosts)
 
 
-def serve(runs: Sequence[ViewedRun], host: str, port: int, token: bool, hosts: Sequence[str]) -> None:
+def serve(runs: Sequence[ViewedRun], host: str, port: int, token: bool, hosts: Sequence[str], person: str) -> None:
     """Serve until Ctrl-C, printing the address. Raises `UserError` for an address that can't be had."""
     secret = secrets.token_urlsafe(24) if token else None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -168,7 +211,7 @@ def serve(runs: Sequence[ViewedRun], host: str, port: int, token: bool, hosts: S
     actual = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{actual}/{f'?token={secret}' if secret else ''}", flush=True)
-    app = application(runs, secret, frozenset(hosts))
+    app = application(runs, secret, frozenset(hosts), person)
     config = uvicorn.Config(app, log_level="warning", server_header=False, date_header=False)
     with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
         uvicorn.Server(config).run(sockets=[listening])

@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-data test-servers mutants lint bench docs dist clean
+.PHONY: demo real test test-slow test-data test-ray test-servers mutants lint bench docs dist clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -29,6 +29,11 @@ test-slow: .venv/ready
 # Published numbers of the benchmarks, on public data in ../shared/data or METAREWARD_TEST_DATA: see tests/full_data/README.md.
 test-data: .venv/ready
 	$(BIN)/pytest -m full_data
+
+# Ray clusters of several raylets on this machine.
+test-ray: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray --timeout 900
 
 # Real servers, in environments of their own: some gigabytes, made once.
 test-servers: .venv/ready

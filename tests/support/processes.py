@@ -9,16 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from scripted_models import SlowEngine, prompts, rank_reply, ranked_set, seed_settings, settings
+from scripted_models import SlowEngine, open_slow, prompts, rank_reply, ranked_set, seed_settings, settings
 from whole_runs import Workspace, run_results
 
 from metareward.data.seed_sets import judge_prompts, split_prompts
 from metareward.engines.base import ScriptedEngine
+from metareward.engines.ray.engine import open_ray
+from metareward.engines.ray.settings import RaySettings
 from metareward.generation.annotate import annotation_fingerprint
 from metareward.generation.progress import SilentProgress
 from metareward.generation.runner import annotate_prompts
+from metareward.pocket import world
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 
@@ -40,6 +44,20 @@ def annotate(path: Path, count: int, seconds: float) -> None:
         )
         result = asyncio.run(run)
         print(f"finished {result.finished} cached {result.cached} failed {len(result.failed)}")
+
+
+def annotate_on_ray(path: Path, count: int, seconds: float, address: str) -> None:
+    """As `annotate`, by replicas of the slow engine on a Ray cluster; ``local`` is one of its own."""
+
+    async def run() -> None:
+        settings_ = RaySettings.model_validate({"address": address, "engine": {"dtype": "float32"}})
+        engine = await open_ray(world.MODEL, settings_, partial(open_slow, seconds))
+        print("opened", flush=True)
+        with RecordStore.open(path, annotation_fingerprint(settings())) as store:
+            await annotate_prompts(engine, prompts(count), settings(), store, Committed())
+        await engine.aclose()
+
+    asyncio.run(run())
 
 
 def judge_seeds(folder: Path, count: int, seconds: float) -> None:
@@ -80,6 +98,8 @@ def main(name: str, words: list[str]) -> None:
     match name:
         case "annotate":
             annotate(Path(words[0]), int(words[1]), float(words[2]))
+        case "annotate_on_ray":
+            annotate_on_ray(Path(words[0]), int(words[1]), float(words[2]), words[3])
         case "judge_seeds":
             judge_seeds(Path(words[0]), int(words[1]), float(words[2]))
         case "run_on_small_disk":

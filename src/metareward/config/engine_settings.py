@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
+from metareward.engines.ray.settings import RaySettings, one_engine
 from metareward.engines.vllm import VllmSettings, automatic_engine
 
 
@@ -23,14 +24,20 @@ def _default_kind(value: object) -> object:
     return value
 
 
-ENGINE = "What runs the model: kind 'local' (the default), 'openai', 'vllm', or 'auto': vLLM on GPUs, else local"
+ENGINE = "What runs the model: kind 'local' (the default), 'openai', 'vllm', 'ray' or 'auto': vLLM on GPUs, else local"
 EngineSettings = Annotated[
-    LocalSettings | OpenAISettings | VllmSettings, Field(discriminator="kind"), BeforeValidator(_default_kind)
+    LocalSettings | OpenAISettings | VllmSettings | RaySettings,
+    Field(discriminator="kind"),
+    BeforeValidator(_default_kind),
 ]
 
 
-def engine_fingerprint(engine: EngineSettings) -> dict[str, object]:
-    """What of the engine bears on the texts: the batch's shape only where the run promises the same text again."""
+def engine_fingerprint(settings: EngineSettings) -> dict[str, object]:
+    """What of the engine bears on the texts: the batch's shape only where the run promises the same text again.
+
+    Replicas on a cluster write what one engine writes.
+    """
+    engine = one_engine(settings)
     kind: dict[str, object] = {"engine.kind": engine.kind}
     if engine.kind == "openai":
         return {**kind, "engine.model": engine.model, "engine.tokenizer": engine.tokenizer}

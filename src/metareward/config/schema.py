@@ -27,6 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 from metareward.config.engine_settings import ENGINE, EngineSettings, engine_fingerprint
 from metareward.config.yaml_file import Key, explain, label, read_layers, recipe_path, run_of
 from metareward.engines.local.workers import LocalSettings
+from metareward.engines.ray.settings import RaySettings, one_engine
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
@@ -347,8 +348,9 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         why = f"at most {battles}, the battles that {judgments.n} judgments can have (judgments.n)"
         yield ("pairs", "min_battles"), recipe.pairs.min_battles, why
     yield from _benchmark_mismatches(recipe)
+    yield from _ray_mismatches(recipe)
     metric = recipe.training.checkpoint_selection.metric
-    if metric is not None and recipe.engine.kind == "openai":
+    if metric is not None and one_engine(recipe.engine).kind == "openai":
         why = "empty, as engine.kind is openai: your servers don't have the epochs' models"
         yield ("training", "checkpoint_selection", "metric"), metric, why
     for t, iteration in iterations.items():
@@ -400,6 +402,16 @@ def _criteria_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     if wrong:
         why = "N judgments by criteria are the same, and judge pairs and meta-judgments are of written judgments"
         yield ("judgments", "rubric"), judgments.rubric, f"with a rubric of criteria also {', '.join(wrong)}: {why}"
+
+
+def _ray_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
+    """Nodes may differ, so that 'auto' could mean another number format, and other texts, on each."""
+    engines: list[tuple[Key, EngineSettings]] = [(("engine",), recipe.engine)]
+    for role, each in (("judge", recipe.judge), ("meta_judge", recipe.meta_judge)):
+        engines += [((role, "engine"), each.engine)] if isinstance(each, RoleSettings) else []
+    for key, settings in engines:
+        if isinstance(settings, RaySettings) and settings.engine.kind == "local" and settings.engine.dtype == "auto":
+            yield (*key, "engine", "dtype"), "auto", "float32 or bfloat16: with kind ray all nodes must compute in one"
 
 
 def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:

@@ -11,6 +11,7 @@ from typing import Literal
 from metareward.config.schema import GateSettings, Recipe
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
+from metareward.engines.ray.settings import one_engine
 from metareward.engines.vllm import VllmSettings
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
@@ -70,6 +71,7 @@ def _compared(recipe: Recipe, inputs: Mapping[str, object]) -> tuple[dict[str, o
     """What a run is held to, by key: of everything but benchmarks, and of each benchmark by its name."""
     plain = {key: value for key, value in inputs.items() if not key.startswith(MEASURED)}
     settings = {key: value for key, value in recipe.resolved().items() if key != "benchmarks"}
+    settings["engine"] = one_engine(recipe.engine).model_dump(mode="json")  # on a cluster or not
     return flatten({**settings, **plain}), measurements(recipe, inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from metareward.config.engine_settings import EngineSettings, engine_fingerprint
@@ -13,6 +14,8 @@ from metareward.config.yaml_file import read_layers, recipe_path
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.engines.openai.engine import OpenAISettings, open_openai
+from metareward.engines.ray.engine import open_ray
+from metareward.engines.ray.settings import OneEngine, RaySettings, one_engine
 from metareward.engines.vllm import VllmSettings, open_vllm, open_vllm_server
 from metareward.errors import UserError
 from metareward.evaluation.judges import judge_kind
@@ -46,8 +49,15 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
             return await open_vllm_server(folder, settings, logs / "vllm.log")
         case VllmSettings():
             return await open_vllm(folder, settings)
+        case RaySettings():
+            return await open_ray(folder, settings, partial(_open_replica, t))
         case _:
             return await open_local(folder, settings)
+
+
+async def _open_replica(t: int, settings: OneEngine, folder: Path, logs: Path) -> Engine:
+    """One of the engines of kind 'ray', in an actor's process."""
+    return await open_engine(settings, folder, t, logs)
 
 
 async def open_judge(name: str) -> Engine | Judge:
@@ -117,7 +127,7 @@ def judge_fingerprint(name: str) -> dict[str, object]:
         case "recipe":
             recipe = judge_recipe(name)
             found = {f"judge's {key}": value for key, value in engine_fingerprint(recipe.engine).items()}
-            if recipe.engine.kind != "openai":
+            if one_engine(recipe.engine).kind != "openai":
                 found["judge's files"] = fingerprint_model(model_folder(recipe.model))
             tags = {"start": recipe.reasoning.start, "end": recipe.reasoning.end} if recipe.reasoning.strip else {}
             return found | {f"judge's reasoning.{key}": value for key, value in tags.items()}

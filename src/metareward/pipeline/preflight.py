@@ -29,6 +29,8 @@ from metareward.engines.base import require_model_folder
 from metareward.engines.device import Machine
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
+from metareward.engines.ray.settings import MISSING as RAY_MISSING
+from metareward.engines.ray.settings import RaySettings
 from metareward.engines.vllm import VllmSettings
 from metareward.engines.vllm import missing as vllm_missing
 from metareward.errors import UserError
@@ -160,6 +162,8 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _check_engine(key: str, engine: EngineSettings) -> None:
+    if isinstance(engine, RaySettings) and find_spec("ray") is None:
+        raise UserError(f"{key}.kind ray {RAY_MISSING}")
     if not isinstance(engine, VllmSettings):
         return
     if not engine.serve and find_spec("vllm") is None:
@@ -243,7 +247,7 @@ def _check_generation_devices(engine: EngineSettings, machine: Machine) -> None:
 
 
 def _check_generation_memory(engine: EngineSettings, size: ModelSize, machine: Machine) -> None:
-    if isinstance(engine, OpenAISettings):
+    if isinstance(engine, OpenAISettings | RaySettings):  # another machine's
         return
     on_gpu = bool(machine.gpus) and not (isinstance(engine, LocalSettings) and engine.device == "cpu")
     room = (min(machine.gpus) if on_gpu else machine.ram) or 0

@@ -87,6 +87,7 @@ BROKEN: list[tuple[Callable[[Path], object], tuple[str, ...], str]] = [
     (lambda at: None, ("training.method=qlora",), "training.method: qlora needs bitsandbytes; fix: pip install"),
     (lambda at: None, ("training.report_to=[mlflow]",), "training.report_to: mlflow can't be imported"),
     (lambda at: None, ("training.device=cuda",), "training.device is cuda, but torch finds no GPU"),
+    (lambda at: None, ("training.sharding=zero3",), "training.sharding: zero3 needs deepspeed"),
     (lambda at: None, ("training.sharding=fsdp2",), "training.sharding: fsdp2 needs GPUs"),
     (lambda at: None, ("engine.device=cuda",), "engine.device is cuda, but the machine has no GPU"),
     (lambda at: None, ("engine={kind: vllm, serve: true, python: gone}",), "engine.python: gone: no such program"),

@@ -122,8 +122,8 @@ def test_a_mistake_arrives_as_one_line(job: DpoJob, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^training job: no pair fits in max_length 5, the shortest has \d+ tokens"):
         run_training(wrong, lambda _: None)
     assert not list(tmp_path.glob(".*"))
-    sharded = changed(moved(job, tmp_path), sharding="fsdp2", device="cpu")
-    with pytest.raises(UserError, match="sharding fsdp2 needs GPUs"):
+    sharded = changed(moved(job, tmp_path), sharding="zero3", device="cpu")
+    with pytest.raises(UserError, match="sharding: zero3 needs GPUs"):
         run_training(sharded, lambda _: None)
 
 

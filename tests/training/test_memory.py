@@ -8,7 +8,7 @@ from training_world import save_model
 from transformers import AutoModelForCausalLM
 
 from metareward.training.config import Sharding
-from metareward.training.memory import MemorySpec, ModelSize, adapter_weights, model_size, training_bytes
+from metareward.training.memory import MemorySpec, ModelSize, adapter_weights, host_bytes, model_size, training_bytes
 
 # Llama-3-8B's published shape.
 LARGE = ModelSize(weights=8_030_261_248, layers=32, hidden=4096, vocabulary=128_256)
@@ -35,6 +35,13 @@ def test_weights_gradients_and_averages_are_sixteen_bytes() -> None:
 def test_what_is_shared_out_among_four(sharding: Sharding, bytes_each: float) -> None:
     shared = replace(NOTHING, num_processes=4, sharding=sharding)
     assert training_bytes(LARGE, shared) == pytest.approx(bytes_each * LARGE.weights)
+
+
+def test_the_host_has_each_process_s_copies_unless_they_are_loaded_in_parts() -> None:
+    eight = replace(NOTHING, num_processes=8)
+    assert host_bytes(LARGE, eight) == 8 * 2 * 4 * LARGE.weights  # 514 GB: policy and reference, float32
+    assert host_bytes(LARGE, replace(eight, sharding="fsdp2", loaded_in_parts=True)) == 4 * LARGE.weights
+    assert host_bytes(LARGE, replace(NOTHING, lora_r=16, separate_reference=False)) == 8 * LARGE.weights  # merging
 
 
 def test_adapters_need_little_more_than_the_base() -> None:

@@ -35,7 +35,7 @@ from metareward.pipeline.judge_check import planned_completions
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore
-from metareward.training.memory import model_size, training_bytes
+from metareward.training.memory import host_bytes, model_size, training_bytes
 from metareward.training.requirements import memory_spec
 from metareward.types import Judge, Prompt, PromptRecord
 
@@ -201,9 +201,10 @@ class Plan:
     """The whole run. ``seconds``: generation and evaluation without training; None if no rate is known.
 
     ``prompts_needed``: prompts to train on. ``check``: the judge on labelled pairs, empty if the recipe asks for none.
-    ``training_bytes``: upper bound of training memory per device. It, ``held_out`` and ``model_bytes`` are None if the
-    file or folder doesn't exist; ``benchmarks`` is None if a file of questions can't be read, and ``uncounted`` says
-    why. ``other_judges``: benchmarks ask judges that are other models, whose time is not in ``seconds``.
+    ``training_bytes``: upper bounds of training memory, per device and of the host. They, ``held_out`` and
+    ``model_bytes`` are None if the file or folder doesn't exist; ``benchmarks`` is None if a file of questions can't be
+    read, and ``uncounted`` says why. ``other_judges``: benchmarks ask judges that are other models, whose time is not
+    in ``seconds``.
     ``questions``: the most that a judgment by criteria asks the judge, 0 without criteria. ``verdict_requests``:
     further requests, for constrained verdicts, one for each judgment that has one.
     """
@@ -224,7 +225,7 @@ class Plan:
     verdict_requests: int
     record_bytes: int
     model_bytes: int | None
-    training_bytes: int | None
+    training_bytes: tuple[int, int] | None
     seconds: float | None
 
     @property
@@ -384,13 +385,12 @@ def _prompt_chars(experiment: Experiment) -> float | None:
     return sum(len(conversation(prompt.messages)) for prompt in prompts) / max(1, len(prompts))
 
 
-def _training_bytes(recipe: Recipe) -> int | None:
+def _training_bytes(recipe: Recipe) -> tuple[int, int] | None:
     size = model_size(model_folder(recipe.model))
     if size is None:
         return None
-    return training_bytes(
-        size, memory_spec(recipe.training, max(recipe.answers.max_tokens, recipe.judgments.max_tokens))
-    )
+    spec = memory_spec(recipe.training, max(recipe.answers.max_tokens, recipe.judgments.max_tokens))
+    return training_bytes(size, spec), host_bytes(size, spec)
 
 
 # --- as text ---
@@ -447,7 +447,9 @@ def _notes(made: Plan) -> Iterator[str]:
     yield f"engine: {made.engine}"
     yield f"disk: records {_size(made.record_bytes)}, models {models}"
     if made.training_bytes is not None:
-        yield f"memory: training takes at most about {_size(made.training_bytes)} on each device, besides the libraries"
+        device, host = (_size(each) for each in made.training_bytes)
+        on_gpus = f"; on GPUs also {host} of the machine's own memory, to load and save weights"
+        yield f"memory: training takes at most about {device} on each device, besides the libraries{on_gpus}"
     if made.seconds is None:
         yield "time: give --measure, --rate TOKENS_PER_SECOND, or --like RUN with a run that has finished an iteration"
     else:

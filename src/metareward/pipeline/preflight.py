@@ -39,7 +39,7 @@ from metareward.pipeline import benchmarks
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.storage.custody import NAME_A_MODEL
-from metareward.training.memory import ModelSize, model_size, training_bytes
+from metareward.training.memory import ModelSize, host_bytes, model_size, training_bytes
 from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
 
 _GB = 10**9
@@ -277,9 +277,16 @@ def _check_training_memory(recipe: Recipe, size: ModelSize, machine: Machine) ->
         room = min(machine.gpus) if on_gpu else machine.ram
         if machine.mps or room is None:
             return
-        need = training_bytes(size, memory_spec(settings, completion))
+        spec = memory_spec(settings, completion)
+        need = training_bytes(size, spec)
         if not on_gpu:
             need *= settings.num_processes
+        elif machine.ram is not None and host_bytes(size, spec) > machine.ram:
+            raise UserError(
+                f"training: M{t}'s weights take {host_bytes(size, spec) / _GB:.0f} GB of the machine's own memory "
+                f"while they are loaded and saved, and it has {machine.ram / _GB:.0f}; fix: "
+                + ("take a smaller model" if spec.loaded_in_parts else "--set training.sharding=fsdp2 on several GPUs")
+            )
         usable = round(room * _USABLE)
         if need <= usable:
             continue

@@ -25,8 +25,16 @@ from metareward.training.data import FittingData, count_kinds, fit_examples, fit
 from metareward.training.launch import Report, is_main_process
 from metareward.training.lineage import Lineage, adapter_base, identity_settings, source_digests, start_and_reference
 from metareward.training.models import load_dpo_models, load_model, load_tokenizer, save_trained
+from metareward.training.requirements import require_packages
 from metareward.training.sanity_checks import SanityCheck
-from metareward.training.trainer import ExampleTrainer, PairTrainer, make_dpo_trainer, make_sft_trainer
+from metareward.training.sharding import sharded_loading
+from metareward.training.trainer import (
+    ExampleTrainer,
+    PairTrainer,
+    computes_in_bfloat16,
+    make_dpo_trainer,
+    make_sft_trainer,
+)
 
 _PACKAGES = ("metareward", "torch", "transformers", "trl")
 
@@ -41,7 +49,9 @@ def fit(
     run = Run(job, folders, report, resume)
     tokenizer = load_tokenizer(job.start)
     if isinstance(job, SftJob):
-        model = load_model(job.start, job.settings.dropout)
+        require_packages(job.settings)
+        shards = sharded_loading(job.settings, computes_in_bfloat16(job.settings))
+        model = load_model(job.start, job.settings.dropout, **shards)
         data = fit_examples(examples, tokenizer, job, _context(model))
         callbacks = [run.on_data(data), run.resume_states]
         trainer = make_sft_trainer(job, data, model, tokenizer, run.checkpoint_folder, callbacks)

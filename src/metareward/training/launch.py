@@ -33,7 +33,7 @@ from metareward.storage.atomic import write_errors
 from metareward.storage.custody import known_digests
 from metareward.training.config import AnyJob, DpoJob, read_job
 from metareward.training.lineage import Lineage, existing_lineage, read_lineage
-from metareward.training.requirements import require_devices
+from metareward.training.requirements import loads_shards, require_devices
 
 Step = Mapping[str, float]
 Event = Mapping[str, object]
@@ -174,7 +174,8 @@ def main(job_path: Path) -> None:
     if settings.device in ("auto", "cuda") and torch.cuda.is_available():
         from accelerate.commands import launch
 
-        config = ACCELERATE_CONFIGS / f"{settings.sharding}.yaml"
+        # A model that is loaded in parts is nothing that accelerate has to shard.
+        config = ACCELERATE_CONFIGS / f"{'ddp' if loads_shards(settings) else settings.sharding}.yaml"
         options = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0"]
         launch.launch_command(launch.launch_command_parser().parse_args([*options, *worker]))
         return

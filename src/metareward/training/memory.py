@@ -1,4 +1,4 @@
-"""How much memory training takes on each device, from the start model's folder alone.
+"""How much memory training takes on each device and of the host, from the start model's folder alone.
 
     weights      4 bytes each where they are trained, plus 4 for the gradient and 8 for Adam's two averages; a base that
                  only carries an adapter has 2 (bfloat16), 4 (float32) or about 0.55 (4 bits) and nothing else
@@ -8,6 +8,9 @@
                  layer; and three float32 values of the vocabulary for each completion token
 
 It is an upper bound for the longest rows that max_length allows, without the allocator's waste.
+
+Beside GPUs the host has the weights while they are loaded and saved: policy and reference once for each process, but
+nothing where each loads its part onto its own GPU (`loaded_in_parts`); then one model, as the first process writes it.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class MemorySpec:
     separate_reference: bool = True
     num_processes: int = 1
     sharding: Sharding = "ddp"
+    loaded_in_parts: bool = False
 
 
 def model_size(folder: Path) -> ModelSize | None:
@@ -88,6 +92,17 @@ def training_bytes(size: ModelSize, spec: MemorySpec) -> int:
     stored = 2 * size.layers + _LAYER if spec.gradient_checkpointing else size.layers * _LAYER
     activations = spec.tokens * size.hidden * stored * factor + spec.completion_tokens * size.vocabulary * 3 * 4
     return round(states + activations)
+
+
+def host_bytes(size: ModelSize, spec: MemorySpec) -> int:
+    """What training on GPUs needs of the machine's own memory, in bytes: the larger of loading and saving.
+
+    Saving takes a model in float32, and a copy in another format unless the weights are converted one by one.
+    """
+    loaded = 2 if spec.bfloat16 and spec.lora_r else 4
+    loading = 0 if spec.loaded_in_parts else size.weights * loaded * (1 + spec.separate_reference) * spec.num_processes
+    saving = size.weights * 4 * (1 if spec.loaded_in_parts else 2)
+    return max(loading, saving)
 
 
 def adapter_weights(size: ModelSize, lora_r: int) -> int:

@@ -28,9 +28,11 @@ from metareward.errors import UserError
 from metareward.training.config import AnyJob, DpoJob
 from metareward.training.lineage import ADAPTER, adapter_base
 from metareward.training.requirements import require_packages
+from metareward.training.sharding import gather_weights, is_sharded, sharded_loading
 from metareward.training.trainer import ExampleTrainer, PairTrainer, computes_in_bfloat16
 
 _NAMES_SHOWN = 3
+_SHARDS = "distributed_config"  # transformers' name in a configuration
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -83,9 +85,10 @@ class DpoModels:
 def load_dpo_models(job: DpoJob) -> DpoModels:
     """Load the models of ``job``. Raises `UserError` for incomplete folders and for missing packages."""
     settings, lora = job.settings, job.settings.adapter
-    if lora is None:
-        return DpoModels(load_model(job.start, settings.dropout), load_model(job.reference, 0.0))
     require_packages(settings)
+    if lora is None:
+        shards = sharded_loading(settings, computes_in_bfloat16(settings))
+        return DpoModels(load_model(job.start, settings.dropout, **shards), load_model(job.reference, 0.0, **shards))
     dtype = torch.bfloat16 if computes_in_bfloat16(settings) else torch.float32
     from peft import LoraConfig, PeftConfig, PeftModel
 
@@ -133,7 +136,9 @@ def _load_base(job: DpoJob, dtype: torch.dtype) -> Any:
 def save_trained(trainer: PairTrainer | ExampleTrainer, job: AnyJob, folder: Path) -> None:
     """Write the trainer's model into ``folder`` as it is now. Every process has to call this; the first one writes."""
     weights = None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process holds a part
+    if trainer.is_distributed_loading_by_transformers:
+        weights = gather_weights(trainer.model, _saved_dtype(job), trainer.is_world_process_zero())
+    elif is_sharded(trainer):
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
@@ -157,18 +162,18 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
     What training changes for its own use (dropout, the cache, padding) is written as the start model has it; ``model``
     stays as it is. ``weights`` are all of them, where ``model`` has only a part.
     """
-    start = AutoConfig.from_pretrained(job.start)
-    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "start": start.dtype}
-    dtype = formats[job.settings.save_dtype] or torch.float32
+    start, dtype = AutoConfig.from_pretrained(job.start), _saved_dtype(job)
     converted: dict[tuple[int, torch.Size], Tensor] = {}  # each storage once: tied weights stay tied
     state = {
         name: converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
         for name, tensor in (weights or model.state_dict()).items()
     }
     own = {name: getattr(model.config, name) for name in ("use_cache", "pad_token_id", *dropout_names(start))}
+    if hasattr(model.config, _SHARDS):  # saving would gather the weights once more, in all processes
+        own[_SHARDS] = getattr(model.config, _SHARDS)
     try:
         for name in own:
-            setattr(model.config, name, getattr(start, name))
+            setattr(model.config, name, getattr(start, name, None))
         model.save_pretrained(folder, state_dict=state)
     finally:
         for name, value in own.items():
@@ -179,6 +184,12 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
     for name in ("generation_config.json", *(Path(path).name for path in written)):
         if (job.start / name).is_file():  # the same bytes, without what loading adds
             shutil.copyfile(job.start / name, folder / name)
+
+
+def _saved_dtype(job: AnyJob) -> torch.dtype:
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    start = AutoConfig.from_pretrained(job.start).dtype or torch.float32
+    return formats.get(job.settings.save_dtype, start)
 
 
 def _update_json(path: Path, changes: Mapping[str, object]) -> None:

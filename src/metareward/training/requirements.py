@@ -7,6 +7,7 @@ imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
 
@@ -14,7 +15,14 @@ from metareward.errors import UserError
 from metareward.training.config import OptimizationSettings, TrainingSettings
 from metareward.training.memory import MemorySpec, ModelSize, training_bytes
 
+_SHARDING_TRANSFORMERS = (5, 23)  # the first release with which loading in parts is tested
 _LEAST_LENGTH = 1024  # tokens; shorter rows are not proposed
+
+
+def loads_shards(settings: OptimizationSettings) -> bool:
+    """Whether each process loads only its part of the weights: FSDP2 in full fine-tuning."""
+    adapter = isinstance(settings, TrainingSettings) and settings.adapter is not None
+    return settings.sharding == "fsdp2" and settings.num_processes > 1 and not adapter
 
 
 def require_packages(settings: OptimizationSettings) -> None:
@@ -30,6 +38,10 @@ def require_packages(settings: OptimizationSettings) -> None:
     for package, (key, value, extra) in needed.items():
         if find_spec(package) is None:
             raise UserError(f"training.{key}: {value} needs {package}; fix: pip install 'metareward[{extra}]'")
+    if loads_shards(settings) and tuple(map(int, version("transformers").split(".")[:2])) < _SHARDING_TRANSFORMERS:
+        least = ".".join(map(str, _SHARDING_TRANSFORMERS))
+        fix = f"pip install 'transformers>={least}' (vLLM has an environment of its own: docs/engines.md)"
+        raise UserError(f"training.sharding: fsdp2 needs transformers {least}; fix: {fix}")
     missing = [name for name in settings.report_to if find_spec(name) is None]
     if missing:
         names = " ".join(missing)
@@ -48,7 +60,8 @@ def require_devices(settings: OptimizationSettings, gpus: int, mps: bool) -> Non
     """Raise `UserError` for any setting that needs GPUs that aren't there."""
     require_device(settings, gpus, mps)
     on_gpus = settings.device in ("auto", "cuda") and gpus > 0
-    if settings.sharding != "ddp" and not on_gpus:
+    on_cpus_only = not gpus and not mps and settings.device in ("auto", "cpu")
+    if settings.sharding != "ddp" and not on_gpus and not (on_cpus_only and loads_shards(settings)):
         only = f"{settings.sharding} needs GPUs, and torch finds none"
         raise UserError(f"training.sharding: {only}; fix: make it ddp")
     if isinstance(settings, TrainingSettings) and settings.method == "qlora" and not on_gpus:
@@ -71,6 +84,7 @@ def memory_spec(settings: TrainingSettings, completion: int) -> MemorySpec:
         separate_reference=settings.method == "full" or settings.reference in ("m0", "ema"),
         num_processes=settings.num_processes,
         sharding=settings.sharding,
+        loaded_in_parts=loads_shards(settings),
     )
 
 

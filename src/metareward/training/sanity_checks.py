@@ -27,6 +27,7 @@ from metareward.training.config import DpoJob
 from metareward.training.lineage import check_log_ratio
 from metareward.training.prefix_sharing.check import PackingCheck
 from metareward.training.prefix_sharing.forward import IGNORE_INDEX, PrefixSharing, why_not_packed
+from metareward.training.sharding import is_sharded
 from metareward.training.trainer import PairTrainer, precompute_reference, use_precomputed
 
 _PAIRS = 2
@@ -62,7 +63,7 @@ class SanityCheck(TrainerCallback):  # type: ignore[misc]
         self._reference: Checked | None = None
         self._precomputed: LogProbs | None = None
         if model is None:
-            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            if is_sharded(trainer):
                 return  # a policy of which each process holds a part can't be run before training begins
             model = trainer.model
         with _as_reference(trainer):
@@ -151,7 +152,7 @@ def _try_packed(
     trainer: PairTrainer, model: Any, sharing: PrefixSharing, rows: dict[str, Tensor], trained: bool
 ) -> str:
     """Pack rows if the figures are the same, with FlexAttention on a GPU if it gives them; else the reason why not."""
-    with_gradient = trained and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    with_gradient = trained and not is_sharded(trainer)
     if with_gradient:
         model = trainer.accelerator.unwrap_model(model)  # no gradients to be averaged over the processes
         # As it is trained, where that is deterministic; without checkpointing two pairs may not fit in memory.

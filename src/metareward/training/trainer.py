@@ -30,7 +30,8 @@ from metareward.seeds import derive
 from metareward.training.checkpoints import LogProbs
 from metareward.training.config import DpoJob, OptimizationSettings, SftJob, TrainingJob
 from metareward.training.data import Example, FittingData, TrainingPair
-from metareward.training.requirements import require_device, require_packages
+from metareward.training.requirements import loads_shards, require_device, require_packages
+from metareward.training.sharding import ShardedResumeStates
 
 _SEEDS = 2**31  # transformers hands the seed to NumPy, which takes 32 bits
 _REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's, read by its collator and its loss
@@ -44,6 +45,8 @@ _FIXED: dict[str, Any] = {
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
+# Reduced after each micro-batch: until then each process holds the gradients of all weights.
+_SHARDED_GRADIENTS = {"sync_each_batch": True}
 
 
 class LengthSortedBatches(Sampler[int]):
@@ -83,7 +86,7 @@ class _OwnOrder:
         return self.order
 
 
-class PairTrainer(_OwnOrder, DPOTrainer):  # type: ignore[misc]
+class PairTrainer(_OwnOrder, ShardedResumeStates, DPOTrainer):  # type: ignore[misc]
     """`DPOTrainer` with our order of pairs, rows that are token ids already, and the mean over a step's pairs as loss.
 
     transformers takes the mean of the micro-batches' means: in an epoch's last step, whose last micro-batch may be
@@ -113,7 +116,7 @@ def _count_pairs(micro_batch: Mapping[str, Tensor]) -> int:
     return len(micro_batch["input_ids"]) // 2
 
 
-class ExampleTrainer(_OwnOrder, SFTTrainer):  # type: ignore[misc]
+class ExampleTrainer(_OwnOrder, ShardedResumeStates, SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` with our order of examples."""
 
 
@@ -215,6 +218,7 @@ def _arguments(job: TrainingJob, examples: int, folder: Path) -> dict[str, Any]:
         "bf16": computes_in_bfloat16(settings),
         "use_cpu": settings.device == "cpu" or (settings.device == "auto" and not torch.accelerator.is_available()),
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "accelerator_config": {"gradient_accumulation_kwargs": _SHARDED_GRADIENTS} if loads_shards(settings) else None,
         "seed": derive(job.seed, "training") % _SEEDS,
         **_schedule(settings, math.ceil(examples / settings.batch_size) * settings.num_train_epochs),
         **_FIXED,

@@ -17,6 +17,7 @@ import pytest
 from whole_runs import HELD_OUT, ITERATIONS, PROMPTS, Workspace, documents, kill_tree, processes_of, run_results
 
 from metareward.errors import UserError
+from metareward.storage.custody import fingerprint_model, weights_deleted
 from metareward.storage.run_dir import RunDir
 
 pytestmark = [
@@ -79,9 +80,9 @@ def moments(seed: int, stages: Sequence[tuple[str, int]]) -> list[Moment]:
     ]
 
 
-def come_to(workspace: Workspace, name: str, moment: Moment) -> subprocess.Popen[str]:
+def come_to(workspace: Workspace, name: str, moment: Moment, *words: str) -> subprocess.Popen[str]:
     """A run, at the moment."""
-    process = workspace.start(name)
+    process = workspace.start(name, *words)
     run, until = RunDir(workspace.folder / name), time.monotonic() + LONGEST
     try:
         while not reached(run, process.pid, moment):
@@ -95,9 +96,9 @@ def come_to(workspace: Workspace, name: str, moment: Moment) -> subprocess.Popen
     return process
 
 
-def interrupt(workspace: Workspace, name: str, moment: Moment) -> None:
+def interrupt(workspace: Workspace, name: str, moment: Moment, *words: str) -> None:
     """Start the run, kill all of it at the moment."""
-    process = come_to(workspace, name, moment)
+    process = come_to(workspace, name, moment, *words)
     kill_tree(process)
     assert process.returncode == -signal.SIGKILL, f"ended before {moment}"
     assert not processes_of(process.pid)
@@ -183,3 +184,24 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_ends_in_one_line(workspa
         assert not processes_of(process.pid)
     assert workspace.run("interrupted")[0] == 0
     assert run_results(RunDir(workspace.folder / "interrupted")) == run_results(workspace.reference())
+
+
+@pytest.mark.slow
+def test_a_run_that_deletes_weights_makes_the_same_model_also_after_a_kill(workspace: Workspace) -> None:
+    """It begins where the reference run had written its last records."""
+    there = RunDir(Path(shutil.copytree(workspace.reference().path, workspace.folder / "thin")))
+    last = there.iteration(ITERATIONS)
+    for folder in (last.evaluation, last.model, last.path / "pairs"):
+        shutil.rmtree(folder)
+    for file in (last.done, last.path / "seconds.json", *last.path.glob("training.*"), there.report):
+        file.unlink()
+    keep = ("--set", "training.keep_models=1")
+    interrupt(workspace, "thin", Moment("training", ITERATIONS, 1, 0.0), *keep)
+    assert not weights_deleted(there.iteration(1).model)
+    code, _, errors = workspace.go_on("thin", *keep)
+    assert code == 0, errors
+    assert weights_deleted(there.iteration(1).model)
+    assert fingerprint_model(last.model) == fingerprint_model(workspace.reference().iteration(ITERATIONS).model)
+    assert fingerprint_model(there.iteration(1).model) == fingerprint_model(workspace.reference().iteration(1).model)
+    code, told, errors = workspace.go_on("thin", *keep)
+    assert code == 0 and "Traceback" not in errors, told + errors

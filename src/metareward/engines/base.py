@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from metareward.errors import UserError
 from metareward.method.judge import Reasoning
+from metareward.storage.custody import require_weights
 from metareward.types import Completion, Messages, ModelRole, Sampling
 
 T = TypeVar("T")
@@ -184,6 +185,7 @@ def require_model_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no such model folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json, so this is not a Hugging Face model folder")
+    require_weights(folder)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: no *.safetensors weights; save the model with save_pretrained()")
 

@@ -29,7 +29,7 @@ from metareward.pipeline.experiment import Experiment, verdict_rules
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage.atomic import write_atomic
-from metareward.storage.custody import fingerprint_model
+from metareward.storage.custody import fingerprint_model, weights_deleted
 from metareward.storage.run_log import log_event, timed
 from metareward.text import replace_surrogates
 from metareward.types import Completion, Judge, Message, Messages, ModelRole, Prompt, Sampling
@@ -95,8 +95,27 @@ class BenchmarkRun:
     @property
     def due(self) -> bool:
         """Whether M_t is measured: it was chosen, and what it is compared with isn't itself."""
+        return self._chosen and not self._lost
+
+    @property
+    def _chosen(self) -> bool:
         models = self.benchmark.models
         return (not models or self.t in models) and (self.t > 0 or self.benchmark.opponent is None)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether M_t can't be measured any more, because weights that it takes are deleted."""
+        if self.result.is_file():
+            return False
+        deleted = weights_deleted(self.experiment.model(self.t)) and self.benchmark.asked_judge == "itself"
+        opponent = self.opponent if self.t else None
+        return deleted or self._silent or (opponent is not None and opponent._silent)
+
+    @property
+    def _silent(self) -> bool:
+        """Whether M_t has not answered and its weights are deleted."""
+        unanswered = self.benchmark.has_requests and not self.answers.is_file()
+        return unanswered and weights_deleted(self.experiment.model(self.t))
 
     @property
     def answering(self) -> bool:
@@ -184,6 +203,10 @@ def check(experiment: Experiment) -> None:
 
     Judges are looked at without opening them: a server needn't be up before it is asked.
     """
+    every = [each for t in range(experiment.last + 1) for each in benchmark_runs(experiment, t)]
+    for each in (each for each in every if each._chosen and not each.due):
+        name = each.benchmark.name
+        _LOG.warning("benchmarks.%s: %s isn't measured: weights that it needs are deleted", name, each.model)
     for each in {each.benchmark.name: each for each in _pending(experiment)}.values():
         for name, reader in each.local.files():
             reader(Path(name))

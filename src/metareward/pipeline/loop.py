@@ -20,6 +20,7 @@ from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.fork import fork_of
 from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
+from metareward.pipeline.kept_models import delete_old_weights
 from metareward.pipeline.preflight import check_inputs, check_machine
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
@@ -51,6 +52,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
         experiment.begin(recipe_text)
         if fork is not None:
             fork.take_over()
+        delete_old_weights(experiment)
         if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):
             return False
         progress = terminal_progress()
@@ -79,6 +81,7 @@ def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
         experiment.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
         mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
         log_event(experiment.run, "iteration done", iteration=t)
+        delete_old_weights(experiment)
         write_report(experiment.run)
 
 

@@ -32,6 +32,7 @@ from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
 from metareward.pipeline.engines import model_folder, open_judge
 from metareward.pipeline.experiment import Experiment, most_questions, most_tokens
 from metareward.pipeline.judge_check import planned_completions
+from metareward.pipeline.kept_models import most_models
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, read_done
 from metareward.storage.store import RecordStore
@@ -286,7 +287,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         questions=most_questions(recipe.judgments),
         verdict_requests=_verdict_requests(recipe, (*check, *_all_roles((*iterations, *evaluations))), asked_T),
         record_bytes=sum(role.tokens * _BYTES_PER_TOKEN + role.calls * _BYTES_PER_COMPLETION for role in all_roles),
-        model_bytes=None if files is None else sum(file.stat().st_size for file in files) * len(iterations),
+        model_bytes=None if files is None else sum(file.stat().st_size for file in files) * most_models(recipe),
         training_bytes=_training_bytes(recipe),
         seconds=_seconds(all_roles),
     )

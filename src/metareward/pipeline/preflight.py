@@ -38,6 +38,7 @@ from metareward.method.template import conversation
 from metareward.pipeline import benchmarks
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment, most_tokens
+from metareward.pipeline.kept_models import most_models
 from metareward.storage.custody import NAME_A_MODEL
 from metareward.training.memory import ModelSize, host_bytes, model_size, training_bytes
 from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
@@ -303,11 +304,12 @@ def _check_disk(experiment: Experiment) -> None:
     """The models that are yet to be written must fit the disk."""
     recipe, run = experiment.recipe, experiment.run
     weights = sum(path.stat().st_size for path in model_folder(recipe.model).glob("*.safetensors"))
-    missing = [t for t in recipe.iterations if not experiment.model(t).is_dir()]
+    missing = sum(not experiment.model(t).is_dir() for t in recipe.iterations)
+    missing = min(missing, most_models(recipe))
     existing = next(folder for folder in (run.path.absolute(), *run.path.absolute().parents) if folder.is_dir())
-    free, need = shutil.disk_usage(existing).free, weights * len(missing)
+    free, need = shutil.disk_usage(existing).free, weights * missing
     if need > free:
         raise UserError(
-            f"{run.path}: {len(missing)} models take {need / _GB:.1f} GB, and its disk has {free / _GB:.1f} GB left; "
+            f"{run.path}: {missing} models take {need / _GB:.1f} GB, and its disk has {free / _GB:.1f} GB left; "
             "fix: make room, or name a folder on another disk with --out"
         )

@@ -14,6 +14,7 @@ from metareward.method.health_checks import HealthCheck
 from metareward.report.facts import Iteration, gather
 from metareward.report.independent_judge import judge_lines, pending_lines
 from metareward.report.judge_health import entry_counts, health_lines
+from metareward.storage.custody import weights_deleted
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.text import escape_control
@@ -39,6 +40,7 @@ class IterationStatus:
     evaluated: bool
     done: bool
     benchmarks: int = 0
+    weights_deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def _iteration(run: RunDir, facts: Iteration) -> IterationStatus:
         evaluated=facts.evaluation is not None,
         done=facts.done,
         benchmarks=len(facts.benchmarks),
+        weights_deleted=weights_deleted(folder.model),
     )
 
 
@@ -185,4 +188,5 @@ def _row(each: IterationStatus, recipe: Recipe) -> tuple[str, ...]:
     prompts = f"{each.finished:>{len(str(total))}}/{total}{f' ({each.failed} failed)' if each.failed else ''}"
     actor, judge = ("pending" if pairs is None else str(pairs) for pairs in (each.actor_pairs, each.judge_pairs))
     judge = judge if recipe.iterations[each.t].judge_pairs else "none planned"
-    return (f"M{each.t}", prompts, actor, judge, f"M{each.t}" if each.trained else "pending", evaluated)
+    trained = f"M{each.t}{' (weights deleted)' if each.weights_deleted else ''}" if each.trained else "pending"
+    return (f"M{each.t}", prompts, actor, judge, trained, evaluated)

@@ -1,4 +1,5 @@
-"""Digests of files and of model folders. A file is read once, and again only after it has changed.
+"""Digests of files and of model folders, also of one whose weights are deleted. A file is read once, and again only
+after it has changed.
 
 A model of 16 GB takes a minute to hash, and a run needs its digest many times. A file's digest is therefore remembered
 with the file's identity: device, inode, size, and the times of its last change. Whatever changes the content changes
@@ -8,6 +9,7 @@ the identity, so a remembered digest is never that of other content; a file that
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable
@@ -15,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.errors import UserError
+from metareward.storage.atomic import write_atomic
 
 LINEAGE = "lineage.json"
+_DELETED = "weights_deleted.json"  # in a model folder: the digest that it had, and why its weights are gone
 _MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})
 # A file that changes twice within one tick of the file system's clock keeps its times. So a digest is remembered only
 # once the last change lies back further than a tick: 10 ms in Linux, 2 s where times are whole seconds (FAT, old NFS).
@@ -89,14 +93,18 @@ def model_files(folder: Path) -> list[Path]:
     """The files that a model consists of: configuration, tokenizer and weights, but neither README nor lineage."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix in _MODEL_FILES and path.name != LINEAGE)
+    files = (path for path in folder.iterdir() if path.suffix in _MODEL_FILES)
+    return sorted(path for path in files if path.name not in (LINEAGE, _DELETED))
 
 
 def fingerprint_model(folder: Path) -> str:
     """64 hex digits over the configuration, tokenizer and weights of a Hugging Face folder, names and contents.
 
-    Raises `UserError` when there is no model with safetensors weights in ``folder``.
+    Of a model whose weights are deleted it is what it was. Raises `UserError` when there is no model with safetensors
+    weights in ``folder``.
     """
+    if (deleted := _deleted(folder)) is not None:
+        return deleted["sha256"]
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (config.json is missing); {NAME_A_MODEL}")
     files = model_files(folder)
@@ -104,6 +112,42 @@ def fingerprint_model(folder: Path) -> str:
         raise UserError(f"{folder}: no safetensors weights; fix: save the model with save_pretrained")
     digests = "".join(f"{path.name} {digest(path)}\n" for path in files)
     return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def delete_weights(folder: Path, why: str) -> bool:
+    """Delete the weights of the model in ``folder``; its digest, configuration, lineage and adapter stay.
+
+    Whether there were any. After a kill it can be called again: the digest is written first.
+    """
+    weights = list(folder.glob("*.safetensors"))
+    if weights and _deleted(folder) is None:
+        write_atomic(folder / _DELETED, json.dumps({"sha256": fingerprint_model(folder), "why": why}) + "\n")
+    for path in weights:
+        path.unlink()
+    return bool(weights)
+
+
+def weights_deleted(folder: Path) -> bool:
+    """Whether `delete_weights` has deleted this model's weights."""
+    return (folder / _DELETED).is_file()
+
+
+def require_weights(folder: Path) -> None:
+    """Raise `UserError` if this model's weights have been deleted, with the reason."""
+    if (deleted := _deleted(folder)) is not None:
+        raise UserError(f"{folder}: its weights are deleted ({deleted['why']}); fix: name a model that has its weights")
+
+
+def _deleted(folder: Path) -> dict[str, str] | None:
+    """What `delete_weights` wrote in ``folder``, None if it wasn't called. Raises `UserError` for a damaged file."""
+    path = folder / _DELETED
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        return {"sha256": str(found["sha256"]), "why": str(found["why"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: can't be read ({error}); fix: restore it") from None
 
 
 def model_ref(folder: Path, relative_to: Path) -> ModelRef:

@@ -17,7 +17,7 @@ from typing import Any
 
 from metareward.errors import UserError
 from metareward.storage.atomic import atomic_dir
-from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model
+from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model, require_weights
 from metareward.training.launch import USER_ERROR, error_line
 
 RECORD = "average.json"  # in the model folder: what it was averaged from
@@ -35,6 +35,8 @@ def make_average(earlier: Path, newer: Path, decay: float, output: Path) -> Path
         if not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != _record(before, now, decay):
             raise UserError(f"{output}: not the average of {earlier} and {newer}; fix: move or delete it")
         return output
+    for folder in (earlier, newer):
+        require_weights(folder)
     models = [before.path, before.sha256, now.path, now.sha256]
     command = [sys.executable, "-m", __name__, *models, str(decay), str(output)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

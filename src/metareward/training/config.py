@@ -176,6 +176,9 @@ class TrainingSettings(OptimizationSettings):
         default=True, description="Compute what the rows of a micro-batch share once, where the model allows it"
     )
     checkpoint_selection: CheckpointSelectionSettings = CheckpointSelectionSettings()
+    keep_models: Literal["all"] | Count = Field(
+        default="all", description="Models that keep their weights: all, or the last so many, once a later one is done"
+    )
 
     @property
     def adapter(self) -> LoraSettings | None:

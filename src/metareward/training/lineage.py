@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 _NOT_IDENTITY = frozenset(
     {
         *("device", "per_device_train_batch_size", "gradient_checkpointing", "prefix_sharing", "num_processes"),
-        *("sharding", "save_steps", "report_to", "checkpoint_selection"),
+        *("sharding", "save_steps", "report_to", "checkpoint_selection", "keep_models"),
         *("start", "reference", "ema_decay", "method", "lora"),  # in the identity under other keys
     }
 )

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from metareward.errors import UserError
+from metareward.storage.custody import require_weights
 from metareward.training.config import AnyJob, DpoJob
 from metareward.training.lineage import ADAPTER, adapter_base
 from metareward.training.requirements import require_packages
@@ -48,6 +49,7 @@ def load_model(folder: Path, dropout: float, dtype: torch.dtype = torch.float32,
 
     Raises `UserError` when weights are missing in the folder, or for dropout in an architecture that has none.
     """
+    require_weights(folder)
     config = AutoConfig.from_pretrained(folder)
     names = dropout_names(config)
     if dropout and not names:

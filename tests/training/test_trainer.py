@@ -161,6 +161,7 @@ ELSEWHERE = {
     "reference": "tests/pipeline/test_experiment.py",
     "ema_decay": "tests/training/test_average.py",
     "checkpoint_selection": "tests/training/test_checkpoints.py",
+    "keep_models": "tests/pipeline/test_kept_models.py",
     "prefix_sharing": "tests/training/test_sanity_checks.py",
     "lora": "test_an_adapter_is_as_set",
     "carry_over": "tests/pipeline/test_checkpoint_selection.py",

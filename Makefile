@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-data test-ray test-servers mutants lint bench docs dist clean
+.PHONY: demo real test test-slow test-data test-ray test-servers test-browser mutants lint bench docs dist clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -39,6 +39,12 @@ test-ray: .venv/ready
 test-servers: .venv/ready
 	bash tests/support/setup_servers.sh
 	$(BIN)/pytest -m servers --timeout 900 tests/engines
+
+# The pages of `metareward view` in Chromium: METAREWARD_CHROMIUM=/path, or one that `playwright install chromium` fetched.
+# METAREWARD_PICTURES=DIR keeps a picture of each page.
+test-browser: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/pytest -m browser tests/viewer
 
 # Mutation testing: all modules of [tool.mutmut] in pyproject.toml, or those that ONLY names, such as "metareward.method.elo*".
 # ONLY takes options, too: --rest, --survivors and --tests FILE (tests/support/mutants.py --help).

@@ -12,6 +12,7 @@ from itertools import permutations
 from pathlib import Path
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
+from metareward.evaluation.held_out import HeldOut, held_out_to_json
 from metareward.method.diagnostics import summarize
 from metareward.method.health_checks import HealthCheck, check_gates
 from metareward.method.judge import Rubric
@@ -51,6 +52,10 @@ _PINNED = (
     *(f"iterations.{t}.rho={rho}" for t, rho in ((1, 0.0), (2, 0.2), (3, 0.2), (4, 0.2))),
     *(f"iterations.{t}.judge_pairs={'true' if t <= 2 else 'false'}" for t in (1, 2, 3, 4)),
     *(f"iterations.{t}.{limit}=null" for t in (1, 2, 3, 4) for limit in ("max_answer_chars", "max_judgment_chars")),
+)
+HOSTILE = (
+    '</div></details><script>alert("x")</script><img src=x onerror=alert(1)>'
+    "\x00\x1b[31m \u202eright to left\u202c {{ 7 * 7 }} {% raw %} &amp; <style>*{display:none}</style>"
 )
 _TOPICS = ("animals", "colours", "fruits", "tools")
 _WORDS = ("otter", "heron", "badger", "plum", "ochre", "chisel", "quince", "teal", "mallet", "finch")
@@ -257,3 +262,13 @@ def _meta(draw: random.Random, first: int, second: int, scores: Mapping[int, flo
 def _spread(candidate: Candidate) -> float:
     scores = [j.reading.score for j in candidate.judgments_N if isinstance(j.reading, Scored)]
     return max(scores) - min(scores) if len(scores) > 1 else 0.0
+
+
+def write_held_out(run: RunDir, t: int) -> None:
+    """Held-out records of M``t``: six prompts with an answer and a judgment each."""
+    with RecordStore.open(run.iteration(t).evaluation / "records.sqlite", {"seed": 0}) as store:
+        for number in range(6):
+            prompt = Prompt(f"held-{number}", (Message("user", f"Name {number} colours."),))
+            judgments = (Judgment(0, "fine", 1, Scored(float((number + t) % 6))),)
+            own = (Candidate(0, f"red, blue, M{t}", "stop", 4, judgments),)
+            store.put(prompt.id, held_out_to_json(HeldOut(prompt, own, own, ())))

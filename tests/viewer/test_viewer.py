@@ -6,15 +6,25 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html import unescape
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-from fake_run import PROMPTS, fake_record, fake_run, recipe_of, start, write_built, write_records
+from fake_run import (
+    HOSTILE,
+    PROMPTS,
+    fake_record,
+    fake_run,
+    recipe_of,
+    start,
+    write_built,
+    write_held_out,
+    write_records,
+)
 from starlette.testclient import TestClient
 
-from metareward.evaluation.held_out import HeldOut, held_out_to_json
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
@@ -24,11 +34,6 @@ from metareward.viewer.runs import ViewedRun
 from metareward.viewer.selection import Selection, select
 from metareward.viewer.server import application
 
-HOSTILE = (
-    '</div></details><script>alert("x")</script><img src=x onerror=alert(1)>'
-    "\x00\x1b[31m \u202eright to left\u202c {{ 7 * 7 }} {% raw %} &amp; <style>*{display:none}</style>"
-)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
@@ -37,15 +42,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     for t in (0, 1):
         write_held_out(made, t)
     return made
-
-
-def write_held_out(run: RunDir, t: int) -> None:
-    with RecordStore.open(run.iteration(t).evaluation / "records.sqlite", {"seed": 0}) as store:
-        for number in range(6):
-            prompt = Prompt(f"held-{number}", (Message("user", f"Name {number} colours."),))
-            judgments = (Judgment(0, "fine", 1, Scored(float((number + t) % 6))),)
-            own = (Candidate(0, f"red, blue, M{t}", "stop", 4, judgments),)
-            store.put(prompt.id, held_out_to_json(HeldOut(prompt, own, own, ())))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +171,8 @@ def test_hostile_texts_are_shown_as_text(tmp_path: Path) -> None:
     page = client.get(address).text
     whole = client.get(next(each for each in links(page) if "what=answer-1" in each)).text
     export = exported(viewed, Selection())
-    assert long in whole and long not in page
+    pieces = re.findall(r'<div class="piece" dir="auto">([^<]*)</div>', whole)
+    assert "".join(pieces) == long and long not in page
     for html in (listed, page, export):
         tags = re.findall(r"<(script|img|style)\b([^>]*)", html)
         assert [tag for tag in tags if "viewer.js" not in tag[1]] == ([("style", "")] if html == export else [])
@@ -242,6 +239,26 @@ def test_empty_and_damaged_runs_give_one_clear_line(tmp_path: Path) -> None:
     assert torn.status_code == 404 and "records.sqlite" in torn.text and "Traceback" not in torn.text
     write_atomic(damaged.iteration(1).records, b"no database" * 400)
     assert "no record store" in client_of(opened(damaged, tmp_path / "cache")).get("/run/0/prompts?t=1").text
+
+
+def test_a_record_that_contradicts_itself_is_one_line(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    record = next(each for each in records() if each.dispute is not None)
+    assert record.dispute is not None
+    for at, broken in enumerate((replace(record.dispute, judgments_M=(0, 99)), replace(record.dispute, candidate=99))):
+        prompt = replace(record.prompt, id=f"broken-{at}")
+        write_records(run, 1, [replace(record, prompt=prompt, dispute=broken)])
+    client = client_of(opened(run, tmp_path / "cache"))
+    for at in (0, 1):
+        page = client.get(f"/run/0/prompt?t=1&id=broken-{at}")
+        assert page.status_code == 404 and "contradicts itself" in page.text
+
+
+def test_a_damaged_index_is_made_anew(run: RunDir, tmp_path: Path) -> None:
+    viewed = opened(run, tmp_path / "cache")
+    whole = keys(viewed, "t=1")
+    write_atomic(viewed.index.path, b"no index" * 1000)
+    assert keys(opened(run, tmp_path / "cache"), "t=1") == whole
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class Index:
 
     def __init__(self, run: RunDir, cache: Path) -> None:
         self.run = run
-        name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:24]
+        name = hashlib.sha256(os.fsencode(run.path.resolve())).hexdigest()[:24]
         self.path = cache / f"{name}.sqlite"
         self._lock = threading.Lock()
         with write_errors(cache):
@@ -102,6 +102,10 @@ class Index:
                     return
         except sqlite3.DatabaseError:
             pass
+        self.make_anew()
+
+    def make_anew(self) -> None:
+        """Delete the index and make an empty one."""
         try:
             for suffix in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)

@@ -128,7 +128,9 @@ class Pages:
         found = dict(texts(trace)) if trace is not None else {}
         if what not in found:
             raise UserError(f"{key}: there is no text {what!r} in iteration {t}")
-        return self.render("text.html.j2", run=run, t=t, key=key, what=what, body=found[what])
+        return self.render(
+            "text.html.j2", run=run, t=t, key=key, what=what, body=found[what], pieces=pieces(found[what])
+        )
 
 
 def warm_up() -> None:
@@ -306,6 +308,20 @@ def texts(trace: PromptTrace) -> Iterator[tuple[str, str]]:
             yield f"reasoning-{answer.index}-{judgment.index}", judgment.reasoning
     for meta in trace.record.dispute.meta if trace.record.dispute else ():
         yield f"meta-{meta.first}-{meta.second}", meta.text
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A long text in pieces that a browser lays out fast, cut at line ends where there are any."""
+    start = 0
+    while start < len(text):
+        end = start + LONG_TEXT
+        line_end = text.rfind("\n", start, end)
+        if end < len(text) and line_end > start:
+            yield text[start:line_end]  # the piece's own end breaks the line
+            start = line_end + 1
+        else:
+            yield text[start:end]
+            start = end
 
 
 def mean_of(answers: Sequence[Candidate]) -> float | None:

@@ -71,6 +71,11 @@ class ViewedRun:
             problem = one_line(str(error))
         except (OSError, sqlite3.Error) as error:
             problem = one_line(f"{self.run.path}: can't be read: {error}")
+            if type(error) is sqlite3.DatabaseError:
+                problem = f"{self.index.path}: the index is damaged and is made anew"
+                self.index.make_anew()
+        except Exception as error:  # shown on the pages: the thread that keeps indexes must not end
+            problem = one_line(f"{self.run.path}: can't be indexed: {type(error).__name__}: {error}")
         changed |= problem != self.state.problem or (recipe is None) != (self.state.recipe is None)
         self._note(self.state.version + changed, recipe, problem, False)
 
@@ -116,7 +121,7 @@ class ViewedRun:
                 own = rules.position_weights_scope == "answer"
                 weights = position_weights(dispute.meta) if own else self.index.weights(t)
             return trace_by_rules(t, record, rules, weights, built, *outcomes)
-        except (ValueError, StopIteration) as error:
+        except (ValueError, LookupError, StopIteration) as error:
             where = self.run.iteration(t).records
             raise UserError(f"{where}: {key}: the record contradicts itself ({error}); fix: make it again") from None
 

@@ -206,6 +206,7 @@ def serve(runs: Sequence[ViewedRun], host: str, port: int, token: bool, hosts: S
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(128)  # before the address is printed, so that it can be opened at once
     except OSError as error:
         raise UserError(f"{host}:{port}: {error.strerror or error}; fix: give another --port or --host") from None
     actual = listening.getsockname()[1]

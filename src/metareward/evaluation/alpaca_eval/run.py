@@ -23,7 +23,7 @@ from metareward.evaluation.alpaca_eval.data import (
     read_weights,
 )
 from metareward.evaluation.alpaca_eval.length_control import LengthControlled, win_rate_of_weights
-from metareward.evaluation.alpaca_eval.score import AlpacaResult, evaluate
+from metareward.evaluation.alpaca_eval.score import OFFICIAL, UNOFFICIAL, AlpacaResult, evaluate
 from metareward.evaluation.base import (
     Column,
     ComparisonBenchmark,
@@ -378,9 +378,24 @@ def _columns(rows: Sequence[Figures]) -> tuple[Column, ...]:
     )
 
 
+_PREFERENCES = {
+    "token probabilities": "A preference is the probability that the judge gives to one of the two labels",
+    "sampled label": "A preference is the label that the judge wrote",
+    "scores of each alone": "A preference compares the scores that the two answers got, each judged alone",
+    "truth": "A preference compares the two answers' true scores",
+}
+_LENGTH_METHODS = {
+    OFFICIAL: "Lengths are controlled by the leaderboard's regression",
+    UNOFFICIAL: "Lengths are controlled by the leaderboard's regression, on data that isn't the leaderboard's",
+    "length, constant": "Length-adjusted: at equal lengths, by a regression on the difference in length alone",
+}
+
+
 def _notes(rows: Sequence[Figures]) -> tuple[str, ...]:
     preferences, methods = (
-        ", ".join(dict.fromkeys(str(each[key]) for each in rows)) for key in ("preferences", "length_method")
+        list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("preferences", "length_method")
     )
-    own = (f"{each['model']}: {note}." for each in rows for note in each["notes"])
-    return (f"Preferences: {preferences}.", f"Lengths: {methods}.", *own)
+    said = [_PREFERENCES.get(each, f"Preferences were read from: {each}") for each in preferences]
+    said += [_LENGTH_METHODS.get(each, f"Length-adjusted: by a regression on {each}") for each in methods]
+    own = (f"{row['model']}: {note}" for row in rows for note in row["notes"])
+    return tuple(f"{each}." for each in (*said, *own))

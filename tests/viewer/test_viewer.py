@@ -313,6 +313,10 @@ def test_the_token_opens_and_a_cookie_keeps_open(viewed: ViewedRun) -> None:
     assert (entered.status_code, entered.headers["location"]) == (303, "/run/0/prompts?t=1")
     assert "HttpOnly" in entered.headers["set-cookie"]
     assert client.get("/").status_code == 200
+    other = client_of(viewed, token="another")  # on another port: browsers send it the same cookies
+    other.cookies = client.cookies
+    assert other.get("/").status_code == 401 and other.get("/?token=another").status_code == 303
+    assert other.get("/").status_code == client.get("/").status_code == 200
 
 
 def test_the_recipe_of_the_run_is_used(viewed: ViewedRun, run: RunDir) -> None:

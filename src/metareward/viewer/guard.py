@@ -7,6 +7,7 @@ the token, which the first address carries and a cookie keeps.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import secrets
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ class Guard:
     app: ASGIApp
     token: str | None
     hosts: frozenset[str] = frozenset()
-    cookie: str = "metareward_view"
+
+    @property
+    def cookie(self) -> str:
+        """Another name for another token: browsers share cookies among the ports of a host."""
+        return f"metareward_view_{hashlib.sha256((self.token or '').encode()).hexdigest()[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or refuse one request."""

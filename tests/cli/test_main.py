@@ -33,7 +33,16 @@ COMMANDS = [
     "pocket sample",
 ]
 COMMANDS += ["evaluate", "evaluate alpaca-eval", "evaluate arena-hard", "evaluate mt-bench", "evaluate judge-quality"]
-COMMANDS += ["list", "compare", "seed", "seed build", "prompts", "prompts propose", "sft", "model", "check-judge"]
+COMMANDS += ["list", "compare", "push"]
+COMMANDS += [
+    "seed",
+    "seed build",
+    "prompts",
+    "prompts propose",
+    "sft",
+    "model",
+    "check-judge",
+]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

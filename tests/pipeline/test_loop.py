@@ -69,6 +69,7 @@ def test_every_model_made_is_a_folder_like_the_first(workspace: Workspace, finis
     weights = [first.state_dict()]
     for t in range(1, ITERATIONS + 1):
         folder = finished.iteration(t).model
+        assert f"\n# recipe-M{t}\n" in (folder / "README.md").read_text()
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert tokenizer.chat_template == AutoTokenizer.from_pretrained(workspace.folder / "model").chat_template
         assert {name: value.shape for name, value in model.state_dict().items()} == {

@@ -1,4 +1,4 @@
-"""The commands on finished and running runs: ``metareward list`` and ``metareward compare``.
+"""The commands on finished and running runs: ``metareward list``, ``compare`` and ``push``.
 
 Heavy modules are imported inside the commands, so that ``--help`` and usage errors are quick.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from metareward.cli.data import print_rich
+from metareward.errors import UserError
 
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/pocket.")]
 _Other = Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")]
@@ -59,3 +60,38 @@ def compare_command(
     print_rich(tables_text(found.tables()), 200)
     for note in found.notes:
         print_rich(escape_control(note))
+
+
+def push_command(
+    run: _Run,
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository on the Hugging Face hub.")],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=1, help="The model of this iteration; the last one if not given.")
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="The pairs of all iterations, as a data set.")] = False,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="OWNER/NAME", help="The hub's name of M0, for the card.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", metavar="ID", help="The base's licence, such as apache-2.0.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="Of a new repository.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", help="Send it. Without this, only list what would be sent.")] = False,
+) -> None:
+    """Put a run's model (or its pairs) on the Hugging Face hub, with a card. Sends nothing without --yes."""
+    from metareward.pipeline.publish import model_publication, pairs_publication, publication_table, push
+    from metareward.storage.run_dir import RunDir
+    from metareward.text import escape_control
+
+    if pairs and (iteration is not None or base is not None):
+        raise UserError("push --pairs: takes the pairs of all iterations; fix: leave --iteration and --base out")
+    folder = RunDir(run)
+    found = pairs_publication(folder, to, licence) if pairs else model_publication(folder, to, iteration, base, licence)
+    print_rich(escape_control(f"{found.title} as {found.kind} {found.repository}:"))
+    print_rich(publication_table(found))
+    for warning in found.warnings:
+        print_rich(escape_control(f"warning: {warning}"))
+    if yes:
+        print_rich(f"pushed to {push(found, private)}")
+    else:
+        print_rich("nothing was sent; send it with --yes")

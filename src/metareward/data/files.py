@@ -363,7 +363,7 @@ def _resolve_hub(source: str, network: bool) -> tuple[Path, ...]:
     repository, pattern = _on_hub(source, network, "data set")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    with _hub_errors(source):
+    with hub_errors(source):
         if pattern and not has_magic(pattern):
             return (Path(hf_hub_download(repository, pattern, repo_type="dataset")),)
         names = HfApi().list_repo_files(repository, repo_type="dataset")
@@ -384,7 +384,7 @@ def fetch_hub_model(source: str, network: bool) -> tuple[Path, str | None]:
     from huggingface_hub import HfApi, snapshot_download
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
-    with _hub_errors(source):
+    with hub_errors(source):
         card = HfApi().model_info(repository).card_data
         folder = snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*/*"])
     return Path(folder), str(card.get("license")) if card and card.get("license") else None
@@ -406,10 +406,10 @@ def _on_hub(source: str, network: bool, kind: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _hub_errors(source: str) -> Iterator[None]:
+def hub_errors(source: str, what: str = "fetched", fix: str = "check the name and the network") -> Iterator[None]:
     """Turn an error of the hub's library into a `UserError` of one line."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source}: can't be fetched ({reason}); fix: check the name and the network") from None
+        raise UserError(f"{source}: can't be {what} ({reason}); fix: {fix}") from None

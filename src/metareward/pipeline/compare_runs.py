@@ -27,7 +27,7 @@ from metareward.evaluation.held_out import HeldOut, Oracle, answer_values, held_
 from metareward.evaluation.worlds import oracle_of
 from metareward.method.gates import GATES
 from metareward.pipeline.changes import differences, read_json
-from metareward.report.facts import Run, gather, read_figures
+from metareward.report.facts import Run, evaluated_digest, gather, read_figures
 from metareward.report.tables import metric_for
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import stage_seconds
@@ -142,19 +142,10 @@ def _evaluated(runs: Sequence[RunDir], facts: Sequence[Run]) -> tuple[list[int],
     same: list[int] = []
     other: list[int] = []
     for t in range(min(len(each.iterations) for each in facts)):
-        digests = [_digest(run, t) for run in runs]
-        if None not in digests:
+        if all(len(each.iterations) > t and each.iterations[t].evaluation is not None for each in facts):
+            digests = [evaluated_digest(run, t) for run in runs]
             (same if digests[0] == digests[1] else other).append(t)
     return same, other
-
-
-def _digest(run: RunDir, t: int) -> str | None:
-    """The digest of M_t when it was evaluated; None if it isn't."""
-    folder = run.iteration(t).evaluation
-    if not (folder / "model.json").is_file():
-        return None
-    with RecordStore.read(folder / "records.sqlite") as store:
-        return str(store.field("model"))
 
 
 def _records(run: RunDir, t: int) -> tuple[HeldOut, ...]:

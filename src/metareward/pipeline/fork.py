@@ -21,6 +21,7 @@ from metareward.evaluation.worlds import WORLDS
 from metareward.pipeline import stages
 from metareward.pipeline.changes import CHANGEABLE, differences, measurements, read_json, shared_part
 from metareward.pipeline.experiment import Experiment
+from metareward.report.facts import evaluated_digest
 from metareward.storage.atomic import copy_dir, write_atomic, write_errors
 from metareward.storage.custody import LINEAGE, fingerprint_model
 from metareward.storage.run_dir import RunDir
@@ -143,7 +144,7 @@ class Fork:
         if changed or other:
             self._left(t, "model", changed or differences(*_columns(other)))
             return False
-        if (evaluated := self._evaluated_digest(t)) not in (None, fingerprint_model(folder)):
+        if (evaluated := evaluated_digest(self.parent, t)) not in (None, fingerprint_model(folder)):
             self._left(t, "model", [f"the parent's is damaged: not the one that was evaluated ({evaluated:.12})"])
             return False
         if not model.is_dir():
@@ -153,14 +154,6 @@ class Fork:
                 write_atomic(job.log, _bytes(log))
         self._took(t, f"model M{t}", "training", "choosing")
         return True
-
-    def _evaluated_digest(self, t: int) -> str | None:
-        """The digest of the parent's M_t when it was evaluated; None if it wasn't."""
-        path = self.parent.iteration(t).evaluation / "records.sqlite"
-        if not path.is_file():
-            return None
-        with RecordStore.read(path) as store:
-            return str(store.field("model"))
 
     # --- evaluation, benchmarks ---
 

@@ -22,6 +22,7 @@ from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
 from metareward.pipeline.kept_models import delete_old_weights
 from metareward.pipeline.preflight import check_inputs, check_machine
+from metareward.report.cards import write_model_card
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.run_log import log_event, stage_seconds
@@ -80,6 +81,7 @@ def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
     if t and not done.is_file():
         experiment.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
         mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
+        write_model_card(experiment.run, t)
         log_event(experiment.run, "iteration done", iteration=t)
         delete_old_weights(experiment)
         write_report(experiment.run)

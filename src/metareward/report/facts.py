@@ -249,6 +249,15 @@ def read_figures(path: Path) -> dict[str, Figure]:
     return file.judge_health if file is not None else {}
 
 
+def evaluated_digest(run: RunDir, t: int) -> str | None:
+    """The digest of M_t's files when it was evaluated; None if it wasn't."""
+    path = run.iteration(t).evaluation / "records.sqlite"
+    if not path.is_file():
+        return None
+    with RecordStore.read(path) as store:
+        return str(store.field("model"))
+
+
 def read_health(run: RunDir) -> tuple[HealthCheck, ...]:
     """The results of the gates so far, without those of gates that no longer exist."""
     return tuple(

@@ -22,6 +22,7 @@ from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
 from metareward.pipeline.kept_models import delete_old_weights
 from metareward.pipeline.preflight import check_inputs, check_machine
+from metareward.pipeline.trackers import track_iteration
 from metareward.report.cards import write_model_card
 from metareward.report.write import write_report
 from metareward.storage.run_dir import RunDir, mark_done
@@ -83,6 +84,7 @@ def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
         mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
         write_model_card(experiment.run, t)
         log_event(experiment.run, "iteration done", iteration=t)
+        track_iteration(experiment.run, t)
         delete_old_weights(experiment)
         write_report(experiment.run)
 

@@ -20,7 +20,7 @@ from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pipeline.publish import model_publication, pairs_publication
 from metareward.report.cards import base_of, model_card, pairs_card, write_model_card
-from metareward.storage.custody import ModelRef
+from metareward.storage.custody import ModelRef, delete_weights
 from metareward.storage.pair_files import read_pairs
 from metareward.storage.run_dir import RunDir
 from metareward.training.lineage import Lineage, read_lineage
@@ -206,3 +206,9 @@ def test_a_model_that_has_changed_since_it_was_evaluated_is_not_published(run: R
     with pytest.raises(UserError, match="not the model that was evaluated: its files have changed"):
         model_publication(run, "me/mine")
     assert model_publication(run, "me/mine", 1).title.startswith("M1 of ")
+
+
+def test_a_model_whose_weights_are_deleted_is_not_published(run: RunDir) -> None:
+    delete_weights(run.iteration(1).model, "training.keep_models: 1")
+    with pytest.raises(UserError, match="its weights are deleted"):
+        model_publication(run, "me/mine", 1)

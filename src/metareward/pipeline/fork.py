@@ -23,7 +23,7 @@ from metareward.pipeline.changes import CHANGEABLE, differences, measurements, r
 from metareward.pipeline.experiment import Experiment
 from metareward.report.facts import evaluated_digest
 from metareward.storage.atomic import copy_dir, write_atomic, write_errors
-from metareward.storage.custody import LINEAGE, fingerprint_model
+from metareward.storage.custody import LINEAGE, fingerprint_model, weights_deleted
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import log_event, stage_seconds
 from metareward.storage.serialization import fingerprint_of, flatten
@@ -133,6 +133,9 @@ class Fork:
         folder, model = self.parent.iteration(t).model, self.experiment.model(t)
         if not folder.is_dir():
             self._left(t, "model", ["the parent has none"])
+            return False
+        if weights_deleted(folder):
+            self._left(t, "model", ["the parent's weights are deleted (training.keep_models)"])
             return False
         self.experiment.make_reference(t)
         job, lineage = stages.training_job(self.experiment, t), read_lineage(folder)

@@ -19,7 +19,7 @@ from metareward.errors import UserError
 from metareward.pipeline.engines import model_folder
 from metareward.report.cards import CARD, base_of, model_card, pairs_card, portable_name
 from metareward.report.facts import Run, evaluated_digest, gather
-from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model
+from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model, require_weights
 from metareward.storage.run_dir import RunDir
 from metareward.text import escape_control
 from metareward.training.lineage import Lineage, read_lineage
@@ -66,6 +66,7 @@ def model_publication(
     folder = run.iteration(t).model
     if t not in done:
         raise UserError(f"{run.path}: iteration {t} is not done; fix: finish the run, or name another with --iteration")
+    require_weights(folder)
     if evaluated_digest(run, t) not in (None, fingerprint_model(folder)):
         raise UserError(f"{folder}: not the model that was evaluated: its files have changed; fix: restore them")
     known_base, known_licence = base_of(facts.recipe.model, model_folder(facts.recipe.model))

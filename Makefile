@@ -65,6 +65,7 @@ bench: .venv/ready
 	$(BIN)/python bench/equality.py
 	$(BIN)/python bench/evaluation.py
 	$(BIN)/python bench/expected_score.py
+	$(BIN)/python bench/viewer.py
 
 # The wheel and the source archive, checked as the package index would.
 dist: .venv/ready

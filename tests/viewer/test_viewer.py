@@ -25,12 +25,13 @@ from fake_run import (
 )
 from starlette.testclient import TestClient
 
+from metareward.errors import UserError
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.types import Candidate, Judgment, Message, Prompt, PromptRecord, Scored, Unparsed, Won
 from metareward.viewer.export import exported
-from metareward.viewer.runs import ViewedRun
+from metareward.viewer.runs import ViewedRun, open_runs
 from metareward.viewer.selection import Selection, select
 from metareward.viewer.server import application
 
@@ -317,6 +318,15 @@ def test_the_token_opens_and_a_cookie_keeps_open(viewed: ViewedRun) -> None:
     other.cookies = client.cookies
     assert other.get("/").status_code == 401 and other.get("/?token=another").status_code == 303
     assert other.get("/").status_code == client.get("/").status_code == 200
+
+
+def test_a_missing_folder_and_a_shared_file_are_refused(run: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        open_runs([tmp_path / "typo"], tmp_path / "cache")
+    with pytest.raises(UserError, match="is for one run"):
+        open_runs([run.path, run.path], tmp_path / "cache", tmp_path / "annotations.jsonl")
+    with pytest.raises(UserError, match=r"resolved\.json is missing"):
+        exported(opened(RunDir(tmp_path), tmp_path / "cache"), Selection())
 
 
 def test_the_recipe_of_the_run_is_used(viewed: ViewedRun, run: RunDir) -> None:

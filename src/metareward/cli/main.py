@@ -318,12 +318,10 @@ def view_command(
     from metareward.viewer.annotations import exported_pairs, login_name
     from metareward.viewer.export import exported
     from metareward.viewer.index import default_cache
-    from metareward.viewer.runs import ViewedRun
+    from metareward.viewer.runs import open_runs
     from metareward.viewer.selection import Selection
 
-    if annotations is not None and len(runs) > 1:
-        raise UserError("--annotations: is for one run; fix: leave it out, so that each run has its own file")
-    viewed = [ViewedRun(number, path, cache or default_cache(), annotations) for number, path in enumerate(runs)]
+    viewed = open_runs(runs, cache or default_cache(), annotations)
     if export is None and export_pairs is None:
         serve(viewed, host, port, token, allow_host or (), login_name() if person is None else person)
         return

@@ -21,7 +21,8 @@ def exported(run: ViewedRun, selection: Selection, keys: Sequence[str] = ()) -> 
         found = select(run.index, replace(selection, page=1), MOST)
         keys, count = [row.key for row in found.rows], found.count
     if not keys:
-        raise UserError(f"{run.run.path}: no prompt of iteration {selection.t} fits; fix: select others")
+        nothing = f"{run.run.path}: no prompt of iteration {selection.t} fits; fix: select others"
+        raise UserError(run.state.problem or nothing)
     shown = tuple(_prompts(pages, run, selection.t, keys))
     return pages.render("export.html.j2", run=run, selection=selection, shown=shown, count=count)
 

@@ -138,6 +138,16 @@ class ViewedRun:
         return tuple(found)
 
 
+def open_runs(paths: Sequence[Path], cache: Path, annotations: Path | None = None) -> list[ViewedRun]:
+    """The runs in these folders. Raises `UserError` for one that isn't there, and for one file for several runs."""
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: there is no such folder; fix: name a run folder, such as runs/pocket")
+    if annotations is not None and len(paths) > 1:
+        raise UserError("--annotations: is for one run; fix: leave it out, so that each run has its own file")
+    return [ViewedRun(number, path, cache, annotations) for number, path in enumerate(paths)]
+
+
 class Watcher:
     """Refreshes runs in a thread, at once and then every two seconds."""
 

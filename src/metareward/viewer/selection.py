@@ -201,16 +201,20 @@ def select(index: Index, selection: Selection, size: int = PAGE) -> Page:
     where, values = selection._where()
     with closing(index.connect()) as connection:
         (total,) = connection.execute("SELECT COUNT(*) FROM prompt WHERE t = ?", (selection.t,)).fetchone()
-        (count,) = connection.execute(f"SELECT COUNT(*) FROM prompt WHERE {where}", values).fetchone()
-        pages = max(1, -(-count // size))
+        ids = [
+            at
+            for (at,) in connection.execute(f"SELECT id FROM prompt WHERE {where} ORDER BY {selection._order}", values)
+        ]
+        pages = max(1, -(-len(ids) // size))
         number = min(selection.page, pages)
-        query = f"SELECT {_COLUMNS} FROM prompt WHERE {where} ORDER BY {selection._order} LIMIT ? OFFSET ?"
-        rows = connection.execute(query, [*values, size, (number - 1) * size]).fetchall()
-    return Page(tuple(map(_row, rows)), count, total, number, pages)
+        shown = ids[(number - 1) * size : number * size]
+        query = f"SELECT id, {_COLUMNS} FROM prompt WHERE id IN ({', '.join('?' * len(shown))})"
+        rows = {row["id"]: row for row in connection.execute(query, shown)}
+    return Page(tuple(_row(rows[at]) for at in shown if at in rows), len(ids), total, number, pages)
 
 
 def _row(row: sqlite3.Row) -> Row:
-    known = {name: row[name] for name in row.keys()}  # noqa: SIM118 (a row iterates over its values)
+    known = {name: row[name] for name in _COLUMNS.split(", ")}
     known |= {name: known[name] or 0 for name in _COUNTS}
     known |= {"means": tuple(json.loads(known["means"] or "[]")), "lost_best": bool(known["lost_best"])}
     return Row(**known)

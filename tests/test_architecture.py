@@ -25,7 +25,7 @@ HEAVY = (
 # Modules that import torch, trl or transformers at the top: they are imported inside functions, too.
 HEAVY_PACKAGES = ("metareward.training.", "metareward.engines.local.")
 IMPURE = ("asyncio", "torch", "sqlite3", "pydantic")
-MOST_FILES, MOST_TOP_LEVEL, LONGEST_FILE, LONGEST_FUNCTION = 179, 18, 500, 60
+MOST_FILES, MOST_TOP_LEVEL, LONGEST_FILE, LONGEST_FUNCTION = 181, 18, 500, 60
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def test_imports_stand_at_the_top() -> None:
         "metareward.cli.main",
         "metareward.cli.data",
         "metareward.cli.evaluate",
+        "metareward.cli.launch",
         "metareward.cli.runs",
     )
     assert [str(each) for each in ALL if each.inside and each not in heavy and each.module not in lazy] == []

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import typer.main
+from cluster_sizes import sizes_table
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
@@ -60,6 +61,7 @@ def documents() -> dict[Path, str]:
     return {
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/recipes.md": recipes_page(),
+        ROOT / "docs/cluster.md": _filled(ROOT / "docs/cluster.md", {"sizes": sizes_table}),
         ROOT / "CONTRIBUTING.md": _filled(ROOT / "CONTRIBUTING.md", {"tree": tree}),
         ROOT / "docs/pocket.md": _filled(
             ROOT / "docs/pocket.md",

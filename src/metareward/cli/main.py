@@ -16,6 +16,7 @@ import typer
 
 from metareward.cli.data import model_command, print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
+from metareward.cli.launch import launch_app
 from metareward.cli.runs import compare_command, list_command, push_command
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import JudgeHealthError, UserError
@@ -34,6 +35,7 @@ app = typer.Typer(
 pocket_app = typer.Typer(no_args_is_help=True, help="The pocket world: a small model whose right answers are known.")
 app.add_typer(pocket_app, name="pocket")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(launch_app, name="launch")
 app.add_typer(seed_app, name="seed")
 app.add_typer(prompts_app, name="prompts")
 app.command("sft")(sft_command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,7 +84,7 @@ def test_every_page_that_is_linked_can_be_opened(client: TestClient) -> None:
     seen, todo = Counter[str](), ["/"]
     while todo:
         address = todo.pop(0)
-        if seen[address.split("?")[0]] >= 5:  # of each kind
+        if seen[address.split("?")[0]] >= 2:  # of each kind
             continue
         seen[address.split("?")[0]] += 1
         response = client.get(address)
@@ -223,11 +224,11 @@ def test_new_records_appear_and_a_replaced_store_is_read_anew(tmp_path: Path) ->
     assert keys(viewed, "t=1") == {fake_record(1, 2).prompt.id}
 
 
-def test_empty_and_damaged_runs_give_one_clear_line(tmp_path: Path) -> None:
+def test_empty_and_damaged_runs_give_one_clear_line(run: RunDir, tmp_path: Path) -> None:
     empty = opened(RunDir(tmp_path / "nothing"), tmp_path / "cache")
     assert "this is no run folder" in client_of(empty).get("/").text
     assert client_of(empty).get("/run/0/prompts?t=1").status_code == 404
-    damaged = fake_run(tmp_path / "damaged", models=2)
+    damaged = RunDir(Path(shutil.copytree(run.path, tmp_path / "damaged")))
     with RecordStore.open(damaged.iteration(1).records, {"seed": 0}) as store:
         store.put("torn", '{"prompt": 3}')
     write_atomic(damaged.iteration(1).pairs("actor"), b"PAR1 no more")

@@ -69,6 +69,11 @@ def test_training_stops_with_the_last_epoch_unless_told() -> None:
         (DPO, {"beta": float("nan")}, "beta: Input should be a finite number"),
         (DPO, {"per_device_train_batch_size": 5}, "per_device_train_batch_size is 5; fix: make it a divisor of"),
         (SFT, {"per_device_train_batch_size": 5}, "per_device_train_batch_size is 5; fix: make it a divisor of"),
+        (
+            DPO,
+            {"launcher": "ray", "sharding": "zero3"},
+            "sharding is zero3; fix: make it ddp or fsdp2 with launcher ray",
+        ),
         (DPO, {"num_processes": 3}, "num_processes is 3; fix: make it such that num_processes times 4 divides"),
         (DPO, {"stop_after_epoch": 11}, "stop_after_epoch is 11; fix: make it at most num_train_epochs, which is 10"),
         (SFT, {"stop_after_epoch": 4}, "stop_after_epoch is 4; fix: make it at most num_train_epochs, which is 3"),

@@ -135,6 +135,7 @@ SHARED = [
     Place("gradient_checkpointing", True, lambda t, _: t.args.gradient_checkpointing, True),
     Place("num_processes", 2, lambda t, _: t.args.gradient_accumulation_steps, 1),
     Place("num_processes", 2, lambda _, job: command(job, Path("j"))[2], "metareward.training.launch"),
+    Place("launcher", "ray", lambda _, job: command(job, Path("j"))[2], "metareward.training.launch"),
     Place("sharding", "fsdp2", lambda _, job: command(job, Path("j"))[2], "metareward.training.launch"),
     Place("save_steps", 4, saves_at, [4, 8]),
     Place("report_to", ("tensorboard",), lambda t, _: t.args.report_to, ["tensorboard"]),
@@ -165,6 +166,7 @@ ELSEWHERE = {
     "prefix_sharing": "tests/training/test_sanity_checks.py",
     "lora": "test_an_adapter_is_as_set",
     "carry_over": "tests/pipeline/test_checkpoint_selection.py",
+    "max_restarts": "tests/training/test_ray_launch.py",
 }
 
 
@@ -175,7 +177,7 @@ def names(model: Any) -> set[str]:
 def test_the_lists_have_every_field() -> None:
     shared, dpo = ({place.field for place in places} for places in (SHARED, DPO_ONLY))
     assert names(TrainingSettings) == (shared | dpo | ELSEWHERE.keys()) - {"carry_over"}
-    assert names(SftSettings) == shared
+    assert names(SftSettings) == shared | {"max_restarts"}
     assert names(LoraSettings) == ADAPTER.keys() | {"carry_over"}
 
 

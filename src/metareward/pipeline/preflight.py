@@ -274,6 +274,8 @@ def _check_training_memory(recipe: Recipe, size: ModelSize, machine: Machine) ->
     completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
     for t in sorted(recipe.iterations):
         settings = recipe.training_of(t)
+        if settings.launcher == "ray":  # other machines'
+            continue
         on_gpu = bool(machine.gpus) and settings.device in ("auto", "cuda")
         room = min(machine.gpus) if on_gpu else machine.ram
         if machine.mps or room is None:

@@ -18,7 +18,8 @@ from typing import Any
 from metareward.errors import UserError
 from metareward.storage.atomic import atomic_dir
 from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model, require_weights
-from metareward.training.launch import USER_ERROR, error_line
+from metareward.training.config import USER_ERROR
+from metareward.training.launch import error_line
 
 RECORD = "average.json"  # in the model folder: what it was averaged from
 

@@ -21,9 +21,9 @@ from metareward.errors import UserError
 from metareward.storage.atomic import AtomicDir, atomic_dir
 from metareward.storage.custody import remember
 from metareward.training.checkpoints import ResumeState, latest_resume_state
-from metareward.training.config import AnyJob, DpoJob, TrainingJob, read_job
+from metareward.training.config import USER_ERROR, AnyJob, DpoJob, TrainingJob, read_job
 from metareward.training.data import read_examples, read_training_pairs
-from metareward.training.launch import USER_ERROR, Report, event_log, is_main_process
+from metareward.training.launch import Report, event_log, is_main_process
 from metareward.training.lineage import Lineage, existing_lineage
 
 _ENVIRONMENT = {

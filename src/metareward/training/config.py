@@ -30,6 +30,7 @@ Loss = Literal[
 ]  # fmt: skip
 # TRL 1.16 ignores label_smoothing with the other losses, sigmoid among them.
 _SMOOTHED_LOSSES = frozenset({"aot", "aot_unpaired", "exo_pair", "robust"})
+USER_ERROR = 2  # a training process's exit status for an error of the user's, whose message is one line
 JUDGE_METRICS = ("judge_win_rate", "judge_agreement")  # metrics that need checkpoint_selection.judge
 
 
@@ -108,6 +109,12 @@ class OptimizationSettings(Section):
     device: Device = Field(default="auto", description="Where to train; auto: a GPU if there is one")
     gradient_checkpointing: bool = Field(default=False, description="Less memory for more time")
     num_processes: Count = Field(default=1, description="Processes that train together: one for each GPU")
+    launcher: Literal["local", "ray"] = Field(
+        default="local", description="Where the processes run: on this machine, or as workers of Ray Train on a cluster"
+    )
+    max_restarts: int = Field(
+        default=3, ge=0, description="With launcher ray: how often lost workers are started again, from a resume state"
+    )
     sharding: Sharding = Field(
         default="ddp", description="What each process holds: the whole model (ddp), or a part of it"
     )
@@ -135,6 +142,8 @@ class OptimizationSettings(Section):
         _require(self.batch_size % micro == 0, "per_device_train_batch_size", micro, divisor)
         times = f"such that num_processes times {micro} divides batch_size, which is {self.batch_size}"
         _require(self.batch_size % together == 0, "num_processes", self.num_processes, times)
+        on_ray = self.launcher == "local" or self.sharding in ("ddp", "fsdp2")
+        _require(on_ray, "sharding", self.sharding, "ddp or fsdp2 with launcher ray")
         most = f"at most learning_rate, which is {self.learning_rate}"
         _require(self.min_lr <= self.learning_rate, "min_lr", self.min_lr, most)
         falls = self.lr_scheduler_type != "constant" or self.min_lr == 0

@@ -9,7 +9,7 @@ a ``step`` for each optimizer step, and ``end``. A resumed run repeats the steps
 
 ``python -m metareward.training.launch JOB.json`` starts the processes of a job with several: on GPUs by `accelerate
 launch` with the configuration file of the job's sharding in ``accelerate/``; on a CPU by torchrun, because `accelerate
-launch` then silently starts a single one. All of them end when the launcher does.
+launch` then silently starts a single one; with launcher ray by Ray Train. All of them end when the launcher does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from metareward.engines.process_group import die_with_parent
 from metareward.errors import UserError
 from metareward.storage.atomic import write_errors
 from metareward.storage.custody import known_digests
-from metareward.training.config import AnyJob, DpoJob, read_job
+from metareward.training.config import USER_ERROR, AnyJob, DpoJob, read_job
 from metareward.training.lineage import Lineage, existing_lineage, read_lineage
 from metareward.training.requirements import loads_shards, require_devices
 
@@ -40,7 +40,6 @@ Event = Mapping[str, object]
 Report = Callable[[Event], None]
 
 ACCELERATE_CONFIGS = Path(__file__).parent / "accelerate"
-USER_ERROR = 2  # the child's exit status for an error of the user's, whose message is one line
 _CHILD = "metareward.training.child"
 _ERROR_LINE = re.compile(r"^(?:\[rank\d+\]: )?(?!\S*ChildFailedError)[\w.]*(Error|Exception|Interrupt)\b")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
@@ -95,7 +94,8 @@ def run_training(job: AnyJob, on_step: Callable[[Step], None]) -> TrainingResult
 def command(job: AnyJob, job_path: Path) -> list[str]:
     """The command that trains ``job``, which is written at ``job_path``: the child, or the launcher of several."""
     settings = job.settings
-    module = _CHILD if settings.num_processes == 1 and settings.sharding == "ddp" else __name__
+    alone = settings.num_processes == 1 and settings.sharding == "ddp" and settings.launcher == "local"
+    module = _CHILD if alone else __name__
     return [sys.executable, "-m", module, str(job_path), "--with-parent"]
 
 
@@ -167,6 +167,9 @@ def main(job_path: Path) -> None:
     """Start the processes of a job and wait for them. Raises `UserError` for a sharding without GPUs."""
     die_with_parent(watch_stdin=True)
     settings = read_job(job_path).settings
+    if settings.launcher == "ray":
+        _launch_on_ray(job_path)
+        return
     worker, processes = ["-m", _CHILD, str(job_path), "--with-parent"], settings.num_processes
     import torch
 
@@ -183,6 +186,18 @@ def main(job_path: Path) -> None:
 
     os.environ["ACCELERATE_USE_CPU"] = "true"
     run.main(["--standalone", f"--nproc_per_node={processes}", *worker])
+
+
+def _launch_on_ray(job_path: Path) -> None:
+    from metareward.training.ray_launch import launch_on_ray
+
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:  # for events alone
+        os.dup2(2, 1)
+        try:
+            launch_on_ray(job_path, _CHILD, ACCELERATE_CONFIGS, out)
+        except UserError as error:
+            print(json.dumps({"event": "error", "message": str(error)}), file=out)
+            raise
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def loads_shards(settings: OptimizationSettings) -> bool:
 def require_packages(settings: OptimizationSettings) -> None:
     """Raise `UserError` for a package that isn't installed. None is imported."""
     needed: dict[str, tuple[str, str, str]] = {}  # the setting, its value, the extra that has the package
+    if settings.launcher == "ray":
+        needed["ray"] = "launcher", "ray", "ray"
     if settings.sharding in ("zero2", "zero3"):
         needed["deepspeed"] = "sharding", settings.sharding, "deepspeed"
     if isinstance(settings, TrainingSettings) and settings.adapter is not None:
@@ -57,7 +59,9 @@ def require_device(settings: OptimizationSettings, gpus: int, mps: bool) -> None
 
 
 def require_devices(settings: OptimizationSettings, gpus: int, mps: bool) -> None:
-    """Raise `UserError` for any setting that needs GPUs that aren't there."""
+    """Raise `UserError` for any setting that needs GPUs that aren't there; a cluster's are counted at its start."""
+    if settings.launcher == "ray":
+        return
     require_device(settings, gpus, mps)
     on_gpus = settings.device in ("auto", "cuda") and gpus > 0
     on_cpus_only = not gpus and not mps and settings.device in ("auto", "cpu")

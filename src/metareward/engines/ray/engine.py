@@ -214,7 +214,7 @@ class RayEngine:
         clock, looked, room = asyncio.get_running_loop().time, float("-inf"), 0
         gpus = 0
         while True:
-            if clock() - looked >= _NODES_SECONDS:
+            if clock() - looked >= (_NODES_SECONDS if self._lives else _CHECK_SECONDS):
                 nodes = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
                 gpus = gpus_needed(self._settings, sum(node.get("GPU", 0.0) for node in nodes))
                 room, looked = await self._room(nodes, gpus), clock()
@@ -234,17 +234,16 @@ class RayEngine:
 
         cpus, lives = self._settings.cpus_per_replica, len(self._lives)
         free = await asyncio.to_thread(ray.available_resources)
-        unused = capacity([free], cpus, gpus)
-        room = min(capacity(nodes, cpus, gpus), lives + unused)
-        if not room and not lives and self._settings.replicas == "auto" and not self._ready.is_set():
+        most = capacity(nodes, cpus, gpus)
+        if not most and self._settings.replicas == "auto" and not self._ready.is_set():
             each = f"{cpus} CPU{f' and {gpus} GPU' if gpus else ''}"
             has = "; ".join(f"{node.get('CPU', 0):.0f} CPU, {node.get('GPU', 0):.0f} GPU" for node in nodes)
             raise UserError(
-                f"engine.replicas: no node has room for one replica of {each}: the nodes have {has}, and "
-                f"{free.get('CPU', 0):.0f} CPU, {free.get('GPU', 0):.0f} GPU are free; fix: lower "
+                f"engine.replicas: no node has room for one replica of {each}: the nodes have {has}; fix: lower "
                 "engine.cpus_per_replica or engine.gpus_per_replica, or set engine.replicas and wait for nodes"
             )
-        return room
+        # What others use is left to them. What was free a moment ago may not be reported as free yet.
+        return min(most, lives + capacity([free], cpus, gpus))
 
     def _judge_failures(self) -> None:
         """Raise the error of starts that all failed at first; later fail the requests when no start succeeds."""

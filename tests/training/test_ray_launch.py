@@ -1,0 +1,96 @@
+"""Training as workers of Ray Train: the weights of one process, and the same ones after a worker or a process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from ray_clusters import LocalCluster, gone, local_cluster, processes
+from safetensors.torch import load_file
+from training_world import changed, small_job
+
+from metareward.errors import UserError
+from metareward.training.config import DpoJob
+from metareward.training.launch import run_training
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+ROUNDING = 1e-4
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with local_cluster(2) as opened:
+        os.environ["RAY_ADDRESS"] = opened.address
+        yield opened
+        del os.environ["RAY_ADDRESS"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> DpoJob:
+    """A job that one process has trained, without Ray."""
+    job = small_job(tmp_path_factory.mktemp("alone"))
+    run_training(job, lambda _: None)
+    return job
+
+
+def on_ray(job: DpoJob, folder: Path, **changes: object) -> DpoJob:
+    """The same job, for two workers."""
+    moved = changed(job, output=folder / "model", log=folder / "training.jsonl")
+    return changed(moved, launcher="ray", num_processes=2, **changes)
+
+
+def difference(job: DpoJob, other: DpoJob) -> float:
+    one, two = (load_file(each.output / "model.safetensors") for each in (job, other))
+    return max(float(torch.max(torch.abs(one[name] - two[name]))) for name in one)
+
+
+def pids(job: DpoJob) -> list[int]:
+    lines = map(json.loads, job.log.read_text().splitlines())
+    return [line["pid"] for line in lines if "pid" in line]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_workers_make_what_one_process_makes(
+    sharding: str, alone: DpoJob, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    job = on_ray(alone, tmp_path, sharding=sharding)
+    steps: list[Mapping[str, float]] = []
+    run_training(job, steps.append)
+    assert 0 <= difference(alone, job) < ROUNDING
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    assert gone("metareward.training.child", 10)
+
+
+@pytest.mark.parametrize("victim", ["process", "worker"])
+def test_a_lost_worker_is_started_again_from_the_last_resume_state(
+    victim: str, alone: DpoJob, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    job = on_ray(alone, tmp_path, save_steps=2)
+    killed: list[int] = []
+
+    def kill(step: Mapping[str, float]) -> None:
+        if step["step"] == 3 and not killed:
+            killed.extend(pids(job)[-1:] if victim == "process" else processes("ray::RayTrainWorker")[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    run_training(job, kill)
+    assert killed and difference(alone, job) < ROUNDING
+    assert "resume" in [json.loads(line)["event"] for line in job.log.read_text().splitlines()]
+
+
+def test_mistakes_are_one_line(alone: DpoJob, cluster: LocalCluster, tmp_path: Path) -> None:
+    for changes, told in (
+        ({"max_length": 5}, r"training job: no pair fits in max_length 5"),
+        (
+            {"num_processes": 4, "per_device_train_batch_size": 1},
+            "4 processes, one for each CPU, and the cluster",
+        ),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            run_training(changed(on_ray(alone, tmp_path), **changes), lambda _: None)
+        assert "\n" not in str(caught.value)

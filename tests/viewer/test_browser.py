@@ -200,6 +200,7 @@ def test_pairs_are_judged_by_keys_and_by_mouse(page: Any, site: Site) -> None:
     for count, key in enumerate(("1", "2", "0", "s"), start=1):
         page.keyboard.press(key)
         page.wait_for_selector(f"text=/^{count} of/")
+        page.wait_for_load_state()  # with the script that reads the keys
     page.get_by_role("button", name="First is better").click()
     page.wait_for_selector("text=/^5 of/")
     page.get_by_role("link", name="Your judgments").click()

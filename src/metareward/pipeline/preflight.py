@@ -94,7 +94,7 @@ def check_model(folder: Path, key: str, whole: bool = True) -> None:
     Only headers and small files are read. Raises `UserError` naming the file and the fix.
     """
     if not folder.is_dir():
-        raise UserError(f"{key}: {folder}: no such model folder; {NAME_A_MODEL}")
+        raise UserError(f"{key}: {folder}: no such model folder; {_how_to_fetch(folder, key)}")
     require_model_folder(folder)
     _json(folder / "config.json")
     index = folder / "model.safetensors.index.json"
@@ -107,6 +107,15 @@ def check_model(folder: Path, key: str, whole: bool = True) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         _check_weights(path, whole)
     _check_tokenizer(folder)
+
+
+def _how_to_fetch(folder: Path, key: str) -> str:
+    """The fix for a folder that isn't there: the command that fetches it, if it may be a model of the hub."""
+    found = re.fullmatch(r"(?:hub:)?([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)", folder.as_posix())
+    if found is None or found[1] in ("models", "runs"):
+        return NAME_A_MODEL
+    local = f"models/{found[2]}"
+    return f"fix: metareward model hub:{found[1]}/{found[2]} --network --out {local}, then --set {key}={local}"
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -64,7 +64,7 @@ DPO = TrainingSettings(
     device="cpu",
 )
 ASKED = "Does the response follow the instruction?"
-ARMS = ("program", "random", "longest", "shortest", "untrained", "trained")
+ARMS = ("program", "guards", "random", "longest", "shortest", "untrained", "trained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,8 @@ def scores_of(arm: str, answers: Sequence[Answer], seed: int, judged: Mapping[tu
         return [rng.random() for _ in answers]
     if arm in ("longest", "shortest"):
         return [len(each.text) * (1.0 if arm == "longest" else -1.0) for each in answers]
+    if arm == "guards":
+        return [float(sum(astuple(check_answer(each.prompt, each.text).guards))) for each in answers]
     return [judged[each.prompt, each.text] for each in answers]
 
 
@@ -409,8 +411,14 @@ def judge_table(work: Path, judges: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def _stored_arms(out: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms of an earlier table with the same settings, by name and seed: their work folders may be gone."""
+    earlier = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    return dict(earlier["arms"]) if earlier.get("settings") == settings else {}
+
+
 def table(work: Path, out: Path) -> None:
-    """All that is measured so far."""
+    """All that is measured so far, seeds of an earlier table included."""
     result: dict[str, Any] = {
         "settings": {
             "dpo": DPO.model_dump(mode="json"), "eft": EFT.model_dump(mode="json"), "k": K, "pairs": PAIRS,
@@ -421,8 +429,9 @@ def table(work: Path, out: Path) -> None:
         "arms": {},
     }  # fmt: skip
     base = np.array([result["m0"]["passes"]])
+    stored = _stored_arms(out, result["settings"])
     for arm in ARMS:
-        seeds: dict[str, Any] = {}
+        seeds = stored.get(arm, {})
         for folder in sorted(work.glob(f"{arm}-[0-9]*")):
             if (folder / "held-out.jsonl").is_file():
                 own = json.loads((folder / "labels.json").read_text(encoding="utf-8"))

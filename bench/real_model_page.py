@@ -15,6 +15,7 @@ from metareward.method.paired import PairedDifference, paired_difference
 RESULTS = Path(__file__).parent / "results/real_model.json"
 _ARMS: Mapping[str, str] = {
     "program": "oracle (the program)",
+    "guards": "the guards alone (a program)",
     "random": "random",
     "longest": "longest answer",
     "shortest": "shortest answer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,34 @@ def test_less_memory_changes_no_text(checkpoint: Checkpoint, conversation: Conve
         outcomes.append(outcome)
     assert len(outcomes[0].done) == 24 and not outcomes[0].failed
     assert outcomes[0].done == outcomes[1].done
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@torch.inference_mode()
+def test_finished_samples_leave_the_batch(llama: Path, conversation: Conversation, deterministic: bool) -> None:
+    checkpoint = load(llama, "cpu", "float32")
+    size = checkpoint.model.get_input_embeddings().num_embeddings
+    stops = replace(checkpoint, stop_ids=frozenset(range(0, size, 8)))
+    rows = list[torch.Size]()
+    checkpoint.model.model.norm.register_forward_hook(lambda _, __, hidden: rows.append(hidden.shape[:2]))
+    core = EngineCore(stops, max_num_seqs=48, deterministic=deterministic, memory=1 << 30)
+    alone, together = Outcomes(core), Outcomes(core)
+    for seed in range(4):
+        alone.submit(conversation(seed, 2), 24, 12, seed)
+        finish(core)
+    rows.clear()  # in deterministic mode they were checked until now, too
+    for seed in range(4):
+        together.submit(conversation(seed, 2), 24, 12, seed)
+    finish(core)
+    tokens = [completion.tokens for many in together.done.values() for completion in many]
+    lengths = {completion.finish for many in together.done.values() for completion in many}
+    assert lengths == {"stop", "length"}
+    decoded = [count for count, width in rows if width == 1]
+    assert set(decoded) >= {8, 16, 24, 32, 40} and all(count % 8 == 0 for count in decoded)
+    # A text that stops has generated a stop token more; a step is filled up to a multiple of eight rows.
+    assert sum(decoded) < sum(tokens) + len(tokens) + 8 * len(decoded)
+    if deterministic:
+        assert together.done == alone.done
 
 
 def test_a_bucket_larger_than_the_memory_still_serves(checkpoint: Checkpoint, conversation: Conversation) -> None:

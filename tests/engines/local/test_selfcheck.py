@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def test_sound_models_pass(kind: str, dtype: str, folders: dict[str, Path]) -> N
     checkpoint = load(folders[kind], "cpu", dtype)
     check_model(checkpoint)
     for shape in (BucketShape(9, 7, 64, 20), BucketShape(64, 1, 96, 5), BucketShape(1, 3, 32, 1)):
-        check_batch_invariance(checkpoint, shape, chunk_size=32, batch=4)
+        for compact in (False, True):
+            check_batch_invariance(checkpoint, replace(shape, compact=compact), chunk_size=32, batch=4)
 
 
 @torch.inference_mode()
@@ -49,6 +51,22 @@ def test_a_row_that_depends_on_other_rows_is_found(checkpoint: Checkpoint) -> No
     checkpoint.model.model.norm.register_forward_hook(leak)
     with pytest.raises(EngineError, match="depends on its slot"):
         check_batch_invariance(checkpoint, BucketShape(4, 3, 32, 8), 16, 3)
+
+
+@pytest.mark.parametrize("count", [8, 16, 24, 32, 40])
+@torch.inference_mode()
+def test_a_row_that_depends_on_how_many_others_there_are_is_found(checkpoint: Checkpoint, count: int) -> None:
+    def nudge(_: Any, __: Any, hidden: Tensor) -> Tensor:
+        return hidden * (1 + 1e-6 * (len(hidden) == count))
+
+    shape = BucketShape(14, 3, 32, 8)
+    handle = checkpoint.model.model.norm.register_forward_hook(nudge)
+    try:
+        check_batch_invariance(checkpoint, shape, 16, 3)
+        with pytest.raises(EngineError, match="depends on its slot"):
+            check_batch_invariance(checkpoint, replace(shape, compact=True), 16, 3)
+    finally:
+        handle.remove()
 
 
 @torch.inference_mode()

@@ -227,7 +227,8 @@ def test_prefixes_are_not_shared_if_results_would_depend_on_the_batch(
     while core.run_pass():
         pass
     assert len(texts) == 4
-    (warning,) = (record.getMessage() for record in caplog.records)
-    assert str(llama) in warning and "engine.deterministic" in warning and "\n" not in warning
-    # With three split points the check saw 18 groups, then three; the requests saw none.
+    warnings = [record.getMessage() for record in caplog.records]
+    assert all(str(llama) in each and "engine.deterministic" in each and "\n" not in each for each in warnings)
+    assert ["finished samples" in each for each in warnings] == [True, False]
+    # With three split points the checks saw 18 groups, then three; the requests saw none.
     assert set(model.seen) == {18, 3, 0} and model.seen[-5:] == [0] * 5

@@ -134,8 +134,11 @@ class EngineCore:
             prompt = -(-prompt // _ONE_TOKEN_GRID) * _ONE_TOKEN_GRID
         slot_bytes = self._position_bytes * (prompt + n * suffix)
         slots = min(self._max_num_seqs // n, self._memory // _CONCURRENT_BUCKETS // slot_bytes)
-        shape = BucketShape(max(1, slots), n, prompt, suffix, self._split_points(n, prompt), self._trim)
-        return _without_sharing(shape) if shape in self._batch_dependent else shape
+        compact = self._checkpoint.device.type == "cpu"
+        shape = BucketShape(max(1, slots), n, prompt, suffix, self._split_points(n, prompt), self._trim, compact)
+        while shape in self._batch_dependent:
+            shape = _weaker(shape)
+        return shape
 
     def _split_points(self, n: int, prompt: int) -> tuple[int, ...]:
         """Half of a long prompt, because judge and meta-judge prompts begin alike; more points for single samples.
@@ -164,26 +167,31 @@ class EngineCore:
             chunk_size, chunks = self._prefill_sizes
             batch = min(chunks, shape.slots * -(-shape.prompt // chunk_size))
             if self._deterministic and not self._is_batch_invariant(shape, chunk_size, batch):
-                return self._bucket(_without_sharing(shape))
+                return self._bucket(_weaker(shape))
             self._buckets[shape] = ShapeBucket(
                 self._checkpoint, shape, chunk_size=chunk_size, batch=batch, deterministic=self._deterministic
             )
         return self._buckets[shape]
 
     def _is_batch_invariant(self, shape: BucketShape, chunk_size: int, batch: int) -> bool:
-        """Whether results don't depend on the rest of the batch. Raises `EngineError` if not even without sharing."""
+        """Whether results don't depend on the rest of the batch. Raises `EngineError` if not even in full passes."""
         if shape in self._checked:
             return True
         try:
             check_batch_invariance(self._checkpoint, shape, chunk_size, batch)
         except EngineError:
-            if shape == _without_sharing(shape):
+            if shape == _weaker(shape):
                 raise
-            if not self._batch_dependent:
+            if not any(other.compact == shape.compact for other in self._batch_dependent):
+                when, what = (
+                    ("finished samples are left out of it", "they stay in it")
+                    if shape.compact
+                    else ("prompts share prefixes", "they do not share")
+                )
                 _LOG.warning(
-                    "%s: on %s in %s results depend on the rest of the batch when prompts share prefixes, so they do "
-                    "not share, which is slower; fix: set engine.deterministic to false, or use another engine.dtype",
-                    *(self._checkpoint.folder, self._checkpoint.device, self._checkpoint.dtype),
+                    "%s: on %s in %s results depend on the rest of the batch when %s, so %s, which is slower; fix: set "
+                    "engine.deterministic to false, or use another engine.dtype",
+                    *(self._checkpoint.folder, self._checkpoint.device, self._checkpoint.dtype, when, what),
                 )
             self._batch_dependent.add(shape)
             return False
@@ -191,9 +199,9 @@ class EngineCore:
         return True
 
 
-def _without_sharing(shape: BucketShape) -> BucketShape:
-    """The shape without split points or trimming: used where a kernel's result depends on the batch."""
-    return replace(shape, split_points=(), trim=0)
+def _weaker(shape: BucketShape) -> BucketShape:
+    """Where a kernel's result depends on the batch: full passes, then no split points or trimming either."""
+    return replace(shape, compact=False) if shape.compact else replace(shape, split_points=(), trim=0)
 
 
 def _padded_length(length: int) -> int:

@@ -26,6 +26,7 @@ class BucketShape:
 
     ``split_points``: ascending prompt columns; prompts that are equal up to a split point share attention up to there.
     ``trim``: decode steps cover the columns in use, rounded up to a multiple of this; 0 means that they cover all.
+    ``compact``: whether passes leave out finished samples, empty slots and absent chunks.
     """
 
     slots: int
@@ -34,6 +35,7 @@ class BucketShape:
     suffix: int
     split_points: tuple[int, ...] = ()
     trim: int = 0
+    compact: bool = False
 
     @property
     def rows(self) -> int:

@@ -21,6 +21,9 @@ from metareward.engines.local.checkpoint import Checkpoint
 from metareward.engines.local.kv_cache import BucketShape, Ints, KeyValue, KVCache, map_key_value
 from metareward.engines.local.shared_prefix import DecodePass, PrefixGroup, PrefixKeys, prefix_groups
 
+# Rows of a compact step are filled up to a multiple of it: left-over rows of products may be rounded in another way.
+ROW_MULTIPLE = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -67,18 +70,22 @@ class ModelRunner:
         steps_G: Ints,
         used: BucketShape,
         prefix_keys: Sequence[PrefixKeys],
+        rows: Ints | None = None,
     ) -> Tensor:
-        """Append one token to every row in use; logits (used.rows, V).
+        """Append one token to every row in use, or to ``rows`` of them only; logits (rows, V).
 
         ``lengths_G``: prompt tokens of each slot; ``steps_G``: suffix tokens stored before this one. ``prefix_keys``:
         for each split point in use, the keys of all slots whose output matters.
         """
         positions_R = np.repeat((lengths_G + steps_G)[: used.slots], used.samples)
+        chosen = slice(used.rows) if rows is None else rows
         if prefix_keys != self._prefix_keys:
             self._prefix_keys = prefix_keys
             self._groups = [prefix_groups(keys, self._checkpoint.device) for keys in prefix_keys]
-        context = DecodePass(self.cache, self._to_device(lengths_G), self._to_device(steps_G), used, self._groups)
-        return self._forward(context, tokens_R[: used.rows, None], positions_R[:, None])
+        lengths, steps = self._to_device(lengths_G), self._to_device(steps_G)
+        on_device = None if rows is None else self._to_device(rows)
+        context = DecodePass(self.cache, lengths, steps, used, self._groups, on_device)
+        return self._forward(context, tokens_R[chosen, None], positions_R[chosen, None])
 
     @property
     def head_inputs(self) -> Tensor | None:

@@ -1,9 +1,10 @@
 """Continuous batching in one shape bucket: when a request finishes, the next one takes over its KV slot.
 
-A shape bucket serves requests of one shape: the same number of samples, token limit and padded prompt length. In
-deterministic mode every pass has the bucket's full shape, absent chunks and empty slots included, so a row's arithmetic
-doesn't depend on the other rows, and neither do its tokens. Only columns that no slot uses are left out, because sums
-with zeros at the end stay the same. In the other mode a pass covers only what is in use.
+A shape bucket serves requests of one shape: the same number of samples, token limit and padded prompt length. A
+pass covers what is in use: finished samples, empty slots and absent chunks are left out of it. In deterministic mode
+that holds where `selfcheck` has found that a row's arithmetic doesn't depend on how many others there are (a shape that
+is ``compact``); elsewhere every pass has the bucket's full shape. Columns that no slot uses are left out in any case,
+because sums with zeros at the end stay the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from metareward.engines.base import EngineError
 from metareward.engines.local.checkpoint import Checkpoint
 from metareward.engines.local.kv_cache import BucketShape, Ints
-from metareward.engines.local.model_runner import Chunk, ModelRunner
+from metareward.engines.local.model_runner import ROW_MULTIPLE, Chunk, ModelRunner
 from metareward.engines.local.sampler import (
     MAX_TOP_LOGPROBS,
     ChoiceTrie,
@@ -90,7 +91,7 @@ class BatchState:
 
     def assign(self, slot: int, request: Request) -> None:
         """Give a free slot to a request."""
-        rows, sampling = self._rows(np.array([slot])), request.sampling
+        rows, sampling = self.rows_of(np.array([slot])), request.sampling
         self.requests[slot] = request
         self.lengths_G[slot], self.counts_G[slot] = len(request.ids), 0
         self._temperature_R[rows] = sampling.temperature
@@ -103,22 +104,42 @@ class BatchState:
         if sampling.top_logprobs and self._top_logprobs_buffer is None:
             self._top_logprobs_buffer = TopLogprobsBuffer(self._shape.rows, self._shape.suffix, MAX_TOP_LOGPROBS)
 
-    def sample(self, logits_RV: Tensor, slots_B: Ints, inputs_RD: Tensor | None = None) -> Ints:
-        """Sample the next token of every row of these slots, empty ones included, from its logits.
+    def rows_of(self, slots_B: Ints) -> Ints:
+        """All rows of these slots."""
+        rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()
+        return rows
+
+    def unfinished_rows(self, slots_B: Ints, end: int) -> Ints | None:
+        """The rows of these slots whose sample goes on, and as many of the other rows before ``end`` as fill a
+        multiple; None for all rows before ``end``.
+        """
+        going = np.zeros(end, bool)
+        rows = self.rows_of(slots_B)
+        going[rows] = self._stops_R[rows] < 0
+        spare = (~going).nonzero()[0]
+        count = -int(going.sum()) % ROW_MULTIPLE
+        if len(spare) <= count:
+            return None
+        going[spare[:count]] = True
+        found: Ints = going.nonzero()[0]
+        return found
+
+    def sample(self, logits_RV: Tensor, rows: Ints, inputs_RD: Tensor | None = None) -> Ints:
+        """Sample the next token of each of these rows from its logits.
 
         Where a request has choices, the logits of tokens that continue none of them become -inf. With the output
         embedding's ``inputs_RD`` choices and the probabilities that a request wants are by the logits of `VerdictHead`.
         """
-        rows = self._rows(slots_B)
+        slots_R = rows // self._shape.samples
         open_paths = self._open_paths(rows) if self._tries else {}
         exact_RV = logits_RV
         if inputs_RD is not None and (open_paths or self._top_logprobs_G.any()):
-            exact_RV = self._exact_logits(logits_RV, inputs_RD, slots_B, open_paths)
+            exact_RV = self._exact_logits(logits_RV, inputs_RD, slots_R, open_paths)
         if open_paths:
             mask_rows(exact_RV, {place: trie.next_tokens[path] for place, (trie, path) in open_paths.items()})
-        steps = np.repeat(self.counts_G[slots_B], self._shape.samples).astype(np.uint64)
+        steps = self.counts_G[slots_R].astype(np.uint64)
         if self._top_logprobs_buffer is not None:
-            wanted = np.repeat(self._top_logprobs_G[slots_B] > 0, self._shape.samples)
+            wanted = self._top_logprobs_G[slots_R] > 0
             chosen = exact_RV[torch.from_numpy(wanted)]
             self._top_logprobs_buffer.store(chosen, rows[wanted], steps[wanted].astype(np.int64))
         if exact_RV is not logits_RV:  # a text is the same whether its probabilities are wanted or not
@@ -128,11 +149,11 @@ class BatchState:
         tokens: Ints = sample(logits_RV, self._temperature_R[rows], self._top_p_R[rows], counters).cpu().numpy()
         return tokens
 
-    def _exact_logits(self, logits_RV: Tensor, inputs_RD: Tensor, slots_B: Ints, open_paths: OpenPaths) -> Tensor:
+    def _exact_logits(self, logits_RV: Tensor, inputs_RD: Tensor, slots_R: Ints, open_paths: OpenPaths) -> Tensor:
         """The logits in float32, in rows that want them with those of `VerdictHead`; a row doesn't change others."""
         head = self._checkpoint.verdict_head
         assert head is not None, "without one there are no inputs"
-        wanted = np.repeat(self._top_logprobs_G[slots_B] > 0, self._shape.samples)
+        wanted = self._top_logprobs_G[slots_R] > 0
         wanted[list(open_paths)] = True
         top_RA = logits_RV.topk(min(head.WIDTH, logits_RV.shape[1]), dim=-1).indices.cpu().numpy()
         tokens: list[Ints] = [*top_RA]
@@ -144,8 +165,8 @@ class BatchState:
         return exact_RV
 
     def append(self, slots_B: Ints, tokens_R: Ints) -> None:
-        """Append the sampled tokens to the rows of these slots; deliver finished requests and free their slots."""
-        rows, step_R = self._rows(slots_B), np.repeat(self.counts_G[slots_B], self._shape.samples)
+        """Append a token to each row of these slots; deliver finished requests and free their slots."""
+        rows, step_R = self.rows_of(slots_B), np.repeat(self.counts_G[slots_B], self._shape.samples)
         self.tokens_R[rows] = tokens_R
         self._generated_RT[rows, step_R] = tokens_R
         stops = np.isin(tokens_R, self._stop_ids) & (self._stops_R[rows] < 0)
@@ -162,7 +183,7 @@ class BatchState:
         request = self.requests.pop(slot)
         self._tries.pop(slot, None)
         self.lengths_G[slot] = self.counts_G[slot] = self._top_logprobs_G[slot] = 0
-        request.deliver(tuple(self._completion(int(row), request) for row in self._rows(np.array([slot]))))
+        request.deliver(tuple(self._completion(int(row), request) for row in self.rows_of(np.array([slot]))))
 
     def _completion(self, row: int, request: Request) -> Completion:
         stop, decode, buffer = int(self._stops_R[row]), self._checkpoint.decode, self._top_logprobs_buffer
@@ -180,10 +201,6 @@ class BatchState:
             if trie is not None and self._stops_R[row] < 0:
                 found[place] = trie, tuple(self._generated_RT[row, : self.counts_G[slot]].tolist())
         return found
-
-    def _rows(self, slots_B: Ints) -> Ints:
-        rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()
-        return rows
 
 
 @dataclass(slots=True)
@@ -302,6 +319,7 @@ class ShapeBucket:
         self._state = BatchState(checkpoint, shape)
         self._batch = batch
         self._deterministic = deterministic
+        self._padded = deterministic and not shape.compact
         self._waiting: deque[Request] = deque()
         self._delayed_tokens = 0
 
@@ -341,17 +359,17 @@ class ShapeBucket:
         """What a prefill pass of so few chunks wastes, in tokens: it is delayed until waiting has cost as much."""
         if chunks >= self._batch:
             return 0
-        if self._deterministic:
+        if self._padded:
             return (self._batch - chunks) * self._runner.chunk_size
         return self.shape.rows // _SMALL_PASS
 
     def _prefill(self) -> None:
         """Run a prefill pass, and sample the first tokens of the prompts that it completes."""
-        logits_BV, complete = self._prefiller.run(self._batch, padded=self._deterministic)
+        logits_BV, complete = self._prefiller.run(self._batch, padded=self._padded)
         if not complete:
             return
         slots, rows = np.array(list(complete)), np.array(list(complete.values()))
-        if self._deterministic:
+        if self._padded:
             # Repeated to a fixed shape; samples after the first repetition are dropped.
             slots, rows = np.resize(slots, self._batch), np.resize(rows, self._batch)
         logits_RV, inputs_RD = (
@@ -359,26 +377,29 @@ class ShapeBucket:
             for each in (logits_BV, self._runner.head_inputs)
         )
         assert logits_RV is not None
-        tokens_R = self._state.sample(logits_RV, slots, inputs_RD)
+        tokens_R = self._state.sample(logits_RV, self._state.rows_of(slots), inputs_RD)
         self._state.append(slots[: len(complete)], tokens_R[: len(complete) * self.shape.samples])
 
     def _decode(self, decoding: Ints) -> None:
-        """Add one token to each sample of every prefilled request."""
+        """Add one token to each unfinished sample of every prefilled request."""
         state, steps_G = self._state, np.maximum(self._state.counts_G - 1, 0)
         slots, digest = decoding.tolist(), self._prefiller.prefix_digest
         keys: list[PrefixKeys] = [{slot: digest(slot, point) for slot in slots} for point in self.shape.split_points]
         used, keys = self._in_use(decoding, keys)
-        logits_RV = self._runner.decode(state.tokens_R, state.lengths_G, steps_G, used, keys)
-        tokens_R = state.sample(logits_RV, np.arange(used.slots), self._runner.head_inputs)
-        state.append(decoding, tokens_R.reshape(used.slots, -1)[decoding].ravel())
+        rows = state.unfinished_rows(decoding, used.rows) if self.shape.compact else None
+        logits_RV = self._runner.decode(state.tokens_R, state.lengths_G, steps_G, used, keys, rows)
+        tokens_R, rows = state.tokens_R.copy(), np.arange(used.rows) if rows is None else rows
+        tokens_R[rows] = state.sample(logits_RV, rows, self._runner.head_inputs)
+        state.append(decoding, tokens_R[state.rows_of(decoding)])
 
     def _in_use(self, decoding: Ints, keys: list[PrefixKeys]) -> tuple[BucketShape, list[PrefixKeys]]:
         """The part of the shape that a decode step needs, and the prefix keys of the split points that it uses."""
         lengths, counts = self._state.lengths_G[decoding], self._state.counts_G[decoding]
         used = self.shape.trimmed(int(lengths.max()), int(counts.max()))
+        if not self._padded:
+            used = replace(used, slots=int(decoding[-1]) + 1)
         if self._deterministic:
             return used, keys
         # A prefix that most slots don't share is cheaper to read with the rest of the prompt.
         shared = sum(2 * len(set(each.values())) <= len(each) for each in keys)
-        used = replace(used, slots=int(decoding[-1]) + 1, split_points=used.split_points[:shared])
-        return used, keys[:shared]
+        return replace(used, split_points=used.split_points[:shared]), keys[:shared]

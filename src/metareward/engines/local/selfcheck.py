@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from metareward.engines.base import EngineError
 from metareward.engines.local.checkpoint import Checkpoint
 from metareward.engines.local.kv_cache import BucketShape
-from metareward.engines.local.model_runner import Chunk, ModelRunner
+from metareward.engines.local.model_runner import ROW_MULTIPLE, Chunk, ModelRunner
 from metareward.errors import UserError
 
 _PROMPT, _CHUNK_SIZE, _STEPS = 24, 16, 3
@@ -68,7 +70,8 @@ def check_batch_invariance(checkpoint: Checkpoint, shape: BucketShape, chunk_siz
     """Run one request in the first and in the last slot of this shape, among different other requests.
 
     Prefill passes have ``batch`` chunks of ``chunk_size`` tokens. In the first slot decode steps cover as few columns
-    as possible, in the last slot all. Raises `EngineError` unless all logits are equal bit for bit.
+    as possible, in the last slot all; where the shape is compact, there are steps of every number of rows, and passes
+    of few chunks. Raises `EngineError` unless all logits are equal bit for bit.
     """
     first, last = (
         _logits_in_slot(ModelRunner(checkpoint, shape, chunk_size), batch, checkpoint, last=last)
@@ -89,12 +92,15 @@ def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, las
     """
     shape, size, slot = runner.shape, runner.chunk_size, runner.shape.slots - 1 if last else 0
     longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * size)
-    prompt, logits = _random_ids(checkpoint, max(1, longest - 3), seed=0), []
+    prompt, logits = _random_ids(checkpoint, max(1, longest - 3), seed=0), list[Tensor]()
     for start in range(0, len(prompt), size):
         probe = Chunk(slot, prompt, start, min(start + size, len(prompt)))
         others = _other_chunks(checkpoint, shape, size, batch - 1, slot, seed=1 + slot + start)
         chunks = [*others, probe] if slot else [probe, *others]
-        logits.append(runner.prefill(chunks, batch)[chunks.index(probe)])
+        if shape.compact and not slot:
+            chunks = chunks[: 1 + len(logits)]
+        width = len(chunks) if shape.compact else batch
+        logits.append(runner.prefill(chunks, width)[chunks.index(probe)])
     # Random keys and values serve as well as those of a real prompt and its completions.
     runner.cache.fill_random(slot, seed=0)
     return torch.stack([*logits, *_decode_logits(runner, checkpoint, slot)])
@@ -103,8 +109,9 @@ def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, las
 def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> list[Tensor]:
     """Logits of the request in ``slot`` for a few lengths of its prompt and of its completion.
 
-    In the first slot it shares no prefix and steps cover only the columns that it needs. In any other slot all slots
-    share their prefixes, and the other requests are as long as possible.
+    In the first slot it shares no prefix and steps cover only the columns that it needs, and where the shape is compact
+    a third of the numbers of rows for each length. In any other slot all slots share their prefixes, and the other
+    requests are as long as possible.
     """
     shape, logits = runner.shape, list[Tensor]()
     longest = min(shape.prompt, checkpoint.context - shape.suffix)
@@ -117,13 +124,24 @@ def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> li
             used, other_length, other_step = shape, longest, shape.suffix - 1
         else:
             used, other_length, other_step = shape.trimmed(length, step + 1), length, step
+        counts = _row_counts(shape)[turn::3] or [shape.rows]
         lengths_G, steps_G = np.full(shape.slots, other_length), np.full(shape.slots, other_step)
         lengths_G[slot], steps_G[slot] = length, step
         tokens_R = np.array(_random_ids(checkpoint, shape.rows, 2000 * (1 + slot) + turn))
         tokens_R[slot * shape.samples : (slot + 1) * shape.samples] = _random_ids(checkpoint, shape.samples, turn)
-        found = runner.decode(tokens_R, lengths_G, steps_G, used, [keys] * len(shape.split_points))
-        logits.extend(found[slot * shape.samples :][: shape.samples])
+        for count in [shape.rows] if slot else counts:
+            slots = -(-count // shape.samples)
+            own = {other: key for other, key in keys.items() if other < slots}
+            part, rows = replace(used, slots=slots), np.arange(count) if count < shape.rows else None
+            found = runner.decode(tokens_R, lengths_G, steps_G, part, [own] * len(shape.split_points), rows)
+            logits.extend([*found[slot * shape.samples :][: shape.samples]] * (len(counts) if slot else 1))
     return logits
+
+
+def _row_counts(shape: BucketShape) -> list[int]:
+    """The rows that a step around the first slot may have, all but the full number; none for a shape not compact."""
+    fewest = -(-shape.samples // ROW_MULTIPLE) * ROW_MULTIPLE
+    return [*range(fewest, shape.rows, ROW_MULTIPLE)] if shape.compact else []
 
 
 def _other_chunks(

@@ -86,9 +86,11 @@ class DecodePass:
         steps_G: Tensor,
         used: BucketShape,
         groups: Sequence[Sequence[PrefixGroup]],
+        rows: Tensor | None = None,
     ) -> None:
-        """``groups``: for each split point in use, the prefix groups."""
+        """``groups``: for each split point in use, the prefix groups. ``rows``: those in the pass, else all in use."""
         self._cache = cache
+        self._rows = rows
         # Empty slots see a column, too: a softmax over no keys is NaN.
         self._lengths_G = lengths_G[: used.slots].clamp_min(max(used.split_points, default=0) + 1)
         self._steps_G = steps_G[: used.slots]
@@ -102,6 +104,8 @@ class DecodePass:
         used, heads, width = self._used, key.shape[1], query.shape[3]
         per_key_head = query.shape[1] // heads
         self._write(layer, key, value)
+        if self._rows is not None:  # the others attend with a query of zeros, so that the arithmetic is the same
+            query = query.new_zeros(used.rows, *query.shape[1:]).index_copy_(0, self._rows, query)
         shared, rest, suffix = self._parts(scores.window, query.dtype)
         prompts = map_key_value(self._cache.prompt(layer), lambda t: t[: used.slots])
         suffixes = map_key_value(self._cache.suffix(layer), lambda t: t[: used.rows])
@@ -115,7 +119,8 @@ class DecodePass:
             parts.append(group_attention(by_slot, keys, values, columns.mask, scores, groups, stack_queries=stack))
         parts += [columns.attend(by_slot, prompts, scores) for columns in rest]
         merged = merge(parts).view(used.slots, heads, used.samples, -1).transpose(1, 2)
-        return merged.reshape(used.rows, 1, heads * per_key_head, -1)
+        merged = merged.reshape(used.rows, 1, heads * per_key_head, -1)
+        return merged if self._rows is None else merged[self._rows]
 
     def _rows_to_slots(self, part: PartialAttention) -> PartialAttention:
         """From (R, H, g, ...) to (G, H, n * g, ...)."""
@@ -130,7 +135,8 @@ class DecodePass:
             # Indices into a suffix tensor viewed as (R * H * T, D).
             step_R = self._steps_G.repeat_interleave(self._used.samples)
             row_head = torch.arange(self._used.rows * heads, device=step_R.device)
-            self._write_indices[heads] = row_head * self._cache.shape.suffix + step_R.repeat_interleave(heads)
+            index = row_head * self._cache.shape.suffix + step_R.repeat_interleave(heads)
+            self._write_indices[heads] = index if self._rows is None else index.view(-1, heads)[self._rows].flatten()
         for stored, new in zip(self._cache.suffix(layer), (key, value), strict=True):
             stored.view(-1, stored.shape[3]).index_copy_(0, self._write_indices[heads], new.flatten(0, 2))
 

@@ -66,7 +66,7 @@ def test_alpaca_by_an_engine(tmp_path: Path) -> None:
     words = ("alpaca-eval", *files, "--prompt", tmp_path / "clf.txt", "--annotations", tmp_path / "made.json")
     told = run(*words, "--judge-engine", "gpt", engine=opened)
     assert told.exit_code == 0, told.exception
-    assert asked == ["gpt"] and "100.00" in told.output and "sampled label" in told.output
+    assert asked == ["gpt"] and "100.00" in told.output and "the label that the judge wrote" in told.output
     again = run("alpaca-eval", "--annotations", tmp_path / "made.json")
     assert "100.00" in again.output  # what was made is an annotation file like any other
 

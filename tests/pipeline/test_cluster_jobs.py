@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash")
 ODD = ('it\'s a "recipe" $(touch pwned); x.yaml', "--set", "name=a b`c`\\", "--out", "runs/ü & 'x'\n")
 JOB = ClusterJob("mine", ODD, nodes=3)
 RAY = "engine={kind: ray, engine: {kind: local, dtype: float32}}"
-# Writes its name, its arguments and RAY_ADDRESS as a line of JSON; `ray start --block` stays until it is ended.
+# Writes its name, its arguments and RAY_ADDRESS as a line of JSON; `ray start --block` stays until it is ended. The run
+# waits until as many nodes have started as STARTS says.
 TELLS = f"""\
 #!{sys.executable}
 import json, os, pathlib, sys, time
@@ -35,6 +36,8 @@ with open(os.environ["TOLD"], "a") as file:
 if "--block" in sys.argv:
     time.sleep(60)
 if name == "metareward":
+    while pathlib.Path(os.environ["TOLD"]).read_text().count("--block") < int(os.environ.get("STARTS", "0")):
+        time.sleep(0.02)
     time.sleep(float(os.environ.get("TAKES", "0")))
     sys.exit(int(os.environ.get("ENDS", "0")))
 """
@@ -79,7 +82,7 @@ def test_slurm_on_one_node_runs_the_command_with_its_arguments(tmp_path: Path) -
 
 
 def test_slurm_on_three_nodes_starts_ray_on_each_and_the_run_beside_the_head(tmp_path: Path) -> None:
-    done = sbatch(tmp_path, slurm_script(JOB, "24:00:00", {}))
+    done = sbatch(tmp_path, slurm_script(JOB, "24:00:00", {}), STARTS="3")
     assert done.returncode == 0, done.stderr
     calls, address = told(tmp_path), f"n1:{20000 + 20007 % 20000}"
     starts = [words for name, words, *_ in calls if name == "ray" and words[0] == "start"]

@@ -89,6 +89,27 @@ def test_finished_samples_leave_the_batch(llama: Path, conversation: Conversatio
         assert together.done == alone.done
 
 
+@pytest.mark.parametrize("n", [1, 5, 11])
+@torch.inference_mode()
+def test_steps_have_numbers_of_rows_that_were_checked(llama: Path, conversation: Conversation, n: int) -> None:
+    checkpoint, rows = load(llama, "cpu", "float32"), list[int]()
+    core = EngineCore(checkpoint, max_num_seqs=44, deterministic=True, memory=1 << 30)
+    checkpoint.model.model.norm.register_forward_hook(
+        lambda _, __, hidden: rows.append(len(hidden)) if hidden.shape[1] == 1 else None
+    )
+    outcome, full = Outcomes(core), 44 // n * n
+    outcome.submit(conversation(0, 2), 5, n, 0)
+    finish(core)
+    checked = set(rows)
+    assert checked == {*range(8, full, 8), full}
+    for count in (1, 2, 3, 4):
+        rows.clear()
+        for seed in range(count):
+            outcome.submit(conversation(seed, 2), 5, n, seed)
+        finish(core)
+        assert set(rows) <= checked
+
+
 def test_a_bucket_larger_than_the_memory_still_serves(checkpoint: Checkpoint, conversation: Conversation) -> None:
     core = EngineCore(checkpoint, max_num_seqs=12, deterministic=False, memory=1)
     outcome = Outcomes(core)

@@ -137,7 +137,7 @@ class EngineCore:
         compact = self._checkpoint.device.type == "cpu"
         shape = BucketShape(max(1, slots), n, prompt, suffix, self._split_points(n, prompt), self._trim, compact)
         while shape in self._batch_dependent:
-            shape = _weaker(shape)
+            shape = _simpler(shape)
         return shape
 
     def _split_points(self, n: int, prompt: int) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ class EngineCore:
             chunk_size, chunks = self._prefill_sizes
             batch = min(chunks, shape.slots * -(-shape.prompt // chunk_size))
             if self._deterministic and not self._is_batch_invariant(shape, chunk_size, batch):
-                return self._bucket(_weaker(shape))
+                return self._bucket(_simpler(shape))
             self._buckets[shape] = ShapeBucket(
                 self._checkpoint, shape, chunk_size=chunk_size, batch=batch, deterministic=self._deterministic
             )
@@ -180,7 +180,7 @@ class EngineCore:
         try:
             check_batch_invariance(self._checkpoint, shape, chunk_size, batch)
         except EngineError:
-            if shape == _weaker(shape):
+            if shape == _simpler(shape):
                 raise
             if not any(other.compact == shape.compact for other in self._batch_dependent):
                 when, what = (
@@ -199,7 +199,7 @@ class EngineCore:
         return True
 
 
-def _weaker(shape: BucketShape) -> BucketShape:
+def _simpler(shape: BucketShape) -> BucketShape:
     """Where a kernel's result depends on the batch: full passes, then no split points or trimming either."""
     return replace(shape, compact=False) if shape.compact else replace(shape, split_points=(), trim=0)
 

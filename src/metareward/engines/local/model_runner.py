@@ -70,22 +70,21 @@ class ModelRunner:
         steps_G: Ints,
         used: BucketShape,
         prefix_keys: Sequence[PrefixKeys],
-        rows: Ints | None = None,
+        rows: Ints,
     ) -> Tensor:
-        """Append one token to every row in use, or to ``rows`` of them only; logits (rows, V).
+        """Append one token to each of ``rows`` of those in use; logits (rows, V).
 
         ``lengths_G``: prompt tokens of each slot; ``steps_G``: suffix tokens stored before this one. ``prefix_keys``:
         for each split point in use, the keys of all slots whose output matters.
         """
         positions_R = np.repeat((lengths_G + steps_G)[: used.slots], used.samples)
-        chosen = slice(used.rows) if rows is None else rows
         if prefix_keys != self._prefix_keys:
             self._prefix_keys = prefix_keys
             self._groups = [prefix_groups(keys, self._checkpoint.device) for keys in prefix_keys]
         lengths, steps = self._to_device(lengths_G), self._to_device(steps_G)
-        on_device = None if rows is None else self._to_device(rows)
-        context = DecodePass(self.cache, lengths, steps, used, self._groups, on_device)
-        return self._forward(context, tokens_R[chosen, None], positions_R[chosen, None])
+        some = self._to_device(rows) if len(rows) < used.rows else None
+        context = DecodePass(self.cache, lengths, steps, used, self._groups, some)
+        return self._forward(context, tokens_R[rows, None], positions_R[rows, None])
 
     @property
     def head_inputs(self) -> Tensor | None:

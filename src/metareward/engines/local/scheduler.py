@@ -109,18 +109,11 @@ class BatchState:
         rows: Ints = (slots_B[:, None] * self._shape.samples + np.arange(self._shape.samples)).ravel()
         return rows
 
-    def unfinished_rows(self, slots_B: Ints, end: int) -> Ints | None:
-        """The rows of these slots whose sample goes on, and as many of the other rows before ``end`` as fill a
-        multiple; None for all rows before ``end``.
-        """
-        going = np.zeros(end, bool)
-        rows = self.rows_of(slots_B)
+    def unfinished_rows(self, slots_B: Ints) -> Ints:
+        """The rows of these slots whose sample goes on, and others up to a multiple of `ROW_MULTIPLE` or all rows."""
+        going, rows = np.zeros(self._shape.rows, bool), self.rows_of(slots_B)
         going[rows] = self._stops_R[rows] < 0
-        spare = (~going).nonzero()[0]
-        count = -int(going.sum()) % ROW_MULTIPLE
-        if len(spare) <= count:
-            return None
-        going[spare[:count]] = True
+        going[(~going).nonzero()[0][: -int(going.sum()) % ROW_MULTIPLE]] = True
         found: Ints = going.nonzero()[0]
         return found
 
@@ -385,19 +378,20 @@ class ShapeBucket:
         state, steps_G = self._state, np.maximum(self._state.counts_G - 1, 0)
         slots, digest = decoding.tolist(), self._prefiller.prefix_digest
         keys: list[PrefixKeys] = [{slot: digest(slot, point) for slot in slots} for point in self.shape.split_points]
-        used, keys = self._in_use(decoding, keys)
-        rows = state.unfinished_rows(decoding, used.rows) if self.shape.compact else None
+        rows = state.unfinished_rows(decoding) if self.shape.compact else None
+        used, keys = self._in_use(decoding, keys, int(decoding[-1] if rows is None else rows[-1] // self.shape.samples))
+        rows = np.arange(used.rows) if rows is None else rows
         logits_RV = self._runner.decode(state.tokens_R, state.lengths_G, steps_G, used, keys, rows)
-        tokens_R, rows = state.tokens_R.copy(), np.arange(used.rows) if rows is None else rows
+        tokens_R = state.tokens_R.copy()
         tokens_R[rows] = state.sample(logits_RV, rows, self._runner.head_inputs)
         state.append(decoding, tokens_R[state.rows_of(decoding)])
 
-    def _in_use(self, decoding: Ints, keys: list[PrefixKeys]) -> tuple[BucketShape, list[PrefixKeys]]:
-        """The part of the shape that a decode step needs, and the prefix keys of the split points that it uses."""
+    def _in_use(self, decoding: Ints, keys: list[PrefixKeys], last: int) -> tuple[BucketShape, list[PrefixKeys]]:
+        """The part of the shape that a decode step needs, up to slot ``last``, and the prefix keys that it uses."""
         lengths, counts = self._state.lengths_G[decoding], self._state.counts_G[decoding]
         used = self.shape.trimmed(int(lengths.max()), int(counts.max()))
         if not self._padded:
-            used = replace(used, slots=int(decoding[-1]) + 1)
+            used = replace(used, slots=last + 1)
         if self._deterministic:
             return used, keys
         # A prefix that most slots don't share is cheaper to read with the rest of the prompt.

@@ -41,7 +41,7 @@ def _runner_logits(checkpoint: Checkpoint, ids: list[int]) -> Tensor:
     lengths_G = np.array([0, _PROMPT])
     for step in range(_STEPS):
         tokens_R = np.full(shape.rows, ids[_PROMPT + step])
-        logits.append(runner.decode(tokens_R, lengths_G, np.array([0, step]), shape, ())[-1])
+        logits.append(runner.decode(tokens_R, lengths_G, np.array([0, step]), shape, (), np.arange(shape.rows))[-1])
     return torch.stack(logits).float()
 
 
@@ -71,7 +71,7 @@ def check_batch_invariance(checkpoint: Checkpoint, shape: BucketShape, chunk_siz
 
     Prefill passes have ``batch`` chunks of ``chunk_size`` tokens. In the first slot decode steps cover as few columns
     as possible, in the last slot all; where the shape is compact, there are steps of every number of rows, and passes
-    of few chunks. Raises `EngineError` unless all logits are equal bit for bit.
+    of one chunk and of half as many as possible. Raises `EngineError` unless all logits are equal bit for bit.
     """
     first, last = (
         _logits_in_slot(ModelRunner(checkpoint, shape, chunk_size), batch, checkpoint, last=last)
@@ -98,7 +98,7 @@ def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, las
         others = _other_chunks(checkpoint, shape, size, batch - 1, slot, seed=1 + slot + start)
         chunks = [*others, probe] if slot else [probe, *others]
         if shape.compact and not slot:
-            chunks = chunks[: 1 + len(logits)]
+            chunks = chunks[: batch // 2 if start else 1]
         width = len(chunks) if shape.compact else batch
         logits.append(runner.prefill(chunks, width)[chunks.index(probe)])
     # Random keys and values serve as well as those of a real prompt and its completions.
@@ -124,24 +124,30 @@ def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> li
             used, other_length, other_step = shape, longest, shape.suffix - 1
         else:
             used, other_length, other_step = shape.trimmed(length, step + 1), length, step
-        counts = _row_counts(shape)[turn::3] or [shape.rows]
+        counts = _row_counts(shape)[turn::3]
         lengths_G, steps_G = np.full(shape.slots, other_length), np.full(shape.slots, other_step)
         lengths_G[slot], steps_G[slot] = length, step
         tokens_R = np.array(_random_ids(checkpoint, shape.rows, 2000 * (1 + slot) + turn))
         tokens_R[slot * shape.samples : (slot + 1) * shape.samples] = _random_ids(checkpoint, shape.samples, turn)
-        for count in [shape.rows] if slot else counts:
+        if slot:
+            full = [keys] * len(shape.split_points)
+            found = runner.decode(tokens_R, lengths_G, steps_G, used, full, np.arange(shape.rows))
+            own = found[slot * shape.samples :]
+            logits.extend(logit for count in counts for logit in own[:count])
+            continue
+        for count in counts:
             slots = -(-count // shape.samples)
-            own = {other: key for other, key in keys.items() if other < slots}
-            part, rows = replace(used, slots=slots), np.arange(count) if count < shape.rows else None
-            found = runner.decode(tokens_R, lengths_G, steps_G, part, [own] * len(shape.split_points), rows)
-            logits.extend([*found[slot * shape.samples :][: shape.samples]] * (len(counts) if slot else 1))
+            some = {other: key for other, key in keys.items() if other < slots}
+            part, several = replace(used, slots=slots), [some] * len(shape.split_points)
+            found = runner.decode(tokens_R, lengths_G, steps_G, part, several, np.arange(count))
+            logits.extend(found[: shape.samples])
     return logits
 
 
 def _row_counts(shape: BucketShape) -> list[int]:
-    """The rows that a step around the first slot may have, all but the full number; none for a shape not compact."""
-    fewest = -(-shape.samples // ROW_MULTIPLE) * ROW_MULTIPLE
-    return [*range(fewest, shape.rows, ROW_MULTIPLE)] if shape.compact else []
+    """The numbers of rows that a step may have; at least three, the full one among them."""
+    counts = [*range(ROW_MULTIPLE, shape.rows, ROW_MULTIPLE)] if shape.compact else []
+    return [*counts, *[shape.rows] * max(1, 3 - len(counts))]
 
 
 def _other_chunks(

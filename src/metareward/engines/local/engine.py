@@ -200,7 +200,7 @@ class EngineCore:
 
 
 def _simpler(shape: BucketShape) -> BucketShape:
-    """Where a kernel's result depends on the batch: full passes, then no split points or trimming either."""
+    """What to try where a result depends on the batch: full passes, then no split points or trimming either."""
     return replace(shape, compact=False) if shape.compact else replace(shape, split_points=(), trim=0)
 
 

@@ -88,7 +88,7 @@ class DecodePass:
         groups: Sequence[Sequence[PrefixGroup]],
         rows: Tensor | None = None,
     ) -> None:
-        """``groups``: for each split point in use, the prefix groups. ``rows``: those in the pass, else all in use."""
+        """``groups``: for each split point in use, the prefix groups. ``rows``: those in the pass; all by default."""
         self._cache = cache
         self._rows = rows
         # Empty slots see a column, too: a softmax over no keys is NaN.

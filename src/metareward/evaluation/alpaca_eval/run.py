@@ -383,6 +383,7 @@ _PREFERENCES = {
     "sampled label": "A preference is the label that the judge wrote",
     "scores of each alone": "A preference compares the scores that the two answers got, each judged alone",
     "truth": "A preference compares the two answers' true scores",
+    "as stored": "Preferences are those of the annotations file, which doesn't say how the judge gave them",
 }
 _LENGTH_METHODS = {
     OFFICIAL: "Lengths are controlled by the leaderboard's regression",

@@ -34,7 +34,7 @@ def prefill_all(prefiller: Prefiller) -> tuple[dict[int, Tensor], int]:
     logits: dict[int, Tensor] = {}
     passes = 0
     while prefiller.remaining_chunks:
-        logits_BV, complete = prefiller.run(BATCH, padded=True)
+        logits_BV, complete = prefiller.run((BATCH,))
         passes += 1
         logits.update({slot: logits_BV[row] for slot, row in complete.items()})
     return logits, passes

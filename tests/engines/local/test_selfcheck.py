@@ -69,6 +69,18 @@ def test_a_row_that_depends_on_how_many_others_there_are_is_found(checkpoint: Ch
         handle.remove()
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+@torch.inference_mode()
+def test_a_chunk_that_depends_on_how_many_others_there_are_is_found(checkpoint: Checkpoint, count: int) -> None:
+    def nudge(_: Any, __: Any, hidden: Tensor) -> Tensor:
+        return hidden * (1 + 1e-6 * (hidden.shape[:2] == (count, 16)))
+
+    checkpoint.model.model.norm.register_forward_hook(nudge)
+    check_batch_invariance(checkpoint, BucketShape(14, 3, 32, 8), 16, 6)
+    with pytest.raises(EngineError, match="depends on its slot"):
+        check_batch_invariance(checkpoint, BucketShape(14, 3, 32, 8, compact=True), 16, 6)
+
+
 @torch.inference_mode()
 def test_a_model_that_computes_something_else_while_decoding_is_found(checkpoint: Checkpoint) -> None:
     def forget_position(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:

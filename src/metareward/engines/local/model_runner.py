@@ -25,6 +25,11 @@ from metareward.engines.local.shared_prefix import DecodePass, PrefixGroup, Pref
 ROW_MULTIPLE = 8
 
 
+def compact_widths(batch: int) -> tuple[int, ...]:
+    """The numbers of chunks that compact prefill passes have: powers of two below ``batch``, and ``batch``."""
+    return (*(1 << power for power in range((batch - 1).bit_length())), batch)
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens ``start`` to ``end`` (at most C of them) of the prompt in ``slot``."""

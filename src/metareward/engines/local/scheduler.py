@@ -22,7 +22,7 @@ from torch import Tensor
 from metareward.engines.base import EngineError
 from metareward.engines.local.checkpoint import Checkpoint
 from metareward.engines.local.kv_cache import BucketShape, Ints
-from metareward.engines.local.model_runner import ROW_MULTIPLE, Chunk, ModelRunner
+from metareward.engines.local.model_runner import ROW_MULTIPLE, Chunk, ModelRunner, compact_widths
 from metareward.engines.local.sampler import (
     MAX_TOP_LOGPROBS,
     ChoiceTrie,
@@ -251,13 +251,13 @@ class Prefiller:
             -(-(len(prompt.ids) - prompt.stored) // self._runner.chunk_size) for prompt in self._prompts.values()
         )
 
-    def run(self, batch: int, padded: bool) -> tuple[Tensor, dict[int, int]]:
-        """Run one prefill pass of up to ``batch`` chunks, or with ``padded`` of exactly that many.
+    def run(self, widths: Sequence[int]) -> tuple[Tensor, dict[int, int]]:
+        """Run one prefill pass of as many chunks as one of ``widths`` (ascending), absent ones included.
 
         Returns the logits (chunks, V), and for each slot whose prompt is now complete the row of its logits.
         """
-        chunks = self._choose(batch)
-        logits_BV = self._runner.prefill(chunks, batch if padded else len(chunks))
+        chunks = self._choose(widths[-1])
+        logits_BV = self._runner.prefill(chunks, next(width for width in widths if width >= len(chunks)))
         complete: dict[int, int] = {}
         for row, chunk in enumerate(chunks):
             prompt = self._prompts[chunk.slot]
@@ -313,6 +313,8 @@ class ShapeBucket:
         self._batch = batch
         self._deterministic = deterministic
         self._padded = deterministic and not shape.compact
+        narrow = compact_widths(batch) if deterministic else range(1, batch + 1)
+        self._widths: Sequence[int] = (batch,) if self._padded else narrow
         self._waiting: deque[Request] = deque()
         self._delayed_tokens = 0
 
@@ -358,7 +360,7 @@ class ShapeBucket:
 
     def _prefill(self) -> None:
         """Run a prefill pass, and sample the first tokens of the prompts that it completes."""
-        logits_BV, complete = self._prefiller.run(self._batch, padded=self._padded)
+        logits_BV, complete = self._prefiller.run(self._widths)
         if not complete:
             return
         slots, rows = np.array(list(complete)), np.array(list(complete.values()))

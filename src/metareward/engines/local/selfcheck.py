@@ -11,7 +11,7 @@ from torch import Tensor
 from metareward.engines.base import EngineError
 from metareward.engines.local.checkpoint import Checkpoint
 from metareward.engines.local.kv_cache import BucketShape
-from metareward.engines.local.model_runner import ROW_MULTIPLE, Chunk, ModelRunner
+from metareward.engines.local.model_runner import ROW_MULTIPLE, Chunk, ModelRunner, compact_widths
 from metareward.errors import UserError
 
 _PROMPT, _CHUNK_SIZE, _STEPS = 24, 16, 3
@@ -70,8 +70,8 @@ def check_batch_invariance(checkpoint: Checkpoint, shape: BucketShape, chunk_siz
     """Run one request in the first and in the last slot of this shape, among different other requests.
 
     Prefill passes have ``batch`` chunks of ``chunk_size`` tokens. In the first slot decode steps cover as few columns
-    as possible, in the last slot all; where the shape is compact, there are steps of every number of rows, and passes
-    of one chunk and of half as many as possible. Raises `EngineError` unless all logits are equal bit for bit.
+    as possible, in the last slot all; where the shape is compact, there are steps of every number of rows and passes of
+    every width that occur. Raises `EngineError` unless all logits are equal bit for bit.
     """
     first, last = (
         _logits_in_slot(ModelRunner(checkpoint, shape, chunk_size), batch, checkpoint, last=last)
@@ -93,14 +93,16 @@ def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, las
     shape, size, slot = runner.shape, runner.chunk_size, runner.shape.slots - 1 if last else 0
     longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * size)
     prompt, logits = _random_ids(checkpoint, max(1, longest - 3), seed=0), list[Tensor]()
-    for start in range(0, len(prompt), size):
+    widths = compact_widths(batch) if shape.compact else (batch,) * 2
+    starts = range(0, len(prompt), size)
+    for turn, start in enumerate(starts):
         probe = Chunk(slot, prompt, start, min(start + size, len(prompt)))
         others = _other_chunks(checkpoint, shape, size, batch - 1, slot, seed=1 + slot + start)
-        chunks = [*others, probe] if slot else [probe, *others]
-        if shape.compact and not slot:
-            chunks = chunks[: batch // 2 if start else 1]
-        width = len(chunks) if shape.compact else batch
-        logits.append(runner.prefill(chunks, width)[chunks.index(probe)])
+        own = widths[turn :: len(starts)]
+        if slot:
+            logits += [runner.prefill([*others, probe], batch)[len(others)]] * len(own)
+        else:
+            logits += [runner.prefill([probe, *others][:width], width)[0] for width in own]
     # Random keys and values serve as well as those of a real prompt and its completions.
     runner.cache.fill_random(slot, seed=0)
     return torch.stack([*logits, *_decode_logits(runner, checkpoint, slot)])

@@ -228,7 +228,7 @@ def test_two_models_side_by_side(page: Any, site: Site) -> None:
     page.goto(f"{site.base}/run/0/held-out")
     page.get_by_role("link", name="Compare two models").click()
     page.locator("select[name=a]").select_option("0.1")
-    page.locator("select[name=figure]").select_option("chars")
+    page.locator("select[name=metric]").select_option("chars")
     page.get_by_role("button", name="Compare").click()
     page.wait_for_selector("text=No difference is shown")
     page.locator("a.row").first.click()

@@ -111,7 +111,7 @@ def test_filters_select_what_the_records_say(viewed: ViewedRun) -> None:
                 flipped.add(record.prompt.id)
     assert 0 < len(flipped) < PROMPTS and keys(viewed, "t=1&flipped=1") == flipped
     assert unreadable and keys(viewed, "t=1&unreadable=judgment") == unreadable
-    assert keys(viewed, "t=1&q=brief+no&within=judgments") >= worded
+    assert worded and keys(viewed, "t=1&q=brief+no&within=judgments") >= worded
     assert keys(viewed, "t=1&q=zeppelin&within=judgments") == set()
 
 
@@ -280,12 +280,14 @@ def test_odd_addresses_are_no_crash(client: TestClient, query: str) -> None:
 
 
 def test_two_models_are_compared_by_prompt(client: TestClient) -> None:
-    html = client.get("/compare?a=0.0&b=0.1&figure=score").text
+    html = client.get("/compare?a=0.0&b=0.1&metric=score").text
     assert "over 6 prompts" in html
     scores = [(float((n + 1) % 6) - float(n % 6)) for n in range(6)]
     assert f"{sum(scores) / 6:+.3f}" in html
     assert "M1" in client.get("/compare/prompt?a=0.0&b=0.1&id=held-2").text
-    assert client.get("/compare?a=0.7&b=0.1").status_code == 404
+    for query in ("a=0.7&b=0.1", "a=0", "metric=best", "sort=best"):
+        assert client.get(f"/compare?{query}").status_code == 404
+    assert client.get("/run/0/held-out?metric=best").status_code == 404
 
 
 HOSTS = {"localhost": 200, "127.0.0.1:8000": 200, "[::1]:80": 200, "evil.example": 403, "localhost.evil.example": 403}
@@ -294,6 +296,12 @@ HOSTS = {"localhost": 200, "127.0.0.1:8000": 200, "[::1]:80": 200, "evil.example
 @pytest.mark.parametrize(("host", "status"), HOSTS.items())
 def test_only_known_hosts_are_served(viewed: ViewedRun, host: str, status: int) -> None:
     assert client_of(viewed).get("/state", headers={"host": host}).status_code == status
+
+
+def test_an_allowed_host_name_is_served_whatever_its_case(viewed: ViewedRun) -> None:
+    client = TestClient(application([viewed], None, frozenset({"Node01"})))
+    assert client.get("/state", headers={"host": "node01:8000"}).status_code == 200
+    assert client.get("/state", headers={"host": "node02:8000"}).status_code == 403
 
 
 def test_requests_of_other_sites_are_refused(client: TestClient) -> None:
@@ -328,6 +336,13 @@ def test_a_missing_folder_and_a_shared_file_are_refused(run: RunDir, tmp_path: P
         open_runs([run.path, run.path], tmp_path / "cache", tmp_path / "annotations.jsonl")
     with pytest.raises(UserError, match=r"resolved\.json is missing"):
         exported(opened(RunDir(tmp_path), tmp_path / "cache"), Selection())
+
+
+def test_a_misspelled_filter_or_id_is_refused_and_not_left_out(viewed: ViewedRun) -> None:
+    with pytest.raises(UserError, match="'fliped' is no field"):
+        Selection.parse("t=1&fliped=1", strict=True)
+    with pytest.raises(UserError, match="has no prompt 'typo'"):
+        exported(viewed, Selection(), [fake_record(1, 0).prompt.id, "typo"])
 
 
 def test_the_recipe_of_the_run_is_used(viewed: ViewedRun, run: RunDir) -> None:

@@ -275,12 +275,25 @@ def report_command(run: RunFolder) -> None:
     print_rich(f"written to {write_report(RunDir(run))}")
 
 
+ViewSelection = Annotated[
+    str,
+    typer.Option(
+        "--select",
+        metavar="QUERY",
+        help="For --export, as in a list's address: t=2&flipped=1. For --export-pairs: kind=judge.",
+    ),
+]
+ViewPrompts = Annotated[
+    list[str] | None, typer.Option("--prompt", metavar="ID", help="Only this prompt for --export. Repeatable.")
+]
+
+
 @app.command("view")
 def view_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; more than one to compare them.")],
     host: Annotated[str, typer.Option("--host", help="The address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; a free one if not given.")] = 0,
-    token: Annotated[bool, typer.Option("--token/--no-token", help="Serve only who has the address printed.")] = True,
+    token: Annotated[bool, typer.Option("--token/--no-token", help="Ask for the token in the printed address.")] = True,
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A host name to serve under. Repeatable.")
     ] = None,
@@ -290,13 +303,8 @@ def view_command(
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="Write a selection as one HTML file instead.")
     ] = None,
-    selected: Annotated[
-        str,
-        typer.Option("--select", metavar="QUERY", help="What --export writes, as in a list's address: t=2&flipped=1."),
-    ] = "",
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="ID", help="Only this prompt for --export. Repeatable.")
-    ] = None,
+    selected: ViewSelection = "",
+    prompt: ViewPrompts = None,
     person: Annotated[
         str | None,
         typer.Option("--person", metavar="NAME", help="Who judges pairs; your login if not given."),
@@ -323,17 +331,21 @@ def view_command(
     from metareward.viewer.runs import open_runs
     from metareward.viewer.selection import Selection
 
-    viewed = open_runs(runs, cache or default_cache(), annotations)
-    if export is None and export_pairs is None:
+    chosen = Selection.parse(selected, strict=True)
+    if export is None and (prompt or chosen != Selection(kind=chosen.kind) or (selected and export_pairs is None)):
+        raise UserError("view: --select and --prompt are for --export; fix: add --export FILE (pairs: only kind=judge)")
+    viewed, exports = open_runs(runs, cache or default_cache(), annotations), [export, export_pairs]
+    if not any(exports):
         serve(viewed, host, port, token, allow_host or (), login_name() if person is None else person)
         return
+    if len(viewed) > 1:
+        raise UserError("view: --export and --export-pairs are for one run; fix: name one run folder")
     viewed[0].refresh()
-    chosen = Selection.parse(selected)
     if export is not None:
         write_atomic(export, exported(viewed[0], chosen, prompt or ()))
     if export_pairs is not None:
         write_atomic(export_pairs, replace_surrogates(exported_pairs(viewed[0], chosen.kind)))
-    print_rich(f"written to {' and '.join(str(path) for path in (export, export_pairs) if path is not None)}")
+    print_rich(f"written to {' and '.join(str(path) for path in exports if path is not None)}")
 
 
 @app.command("init")

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from metareward.engines.base import Engine, run_concurrently
+from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Annotation
 from metareward.evaluation.alpaca_eval.length_control import length_adjusted
 from metareward.generation.annotate import (
@@ -179,9 +180,25 @@ def held_out_to_json(record: HeldOut) -> str:
     return _CODEC.dump_json(record).decode()
 
 
+def held_out_from_json(text: str) -> HeldOut:
+    """The record of `held_out_to_json`. Raises `UserError` naming the first field that doesn't fit."""
+    try:
+        return _CODEC.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the document"
+        raise UserError(f"record: field {field}: {first['msg']}; fix: delete the record to make it again") from None
+
+
 def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:
-    """The records of ``store``, ordered by prompt id."""
-    return tuple(_CODEC.validate_json(document) for _, document in store.documents())
+    """The records of ``store``, ordered by prompt id. Raises `UserError` naming the file, the prompt and the field."""
+    found = []
+    for prompt_id, document in store.documents():
+        try:
+            found.append(held_out_from_json(document))
+        except UserError as error:
+            raise UserError(f"{store.path}: {prompt_id}: {error}") from None
+    return tuple(found)
 
 
 Rows = list[tuple[str, float]]  # (prompt id, value)

@@ -35,6 +35,12 @@ class PositionWeights:
     first_wins: int
     second_wins: int
 
+    @classmethod
+    def from_wins(cls, first: int, second: int) -> PositionWeights:
+        """w1 and w2 for so many wins in first and in second place; one half each without any."""
+        wins = first + second
+        return cls(second / wins, first / wins, first, second) if wins else cls(0.5, 0.5, 0, 0)
+
 
 def position_weights(metas: Iterable[MetaJudgment]) -> PositionWeights:
     """w1 and w2 from all comparisons in ``metas`` with a winner; one half each without any."""
@@ -43,10 +49,7 @@ def position_weights(metas: Iterable[MetaJudgment]) -> PositionWeights:
         if isinstance(meta.verdict, Won):
             first += meta.verdict.winner == meta.first
             second += meta.verdict.winner == meta.second
-    wins = first + second
-    if wins == 0:
-        return PositionWeights(0.5, 0.5, 0, 0)
-    return PositionWeights(second / wins, first / wins, first, second)
+    return PositionWeights.from_wins(first, second)
 
 
 def battle_matrix(dispute: Dispute, weights: PositionWeights) -> Array:

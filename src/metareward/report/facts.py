@@ -276,7 +276,7 @@ def _iteration(number: int, run: RunDir, recipe: Recipe) -> Iteration:
     generated = folder.records.is_file()
     failed: dict[str, str] = {}
     if generated:
-        with RecordStore.read(folder.records, traceless=True) as store:
+        with RecordStore.read(folder.records, immutable=True) as store:
             failed = store.failures()
     measured = [folder.evaluation / each.name for each in recipe.benchmarks]
     results = tuple(r for each in measured if (r := read_json(each / "result.json", _BENCHMARK)) is not None)

@@ -91,11 +91,22 @@ class Battle:
     @property
     def outcome(self) -> str:
         """What the two comparisons say together, in a few words."""
+        winners = self._winners
+        if not winners:
+            return "no winner"
+        if self.flips:
+            return "flips with the order"
+        return f"{winners[0]} wins in {'both orders' if len(winners) == 2 else 'one order only'}"
+
+    @property
+    def flips(self) -> bool:
+        """Whether both orders have a winner, but not the same."""
+        return len(set(self._winners)) == 2
+
+    @property
+    def _winners(self) -> list[int]:
         verdicts = [m.verdict for m in (self.as_first, self.as_second) if m is not None]
-        winners = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
-        if len(winners) < 2:
-            return f"{winners[0]} wins in one order only" if winners else "no winner"
-        return f"{winners[0]} wins in both orders" if winners[0] == winners[1] else "flips with the order"
+        return [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
 
 
 @dataclass(frozen=True, slots=True)

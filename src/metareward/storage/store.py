@@ -57,14 +57,14 @@ class RecordStore:
         return cls(path, _connect(path, "rwc" if create else "rw", fingerprint))
 
     @classmethod
-    def read(cls, path: Path, traceless: bool = False) -> RecordStore:
+    def read(cls, path: Path, immutable: bool = False) -> RecordStore:
         """Open the store at ``path`` read-only, also while a run writes to it or on a read-only disk.
 
-        SQLite makes index files beside the store to read it. ``traceless``: it doesn't where no run is writing (no
-        write-ahead log is there); for short reads, as they miss what a run that starts meanwhile writes.
+        To read a store, SQLite makes index files (``-wal``, ``-shm``) beside it. ``immutable``: not where there is no
+        write-ahead log, so no run is writing; for short reads, as they miss what a run that starts meanwhile writes.
         Raises `UserError` when there is none or it can't be read.
         """
-        return cls(path, _connect(path, "traceless" if traceless else "ro"))
+        return cls(path, _connect(path, "immutable" if immutable else "ro"))
 
     def put(self, key: str, document: str) -> None:
         """Store ``document``, which is on disk when this returns. An existing key keeps its first document.
@@ -196,9 +196,9 @@ def _connect(path: Path, mode: str, settings: Mapping[str, object] | None = None
     # To read, SQLite writes a shared index beside the file. Where it can't, or shouldn't, a store that was closed
     # properly (without a write-ahead log) can be read as an immutable file.
     log = path.with_name(f"{path.name}-wal")
-    if mode == "traceless":
+    if mode == "immutable":
         mode = "ro&immutable=1" if not log.exists() or log.stat().st_size == 0 else "ro"
-    if mode == "ro" and not os.access(path.parent, os.W_OK) and not log.exists():
+    elif mode == "ro" and not os.access(path.parent, os.W_OK) and not log.exists():
         mode = "ro&immutable=1"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with _user_errors(path):

@@ -185,12 +185,12 @@ def question(trace: PromptTrace, kind: PairKind, candidate: int | None, first: i
     return Question(trace, kind, candidate, first, second, pair, (scores.get(first), scores.get(second)))
 
 
-def answered(asked: Question, choice: Choice, person: str, blind: bool) -> Annotation:
-    """The annotation for a choice, now."""
+def annotate(shown: Question, choice: Choice, person: str, blind: bool) -> Annotation:
+    """The annotation of ``shown`` by ``person``, with the time of now."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    trace = asked.trace
-    place = (trace.iteration, asked.kind, trace.record.prompt.id, asked.candidate, asked.first, asked.second)
-    return Annotation(now, person, *place, choice, blind, asked.scores, asked.digest)
+    trace = shown.trace
+    place = (trace.iteration, shown.kind, trace.record.prompt.id, shown.candidate, shown.first, shown.second)
+    return Annotation(now, person, *place, choice, blind, shown.scores, shown.digest)
 
 
 def next_prompt(
@@ -229,8 +229,8 @@ def agreements(annotations: Sequence[Annotation]) -> Iterator[Agreement]:
             groups += [(person or "no name", [each for each in of_kind if each.person == person]) for person in people]
         for name, those in groups:
             if those:
-                known = [(each.agrees, each.prompt_id) for each in those if each.agrees is not None]
-                share = share_interval(*map(list, zip(*known, strict=True))) if known else None
+                agreed = [(each.agrees, each.prompt_id) for each in those if each.agrees is not None]
+                share = share_interval([flag for flag, _ in agreed], [key for _, key in agreed]) if agreed else None
                 counts = Counter(each.choice for each in those)
                 yield Agreement(kind, name, len(those), counts["tie"], counts["skip"], share)
 
@@ -258,19 +258,19 @@ def _row(run: ViewedRun, those: Sequence[Annotation]) -> dict[str, object] | Non
     trace = run.trace(t, key)
     if trace is None:
         return None
-    asked = question(trace, kind, candidate, one, other)
-    if any(each.digest != asked.digest for each in those):
+    shown = question(trace, kind, candidate, one, other)
+    if any(each.digest != shown.digest for each in those):
         return None
-    votes = Counter({None: 0, one: 1, other: 2}[each.winner] or 0 for each in those)
+    votes = Counter({None: 0, one: 1, other: 2}[each.winner] for each in those)
     (label, most), *rest = votes.most_common()
     tied = bool(rest) and rest[0][1] == most
     number = f"{t}/{key}/{one}-{other}" if kind == "actor" else f"{t}/{key}/{candidate}/{one}-{other}"
-    turns = [{"role": each.role, "text": each.content} for each in _messages(run, asked)]
+    turns = [{"role": each.role, "text": each.content} for each in _messages(run, shown)]
     row: dict[str, object] = {
         "id": number,
         "conversation": turns,
-        "output_1": asked.texts[0],
-        "output_2": asked.texts[1],
+        "output_1": shown.texts[0],
+        "output_2": shown.texts[1],
     }
     row |= {"label": None if tied else label, "subset": f"iteration {t}"}
     if kind == "actor":
@@ -279,16 +279,16 @@ def _row(run: ViewedRun, those: Sequence[Annotation]) -> dict[str, object] | Non
     return row
 
 
-def _messages(run: ViewedRun, asked: Question) -> Messages:
+def _messages(run: ViewedRun, shown: Question) -> Messages:
     """The prompt of the two texts: the prompt itself, or the judge's prompt about the answer."""
-    trace, record = asked.trace, asked.trace.record
-    if asked.candidate is None:
+    trace, record = shown.trace, shown.trace.record
+    if shown.candidate is None:
         return record.prompt.messages
-    if isinstance(trace.judge, PreferencePair) and trace.judge.candidate == asked.candidate:
+    if isinstance(trace.judge, PreferencePair) and trace.judge.candidate == shown.candidate:
         return trace.judge.prompt
     section = run.recipe.judgments
     rubric = Rubric.load(section.rubric, min_score=section.min_score, max_score=section.max_score)
-    answer = next(each for each in record.candidates_K if each.index == asked.candidate)
+    answer = next(each for each in record.candidates_K if each.index == shown.candidate)
     return rubric.render(record.prompt, answer.text)
 
 

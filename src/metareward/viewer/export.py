@@ -8,15 +8,22 @@ from dataclasses import replace
 from metareward.errors import UserError
 from metareward.viewer.pages import Pages, no_record
 from metareward.viewer.runs import ViewedRun
-from metareward.viewer.selection import Selection, select
+from metareward.viewer.selection import Selection, matching, select
 
 MOST = 200  # prompts in one file: each has all its texts
 
 
 def exported(run: ViewedRun, selection: Selection, keys: Sequence[str] = ()) -> str:
-    """The prompts of ``keys``, or the first 200 of ``selection``, as HTML. Raises `UserError` if nothing fits."""
+    """The prompts of ``keys``, or the first 200 of ``selection``, as HTML.
+
+    Raises `UserError` if nothing fits, or for an unknown id.
+    """
     pages = Pages([run], static=True)
     count = len(keys)
+    unknown = sorted(set(keys) - set(matching(run.index, Selection(selection.t)))) if keys else []
+    if unknown:
+        missing = f"{run.run.path}: iteration {selection.t} has no prompt {unknown[0]!r}; fix: give --select t=N"
+        raise UserError(run.state.problem or missing)
     if not keys:
         found = select(run.index, replace(selection, page=1), MOST)
         keys, count = [row.key for row in found.rows], found.count

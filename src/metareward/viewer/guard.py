@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +34,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """ASGI middleware. ``hosts``: names that are served besides localhost and addresses; ``token`` None: none asked."""
+    """ASGI middleware. ``hosts``: names served besides localhost and IP addresses; None: no ``token``."""
 
     app: ASGIApp
     token: str | None
@@ -42,7 +42,7 @@ class Guard:
 
     @property
     def cookie(self) -> str:
-        """Another name for another token: browsers share cookies among the ports of a host."""
+        """The cookie's name, one for each token: browsers share cookies among the ports of a host."""
         return f"metareward_view_{hashlib.sha256((self.token or '').encode()).hexdigest()[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +75,7 @@ class Guard:
         return _refused("requests of other sites are refused") if foreign else None
 
     def _is_ours(self, host: str) -> bool:
-        """Addresses can't be rebound, names can."""
+        """IP addresses can't be rebound, names can."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -98,7 +98,7 @@ class Guard:
             response = RedirectResponse(_local(address), status_code=303)
             response.set_cookie(self.cookie, self.token, httponly=True, samesite="lax", path="/")
             return response
-        if _equal(_cookies(request.headers, self.cookie), self.token):
+        if _equal(request.cookies.get(self.cookie, ""), self.token):
             return None
         return _refused("the token is missing or wrong; fix: open the address that `metareward view` printed", 401)
 
@@ -106,11 +106,6 @@ class Guard:
 def _local(address: str) -> str:
     """A path of this server: "//name" would be another one."""
     return "/" + address.lstrip("/\\")
-
-
-def _cookies(headers: Headers, name: str) -> str:
-    pairs = (part.strip().partition("=") for line in headers.getlist("cookie") for part in line.split(";"))
-    return next((value for key, _, value in pairs if key == name), "")
 
 
 def _equal(given: str, token: str) -> bool:

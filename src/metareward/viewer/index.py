@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from metareward.config.schema import Recipe, pairs_rules
 from metareward.errors import UserError
-from metareward.evaluation.held_out import HeldOut, Oracle
+from metareward.evaluation.held_out import HeldOut, Oracle, held_out_from_json
 from metareward.evaluation.worlds import oracle_of
 from metareward.method.elo import PositionWeights
 from metareward.method.scores import TOLERANCE, answer_scores, mean, valid_scores
+from metareward.method.stats import mean_or_none
 from metareward.storage.atomic import write_errors
 from metareward.storage.pair_files import iterate_pairs, read_dropped
 from metareward.storage.records import record_from_json
@@ -52,7 +53,6 @@ CREATE TABLE held_out (t INTEGER, key TEXT, title TEXT NOT NULL, folded TEXT NOT
     truth REAL, anchor_score REAL, chars REAL, unreadable INTEGER, PRIMARY KEY (t, key));
 PRAGMA user_version = {_LAYOUT};
 """
-_HELD_OUT = TypeAdapter(HeldOut)
 _OUTCOMES: dict[bool, TypeAdapter[PreferencePair] | TypeAdapter[Dropped]] = {
     True: TypeAdapter(PreferencePair),
     False: TypeAdapter(Dropped),
@@ -93,7 +93,7 @@ class Index:
         return connection
 
     def _create(self) -> None:
-        """Make the tables; a file of another layout, or one that is damaged, is made anew."""
+        """Make the tables; a file of another layout, or one that is damaged, is rebuilt."""
         try:
             with closing(self.connect()) as connection:
                 (layout,) = connection.execute("PRAGMA user_version").fetchone()
@@ -102,9 +102,9 @@ class Index:
                     return
         except sqlite3.DatabaseError:
             pass
-        self.make_anew()
+        self.rebuild()
 
-    def make_anew(self) -> None:
+    def rebuild(self) -> None:
         """Delete the index and make an empty one."""
         try:
             for suffix in ("", "-wal", "-shm"):
@@ -130,11 +130,10 @@ class Index:
             connection.execute("PRAGMA synchronous = OFF")  # it can be made again
             for t in range(len(recipe.iterations) + 1):
                 folder = self.run.iteration(t)
-                adding = [_Adding(connection, f"held-out {t}", folder.evaluation / "records.sqlite", stop)]
                 if t:
-                    adding.insert(0, _Adding(connection, f"records {t}", folder.records, stop))
-                for each in adding:
-                    changed |= each.refresh(t, recipe)
+                    changed |= _StoreIndexer(connection, f"records {t}", folder.records, stop).refresh(t, recipe)
+                evaluated = folder.evaluation / "records.sqlite"
+                changed |= _StoreIndexer(connection, f"held-out {t}", evaluated, stop).refresh(t, recipe)
                 if t:
                     changed |= _refresh_pairs(connection, t, folder)
         return changed
@@ -144,8 +143,7 @@ class Index:
         query = "SELECT SUM(first_wins), SUM(second_wins) FROM prompt WHERE t = ?"
         with closing(self.connect()) as connection:
             first, second = (int(each or 0) for each in connection.execute(query, (t,)).fetchone())
-        wins = first + second
-        return PositionWeights(second / wins, first / wins, first, second) if wins else PositionWeights(0.5, 0.5, 0, 0)
+        return PositionWeights.from_wins(first, second)
 
     def outcome(self, t: int, kind: PairKind, key: str) -> PreferencePair | Dropped | None:
         """The pair of a prompt, or why there is none; None before pairs are built."""
@@ -167,7 +165,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _state(*paths: Path) -> str:
-    """What changes when one of the files does."""
+    """Size, time and inode of each file: another text once one of the files has changed."""
     found = []
     for path in paths:
         try:
@@ -179,8 +177,8 @@ def _state(*paths: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Adding:
-    """What one store adds to the index."""
+class _StoreIndexer:
+    """Adds the documents of one store to the index. ``name``: its row in the table ``source``."""
 
     connection: sqlite3.Connection
     name: str
@@ -188,7 +186,7 @@ class _Adding:
     stop: Callable[[], bool]
 
     def refresh(self, t: int, recipe: Recipe) -> bool:
-        """Add the store's new documents; whether there were any, or something else that shows."""
+        """Add the store's new documents; whether anything that pages show has changed."""
         log = self.path.with_name(f"{self.path.name}-wal")
         known = self.connection.execute("SELECT * FROM source WHERE name = ?", (self.name,)).fetchone()
         state = _state(self.path, log)
@@ -200,7 +198,7 @@ class _Adding:
             return False
         row, done = (known["row"], known["count"]) if known is not None else (0, 0)
         try:
-            with RecordStore.read(self.path, traceless=True) as store:
+            with RecordStore.read(self.path, immutable=True) as store:
                 total, last = store.extent()
                 failures = store.failures() if self.name.startswith("records") else {}
             other = known is not None and (known["problem"] or known["inode"] != self._inode)
@@ -210,7 +208,7 @@ class _Adding:
             row, done = self._add(t, recipe, row, done, total)
             problem = None
         except UserError as error:
-            total, failures, problem, state = done, {}, str(error), state
+            total, failures, problem = done, {}, str(error)
         with _transaction(self.connection):
             failed = self._put_failures(t, failures)
             finished = done >= total or problem is not None
@@ -223,7 +221,7 @@ class _Adding:
         rows = _RecordRows if self.name.startswith("records") else _HeldOutRows
         add = rows(self.connection, t, recipe).add
         while not self.stop():
-            with RecordStore.read(self.path, traceless=True) as store:
+            with RecordStore.read(self.path, immutable=True) as store:
                 batch = list(store.documents_after(row, _BATCH))
             if not batch:
                 break
@@ -262,7 +260,7 @@ class _Adding:
 
     @property
     def _inode(self) -> int:
-        """Another file of the same name has another one."""
+        """Tells a file from an earlier one of the same name."""
         return self.path.stat().st_ino if self.path.is_file() else 0
 
 
@@ -293,7 +291,7 @@ class _RecordRows:
     def _insert(self, key: str, row: dict[str, object]) -> int:
         outcomes = "SELECT kind, pair, document FROM outcome WHERE t = ? AND key = ?"
         for kind, pair, document in self._connection.execute(outcomes, (self._t, key)):
-            row[kind], row[f"{kind}_margin"] = _outcome_columns(bool(pair), json.loads(document))
+            row[kind], row[f"{kind}_margin"] = _outcome_columns(_OUTCOMES[bool(pair)].validate_json(document))
         names = ", ".join(["t", "key", *row])
         marks = ", ".join("?" * (len(row) + 2))
         done = self._connection.execute(f"INSERT INTO prompt ({names}) VALUES ({marks})", (self._t, key, *row.values()))
@@ -324,7 +322,7 @@ def _figures(record: PromptRecord, min_valid: int) -> dict[str, object]:
         "worst": min(scores.values(), default=None),
         "lost_best": int(lost),
         "cut_off": sum(answer.finish == "length" for answer in answers),
-        "chars": mean([len(answer.text) for answer in answers]) if answers else None,
+        "chars": mean_or_none([len(answer.text) for answer in answers]),
         **(_battles(record.dispute) if record.dispute else {"metas": 0, "unreadable_metas": 0, "flipped": 0}),
     }
 
@@ -354,11 +352,9 @@ class _HeldOutRows:
     def add(self, key: str, document: str) -> None:
         """Add one record; of one that can't be read the reason."""
         try:
-            record = _HELD_OUT.validate_json(document)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            problem = f"record: field {'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
-            values: tuple[object, ...] = (self._t, key, "", "", problem, None, None, None, None, None)
+            record = held_out_from_json(document)
+        except UserError as error:
+            values: tuple[object, ...] = (self._t, key, "", "", str(error), None, None, None, None, None)
         else:
             texts = [message.content for message in record.prompt.messages] + [each.text for each in record.own]
             truths = (
@@ -366,39 +362,35 @@ class _HeldOutRows:
             )
             values = (
                 *(self._t, key, _title(record.prompt.messages), fold("\n".join([key, *texts])).text, None),
-                *(_mean_score(record.own), mean(truths) if truths else None, _mean_score(record.anchors_K)),
-                mean([len(each.text) for each in record.own]) if record.own else None,
+                *(mean_score(record.own), mean_or_none(truths), mean_score(record.anchors_K)),
+                mean_or_none([len(each.text) for each in record.own]),
                 sum(judgment.reading.kind != "scored" for each in record.own for judgment in each.judgments_N),
             )
         self._connection.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
-def _mean_score(answers: tuple[Candidate, ...]) -> float | None:
-    """The mean of all readable scores of the answers."""
-    scores = [score for answer in answers for score in valid_scores(answer)]
-    return mean(scores) if scores else None
+def mean_score(answers: tuple[Candidate, ...]) -> float | None:
+    """The mean of all readable scores of the answers; None without any."""
+    return mean_or_none([score for answer in answers for score in valid_scores(answer)])
 
 
 def read_held_out(path: Path, key: str) -> HeldOut | None:
     """One held-out record, None if there is none. Raises `UserError` for one that can't be read."""
     if not path.is_file():
         return None
-    with RecordStore.read(path, traceless=True) as store:
+    with RecordStore.read(path, immutable=True) as store:
         document = store.get(key)
     try:
-        return None if document is None else _HELD_OUT.validate_json(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        raise UserError(f"{path}: {key}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return None if document is None else held_out_from_json(document)
+    except UserError as error:
+        raise UserError(f"{path}: {key}: {error}") from None
 
 
-def _outcome_columns(pair: bool, document: dict[str, object]) -> tuple[str, float | None]:
+def _outcome_columns(outcome: PreferencePair | Dropped) -> tuple[str, float | None]:
     """(``paired`` or the drop reason, the chosen score minus the rejected one)."""
-    if not pair:
-        return str(document["reason"]), None
-    chosen, rejected = document["chosen_score"], document["rejected_score"]
-    assert isinstance(chosen, int | float) and isinstance(rejected, int | float)
-    return "paired", chosen - rejected
+    if isinstance(outcome, Dropped):
+        return outcome.reason, None
+    return "paired", outcome.chosen_score - outcome.rejected_score
 
 
 def _refresh_pairs(connection: sqlite3.Connection, t: int, folder: IterationDir) -> bool:
@@ -437,9 +429,5 @@ def _put_outcome(connection: sqlite3.Connection, t: int, outcome: PreferencePair
     document = _OUTCOMES[pair].dump_json(outcome).decode()  # type: ignore[arg-type]
     values = (t, outcome.kind, outcome.prompt_id, int(pair), document)
     connection.execute("INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?)", values)
-    if isinstance(outcome, PreferencePair):
-        columns: tuple[str, float | None] = ("paired", outcome.chosen_score - outcome.rejected_score)
-    else:
-        columns = (outcome.reason, None)
     query = f"UPDATE prompt SET {outcome.kind} = ?, {outcome.kind}_margin = ? WHERE t = ? AND key = ?"
-    connection.execute(query, (*columns, t, outcome.prompt_id))
+    connection.execute(query, (*_outcome_columns(outcome), t, outcome.prompt_id))

@@ -4,94 +4,82 @@ with their paired difference (`metareward.evaluation.comparison`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Literal
 from urllib.parse import parse_qsl, urlencode
 
 from metareward.errors import UserError
 from metareward.evaluation.comparison import ModelComparison, PromptScores, compare_models
 from metareward.evaluation.held_out import HeldOut
-from metareward.method.scores import valid_scores
-from metareward.text import fold, one_line
+from metareward.text import fold
 from metareward.viewer.diff import word_diff
-from metareward.viewer.pages import Pages, mean_of, version
+from metareward.viewer.index import mean_score
+from metareward.viewer.pages import Pages, level, version
 from metareward.viewer.runs import ViewedRun
-from metareward.viewer.selection import PAGE
+from metareward.viewer.selection import one_of, paginate, whole_number
 
-Figure = Literal["truth", "score", "chars", "anchor_score"]
-FIGURES: Mapping[Figure, str] = {
+Metric = Literal["truth", "score", "chars", "anchor_score"]
+METRICS: Mapping[Metric, str] = {
     "truth": "true score (oracle)",
     "score": "score by its own judge",
     "chars": "answer length, characters",
     "anchor_score": "score that it gives M0's answers",
 }
-Name = TypeVar("Name", bound=str)
 Order = Literal["id", "change", "fall"]
 ORDERS: Mapping[Order, str] = {"id": "prompt id", "change": "greatest rise first", "fall": "greatest fall first"}
 
 
-def _one_of(names: Mapping[Name, str], given: str | None) -> Name | None:
-    return next((each for each in names if each == given), None)
-
-
-def _number(given: Mapping[str, str], name: str, usual: int) -> int:
-    text = given.get(name, "").strip()
-    if not text:
-        return usual
-    if not (text.isascii() and text.isdigit() and len(text) < 7):
-        raise UserError(f"{name}: {one_line(text, 60)!r} is no number of a model or page; fix: give one")
-    return int(text)
-
-
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What the list of held-out prompts shows: those that contain ``q``, by ``sort``; a page of them."""
+class HeldOutQuery:
+    """The query of the list of held-out prompts: those that contain ``q``, in an order; a page of them."""
 
     q: str = ""
-    figure: Figure = "score"
+    metric: Metric = "score"
     sort: Order = "id"
     page: int = 1
 
     @classmethod
-    def parse(cls, query: str) -> Shown:
+    def parse(cls, query: str) -> HeldOutQuery:
         """Raises `UserError` for a value that doesn't fit."""
         given = dict(parse_qsl(query))
-        figure = _one_of(FIGURES, given.get("figure")) or "score"
-        sort = _one_of(ORDERS, given.get("sort")) or "id"
-        return cls(given.get("q", "").strip()[:1000], figure, sort, max(1, _number(given, "page", 1)))
+        metric = one_of("metric", given.get("metric", "score"), METRICS)
+        sort = one_of("sort", given.get("sort", "id"), ORDERS)
+        return cls(given.get("q", "").strip()[:1000], metric, sort, whole_number("page", given.get("page", "1")))
 
-    def query(self, page: int) -> str:
-        """The address of another page."""
-        return urlencode({"q": self.q, "figure": self.figure, "sort": self.sort, "page": page})
+    def encode(self) -> str:
+        """The query without the page."""
+        return urlencode({"q": self.q, "metric": self.metric, "sort": self.sort})
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two models as (run, t), a figure, and a page of prompts; None: the first and the last model."""
+class CompareQuery:
+    """The query of the comparison: two models as (run, t), by default the first and the last; a page of prompts.
+
+    ``metric``: by default the first that is known of model ``a``.
+    """
 
     a: tuple[int, int] | None = None
     b: tuple[int, int] | None = None
-    figure: Figure | None = None
+    metric: Metric | None = None
     sort: Order = "change"
     page: int = 1
 
     @classmethod
-    def parse(cls, query: str) -> Compared:
+    def parse(cls, query: str) -> CompareQuery:
         """``a`` and ``b`` are ``RUN.T``, such as 0.4. Raises `UserError` for a value that doesn't fit."""
         given = dict(parse_qsl(query))
-        figure = _one_of(FIGURES, given.get("figure"))
-        sort = _one_of(ORDERS, given.get("sort")) or "change"
-        a, b = (cls._model(given.get(name, "")) for name in ("a", "b"))
-        return cls(a, b, figure, sort, max(1, _number(given, "page", 1)))
+        metric = one_of("metric", given["metric"], METRICS) if "metric" in given else None
+        sort = one_of("sort", given.get("sort", "change"), ORDERS)
+        a, b = (cls._model(name, given[name]) if name in given else None for name in ("a", "b"))
+        return cls(a, b, metric, sort, whole_number("page", given.get("page", "1")))
 
     @staticmethod
-    def _model(text: str) -> tuple[int, int] | None:
-        if not text:
-            return None
+    def _model(name: str, text: str) -> tuple[int, int]:
         run, _, t = text.partition(".")
-        return _number({"model": run}, "model", 0), _number({"model": t}, "model", 0)
+        return whole_number(name, run), whole_number(name, t)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +93,7 @@ class Answers:
     @property
     def score(self) -> float | None:
         """The mean of all readable scores of its own answers."""
-        return mean_of(self.record.own) if self.record else None
+        return mean_score(self.record.own) if self.record else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,33 +102,28 @@ class ModelPages:
 
     pages: Pages
 
-    def listing(self, run: ViewedRun, shown: Shown) -> str:
-        """Held-out prompts, with a figure of each model."""
-        models = models_of([run])
-        figures = _figures(run, [t for _, t in models], shown.figure)
-        keys = _search(run, shown.q) if shown.q else sorted({key for each in figures.values() for key in each})
-        change = _changes(figures, models)
-        if shown.sort != "id":
-            sign = -1 if shown.sort == "change" else 1
-            keys = sorted((key for key in keys if key in change), key=lambda key: (sign * change[key], key))
-        at = PAGE * (min(shown.page, max(1, -(-len(keys) // PAGE))) - 1)
-        rows = [
-            (key, _title(run, key), [figures[t].get(key) for _, t in models], change.get(key))
-            for key in keys[at : at + PAGE]
-        ]
+    def listing(self, run: ViewedRun, query: HeldOutQuery) -> str:
+        """Held-out prompts, with a metric of each model."""
+        models = [t for _, t in models_of([run])]
+        values = {t: _values(run, t, query.metric) for t in models}
+        change = _differences(values[models[0]], values[models[-1]]) if len(models) > 1 else {}
+        found = _search(run, query.q) if query.q else {key for each in values.values() for key in each}
+        keys = _ordered(found, change, query.sort)
+        shown, number, pages = paginate(keys, query.page)
+        titles = _titles(run, shown)
+        state = run.current_state()
         return self.pages.render(
             "held_out_list.html.j2",
             run=run,
-            state=run.sources(),
-            shown=shown,
-            rows=rows,
+            query=query,
+            rows=[(key, titles.get(key, ""), [values[t].get(key) for t in models], change.get(key)) for key in shown],
             count=len(keys),
-            pages=max(1, -(-len(keys) // PAGE)),
-            number=at // PAGE + 1,
+            pages=pages,
+            number=number,
             models=models,
-            figures=FIGURES,
+            metrics=METRICS,
             orders=ORDERS,
-            problems=[p.problem for p in run.sources().sources if p.problem and p.name.startswith("held-out")],
+            problems=[each.problem for each in state.sources if each.problem and each.name.startswith("held-out")],
             live=version([run]),
         )
 
@@ -161,46 +144,39 @@ class ModelPages:
             found=found,
             truths=truths,
             messages=first.prompt.messages if first else (),
-            level=lambda score: round(5 * _share(score, scale.min_score, scale.max_score)),
-            scores=valid_scores,
+            level=partial(level, low=scale.min_score, high=scale.max_score),
         )
 
-    def compare(self, asked: Compared) -> str:
+    def compare(self, query: CompareQuery) -> str:
         """Two models with their paired difference, and the prompts by difference."""
         models = models_of(self.pages.runs)
-        a, b = self._chosen(asked, models)
-        known: list[Figure] = [each for each in FIGURES if asked.figure or _values(self._run(a), a[1], each)]
-        figure = asked.figure or (known[0] if known else "score")
-        values = [_values(self._run(place), place[1], figure) for place in (a, b)]
+        a, b = self._chosen(query, models)
+        metric = query.metric or _first_known(self._run(a), a[1])
+        values = [_values(self._run(place), place[1], metric) for place in (a, b)]
         names = [_name(self.pages.runs, place) for place in (a, b)]
-        found, problem = _comparison(names, values, figure)
-        common = [key for key in values[0] if values[1].get(key) is not None and values[0][key] is not None]
-        differences = {key: (values[1][key] or 0.0) - (values[0][key] or 0.0) for key in common}
-        sign = -1 if asked.sort == "change" else 1
-        keys = sorted(common, key=lambda key: (sign * differences[key] if asked.sort != "id" else 0, key))
-        at = PAGE * (min(asked.page, max(1, -(-len(keys) // PAGE))) - 1)
-        context = {"rows": [(k, _title(self._run(a), k), values[0][k], values[1][k], differences[k]) for k in keys]}
-        context["rows"] = context["rows"][at : at + PAGE]
+        found, problem = _comparison(names, values, metric)
+        change = _differences(*values)
+        shown, number, pages = paginate(_ordered(change, change, query.sort), query.page)
+        titles = _titles(self._run(a), shown)
         return self.pages.render(
             "compare.html.j2",
-            **context,
+            rows=[(key, titles.get(key, ""), values[0][key], values[1][key], change[key]) for key in shown],
             models=models,
             chosen=(a, b),
             names=names,
-            figure=figure,
-            figures=FIGURES,
+            metric=metric,
+            metrics=METRICS,
             orders=ORDERS,
-            sort=asked.sort,
+            sort=query.sort,
             found=found,
             problem=problem,
-            count=len(keys),
-            number=at // PAGE + 1,
-            pages=max(1, -(-len(keys) // PAGE)),
+            number=number,
+            pages=pages,
         )
 
     def side_by_side(self, a: tuple[int, int], b: tuple[int, int], key: str) -> str:
         """The first answers of two models to one held-out prompt, with the words that differ."""
-        self._chosen(Compared(a, b), models_of(self.pages.runs))
+        self._chosen(CompareQuery(a, b), models_of(self.pages.runs))
         sides = []
         for place in (a, b):
             run = self._run(place)
@@ -219,20 +195,18 @@ class ModelPages:
             same=len(set(prompts)) < 2,
         )
 
-    def _chosen(self, asked: Compared, places: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]]:
-        for place in (asked.a, asked.b):
+    def _chosen(
+        self, query: CompareQuery, places: Sequence[tuple[int, int]]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        for place in (query.a, query.b):
             if place is not None and place not in places:
                 raise UserError(f"{place[0]}.{place[1]}: there is no such model with held-out records; fix: choose one")
         if not places:
             raise UserError("no model has been measured on held-out prompts yet, so there is nothing to compare")
-        return asked.a or places[0], asked.b or places[-1]
+        return query.a or places[0], query.b or places[-1]
 
     def _run(self, place: tuple[int, int]) -> ViewedRun:
         return self.pages.runs[place[0]]
-
-
-def _share(score: float, low: float, high: float) -> float:
-    return min(1.0, max(0.0, (score - low) / (high - low))) if high > low else 0.5
 
 
 def models_of(runs: Sequence[ViewedRun]) -> list[tuple[int, int]]:
@@ -248,52 +222,53 @@ def _name(runs: Sequence[ViewedRun], place: tuple[int, int]) -> str:
     return f"M{place[1]} of {runs[place[0]].name}" if len(runs) > 1 else f"M{place[1]}"
 
 
-def _values(run: ViewedRun, t: int, figure: Figure) -> dict[str, float | None]:
-    """A figure by prompt; None where it is unknown, empty where it is unknown of every prompt."""
-    query = f"SELECT key, {figure} FROM held_out WHERE t = ? ORDER BY key"
+def _values(run: ViewedRun, t: int, metric: Metric) -> dict[str, float | None]:
+    """A metric of M_t by prompt; None where it is unknown."""
     with closing(run.index.connect()) as connection:
-        found = {str(key): value for key, value in connection.execute(query, (t,))}
-    return found if any(value is not None for value in found.values()) else {}
+        return dict(map(tuple, connection.execute(f"SELECT key, {metric} FROM held_out WHERE t = ?", (t,))))
 
 
-def _figures(run: ViewedRun, models: Sequence[int], figure: Figure) -> dict[int, dict[str, float | None]]:
-    query = f"SELECT key, {figure} FROM held_out WHERE t = ? ORDER BY key"
-    found = {}
-    with closing(run.index.connect()) as connection:
-        for t in models:
-            found[t] = {str(key): value for key, value in connection.execute(query, (t,))}
-    return found
+def _known(values: Mapping[str, float | None]) -> bool:
+    return any(value is not None for value in values.values())
 
 
-def _changes(figures: Mapping[int, Mapping[str, float | None]], models: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """The last model's figure minus the first one's."""
-    if len(models) < 2:
-        return {}
-    first, last = figures[models[0][1]], figures[models[-1][1]]
-    pairs = ((key, first.get(key), value) for key, value in last.items())
-    return {key: after - before for key, before, after in pairs if before is not None and after is not None}
+def _first_known(run: ViewedRun, t: int) -> Metric:
+    return next((each for each in METRICS if _known(_values(run, t, each))), "score")
+
+
+def _differences(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> dict[str, float]:
+    """After minus before, of the prompts of which both are known."""
+    pairs = ((key, before.get(key), value) for key, value in after.items())
+    return {key: new - old for key, old, new in pairs if old is not None and new is not None}
+
+
+def _ordered(keys: Iterable[str], change: Mapping[str, float], order: Order) -> list[str]:
+    """The prompts in an order; by change those without one come last."""
+    if order == "id":
+        return sorted(keys)
+    sign = -1 if order == "change" else 1
+    return sorted(keys, key=lambda key: (key not in change, sign * change.get(key, 0.0), key))
 
 
 def _search(run: ViewedRun, text: str) -> list[str]:
-    query = "SELECT DISTINCT key FROM held_out WHERE instr(folded, ?) > 0 ORDER BY key"
+    query = "SELECT DISTINCT key FROM held_out WHERE instr(folded, ?) > 0"
     with closing(run.index.connect()) as connection:
         return [key for (key,) in connection.execute(query, (fold(text).text,))]
 
 
-def _title(run: ViewedRun, key: str) -> str:
-    query = "SELECT title FROM held_out WHERE key = ? AND title != '' LIMIT 1"
+def _titles(run: ViewedRun, keys: Sequence[str]) -> dict[str, str]:
+    query = f"SELECT key, title FROM held_out WHERE title != '' AND key IN ({', '.join('?' * len(keys))})"
     with closing(run.index.connect()) as connection:
-        row = connection.execute(query, (key,)).fetchone()
-    return str(row["title"]) if row else ""
+        return dict(map(tuple, connection.execute(query, keys)))
 
 
 def _comparison(
-    names: Sequence[str], values: Sequence[Mapping[str, float | None]], figure: Figure
+    names: Sequence[str], values: Sequence[Mapping[str, float | None]], metric: Metric
 ) -> tuple[ModelComparison | None, str | None]:
     """The paired comparison, or why there is none."""
-    if not values[0] or not values[1]:
-        return None, f"no {FIGURES[figure]} is known of one of the two models"
-    scores = [PromptScores(name, each, kind=figure) for name, each in zip(names, values, strict=True)]
+    if not all(map(_known, values)):
+        return None, f"no {METRICS[metric]} is known of one of the two models"
+    scores = [PromptScores(name, each, kind=metric) for name, each in zip(names, values, strict=True)]
     try:
         return compare_models([(names[0], scores[:1], names[1], scores[1:])])[0], None
     except UserError as error:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from typing import get_args
 from urllib.parse import urlencode
@@ -18,16 +19,16 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from metareward.errors import UserError
-from metareward.method.scores import valid_scores
 from metareward.report.labels import drop_label, format_rating, reading_label, score_label, verdict_label
-from metareward.report.prompt_trace import Battle, DisputeTrace, PromptTrace
+from metareward.report.prompt_trace import DisputeTrace, PromptTrace
 from metareward.report.write import html_environment
-from metareward.types import Candidate, DropReason, MetaJudgment, PreferencePair, Tied, Won
+from metareward.types import DropReason, MetaJudgment, PreferencePair, Tied, Won
 from metareward.viewer.diff import Part, word_diff
 from metareward.viewer.runs import State, ViewedRun
-from metareward.viewer.selection import PAGE, SORTS, Selection, neighbours, select
+from metareward.viewer.selection import SORTS, Selection, neighbours, select
 
 LONG_TEXT = 20_000  # characters of one text on a page
+_PAIR_FILTER = {"": "any", "yes": "built", "no": "dropped"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One comparison in the heat map. ``look``: ``won``, ``lost``, ``tie`` or ``unread``, of the row's judgment."""
+    """One comparison in the heat map. ``look``: ``won``, ``lost``, ``tie`` or ``unread`` of the row's judgment, or
+    ``none`` where the two weren't compared.
+    """
 
     meta: MetaJudgment | None
     look: str
@@ -75,12 +78,12 @@ class Pages:
 
     def overview(self) -> str:
         """Each run with its iterations and models."""
-        shown = [(run, run.sources(), *_results(run)) for run in self.runs]
+        shown = [(run, run.current_state(), *_results(run)) for run in self.runs]
         return self.render("overview.html.j2", shown=shown, live=version(self.runs), counts=_counts)
 
     def prompts(self, run: ViewedRun, selection: Selection) -> str:
         """A page of the list of an iteration's prompts."""
-        state = run.sources()
+        state = run.current_state()
         found = select(run.index, selection)
         scale = run.recipe.judgments
         return self.render(
@@ -92,10 +95,9 @@ class Pages:
             scale=(scale.min_score, scale.max_score),
             place=partial(place, low=scale.min_score, high=scale.max_score),
             sorts={name: label for name, (label, _) in SORTS.items()},
-            reasons=[(reason, drop_label(reason)) for reason in get_args(DropReason)],
+            pairs=_PAIR_FILTER | {reason: drop_label(reason) for reason in get_args(DropReason)},
             problems=state.problems(selection.t),
             live=version([run]),
-            page_size=PAGE,
         )
 
     def prompt(self, run: ViewedRun, t: int, key: str, selection: Selection) -> str:
@@ -151,24 +153,20 @@ def css() -> Markup:
     return Markup(report) + html("viewer.css")
 
 
-_ENVIRONMENTS: list[Environment] = []
-
-
+@cache
 def _environment() -> Environment:
-    if not _ENVIRONMENTS:
-        environment = html_environment("metareward.viewer")
-        environment.globals.update(
-            reading_label=reading_label,
-            verdict_label=verdict_label,
-            format_rating=format_rating,
-            score_label=score_label,
-            drop_label=drop_label,
-            address=address,
-            namespaced=namespaced,
-            long_text=LONG_TEXT,
-        )
-        _ENVIRONMENTS.append(environment)
-    return _ENVIRONMENTS[0]
+    environment = html_environment("metareward.viewer")
+    environment.globals.update(
+        reading_label=reading_label,
+        verdict_label=verdict_label,
+        format_rating=format_rating,
+        score_label=score_label,
+        drop_label=drop_label,
+        address=address,
+        namespaced=namespaced,
+        long_text=LONG_TEXT,
+    )
+    return environment
 
 
 def address(path: str, **query: object) -> str:
@@ -182,10 +180,10 @@ def namespaced(body: Markup, prefix: str) -> Markup:
 
 
 def version(runs: Sequence[ViewedRun]) -> str:
-    """What changes when a page about ``runs`` would."""
+    """A text that changes whenever a page about ``runs`` does."""
     found = []
     for run in runs:
-        done, total = run.sources().progress
+        done, total = run.current_state().progress
         found.append(f"{run.number}.{run.state.version}.{done}.{total}.{int(run.state.indexing)}")
     return " ".join(found)
 
@@ -207,21 +205,15 @@ def _counts(run: ViewedRun, state: State) -> Iterator[tuple[int, dict[str, int]]
         " AS built FROM prompt WHERE t = ?"
     )
     for t in range(1, len(state.recipe.iterations) + 1 if state.recipe else 1):
-        connection = run.index.connect()
-        try:
+        with closing(run.index.connect()) as connection:
             row = connection.execute(query, (t,)).fetchone()
-        finally:
-            connection.close()
         yield t, {name: row[name] or 0 for name in row.keys()}  # noqa: SIM118 (a row iterates over its values)
 
 
 def no_record(run: ViewedRun, t: int, key: str) -> str:
     """Why a prompt can't be shown."""
-    connection = run.index.connect()
-    try:
+    with closing(run.index.connect()) as connection:
         row = connection.execute("SELECT problem FROM prompt WHERE t = ? AND key = ?", (t, key)).fetchone()
-    finally:
-        connection.close()
     if row is not None and row["problem"]:
         return f"{key}: {row['problem']}"
     return f"{key}: there is no record of this prompt in iteration {t}"
@@ -244,10 +236,11 @@ def answer_spans(trace: PromptTrace, low: float, high: float) -> dict[int, Span]
         score = answer.score
         if score is None or not math.isfinite(score.mean):
             continue
-        half = None if score.uncertainty is None else 1.96 * score.uncertainty
-        ends = (None, None) if half is None else (score.mean - half, score.mean + half)
-        at, *spread = (None if each is None else place(each, low, high) for each in (score.mean, *ends))
-        found[answer.candidate.index] = Span(at or 0.0, *spread)
+        ends: tuple[float | None, float | None] = (None, None)
+        if score.uncertainty is not None:
+            half = 1.96 * score.uncertainty
+            ends = place(score.mean - half, low, high), place(score.mean + half, low, high)
+        found[answer.candidate.index] = Span(place(score.mean, low, high), *ends)
     return found
 
 
@@ -267,7 +260,7 @@ def rating_spans(dispute: DisputeTrace) -> dict[int, Span]:
 def heat_map(dispute: DisputeTrace) -> tuple[tuple[int, tuple[Cell | None, ...]], ...]:
     """A row to each judgment, shown first; a column to each, shown second; None on the diagonal."""
     metas = {(m.first, m.second): m for b in dispute.battles for m in (b.as_first, b.as_second) if m is not None}
-    flips = {(b.one, b.other) for b in dispute.battles if _flips(b)}
+    flips = {(b.one, b.other) for b in dispute.battles if b.flips}
     indices = [rated.judgment.index for rated in dispute.rated]
     rows = []
     for first in indices:
@@ -278,10 +271,6 @@ def heat_map(dispute: DisputeTrace) -> tuple[tuple[int, tuple[Cell | None, ...]]
             cells.append(None if first == second else Cell(meta, _look(meta, first), flipped))
         rows.append((first, tuple(cells)))
     return tuple(rows)
-
-
-def _flips(battle: Battle) -> bool:
-    return battle.outcome == "flips with the order"
 
 
 def _look(meta: MetaJudgment | None, first: int) -> str:
@@ -322,9 +311,3 @@ def pieces(text: str) -> Iterator[str]:
         else:
             yield text[start:end]
             start = end
-
-
-def mean_of(answers: Sequence[Candidate]) -> float | None:
-    """The mean of all readable scores of ``answers``."""
-    scores = [score for answer in answers for score in valid_scores(answer)]
-    return math.fsum(scores) / len(scores) if scores else None

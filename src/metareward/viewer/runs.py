@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
@@ -72,8 +72,8 @@ class ViewedRun:
         except (OSError, sqlite3.Error) as error:
             problem = one_line(f"{self.run.path}: can't be read: {error}")
             if type(error) is sqlite3.DatabaseError:
-                problem = f"{self.index.path}: the index is damaged and is made anew"
-                self.index.make_anew()
+                problem = f"{self.index.path}: the index is damaged and is rebuilt"
+                self.index.rebuild()
         except Exception as error:  # shown on the pages: the thread that keeps indexes must not end
             problem = one_line(f"{self.run.path}: can't be indexed: {type(error).__name__}: {error}")
         changed |= problem != self.state.problem or (recipe is None) != (self.state.recipe is None)
@@ -86,12 +86,10 @@ class ViewedRun:
         """Let a refresh that is under way end early."""
         self._closed = True
 
-    def sources(self) -> State:
+    def current_state(self) -> State:
         """The state with the index's counts of this moment, also while a refresh is under way."""
         state = self.state
-        if not state.indexing:
-            return state
-        return State(state.version, state.recipe, state.problem, self.index.sources(), True)
+        return replace(state, sources=self.index.sources()) if state.indexing else state
 
     @property
     def recipe(self) -> Recipe:
@@ -108,7 +106,7 @@ class ViewedRun:
         """The trace of a prompt, None if there is no record. Raises `UserError` for one that can't be read."""
         if not 1 <= t <= len(self.recipe.iterations) or not self.run.iteration(t).records.is_file():
             return None
-        with RecordStore.read(self.run.iteration(t).records, traceless=True) as store:
+        with RecordStore.read(self.run.iteration(t).records, immutable=True) as store:
             record = find_record(store, key)
         if record is None:
             return None

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from metareward.errors import UserError
@@ -20,6 +20,8 @@ from metareward.types import DropReason, PairKind
 from metareward.viewer.index import Index
 
 PAGE = 50
+Key = TypeVar("Key")
+Choice = TypeVar("Choice", bound=str)
 Sort = Literal["id", "best", "spread", "margin", "unreadable", "flipped", "length"]
 Unreadable = Literal["", "judgment", "meta_judgment", "answer"]
 SORTS: Mapping[Sort, tuple[str, str]] = {  # what it is called, and its order
@@ -43,7 +45,8 @@ class Selection:
     words) in its judgments and meta-judgments. ``pair``: ``yes``, ``no`` or a drop reason of the ``kind`` of pair.
     ``low`` and ``high``: the best answer's mean score; ``margin_low`` and ``margin_high``: the pair's chosen score
     minus the rejected one. ``unreadable``: of which role something couldn't be read (an answer: was cut off). ``lost``:
-    the best answer has no score. ``flipped``: a verdict that differs by order. ``failed``: has no record, or a damaged.
+    the best answer has no score. ``flipped``: a verdict that differs by order. ``failed``: has no record, or a
+    damaged one.
     """
 
     t: int = 1
@@ -63,9 +66,13 @@ class Selection:
     page: int = 1
 
     @classmethod
-    def parse(cls, query: str) -> Selection:
-        """Raises `UserError` naming the field for a value that doesn't fit; other fields are left alone."""
+    def parse(cls, query: str, strict: bool = False) -> Selection:
+        """Raises `UserError` naming the field for a value that doesn't fit; ``strict``: for an unknown field, too."""
         given = dict(parse_qsl(query, keep_blank_values=True))
+        names = [each.name for each in fields(cls)]
+        unknown = [each for each in given if each not in names] if strict else []
+        if unknown:
+            raise UserError(f"{one_line(unknown[0], 60)!r} is no field of a selection; fix: use {', '.join(names)}")
         found: dict[str, object] = {}
         for each in fields(cls):
             text = given.get(each.name, "").strip()
@@ -131,6 +138,28 @@ class Selection:
         return order if self.sort == "id" else f"{order}, key"
 
 
+def whole_number(name: str, text: str) -> int:
+    """The number that an address gives as ``name``. Raises `UserError` for another text."""
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        raise UserError(f"{name}: {one_line(text, 60)!r} is no whole number; fix: give one")
+    return int(text)
+
+
+def one_of(name: str, text: str, choices: Collection[Choice]) -> Choice:
+    """The choice that an address gives as ``name``. Raises `UserError` for another text."""
+    found = next((each for each in choices if each == text), None)
+    if found is None:
+        raise UserError(f"{name}: {one_line(text, 60)!r} is not one of {', '.join(choices)}")
+    return found
+
+
+def paginate(keys: Sequence[Key], page: int, size: int = PAGE) -> tuple[Sequence[Key], int, int]:
+    """(the keys of a page, its number, the number of pages); a page beyond the last is the last."""
+    pages = max(1, -(-len(keys) // size))
+    number = max(1, min(page, pages))
+    return keys[(number - 1) * size : number * size], number, pages
+
+
 def _value(name: str, text: str) -> object:
     """The value of a field of `Selection` as it stands in an address."""
     choices: Mapping[str, tuple[str, ...]] = {
@@ -141,9 +170,7 @@ def _value(name: str, text: str) -> object:
         "sort": tuple(SORTS),
     }
     if name in choices:
-        if text not in choices[name]:
-            raise UserError(f"{name}: {one_line(text, 60)!r} is not one of {', '.join(choices[name])}")
-        return text
+        return one_of(name, text, choices[name])
     if name == "q":
         return text[:1000]
     if name in ("lost", "flipped", "failed"):
@@ -198,16 +225,11 @@ _COUNTS = ("answers", "judgments", "unreadable", "metas", "unreadable_metas", "c
 
 def select(index: Index, selection: Selection, size: int = PAGE) -> Page:
     """One page of the prompts that fit; a page beyond the last is the last."""
-    where, values = selection._where()
+    (where, values), order = selection._where(), selection._order
     with closing(index.connect()) as connection:
         (total,) = connection.execute("SELECT COUNT(*) FROM prompt WHERE t = ?", (selection.t,)).fetchone()
-        ids = [
-            at
-            for (at,) in connection.execute(f"SELECT id FROM prompt WHERE {where} ORDER BY {selection._order}", values)
-        ]
-        pages = max(1, -(-len(ids) // size))
-        number = min(selection.page, pages)
-        shown = ids[(number - 1) * size : number * size]
+        ids = [at for (at,) in connection.execute(f"SELECT id FROM prompt WHERE {where} ORDER BY {order}", values)]
+        shown, number, pages = paginate(ids, selection.page, size)
         query = f"SELECT id, {_COLUMNS} FROM prompt WHERE id IN ({', '.join('?' * len(shown))})"
         rows = {row["id"]: row for row in connection.execute(query, shown)}
     return Page(tuple(_row(rows[at]) for at in shown if at in rows), len(ids), total, number, pages)

@@ -21,8 +21,8 @@ from metareward.errors import UserError
 from metareward.viewer.annotations import exported_pairs
 from metareward.viewer.export import exported
 from metareward.viewer.guard import Guard
-from metareward.viewer.judging import Asked, JudgingPages
-from metareward.viewer.models import Compared, ModelPages, Shown
+from metareward.viewer.judging import JudgeQuery, JudgingPages
+from metareward.viewer.models import CompareQuery, HeldOutQuery, ModelPages
 from metareward.viewer.pages import Pages, css, html, version, warm_up
 from metareward.viewer.runs import ViewedRun, Watcher
 from metareward.viewer.selection import Selection
@@ -67,7 +67,7 @@ class Site:
     def held_out_list(self, request: Request) -> Response:
         """The list of the held-out prompts."""
         run = self._run(request)
-        return HTMLResponse(self._models.listing(run, Shown.parse(request.url.query)))
+        return HTMLResponse(self._models.listing(run, HeldOutQuery.parse(request.url.query)))
 
     def held_out(self, request: Request) -> Response:
         """One held-out prompt, all models side by side."""
@@ -75,14 +75,14 @@ class Site:
 
     def compare(self, request: Request) -> Response:
         """Two models, of one run or two, on the same held-out prompts."""
-        return HTMLResponse(self._models.compare(Compared.parse(request.url.query)))
+        return HTMLResponse(self._models.compare(CompareQuery.parse(request.url.query)))
 
     def side_by_side(self, request: Request) -> Response:
         """The two models' answers to one prompt."""
-        asked = Compared.parse(request.url.query)
-        if asked.a is None or asked.b is None:
+        query = CompareQuery.parse(request.url.query)
+        if query.a is None or query.b is None:
             raise UserError("the address names no two models; fix: follow a link of the comparison")
-        return HTMLResponse(self._models.side_by_side(asked.a, asked.b, _parameter(request, "id")))
+        return HTMLResponse(self._models.side_by_side(query.a, query.b, _parameter(request, "id")))
 
     def export(self, request: Request) -> Response:
         """A selection, or one prompt, as one file."""
@@ -94,7 +94,7 @@ class Site:
 
     def judge(self, request: Request) -> Response:
         """A pair for a person to judge."""
-        return HTMLResponse(self._judging.ask(self._run(request), Asked.parse(request.url.query)))
+        return HTMLResponse(self._judging.judge(self._run(request), JudgeQuery.parse(request.url.query)))
 
     async def store(self, request: Request) -> Response:
         """Store a person's judgment."""
@@ -104,7 +104,7 @@ class Site:
             if len(body) > _LONGEST_FORM:
                 raise UserError("the form is too long")
         form = body.decode("ascii", "replace")
-        _, after = await run_in_threadpool(self._judging.store, self._run(request), form)
+        after = await run_in_threadpool(self._judging.store, self._run(request), form)
         return RedirectResponse(after, status_code=303)
 
     def judged(self, request: Request) -> Response:
@@ -126,7 +126,7 @@ class Site:
         return ModelPages(self.pages)
 
     def state(self, _: Request) -> Response:
-        """What changes when a run has."""
+        """A text that changes whenever a run does."""
         return PlainTextResponse(version(self.runs))
 
     def style(self, _: Request) -> Response:
@@ -159,6 +159,7 @@ def application(
     ``person``: whose judgments are stored.
     """
     site = Site(runs, person)
+    hosts = frozenset(map(str.lower, hosts))  # browsers send host names in lower case
 
     def problem(_: Request, error: Exception) -> Response:
         """A problem of the run or the address as a page with one line."""

@@ -40,11 +40,10 @@
     try {
       const state = await (await fetch("/state")).text();
       if (state === body.dataset.seen) return;
-      const first = body.dataset.seen === undefined;
       body.dataset.seen = state;
       const wanted = body.dataset.version.split(" ").map((each) => each.split(".")[0]);
       const now = state.split(" ").filter((each) => wanted.includes(each.split(".")[0])).join(" ");
-      if (now === body.dataset.version || (first && now === body.dataset.version)) return;
+      if (now === body.dataset.version) return;
       const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
       const fresh = page.getElementById("live"), old = document.getElementById("live");
       if (!fresh || !old) return;

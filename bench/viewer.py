@@ -135,9 +135,8 @@ class Server:
     """`metareward view` as a process of its own."""
 
     def __init__(self, run: Path, cache: Path) -> None:
-        words = [sys.executable, "-m", "metareward", "view", str(run), "--cache", str(cache), "--no-token"]
-        code = "import sys; from metareward.cli.main import main; sys.argv = sys.argv[1:]; main()"
-        words[1:3] = ["-c", code, "metareward"]
+        code = "from metareward.cli.main import main; main()"
+        words = [sys.executable, "-c", code, "view", str(run), "--cache", str(cache), "--no-token"]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.base = self._process.stdout.readline().strip().rstrip("/")
@@ -163,16 +162,15 @@ class Server:
         self._process.wait()
 
 
-def measure(run: RunDir, cache: Path, prompts: int) -> dict[str, object]:
+def measure(run: RunDir, cache: Path) -> dict[str, object]:
     """Seconds of each kind of page, of the index, and memory."""
     shutil.rmtree(cache, ignore_errors=True)
     server, started = Server(run.path, cache), time.perf_counter()
-    while True:
-        _, state = server.get("/state")
-        if state.split(".")[2:] == [str(prompts), str(prompts), "0"]:
-            break
+    during, done, total, indexing = 0.0, "0", "0", "1"
+    while indexing != "0" or done != total or total == "0":
         during = server.get("/run/0/prompts?t=1")[0]
         time.sleep(1)
+        _, _, done, total, indexing = server.get("/state")[1].split(".")
     indexed = {"seconds": time.perf_counter() - started, "cpu_seconds": server.usage()[0], "mb": server.usage()[1]}
     indexed["list_while_indexing_seconds"] = during
     server.stop()
@@ -202,7 +200,7 @@ def measure(run: RunDir, cache: Path, prompts: int) -> dict[str, object]:
     server.stop()
     store = run.iteration(T).records
     return {
-        "prompts": prompts,
+        "prompts": int(total),
         "judgments_per_prompt": K * N,
         "meta_judgments_per_prompt": N * (N - 1),
         "records_mb": store.stat().st_size / 2**20,
@@ -231,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)) / "run"
         run = RunDir(folder) if folder.is_dir() else make(folder, given.prompts)
-        result = measure(run, folder.with_name("cache"), given.prompts)
+        result = measure(run, folder.with_name("cache"))
     RESULT.write_text(json.dumps(rounded(result), indent=2) + "\n")
     print(RESULT.read_text())
 

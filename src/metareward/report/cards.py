@@ -29,8 +29,8 @@ from metareward.training.lineage import read_lineage
 
 CARD = "README.md"
 _PAPERS = {
-    True: "Meta-Rewarding Language Models ([arXiv:2407.19594](https://arxiv.org/abs/2407.19594))",
-    False: "Self-Rewarding Language Models ([arXiv:2401.10020](https://arxiv.org/abs/2401.10020))",
+    "meta-rewarding": "Meta-Rewarding Language Models ([arXiv:2407.19594](https://arxiv.org/abs/2407.19594))",
+    "self-rewarding": "Self-Rewarding Language Models ([arXiv:2401.10020](https://arxiv.org/abs/2401.10020))",
 }
 _POCKET_LICENCE = "apache-2.0"  # of this package
 _PACKAGED = re.compile(r"(?P<base>[\w.-]+/[\w.-]+) from .*?licence (?P<licence>[\w.-]+?)[.,]? ", re.DOTALL)
@@ -44,7 +44,7 @@ def write_model_card(run: RunDir, t: int) -> Path:
 
 
 def base_of(name: str, folder: Path) -> tuple[str | None, str | None]:
-    """The hub's name of a recipe's model and its licence, as far as its folder says them."""
+    """The hub's name of a recipe's model and its licence, from the card in its folder; None where that doesn't say."""
     if name == "pocket":
         return None, _POCKET_LICENCE
     card = folder / CARD
@@ -63,7 +63,7 @@ def base_of(name: str, folder: Path) -> tuple[str | None, str | None]:
 
 
 def model_card(run: RunDir, t: int, base: str | None = None, licence: str | None = None) -> str:
-    """The card of M_t as Markdown with metadata. ``base`` and ``licence`` of M0 take the place of what is known."""
+    """The card of M_t as Markdown with metadata. ``base``: M0's name on the hub, if known."""
     facts = gather(run)
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -133,8 +133,7 @@ _OWN_SCORES = "Scores are the judge's own: they say what was trained on, not how
 def _text(parts: Iterable[str], recipe: Recipe) -> str:
     """The card's text, with judges named without addresses and folders."""
     text = "\n\n".join(parts)
-    for judge in {each.asked_judge for each in recipe.benchmarks} - {None}:
-        assert judge is not None
+    for judge in {each.asked_judge for each in recipe.benchmarks if each.asked_judge is not None}:
         where = judge_kind(judge)
         if where in ("server", "recipe", "model"):
             text = text.replace(judge, judge.partition("#")[2] if where == "server" else _plain(judge))
@@ -153,7 +152,7 @@ def _method(recipe: Recipe) -> str:
 
 
 def _paper(recipe: Recipe) -> str:
-    return _PAPERS[_method(recipe) == "meta-rewarding"]
+    return _PAPERS[_method(recipe)]
 
 
 def _introduction(recipe: Recipe, t: int, base: str | None) -> str:

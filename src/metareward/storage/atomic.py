@@ -105,7 +105,7 @@ def atomic_dir(target: Path, resume: bool = False) -> Iterator[AtomicDir]:
 def copy_dir(folder: Path, target: Path, texts: Mapping[str, str]) -> None:
     """Copy a finished model folder, with other ``texts`` of some files; large files are hard links where possible.
 
-    A model's files are never written again, so neither folder changes the other, and each survives the other's end.
+    A model's files are never written again, so the links can't change either folder; deleting one leaves the other.
     """
     with write_errors(target), atomic_dir(target) as parts:
         shutil.copytree(folder, parts.content, copy_function=_link_or_copy, dirs_exist_ok=True)

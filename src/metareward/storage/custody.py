@@ -100,8 +100,7 @@ def model_files(folder: Path) -> list[Path]:
 def fingerprint_model(folder: Path) -> str:
     """64 hex digits over the configuration, tokenizer and weights of a Hugging Face folder, names and contents.
 
-    Of a model whose weights are deleted it is what it was. Raises `UserError` when there is no model with safetensors
-    weights in ``folder``.
+    `delete_weights` keeps it. Raises `UserError` when there is no model with safetensors weights in ``folder``.
     """
     if (deleted := _deleted(folder)) is not None:
         return deleted["sha256"]
@@ -117,7 +116,7 @@ def fingerprint_model(folder: Path) -> str:
 def delete_weights(folder: Path, why: str) -> bool:
     """Delete the weights of the model in ``folder``; its digest, configuration, lineage and adapter stay.
 
-    Whether there were any. After a kill it can be called again: the digest is written first.
+    Returns whether there were any. The digest is written first, so that it can be called again after a kill.
     """
     weights = list(folder.glob("*.safetensors"))
     if weights and _deleted(folder) is None:

@@ -6,7 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_folders import HELD_OUT, PROMPTS, begin_experiment, bound_experiment, experiment, model_folder, write_prompts
+from run_folders import (
+    HELD_OUT,
+    PROMPTS,
+    begin_experiment,
+    bound_experiment,
+    experiment,
+    log_entries,
+    model_folder,
+    write_prompts,
+)
 
 from metareward.config.schema import load_recipe
 from metareward.errors import UserError
@@ -165,8 +174,17 @@ def test_training_may_change_until_a_model_is_trained(tmp_path: Path) -> None:
 
 def test_where_and_how_fast_it_runs_may_change(tmp_path: Path) -> None:
     bound_experiment(tmp_path)
-    begin_experiment(tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2")
-    begin_experiment(tmp_path, "training.device=cpu")
+    of = begin_experiment(
+        tmp_path, "engine.device=cuda:1", "engine.dtype=float32", "engine.workers=3", "engine.threads=2"
+    )
+    assert load_recipe(str(of.run.path)) == of.recipe  # the next start by the folder has these, too
+    changes = ("training.device=cpu", "judge_health.readable_judgments.action=note")
+    of = begin_experiment(tmp_path, *changes)
+    assert load_recipe(str(of.run.path)) == of.recipe
+    told = str(log_entries(of.run, "settings changed")[-1]["settings"])
+    assert "engine.workers (3 -> " in told and 'training.device ("auto" -> "cpu")' in told
+    begin_experiment(tmp_path, *changes)
+    assert len(log_entries(of.run, "settings changed")) == 2
 
 
 def test_a_setting_that_came_later_has_its_default_in_a_run_that_began_before_it(tmp_path: Path) -> None:

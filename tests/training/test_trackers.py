@@ -11,6 +11,7 @@ from metareward.errors import UserError
 from metareward.training.child import set_environment
 from metareward.training.config import DpoJob, Tracker
 from metareward.training.launch import run_training
+from metareward.training.requirements import tracks_in_folder
 from metareward.training.trainer import tracker_arguments
 
 TRACKERS: tuple[Tracker, ...] = ("wandb", "mlflow", "trackio")
@@ -36,6 +37,23 @@ def test_none_is_told_unless_asked(job: DpoJob, tmp_path: Path) -> None:
 def test_one_that_is_not_installed_is_named(job: DpoJob) -> None:
     with pytest.raises(UserError, match=f"report_to: {MISSING[0]} can't be imported; fix: pip install {MISSING[0]}"):
         tracker_arguments(changed(job, report_to=(MISSING[0],)))
+
+
+@pytest.mark.parametrize(
+    ("address", "folder"),
+    [
+        ("", True),
+        ("mlruns", True),
+        ("file:///tmp/mlruns", True),
+        ("sqlite:///mlflow.db", False),
+        ("http://localhost:5000", False),
+        ("databricks", False),
+    ],
+)
+def test_folders_that_mlflow_refuses_are_told_from_databases_and_servers(address: str, folder: bool) -> None:
+    assert tracks_in_folder({"MLFLOW_TRACKING_URI": address}) is folder
+    assert not tracks_in_folder({"MLFLOW_TRACKING_URI": address, "MLFLOW_ALLOW_FILE_STORE": "true"})
+    assert tracks_in_folder({})
 
 
 def test_they_write_beside_the_log_unless_the_user_says_where(job: DpoJob, tmp_path: Path) -> None:

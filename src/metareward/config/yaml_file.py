@@ -64,8 +64,8 @@ def nearest_preset(word: str) -> str:
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """The file of a preset's name or a path; of a run folder the recipe that it was started with, every ``--set``
-    included. UserError naming the nearest preset when there's no such file.
+    """The file of a preset's name or a path; of a run folder the run's recipe, with every ``--set`` of its starts.
+    UserError naming the nearest preset when there's no such file.
     """
     if name_or_path in PRESETS:
         return PRESET_FOLDER / f"{name_or_path}.yaml"

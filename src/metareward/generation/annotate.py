@@ -138,8 +138,11 @@ async def annotate_prompt(
         candidates_K, duplicates = await annotator.answer()
     else:
         candidates_K, duplicates = earlier.record.candidates_K, earlier.record.duplicates
+    progress.advance(ANSWERS, settings.k)
     if earlier is None or not earlier.judged:
         candidates_K = await annotator.score(candidates_K)
+    else:
+        progress.advance(JUDGMENTS, sum(len(candidate.judgments_N) for candidate in candidates_K))
     dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
     return PromptRecord(prompt, candidates_K, duplicates, dispute)
 
@@ -211,7 +214,6 @@ class _Annotator:
         """The distinct answers without judgments, and the others."""
         settings = self.settings
         completions_K = await self.complete(ANSWERS, self.prompt.messages, settings.answers, settings.k)
-        self.progress.advance(ANSWERS, settings.k)
         answers_K = [self.split_reasoning(completion) for completion in completions_K]
         first: dict[str, int] = {}  # each distinct text with the sample number of its first answer
         for k, (_, answer) in enumerate(answers_K):

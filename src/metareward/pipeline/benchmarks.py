@@ -95,7 +95,7 @@ class BenchmarkRun:
     @property
     def due(self) -> bool:
         """Whether M_t is measured: it was chosen, and what it is compared with isn't itself."""
-        return self._chosen and not self._lost
+        return self._chosen and not self._lacks_weights
 
     @property
     def _chosen(self) -> bool:
@@ -103,16 +103,16 @@ class BenchmarkRun:
         return (not models or self.t in models) and (self.t > 0 or self.benchmark.opponent is None)
 
     @property
-    def _lost(self) -> bool:
+    def _lacks_weights(self) -> bool:
         """Whether M_t can't be measured any more, because weights that it takes are deleted."""
         if self.result.is_file():
             return False
         deleted = weights_deleted(self.experiment.model(self.t)) and self.benchmark.asked_judge == "itself"
         opponent = self.opponent if self.t else None
-        return deleted or self._silent or (opponent is not None and opponent._silent)
+        return deleted or self._cannot_answer or (opponent is not None and opponent._cannot_answer)
 
     @property
-    def _silent(self) -> bool:
+    def _cannot_answer(self) -> bool:
         """Whether M_t has not answered and its weights are deleted."""
         unanswered = self.benchmark.has_requests and not self.answers.is_file()
         return unanswered and weights_deleted(self.experiment.model(self.t))

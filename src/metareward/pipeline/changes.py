@@ -63,11 +63,6 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list
     return [f"{key} ({shown(before.get(key))} -> {shown(now.get(key))})" for key in changed]
 
 
-def training_settings(resolved: Mapping[str, object]) -> dict[str, object]:
-    """The settings on which nothing depends before the first training, of a recipe's plain values."""
-    return {key: value for key, value in flatten(resolved).items() if _TRAINS.match(key)}
-
-
 def _compared(recipe: Recipe, inputs: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """What a run is held to, by key: of everything but benchmarks, and of each benchmark by its name."""
     plain = {key: value for key, value in inputs.items() if not key.startswith(MEASURED)}

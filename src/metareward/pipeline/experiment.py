@@ -40,10 +40,10 @@ from metareward.pipeline.changes import (
     MEASURED,
     RUBRIC,
     changed_settings,
+    differences,
     measurement_inputs,
     measurements,
     read_json,
-    training_settings,
 )
 from metareward.pipeline.engines import model_folder, open_engine
 from metareward.seeds import derive
@@ -150,23 +150,23 @@ class Experiment:
             write_atomic(path, json.dumps(value, indent=2) + "\n")
 
     def _update_recipe(self, recipe_text: str) -> None:
-        """Write which benchmarks and, before anything is trained, which training the recipe has now."""
-        before, now = read_json(self.run.resolved), self.recipe.resolved()
-        if self._untrained and training_settings(before) != training_settings(now):
-            before = {**now, "benchmarks": before.get("benchmarks")}
-            write_atomic(self.run.resolved, json.dumps(before, indent=2) + "\n")
-            write_atomic(self.run.recipe, recipe_text)
-            log_event(self.run, "training settings changed")
-        if before.get("benchmarks") == now["benchmarks"]:
+        """Write what has changed, so that the next start by the folder alone has it, too; a finished run has none."""
+        recipe = load_recipe(str(self.run.resolved))
+        began, now = recipe.resolved(), self.recipe.resolved()
+        if began == now or (self.complete() and began["benchmarks"] == now["benchmarks"]):
             return
-        # One that is taken out keeps its name: its results stay, so it can come back as it was, and only so.
-        inputs = read_json(self.run.inputs)
-        began = measurements(load_recipe(str(self.run.resolved)), inputs)
-        inputs |= {**began, **measurements(self.recipe, self.inputs)}
-        write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
-        write_atomic(self.run.resolved, json.dumps({**before, "benchmarks": now["benchmarks"]}, indent=2) + "\n")
-        self.run.report.unlink(missing_ok=True)
-        log_event(self.run, "benchmarks changed", names=[each.name for each in self.recipe.benchmarks])
+        if began["benchmarks"] != now["benchmarks"]:
+            # One that is taken out keeps its name: its results stay, so it can come back as it was, and only so.
+            inputs = read_json(self.run.inputs)
+            inputs |= {**measurements(recipe, inputs), **measurements(self.recipe, self.inputs)}
+            write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
+            self.run.report.unlink(missing_ok=True)
+            log_event(self.run, "benchmarks changed", names=[each.name for each in self.recipe.benchmarks])
+        plain = ({key: value for key, value in each.items() if key != "benchmarks"} for each in (began, now))
+        if changed := differences(*map(flatten, plain)):
+            log_event(self.run, "settings changed", settings=", ".join(changed))
+        write_atomic(self.run.recipe, recipe_text)
+        write_atomic(self.run.resolved, json.dumps(now, indent=2) + "\n")
 
     @cached_property
     def inputs(self) -> dict[str, object]:

@@ -1,9 +1,10 @@
-"""A fork: a run that takes over from another one, its parent, all that its own recipe would make the same.
+"""Forks a run: the new run takes over from another one, its parent, all that its own recipe would make the same.
 
-What is the same is decided by what decides it, not by a list of settings: records and evaluations by their stores'
-fingerprints, pairs by the rules, models by start, reference, pairs and training settings, benchmarks by everything that
-they measure. The first model that differs ends it, as all that follows depends on that model. Stores are snapshots,
-models' weights hard links where possible; nothing in the parent is written, and the fork doesn't need it any more.
+What is the same follows from the inputs of each result, not from a list of settings: of records and evaluations from
+their stores' fingerprints, of pairs from records and rules, of a model from start, reference, pairs and training
+settings, of a benchmark from everything that it measures with. The first model that differs ends the fork, as all that
+follows depends on it. Stores are copied as snapshots, weights are hard links where possible; the parent is only read,
+and the fork doesn't need it afterwards.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def fork_of(experiment: Experiment, parent: RunDir) -> Fork:
 
 @dataclass(frozen=True)
 class Fork:
-    """What one fork takes over, written down as it goes; ``before`` is the parent's recipe."""
+    """Takes results over from ``parent``, whose recipe is ``before``, and records what was reused."""
 
     experiment: Experiment
     parent: RunDir
@@ -74,14 +75,14 @@ class Fork:
                 here, "reused", of=where, what=", ".join(self.reused.get(where, ["nothing"])), anew=why or "nothing"
             )
 
-    def _took(self, t: int, what: str, *seconds: str) -> None:
+    def _note_reused(self, t: int, what: str, *seconds: str) -> None:
         """``what`` of iteration ``t`` is taken over; ``seconds``: the stages that it took."""
         self.reused.setdefault(f"iteration {t}", []).append(what)
         spent = stage_seconds(self.parent, t)
         now = stage_seconds(self.experiment.run, t) | {stage: spent[stage] for stage in seconds if stage in spent}
         write_atomic(self.experiment.run.iteration(t).seconds, json.dumps(now) + "\n")
 
-    def _left(self, t: int, what: str, why: list[str]) -> None:
+    def _note_anew(self, t: int, what: str, why: list[str]) -> None:
         self.anew.setdefault(f"iteration {t}", []).append(f"{what}: {', '.join(why)}")
 
     # --- records, pairs, model ---
@@ -93,49 +94,49 @@ class Fork:
     def _take_records(self, t: int) -> bool:
         theirs, ours = self.parent.iteration(t), self.experiment.run.iteration(t)
         if not theirs.records.is_file():
-            self._left(t, "records", ["the parent has none"])
+            self._note_anew(t, "records", ["the parent has none"])
             return False
         with RecordStore.read(theirs.records) as store:
             changed = store.differences(self.experiment.generation_fingerprint(t))
             count = len(store.keys())
         shared = shared_part(changed)
         if shared is None or not count:
-            self._left(t, "records", _named(changed) or ["the parent has none"])
+            self._note_anew(t, "records", _named(changed) or ["the parent has none"])
             return False
         if shared != "all":
             if not ours.earlier.is_file():
                 snapshot(theirs.records, ours.earlier)
             what = "answers and judgments" if shared == "judgments" else "answers"
-            self._took(t, f"{what} of {count} prompts")
-            self._left(t, "meta-judgments" if shared == "judgments" else "judgments", _named(changed))
+            self._note_reused(t, f"{what} of {count} prompts")
+            self._note_anew(t, "meta-judgments" if shared == "judgments" else "judgments", _named(changed))
             return False
         if not ours.records.is_file():
             snapshot(theirs.records, ours.records)
-        self._took(t, f"records of {count} prompts", "generating")
+        self._note_reused(t, f"records of {count} prompts", "generating")
         return True
 
     def _take_pairs(self, t: int) -> bool:
         theirs, ours = self.parent.iteration(t), self.experiment.run.iteration(t)
         if t not in self.before.iterations or not theirs.summary.is_file():
-            self._left(t, "pairs", ["the parent has none"])
+            self._note_anew(t, "pairs", ["the parent has none"])
             return False
         before, now = (_pairs_inputs(each, t) for each in (self.before, self.experiment.recipe))
         if before != now:
-            self._left(t, "pairs", differences(before, now))
+            self._note_anew(t, "pairs", differences(before, now))
             return False
         if not ours.summary.is_file():
             for path in (theirs.pairs("actor"), theirs.pairs("judge"), theirs.dropped, theirs.summary):  # it comes last
                 write_atomic(ours.path / path.relative_to(theirs.path), _bytes(path))
-        self._took(t, "pairs")
+        self._note_reused(t, "pairs")
         return True
 
     def _take_model(self, t: int) -> bool:
         folder, model = self.parent.iteration(t).model, self.experiment.model(t)
         if not folder.is_dir():
-            self._left(t, "model", ["the parent has none"])
+            self._note_anew(t, "model", ["the parent has none"])
             return False
         if weights_deleted(folder):
-            self._left(t, "model", ["the parent's weights are deleted (training.keep_models)"])
+            self._note_anew(t, "model", ["the parent's weights are deleted (training.keep_models)"])
             return False
         self.experiment.make_reference(t)
         job, lineage = stages.training_job(self.experiment, t), read_lineage(folder)
@@ -145,17 +146,17 @@ class Fork:
         if selects and f"evaluation of M{t - 1}" not in self.reused.get(f"iteration {t - 1}", ()):
             changed.append("training.checkpoint_selection selects by another evaluation")
         if changed or other:
-            self._left(t, "model", changed or differences(*_columns(other)))
+            self._note_anew(t, "model", changed or differences(*_columns(other)))
             return False
         if (evaluated := evaluated_digest(self.parent, t)) not in (None, fingerprint_model(folder)):
-            self._left(t, "model", [f"the parent's is damaged: not the one that was evaluated ({evaluated:.12})"])
+            self._note_anew(t, "model", [f"the parent's is damaged: not the one that was evaluated ({evaluated:.12})"])
             return False
         if not model.is_dir():
             copy_dir(folder, model, {LINEAGE: _lineage_here(folder, job)})
             log = self.parent.iteration(t).path / job.log.name
             if log.is_file():
                 write_atomic(job.log, _bytes(log))
-        self._took(t, f"model M{t}", "training", "choosing")
+        self._note_reused(t, f"model M{t}", "training", "choosing")
         return True
 
     # --- evaluation, benchmarks ---
@@ -163,12 +164,12 @@ class Fork:
     def _take_evaluation(self, t: int) -> None:
         theirs, ours = self.parent.iteration(t).evaluation, self.experiment.run.iteration(t).evaluation
         if not (theirs / "records.sqlite").is_file():
-            self._left(t, "evaluation", ["the parent has none"])
+            self._note_anew(t, "evaluation", ["the parent has none"])
             return
         with RecordStore.read(theirs / "records.sqlite") as store:
             changed = store.differences(self.experiment.evaluation_fingerprint(t))
         if changed:
-            self._left(t, "evaluation", _named(changed))
+            self._note_anew(t, "evaluation", _named(changed))
             return
         ours.mkdir(parents=True, exist_ok=True)
         if not (ours / "records.sqlite").is_file():
@@ -176,7 +177,7 @@ class Fork:
         before, now = (_figures_inputs(each, t) for each in (self.before, self.experiment.recipe))
         if before == now and (theirs / "model.json").is_file():
             write_atomic(ours / "model.json", _bytes(theirs / "model.json"))
-        self._took(t, f"evaluation of M{t}", "evaluating")
+        self._note_reused(t, f"evaluation of M{t}", "evaluating")
         for benchmark in self.experiment.recipe.benchmarks:
             self._take_benchmark(t, benchmark.name)
 
@@ -189,14 +190,14 @@ class Fork:
             for recipe, run in ((self.before, self.parent), (self.experiment.recipe, self.experiment.run))
         )
         if before != now:
-            self._left(t, f"benchmark {name}", differences(before, now))
+            self._note_anew(t, f"benchmark {name}", differences(before, now))
             return
         _copy_results(theirs, ours)
         _copy_results(self.parent.verdicts / name, self.experiment.run.verdicts / name)
-        self._took(t, f"benchmark {name}", "benchmarks")
+        self._note_reused(t, f"benchmark {name}", "benchmarks")
 
 
-# --- what decides what ---
+# --- the inputs of each result ---
 
 
 def _pairs_inputs(recipe: Recipe, t: int) -> dict[str, object]:

@@ -62,7 +62,7 @@ def model_publication(
     """
     facts = _checked(run, repository)
     done = [each.number for each in facts.iterations if each.number and each.done]
-    t = t if t is not None else max(done, default=0)
+    t = t if t is not None else max(done, default=1)
     folder = run.iteration(t).model
     if t not in done:
         raise UserError(f"{run.path}: iteration {t} is not done; fix: finish the run, or name another with --iteration")

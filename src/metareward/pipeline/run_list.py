@@ -50,7 +50,11 @@ def list_runs(folder: Path) -> tuple[ListedRun, ...]:
     """Every run in ``folder`` or below it, by path. Raises `UserError` when there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; fix: name one that holds run folders, such as runs")
-    return tuple(_listed(RunDir(path)) for path in sorted(_run_folders(folder, 0)))
+    try:
+        found = sorted(_run_folders(folder, 0))
+    except OSError as error:
+        raise UserError(f"{error.filename}: can't be read: {error.strerror}; fix: name another folder") from None
+    return tuple(_listed(RunDir(path)) for path in found)
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -62,7 +66,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
         for each in inside:
             try:
                 yield from _run_folders(each, depth + 1)
-            except PermissionError:
+            except OSError:  # not ours to read, or gone since
                 continue
 
 

@@ -6,7 +6,8 @@ imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -48,6 +49,19 @@ def require_packages(settings: OptimizationSettings) -> None:
     if missing:
         names = " ".join(missing)
         raise UserError(f"training.report_to: {', '.join(missing)} can't be imported; fix: pip install {names}")
+    if "mlflow" in settings.report_to and tracks_in_folder(os.environ):
+        raise UserError(
+            "training.report_to: mlflow needs MLFLOW_TRACKING_URI of a database or server, as its version 3 refuses "
+            "folders; fix: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db (for a folder: MLFLOW_ALLOW_FILE_STORE=true)"
+        )
+
+
+def tracks_in_folder(environment: Mapping[str, str]) -> bool:
+    """Whether MLflow would write to a folder, or may: without a tracking URI that depends on its version."""
+    if environment.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+        return False
+    uri = environment.get("MLFLOW_TRACKING_URI", "")
+    return uri.startswith("file:") or not (":" in uri or uri.startswith("databricks"))
 
 
 def require_device(settings: OptimizationSettings, gpus: int, mps: bool) -> None:

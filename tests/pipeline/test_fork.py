@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,22 +77,14 @@ def parent(tmp_path: Path) -> Experiment:
 
 ALL = {"actor", "judge", "meta"}
 ITERATION_1 = [f"records of {PROMPTS} prompts", "pairs"]
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("changes", "asked", "reused", "anew"),
     [
-        ((), set(), ITERATION_1, "model: the parent has none"),
-        (("training.beta=0.2",), set(), ITERATION_1, "model: the parent has none"),
-        (("iterations.2.rho=0.3",), set(), ITERATION_1, "model: the parent has none"),
+        (("engine.workers=2", "training.device=cuda"), set(), ITERATION_1, "model: the parent has none"),
         (("iterations.1.rho=0.3",), set(), ITERATION_1[:1], "pairs: iterations.1.rho (0.0 -> 0.3)"),
-        (("pairs.elo_prior=0.5",), set(), ITERATION_1[:1], "pairs: pairs.elo_prior (0.1 -> 0.5)"),
-        (
-            ("engine.workers=2", "training.device=cuda"),
-            set(),
-            ITERATION_1,
-            "model: the parent has none",
-        ),
         (("evaluation.judgments=3",), {"actor", "judge", "meta"}, ITERATION_1, "model: the parent has none"),
         (
             ("judgments.n=4",),
@@ -100,21 +93,26 @@ ITERATION_1 = [f"records of {PROMPTS} prompts", "pairs"]
             "judgments: judgments.n (3 -> 4)",
         ),
         (
-            ("judgments.n=2",),
-            {"judge", "meta"},
-            [f"answers of {PROMPTS} prompts"],
-            "judgments: judgments.n (3 -> 2)",
-        ),
-        (
             ("meta_judgments.temperature=0.5",),
             {"meta"} | ALL,  # the meta-judge's sampling also decides the evaluation
             [f"answers and judgments of {PROMPTS} prompts"],
             "meta-judgments: meta_judgments.temperature (0.8 -> 0.5)",
         ),
-        (("judgments.min_valid=1",), {"meta"}, [f"answers and judgments of {PROMPTS} prompts"], "meta-judgments: "),
         (("answers.temperature=0.7",), ALL, None, "records: answers.temperature (0.8 -> 0.7)"),
-        (("answers.k=3",), ALL, None, "records: answers.k (4 -> 3)"),
-        (("seed=1",), ALL, None, "records: "),
+        # Each of these takes the way of one above.
+        slow((), set(), ITERATION_1, "model: the parent has none"),
+        slow(("training.beta=0.2",), set(), ITERATION_1, "model: the parent has none"),
+        slow(("iterations.2.rho=0.3",), set(), ITERATION_1, "model: the parent has none"),
+        slow(("pairs.elo_prior=0.5",), set(), ITERATION_1[:1], "pairs: pairs.elo_prior (0.1 -> 0.5)"),
+        slow(
+            ("judgments.n=2",),
+            {"judge", "meta"},
+            [f"answers of {PROMPTS} prompts"],
+            "judgments: judgments.n (3 -> 2)",
+        ),
+        slow(("judgments.min_valid=1",), {"meta"}, [f"answers and judgments of {PROMPTS} prompts"], "meta-judgments: "),
+        slow(("answers.k=3",), ALL, None, "records: answers.k (4 -> 3)"),
+        slow(("seed=1",), ALL, None, "records: "),
     ],
 )
 def test_a_fork_has_what_a_fresh_run_makes_and_asks_for_the_rest_alone(
@@ -141,6 +139,7 @@ def test_without_the_meta_judge_answers_and_judgments_are_reused(tmp_path: Path,
     assert made(fork) == made(fresh(tmp_path, *changes))
 
 
+@pytest.mark.slow
 def test_answers_alone_are_asked_for_as_often_as_a_fresh_run_judges(tmp_path: Path, parent: Experiment) -> None:
     fork = begin_fork(tmp_path, parent, "judgments.n=4")
     forked, whole = work(fork), work(experiment_begun(tmp_path, "judgments.n=4"))

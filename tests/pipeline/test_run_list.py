@@ -17,21 +17,25 @@ from metareward.pipeline.run_list import age, list_runs
 from metareward.storage.run_dir import RunDir
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, a stopped one, two damaged ones, and a folder that is no run."""
+    folder = tmp_path_factory.mktemp("runs")
+    finished = fake_run(folder / "finished")
+    for t in range(1, 5):
+        finished.iteration(t).model.mkdir(exist_ok=True)
+        (finished.iteration(t).model / "config.json").write_text("{}")
+    shutil.copytree(finished.path, folder / "gone")
+    shutil.rmtree(folder / "gone/iter-2/model")
+    small_run(folder / "deeper" / "stopped")
+    fake_run(folder / "damaged", models=2).iteration(1).summary.write_text("{")
+    (folder / "no run").mkdir()
+    return folder
+
+
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """A finished run, one that another process runs, a stopped one, a damaged one, and what is none."""
-    fake_run(tmp_path / "finished")
-    small_run(tmp_path / "deeper" / "stopped")
-    fake_run(tmp_path / "damaged", models=2).iteration(1).summary.write_text("{")
-    fake_run(tmp_path / "gone").iteration(2)
-    shutil.rmtree(tmp_path / "gone/iter-2/model", ignore_errors=True)
-    (tmp_path / "no run").mkdir()
-    for run in ("finished", "gone"):
-        for t in range(1, 5):
-            if (run, t) != ("gone", 2):
-                (tmp_path / run / f"iter-{t}/model").mkdir(exist_ok=True)
-                (tmp_path / run / f"iter-{t}/model/config.json").write_text("{}")
-    return tmp_path
+def runs(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "runs"))
 
 
 def test_every_run_is_listed_with_its_state(runs: Path) -> None:

@@ -34,7 +34,8 @@ line = json.dumps([name, sys.argv[1:], os.environ.get("RAY_ADDRESS", ""), os.env
 with open(os.environ["TOLD"], "a") as file:
     file.write(line + "\\n")
 if "--block" in sys.argv:
-    time.sleep(60)
+    time.sleep(float(os.environ.get("BLOCKS", "60")))
+    sys.exit(1)
 if name == "metareward":
     while pathlib.Path(os.environ["TOLD"]).read_text().count("--block") < int(os.environ.get("STARTS", "0")):
         time.sleep(0.02)
@@ -119,13 +120,13 @@ def test_times() -> None:
 
 
 def test_a_rayjob_of_three_nodes() -> None:
-    text = kuberay_manifest(JOB, "02:00:00", "me/mine:1", "disk", "/work dir")
+    text = kuberay_manifest(JOB, "02:00:00", "me/mine:1", "disk", "/mnt/my disk")
     made = yaml.safe_load(text)
     spec = made["spec"]
     assert (made["kind"], made["metadata"]["name"], spec["activeDeadlineSeconds"]) == ("RayJob", "mine", 7200)
     shell = shlex.split(spec["entrypoint"])
     assert shell[:2] == ["bash", "-c"]
-    assert shlex.split(shell[2]) == ["cd", "/work dir", "&&", "exec", "metareward", "run", *ODD]
+    assert shlex.split(shell[2]) == ["cd", "/mnt/my disk", "&&", "exec", "metareward", "run", *ODD]
     head, (workers,) = spec["rayClusterSpec"]["headGroupSpec"], spec["rayClusterSpec"]["workerGroupSpecs"]
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 2
     for group in (head, workers):
@@ -133,10 +134,10 @@ def test_a_rayjob_of_three_nodes() -> None:
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "8" and container["image"] == "me/mine:1"
         mounted = {each["name"] for each in container["volumeMounts"]}
         assert mounted == {each["name"] for each in group["template"]["spec"]["volumes"]}
-    alone = yaml.safe_load(kuberay_manifest(ClusterJob("one", ("x",)), "02:00:00", "i", "c", "/work"))
+    alone = yaml.safe_load(kuberay_manifest(ClusterJob("one", ("x",)), "02:00:00", "i", "c", "/mnt"))
     assert "workerGroupSpecs" not in alone["spec"]["rayClusterSpec"]
     with pytest.raises(UserError, match="--memory much"):
-        kuberay_manifest(JOB, "02:00:00", "i", "c", "/work", memory="much")
+        kuberay_manifest(JOB, "02:00:00", "i", "c", "/mnt", memory="much")
 
 
 def test_a_sky_task_of_three_nodes(tmp_path: Path) -> None:
@@ -145,10 +146,21 @@ def test_a_sky_task_of_three_nodes(tmp_path: Path) -> None:
     # The fields of a task that SkyPilot knows (sky/utils/schemas.py allows no others).
     assert made.keys() <= {"name", "num_nodes", "workdir", "resources", "setup", "run", "envs", "file_mounts"}
     assert made["resources"].keys() <= {"accelerators", "infra", "image_id", "cpus", "use_spot", "disk_size"}
-    given = fake_cluster(tmp_path) | {"SKYPILOT_NODE_IPS": "n1\nn2\nn3", "SKYPILOT_NODE_RANK": "0"}
-    subprocess.run(["bash", "-c", made["run"]], cwd=tmp_path, env=given, check=True, timeout=60)
-    assert [name for name, *_ in told(tmp_path)] == ["ray", "metareward", "ray"]
-    assert told(tmp_path)[1] == ["metareward", ["run", *ODD], "n1:6399", ""]
+    given = fake_cluster(tmp_path) | {"SKYPILOT_NODE_IPS": "n1\nn2\nn3", "SKYPILOT_NODE_RANK": "0", "STARTS": "1"}
+    subprocess.run(["bash", "-c", made["run"]], cwd=tmp_path, env=given, check=True, timeout=30)
+    assert [name for name, *_ in told(tmp_path) if name != "ray"] == ["metareward"]
+    assert ["metareward", ["run", *ODD], "n1:6399", ""] in told(tmp_path)
+    assert "stop" not in [words[0] for _, words, *_ in told(tmp_path)], "it would end SkyPilot's own Ray"
+    failed = subprocess.run(["bash", "-c", made["run"]], cwd=tmp_path, env=given | {"ENDS": "3"}, timeout=30)
+    assert failed.returncode == 3
+
+
+def test_another_node_of_a_sky_task_ends_with_the_head(tmp_path: Path) -> None:
+    made = yaml.safe_load(sky_task(JOB, "H200"))
+    given = fake_cluster(tmp_path) | {"SKYPILOT_NODE_IPS": "n1\nn2\nn3", "SKYPILOT_NODE_RANK": "1", "BLOCKS": "0"}
+    subprocess.run(["bash", "-c", made["run"]], cwd=tmp_path, env=given, check=True, timeout=30)
+    assert [words[0] for name, words, *_ in told(tmp_path) if name == "ray"] == ["status", "start"]
+    assert not [name for name, *_ in told(tmp_path) if name == "metareward"]
 
 
 def written(*words: str) -> str:

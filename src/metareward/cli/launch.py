@@ -38,7 +38,10 @@ def slurm_command(
     setup: _Setup = None,
     partition: Annotated[str | None, typer.Option("--partition", help="sbatch's partition.")] = None,
     account: Annotated[str | None, typer.Option("--account", help="sbatch's account.")] = None,
-    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores of each machine.")] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option("--cpus", min=1, help="CPU cores of each machine; if not given, Slurm's default, often 1."),
+    ] = None,
     memory: Annotated[str | None, typer.Option("--memory", help="sbatch's mem: memory of each machine.")] = None,
     out: _Out = None,
 ) -> None:
@@ -62,7 +65,7 @@ def kuberay_command(
     time: _Time = "24:00:00",
     setup: _Setup = None,
     mount: Annotated[str, typer.Option("--mount", help="Where the claim is mounted; paths are relative to it.")] = (
-        "/work"
+        "/mnt/metareward"
     ),
     cpus: Annotated[int, typer.Option("--cpus", min=1, help="CPU cores of each pod.")] = 16,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each pod.")] = "128Gi",

@@ -80,6 +80,13 @@ while kill -0 "$job" 2>/dev/null; do  # the signal has ended the wait, not the r
 done
 exit "$code"
 """
+_WAIT_FOR_HEAD = """\
+for ((tries = 0; ; tries++)); do
+    ray status --address "$RAY_ADDRESS" >/dev/null 2>&1 && break
+    if ((tries == 120)); then echo "Ray's head on $head doesn't answer" >&2; exit 1; fi
+    sleep "${RAY_POLL_SECONDS:-5}"
+done
+"""
 _SLURM_RAY = """\
 # Ray on every node: the first one is the head.
 nodes=()
@@ -87,17 +94,16 @@ while read -r node; do nodes+=("$node"); done < <(scontrol show hostnames "$SLUR
 head=${nodes[0]}
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_ADDRESS="$head:$port"
+# Since Slurm 22.05 srun doesn't take this from sbatch: Ray would have one core of each node.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
 others=()
 stop() { for each in "${others[@]}"; do kill "$each" 2>/dev/null || true; done; }
 trap stop EXIT
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \\
     ray start --head --node-ip-address="$head" --port="$port" --block &
 others+=("$!")
-for ((tries = 0; ; tries++)); do
-    ray status --address "$RAY_ADDRESS" >/dev/null 2>&1 && break
-    if ((tries == 120)); then echo "Ray's head on $head doesn't answer" >&2; exit 1; fi
-    sleep "${RAY_POLL_SECONDS:-5}"
-done
+"""
+_SLURM_NODES = """\
 for node in "${nodes[@]:1}"; do
     srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" ray start --address="$RAY_ADDRESS" --block &
     others+=("$!")
@@ -133,7 +139,7 @@ def slurm_script(job: ClusterJob, time: str, options: Mapping[str, str]) -> str:
         lines += ["# Modules, virtual environments; srun passes the environment on to the other nodes."]
         lines += ["set +u", f"source {shlex.quote(str(job.setup))}", "set -u"]
     lines += [f"run=({job.command})", ""]
-    return "\n".join(lines) + (_SLURM_RAY if job.nodes > 1 else "") + _SLURM_RUN
+    return "\n".join(lines) + (_SLURM_RAY + _WAIT_FOR_HEAD + _SLURM_NODES if job.nodes > 1 else "") + _SLURM_RUN
 
 
 # --- Kubernetes ---
@@ -158,10 +164,10 @@ def kuberay_manifest(
             "image": image,
             "workingDir": mount,
             "resources": {"limits": resources, "requests": resources},
-            "volumeMounts": [{"name": "work", "mountPath": mount}, {"name": "shm", "mountPath": "/dev/shm"}],
+            "volumeMounts": [{"name": "disk", "mountPath": mount}, {"name": "shm", "mountPath": "/dev/shm"}],
         }
         volumes = [
-            {"name": "work", "persistentVolumeClaim": {"claimName": claim}},
+            {"name": "disk", "persistentVolumeClaim": {"claimName": claim}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},  # for the object store and NCCL
         ]
         return {"spec": {"containers": [container], "volumes": volumes}}
@@ -201,14 +207,21 @@ def kuberay_manifest(
 
 # --- SkyPilot ---
 
+# SkyPilot has a Ray of its own, on another port; `ray stop` would end that one, too.
 _SKY_RAY = """\
 head=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
-export RAY_ADDRESS="$head:6399"  # SkyPilot has a Ray of its own, on another port
+export RAY_ADDRESS="$head:6399"
+if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
+  ray start --head --node-ip-address="$head" --port=6399 --disable-usage-stats --block &
+  ray_head=$!
+  trap 'kill "$ray_head"' EXIT
+fi
+"""
+_SKY_NODES = """\
 if [ "$SKYPILOT_NODE_RANK" != 0 ]; then
-  until ray start --address="$RAY_ADDRESS" --block; do sleep 5; done
+  ray start --address="$RAY_ADDRESS" --block || true  # until the head ends
   exit 0
 fi
-ray start --head --node-ip-address="$head" --port=6399 --disable-usage-stats
 """
 
 
@@ -217,9 +230,7 @@ def sky_task(job: ClusterJob, accelerator: str, infra: str | None = None, image:
     resources: dict[str, object] = {"accelerators": {accelerator: job.gpus}} if job.gpus else {"cpus": "16+"}
     resources |= {key: value for key, value in (("infra", infra), ("image_id", image)) if value is not None}
     setup = "" if job.setup is None else f"source {shlex.quote(str(job.setup))}\n"
-    run = f"set -e\n{setup}{_SKY_RAY if job.nodes > 1 else ''}{job.command}\n"
-    if job.nodes > 1:
-        run += "ray stop\n"
+    run = f"set -e\n{setup}{_SKY_RAY + _WAIT_FOR_HEAD + _SKY_NODES if job.nodes > 1 else ''}{job.command}\n"
     task = {
         "name": job.name,
         "num_nodes": job.nodes,

@@ -135,6 +135,13 @@ def small_job(folder: Path, kind: type[PretrainedConfig] = LlamaConfig) -> DpoJo
     return changed(job, num_train_epochs=2, learning_rate=1e-3)
 
 
+def eight_steps(folder: Path) -> DpoJob:
+    """Two epochs of whole batches, in micro-batches that two processes can share."""
+    pairs = (save_pairs(folder / "actor.parquet", "actor", 20), save_pairs(folder / "judge.parquet", "judge", 12, 30))
+    job = make_job(folder, save_model(folder / "M0"), pairs)
+    return changed(job, per_device_train_batch_size=2, learning_rate=1e-3)
+
+
 def prepare_trainer(job: DpoJob, folder: Path, sharing: bool = True) -> PairTrainer:
     """A trainer before its first step; without ``sharing`` it is TRL's with our arguments and our order of pairs."""
     models, tokenizer = load_dpo_models(job), load_tokenizer(job.start)

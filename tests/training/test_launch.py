@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from training_world import changed, make_job, moved, save_model, save_pairs, train_here
+from training_world import changed, eight_steps, moved, train_here
 
 from metareward.errors import UserError
 from metareward.training.checkpoints import latest_resume_state
@@ -26,11 +26,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, gloo")
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> DpoJob:
-    """Eight steps in two epochs of whole batches."""
-    folder = tmp_path_factory.mktemp("world")
-    pairs = (save_pairs(folder / "actor.parquet", "actor", 20), save_pairs(folder / "judge.parquet", "judge", 12, 30))
-    job = make_job(folder, save_model(folder / "M0"), pairs)
-    return changed(job, per_device_train_batch_size=2, learning_rate=1e-3)
+    return eight_steps(tmp_path_factory.mktemp("world"))
 
 
 def weights(job: DpoJob) -> dict[str, torch.Tensor]:
@@ -79,8 +75,9 @@ def test_two_processes_make_what_one_makes(job: DpoJob, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed_make_the_same(job: DpoJob, tmp_path: Path) -> None:
-    double = changed(moved(job, tmp_path / "double"), num_processes=2)
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_processes_killed_and_resumed_make_the_same(job: DpoJob, tmp_path: Path, sharding: str) -> None:
+    double = changed(moved(job, tmp_path / "double"), num_processes=2, sharding=sharding)
     run_training(double, lambda _: None)
     again = changed(moved(double, tmp_path / "again"), save_steps=3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,8 @@ import pytest
 import torch
 from ray_clusters import LocalCluster, gone, local_cluster, processes
 from safetensors.torch import load_file
-from training_world import changed, small_job
+from test_launch import events, pids
+from training_world import changed, moved, small_job
 
 from metareward.errors import UserError
 from metareward.training.config import DpoJob
@@ -25,9 +25,7 @@ ROUNDING = 1e-4
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     with local_cluster(2) as opened:
-        os.environ["RAY_ADDRESS"] = opened.address
         yield opened
-        del os.environ["RAY_ADDRESS"]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +36,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> DpoJob:
     return job
 
 
-def on_ray(job: DpoJob, folder: Path, **changes: object) -> DpoJob:
-    """The same job, for two workers."""
-    moved = changed(job, output=folder / "model", log=folder / "training.jsonl")
-    return changed(moved, launcher="ray", num_processes=2, **changes)
+def on_ray(job: DpoJob, cluster: LocalCluster, folder: Path, **changes: object) -> DpoJob:
+    """The same job, for two workers on a cluster."""
+    return changed(moved(job, folder), ray_address=cluster.address, launcher="ray", num_processes=2, **changes)
 
 
 def difference(job: DpoJob, other: DpoJob) -> float:
@@ -49,16 +46,11 @@ def difference(job: DpoJob, other: DpoJob) -> float:
     return max(float(torch.max(torch.abs(one[name] - two[name]))) for name in one)
 
 
-def pids(job: DpoJob) -> list[int]:
-    lines = map(json.loads, job.log.read_text().splitlines())
-    return [line["pid"] for line in lines if "pid" in line]
-
-
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_two_workers_make_what_one_process_makes(
     sharding: str, alone: DpoJob, cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    job = on_ray(alone, tmp_path, sharding=sharding)
+    job = on_ray(alone, cluster, tmp_path, sharding=sharding)
     steps: list[Mapping[str, float]] = []
     run_training(job, steps.append)
     assert 0 <= difference(alone, job) < ROUNDING
@@ -70,7 +62,7 @@ def test_two_workers_make_what_one_process_makes(
 def test_a_lost_worker_is_started_again_from_the_last_resume_state(
     victim: str, alone: DpoJob, cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    job = on_ray(alone, tmp_path, save_steps=2)
+    job = on_ray(alone, cluster, tmp_path, save_steps=2)
     killed: list[int] = []
 
     def kill(step: Mapping[str, float]) -> None:
@@ -80,7 +72,7 @@ def test_a_lost_worker_is_started_again_from_the_last_resume_state(
 
     run_training(job, kill)
     assert killed and difference(alone, job) < ROUNDING
-    assert "resume" in [json.loads(line)["event"] for line in job.log.read_text().splitlines()]
+    assert "resume" in [each["event"] for each in events(job)]
 
 
 def test_mistakes_are_one_line(alone: DpoJob, cluster: LocalCluster, tmp_path: Path) -> None:
@@ -92,5 +84,5 @@ def test_mistakes_are_one_line(alone: DpoJob, cluster: LocalCluster, tmp_path: P
         ),
     ):
         with pytest.raises(UserError, match=told) as caught:
-            run_training(changed(on_ray(alone, tmp_path), **changes), lambda _: None)
+            run_training(changed(on_ray(alone, cluster, tmp_path), **changes), lambda _: None)
         assert "\n" not in str(caught.value)

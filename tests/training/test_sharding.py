@@ -1,10 +1,9 @@
-"""FSDP2: two processes of which each loads, trains and saves its part of a model, on gloo."""
+"""FSDP2: two processes of which each loads, trains and saves its part of a model, on gloo. Kills: test_launch."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_launch import ROUNDING, difference, pids
-from training_world import changed, make_job, moved, save_model, save_pairs, train_here
+from test_launch import ROUNDING, difference
+from training_world import changed, eight_steps, make_job, moved, save_model, save_pairs, train_here
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from metareward.errors import UserError
-from metareward.training.checkpoints import latest_resume_state
 from metareward.training.config import DpoJob, LoraSettings, SftJob, SftSettings
 from metareward.training.launch import run_training
 from metareward.training.requirements import loads_shards, require_devices
@@ -30,11 +28,7 @@ LOADING = Path(__file__).parents[1] / "support" / "loading_process.py"
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> DpoJob:
-    """Eight steps in two epochs of whole batches."""
-    folder = tmp_path_factory.mktemp("world")
-    pairs = (save_pairs(folder / "actor.parquet", "actor", 20), save_pairs(folder / "judge.parquet", "judge", 12, 30))
-    job = make_job(folder, save_model(folder / "M0"), pairs)
-    return changed(job, per_device_train_batch_size=2, learning_rate=1e-3)
+    return eight_steps(tmp_path_factory.mktemp("world"))
 
 
 def sharded(job: DpoJob, folder: Path) -> DpoJob:
@@ -102,23 +96,6 @@ def test_bfloat16_trains_and_saves_the_start_s_format(job: DpoJob, tmp_path: Pat
     result = run_training(parts, lambda step: losses.append(step["loss"]))
     assert losses[-1] < losses[0] and result.lineage.log_ratio == 0.0
     assert {each.dtype for each in load_file(parts.output / "model.safetensors").values()} == {torch.bfloat16}
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_it_makes_the_same(job: DpoJob, tmp_path: Path) -> None:
-    parts = sharded(job, tmp_path / "parts")
-    run_training(parts, lambda _: None)
-    again = changed(sharded(job, tmp_path / "again"), save_steps=3)
-
-    def kill(step: Mapping[str, float]) -> None:
-        if step["step"] == 7:
-            os.kill(pids(again)[-1], signal.SIGKILL)
-
-    with pytest.raises(UserError):
-        run_training(again, kill)
-    assert (kept := latest_resume_state(again)) is not None and kept.step == 6
-    run_training(again, lambda _: None)
-    assert difference(parts, again) == 0.0
 
 
 @pytest.mark.slow

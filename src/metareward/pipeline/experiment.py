@@ -25,6 +25,7 @@ from metareward.config.schema import (
 )
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine, RoleEngines
+from metareward.engines.ray.settings import RaySettings
 from metareward.errors import UserError
 from metareward.evaluation.held_out import Oracle
 from metareward.evaluation.worlds import WORLDS, oracle_of
@@ -380,6 +381,7 @@ class Experiment:
             seed=derive(self.recipe.seed, "training", t) % 2**31,
             threads=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
             run_name=f"{self.recipe.name}-M{t}",
+            ray_address=engine.address if isinstance(engine := self.recipe.engine, RaySettings) else None,
             keep_epochs=settings.checkpoint_selection.metric is not None,
         )
 

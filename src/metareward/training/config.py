@@ -110,7 +110,8 @@ class OptimizationSettings(Section):
     gradient_checkpointing: bool = Field(default=False, description="Less memory for more time")
     num_processes: Count = Field(default=1, description="Processes that train together: one for each GPU")
     launcher: Literal["local", "ray"] = Field(
-        default="local", description="Where the processes run: on this machine, or as workers of Ray Train on a cluster"
+        default="local",
+        description="This machine runs the processes, or workers of Ray Train do (at engine.address or RAY_ADDRESS)",
     )
     max_restarts: int = Field(
         default=3, ge=0, description="With launcher ray: how often lost workers are started again, from a resume state"
@@ -259,8 +260,9 @@ class TrainingJob(BaseModel):
     """One training run: the settings, and the files it reads and writes. The child process gets it as JSON.
 
     ``start`` is a Hugging Face folder, ``data`` the training files, ``log`` a JSON Lines file of events. ``threads``
-    are those of all processes together. ``file_digests`` are digests that the parent process has computed; they count
-    only for files that haven't changed since.
+    are those of all processes together. ``ray_address`` is the cluster of launcher ray, None for that at RAY_ADDRESS.
+    ``file_digests`` are digests that the parent process has computed; they count only for files that haven't changed
+    since.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -273,6 +275,7 @@ class TrainingJob(BaseModel):
     seed: int = Field(default=0, ge=0)
     threads: Count = 1
     run_name: str = "metareward"
+    ray_address: str | None = None
     file_digests: tuple[FileDigest, ...] = ()
 
     @property

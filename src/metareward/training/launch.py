@@ -177,7 +177,7 @@ def main(job_path: Path) -> None:
     if settings.device in ("auto", "cuda") and torch.cuda.is_available():
         from accelerate.commands import launch
 
-        # A model that is loaded in parts is nothing that accelerate has to shard.
+        # Where each process loads its part of the model, accelerate doesn't have to shard it.
         config = ACCELERATE_CONFIGS / f"{'ddp' if loads_shards(settings) else settings.sharding}.yaml"
         options = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0"]
         launch.launch_command(launch.launch_command_parser().parse_args([*options, *worker]))

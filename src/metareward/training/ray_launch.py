@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from metareward.errors import UserError
 from metareward.training.config import USER_ERROR, OptimizationSettings, read_job
-from metareward.training.requirements import loads_shards
+from metareward.training.requirements import loads_shards, require_packages
 
 _POLL_SECONDS = 0.2
 # Ray Train gives workers a minute to start, which importing torch can take where a machine is busy.
@@ -51,18 +51,24 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
     ``configs`` has accelerate's configuration of each sharding. Raises `UserError`, one line, when it fails.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+    training_job, job = read_job(job_path), job_path.resolve()
+    settings = training_job.settings
+    require_packages(settings)
     import ray
+    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    settings, job = read_job(job_path).settings, job_path.resolve()
     command = ["-m", child, str(job), "--with-parent"]
-    _connect(settings.num_processes)
+    _connect(training_job.ray_address, settings.num_processes)
     use_gpu = _require_room(settings, ray.cluster_resources())
-    told = job.with_suffix(".error.txt")
-    told.unlink(missing_ok=True)
-    events = ray.remote(Events).options(num_cpus=0).remote()
-    config = {"job": str(job), "directory": str(Path.cwd()), "told": str(told), "events": events, "use_gpu": use_gpu}
-    config |= {"command": command, "num_processes": settings.num_processes}
-    # A model that is loaded in parts is nothing that accelerate has to shard.
+    error_file = job.with_suffix(".error.txt")  # of a `UserError` in a worker
+    error_file.unlink(missing_ok=True)
+    # On the launcher's node, so that the loss of another node loses no events.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = ray.remote(Events).options(num_cpus=0, scheduling_strategy=here).remote()
+    config = {"job": str(job), "directory": str(Path.cwd()), "error_file": str(error_file), "events": events}
+    config |= {"command": command, "num_processes": settings.num_processes, "use_gpu": use_gpu}
+    # Where each process loads its part of the model, accelerate doesn't have to shard it.
     config["accelerate"] = str(configs / f"{'ddp' if loads_shards(settings) else settings.sharding}.yaml")
     failed: list[Exception] = []
     training = threading.Thread(target=_fit, args=(settings, config, job, failed), daemon=True)
@@ -71,17 +77,22 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
         training.join(_POLL_SECONDS)
         _pass_on(events, out)
     _pass_on(events, out)
-    if told.is_file():
-        raise UserError(told.read_text(encoding="utf-8").strip())
+    if error_file.is_file():
+        raise UserError(error_file.read_text(encoding="utf-8").strip())
     if failed:
+        if not isinstance(failed[0], TrainingFailedError):
+            raise failed[0]
         times = settings.max_restarts + 1
         raise UserError(f"training on Ray ended {times} times: {_reason(failed[0])}; whole messages are beside {job}")
 
 
-def _connect(processes: int) -> None:
+def _connect(address: str | None, processes: int) -> None:
     import ray
 
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    fix = "set engine.address or RAY_ADDRESS to HOST:PORT of its head, or auto on one of its nodes"
+    if "://" in address:
+        raise UserError(f"training.launcher ray: {address} isn't the address of a node; fix: {fix}")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
         options |= {"include_dashboard": False, "num_cpus": max(processes, os.cpu_count() or 1)}
@@ -89,7 +100,7 @@ def _connect(processes: int) -> None:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"training.launcher ray: no cluster at {address}: {line}; fix: set RAY_ADDRESS") from None
+        raise UserError(f"training.launcher ray: no cluster at {address}: {line}; fix: {fix}") from None
 
 
 def _require_room(settings: OptimizationSettings, resources: Mapping[str, float]) -> bool:
@@ -110,14 +121,13 @@ def _require_room(settings: OptimizationSettings, resources: Mapping[str, float]
 def _fit(settings: OptimizationSettings, config: dict[str, Any], job: Path, failed: list[Exception]) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     storage = job.with_suffix(".ray")
     shutil.rmtree(storage, ignore_errors=True)  # of an earlier start; resume states are elsewhere
     trainer = TorchTrainer(
         work,
         train_loop_config=config,
-        # This group only tells the workers of each other; the processes make their own, with nccl on GPUs.
+        # The workers use this group only to agree on a port; the training processes have their own, with NCCL on GPUs.
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=settings.num_processes, use_gpu=config["use_gpu"]),
         run_config=RunConfig(
@@ -126,7 +136,7 @@ def _fit(settings: OptimizationSettings, config: dict[str, Any], job: Path, fail
     )
     try:
         trainer.fit()
-    except TrainingFailedError as error:
+    except Exception as error:  # raised again in the launcher's own thread
         failed.append(error)
     shutil.rmtree(storage, ignore_errors=True)
 
@@ -154,9 +164,9 @@ def work(config: dict[str, Any]) -> None:
     """One worker: run one process of the job to its end. Raises when it ends badly, so that Ray starts all again."""
     import ray.train
 
-    told = Path(config["told"])
+    error_file = Path(config["error_file"])
     port = _shared_port()
-    if told.is_file():  # an error of the user's, which another start would only repeat
+    if error_file.is_file():  # a `UserError`, which another start would only repeat
         return
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -178,7 +188,7 @@ def work(config: dict[str, Any]) -> None:
     if child.returncode:
         text = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
         if child.returncode == USER_ERROR:
-            told.write_text(text[-1] + "\n", encoding="utf-8")
+            error_file.write_text(text[-1] + "\n", encoding="utf-8")
         how = f"by signal {-child.returncode}" if child.returncode < 0 else f"with status {child.returncode}"
         raise RuntimeError(f"the training process of rank {rank} ended {how}: {text[-1][:200]}")
 
@@ -203,5 +213,5 @@ def _accelerate_environment(config: Mapping[str, Any]) -> dict[str, str]:
 
     options = ["--config_file", config["accelerate"], "--num_processes", str(config["num_processes"]), "child"]
     arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(options))
-    told: dict[str, str] = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in told.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    variables: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in variables.items() if name.startswith(("ACCELERATE_", "FSDP_"))}

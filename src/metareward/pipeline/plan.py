@@ -273,7 +273,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else None
     return Plan(
         name=recipe.name,
-        engine=f"{recipe.engine.kind} (auto is {automatic['kind']} here: {why})",
+        engine=f"{recipe.engine.kind} (auto is {automatic['kind']} here: {why}){_cluster_note(recipe)}",
         prompts_needed=recipe.prompts.per_iteration * len(iterations),
         held_out=held_out,
         measured=bool(rates.tokens_each),
@@ -291,6 +291,15 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         training_bytes=_training_bytes(recipe),
         seconds=_seconds(all_roles),
     )
+
+
+def _cluster_note(recipe: Recipe) -> str:
+    """What isn't known of the nodes of a Ray cluster before the run; empty without one."""
+    unchecked = "; the GPUs and memory of the Ray cluster's nodes aren't checked before the run"
+    if recipe.engine.kind != "ray":
+        return unchecked if recipe.training.launcher == "ray" else ""
+    in_flight = recipe.prompts.in_flight  # docs/engines.md: about 64 for each GPU
+    return f"{unchecked}; prompts.in_flight, {in_flight}, keeps about {ceil(in_flight / 64)} GPUs busy"
 
 
 def _count_held_out(held_out: int | str) -> int | None:

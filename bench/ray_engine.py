@@ -1,8 +1,7 @@
 """How many completions one run takes from replicas on a Ray cluster, and what that costs: the engines answer at once.
 
-So it measures everything but the models: requests, and their way to the actors and back. A request
-asks for 11 completions of 800 characters after a prompt of 2000, as of judgments. Memory is the run's own, sampled on
-the way.
+So it measures all but the models: requests, balancing, Ray's calls. A request asks for 11 completions of 800 characters
+after a prompt of 2000, as for judgments. Memory is that of the run's process, sampled during the run.
 The result goes to bench/results/ray.json. (This file can't be called ray.py: Python would import it in place of Ray.)
 """
 

@@ -10,18 +10,16 @@ from pydantic import BeforeValidator, Field
 from metareward.engines.device import resolved_dtype
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
-from metareward.engines.ray.settings import RaySettings, one_engine
+from metareward.engines.ray.settings import RaySettings, local_by_default, one_engine
 from metareward.engines.vllm import VllmSettings, automatic_engine
 
 
 def _default_kind(value: object) -> object:
     """An engine without a kind is the local one; kind ``auto`` is resolved for this machine."""
-    if value is None or (isinstance(value, Mapping) and "kind" not in value):
-        return {"kind": "local", **(value or {})}
-    if isinstance(value, Mapping) and value["kind"] == "auto":
+    if isinstance(value, Mapping) and value.get("kind") == "auto":
         chosen = {"kind": "local"} if value.get("device") == "cpu" else automatic_engine()[0]
         return {**value, **chosen}
-    return value
+    return local_by_default(value)
 
 
 ENGINE = "What runs the model: kind 'local' (the default), 'openai', 'vllm', 'ray' or 'auto': vLLM on GPUs, else local"

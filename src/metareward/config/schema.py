@@ -304,6 +304,13 @@ class Recipe(Section):
         """Threshold and action of every gate of judge health."""
         return {name: Limit(gate.threshold, gate.action) for name, gate in self.judge_health.items()}
 
+    @property
+    def engines(self) -> tuple[tuple[Key, EngineSettings], ...]:
+        """Key and settings of every engine: the model's, and those of other judges and meta-judges."""
+        roles = (("judge", self.judge), ("meta_judge", self.meta_judge))
+        others = tuple(((role, "engine"), each.engine) for role, each in roles if isinstance(each, RoleSettings))
+        return (("engine",), self.engine), *others
+
     def training_of(self, t: int) -> TrainingSettings:
         """The training settings of iteration ``t``."""
         names = {"learning_rate", "num_train_epochs", "stop_after_epoch"}
@@ -406,10 +413,7 @@ def _criteria_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
 
 def _ray_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     """Nodes may differ, so that 'auto' could mean another number format, and other texts, on each."""
-    engines: list[tuple[Key, EngineSettings]] = [(("engine",), recipe.engine)]
-    for role, each in (("judge", recipe.judge), ("meta_judge", recipe.meta_judge)):
-        engines += [((role, "engine"), each.engine)] if isinstance(each, RoleSettings) else []
-    for key, settings in engines:
+    for key, settings in recipe.engines:
         if isinstance(settings, RaySettings) and settings.engine.kind == "local" and settings.engine.dtype == "auto":
             yield (*key, "engine", "dtype"), "auto", "float32 or bfloat16: with kind ray all nodes must compute in one"
 

@@ -64,8 +64,8 @@ def check_inputs(experiment: Experiment, here: bool = True) -> None:
     if here:
         for t in sorted(recipe.iterations):
             require_packages(recipe.training_of(t))
-        for key, engine in _engines(recipe):
-            _check_engine(key, engine)
+        for place, engine in recipe.engines:
+            _check_engine(".".join(map(str, place)), engine)
     experiment.check()
     benchmarks.check(experiment)
     _check_lengths(experiment)
@@ -79,13 +79,6 @@ def _model_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
         model = getattr(each, "model", None)
         if model is not None:
             yield f"{role}.model", model
-
-
-def _engines(recipe: Recipe) -> Iterator[tuple[str, EngineSettings]]:
-    yield "engine", recipe.engine
-    for role, each in (("judge", recipe.judge), ("meta_judge", recipe.meta_judge)):
-        if not isinstance(each, str | None):
-            yield f"{role}.engine", each.engine
 
 
 def check_model(folder: Path, key: str, whole: bool = True) -> None:

@@ -35,7 +35,7 @@ _connections = 0  # engines that use the connection which this process has made
 
 
 class _Connection:
-    """The process's connection to a cluster, shared by its engines; one that the caller has made is left as it is."""
+    """The process's connection to a cluster, shared by its engines; one that the caller has made is never closed."""
 
     def __init__(self, settings: RaySettings) -> None:
         global _connections
@@ -141,7 +141,7 @@ async def _ask(node: str, method: Any, *arguments: object) -> Reply:
 
 
 def _one_line(error: BaseException) -> str:
-    """What matters of Ray's message: the last line that names an error, else the first line."""
+    """One line of Ray's message: the last one that names an error, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
     return (named[-1] if named else lines[0] if lines else type(error).__name__)[:300]
@@ -159,9 +159,9 @@ class RayEngine:
     ) -> None:
         self._settings, self._model, self._connection = settings, model, connection
         self._open_one = open_one
-        self._pool = ReplicaPool(settings.max_concurrency, settings.timeout, self._give_up)
-        self._lives: dict[asyncio.Task[None], bool] = {}  # whether the replica is ready
-        self._failed: list[Reply] = []  # starts in a row that failed
+        self._pool = ReplicaPool(settings.max_concurrency, settings.timeout, self._on_lost)
+        self._tasks: dict[asyncio.Task[None], bool] = {}  # one for each replica; whether it is ready
+        self._failed_starts: list[Reply] = []  # in a row
         self._pause_until = 0.0
         self._ready = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise())
@@ -193,13 +193,13 @@ class RayEngine:
             self._supervisor.result()  # raises
         if not self._ready.is_set():
             why = f"no replica was ready after {self._settings.start_timeout:.0f} s"
-            why += f" ({self._failed[0].text})" if self._failed else ""
+            why += f" ({self._failed_starts[0].text})" if self._failed_starts else ""
             raise UserError(f"engine.replicas: {why}; fix: see with ray status what the cluster has room for")
 
     async def aclose(self) -> None:
         """End all replicas, then the connection; unfinished requests fail with `EngineError`."""
         self._pool.fail("the engine was closed before this request was finished")
-        tasks = [self._supervisor, *self._lives]
+        tasks = [self._supervisor, *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -208,31 +208,31 @@ class RayEngine:
     # --- replicas ---
 
     async def _supervise(self) -> None:
-        """Keep as many replicas as there are to be. Raises what the first replicas' starts raised if all failed."""
+        """Keep the number of replicas that the settings ask for. Raises the first error if none ever starts."""
         import ray
 
         clock, looked, room = asyncio.get_running_loop().time, float("-inf"), 0
         gpus = 0
         while True:
-            if clock() - looked >= (_NODES_SECONDS if self._lives else _CHECK_SECONDS):
+            if clock() - looked >= (_NODES_SECONDS if self._tasks else _CHECK_SECONDS):
                 nodes = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
                 gpus = gpus_needed(self._settings, sum(node.get("GPU", 0.0) for node in nodes))
                 room, looked = await self._room(nodes, gpus), clock()
             wanted = room if self._settings.replicas == "auto" else self._settings.replicas
-            if len(self._lives) < wanted and clock() >= self._pause_until:
-                for _ in range(wanted - len(self._lives)):
-                    self._lives[asyncio.create_task(self._live(gpus))] = False
-            for life in [life for life, ready in self._lives.items() if not ready][: max(0, len(self._lives) - wanted)]:
-                life.cancel()
+            if len(self._tasks) < wanted and clock() >= self._pause_until:
+                for _ in range(wanted - len(self._tasks)):
+                    self._tasks[asyncio.create_task(self._run_replica(gpus))] = False
+            for task in [task for task, ready in self._tasks.items() if not ready][: max(0, len(self._tasks) - wanted)]:
+                task.cancel()
             await asyncio.sleep(_CHECK_SECONDS if self._ready.is_set() else 0.1)
             self._pool.check()
-            self._judge_failures()
+            self._check_failed_starts()
 
     async def _room(self, nodes: Sequence[dict[str, float]], gpus: int) -> int:
-        """How many replicas the cluster holds, without what others use of it. Raises `UserError` for none at first."""
+        """How many replicas fit beside what others use. Raises `UserError` if none fits at first."""
         import ray
 
-        cpus, lives = self._settings.cpus_per_replica, len(self._lives)
+        cpus, started = self._settings.cpus_per_replica, len(self._tasks)
         free = await asyncio.to_thread(ray.available_resources)
         most = capacity(nodes, cpus, gpus)
         if not most and self._settings.replicas == "auto" and not self._ready.is_set():
@@ -243,19 +243,21 @@ class RayEngine:
                 "engine.cpus_per_replica or engine.gpus_per_replica, or set engine.replicas and wait for nodes"
             )
         # What others use is left to them. What was free a moment ago may not be reported as free yet.
-        return min(most, lives + capacity([free], cpus, gpus))
+        return min(most, started + capacity([free], cpus, gpus))
 
-    def _judge_failures(self) -> None:
-        """Raise the error of starts that all failed at first; later fail the requests when no start succeeds."""
-        if not self._failed or self._pool.replicas or self._lives:
+    def _check_failed_starts(self) -> None:
+        """Raise the error if no replica could ever start; later fail the requests if no lost one can be replaced."""
+        if not self._failed_starts or self._pool.replicas or self._tasks:
             return
-        first = self._failed[0]
+        first = self._failed_starts[0]
         if not self._ready.is_set():
             first.result()
-        if len(self._failed) >= _MOST_FAILED_STARTS:
-            self._pool.fail(f"no replica is left, and {len(self._failed)} starts failed; the first one: {first.text}")
+        if len(self._failed_starts) >= _MOST_FAILED_STARTS:
+            self._pool.fail(
+                f"no replica is left, and {len(self._failed_starts)} starts failed; the first one: {first.text}"
+            )
 
-    async def _live(self, gpus: int) -> None:
+    async def _run_replica(self, gpus: int) -> None:
         """One replica, from its start until it is lost."""
         import ray
 
@@ -270,15 +272,15 @@ class RayEngine:
             )
             .remote(self._model, self._opener(gpus), str(Path.cwd()))
         )
-        life = asyncio.current_task()
-        assert life is not None
+        task = asyncio.current_task()
+        assert task is not None
         try:
             started = await _ask("a replica", actor.open)
             if started.error:
                 self._note_failure(started)
                 return
             replica = _ActorReplica(actor, started.text, asyncio.get_running_loop().create_future())
-            self._failed, self._lives[life] = [], True
+            self._failed_starts, self._tasks[task] = [], True
             self._pool.add(replica)
             self._ready.set()
             reason = await replica.lost
@@ -286,16 +288,16 @@ class RayEngine:
         except ReplicaLostError as error:
             self._note_failure(Reply(error="EngineError", text=f"a replica ended while it started: {error}"))
         except asyncio.CancelledError:
-            if self._lives[life]:
+            if self._tasks[task]:
                 with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                     await asyncio.wait_for(actor.close.remote(), _CLOSE_SECONDS)
             raise
         finally:
-            del self._lives[life]
+            del self._tasks[task]
             ray.kill(actor)
 
     def _fail_without_supervisor(self, supervisor: asyncio.Task[None]) -> None:
-        """Without it lost replicas aren't replaced; it ends when the cluster's head is gone."""
+        """Fail the requests when the supervisor has ended, as it does when the cluster's head is gone."""
         if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
             self._pool.fail(f"the Ray cluster can't be asked any more: {_one_line(error)}")
 
@@ -304,13 +306,13 @@ class RayEngine:
         return partial(self._open_one, engine)
 
     def _note_failure(self, started: Reply) -> None:
-        self._failed.append(started)
-        pause = min(_LONGEST_PAUSE, 2.0 ** (len(self._failed) - 1))
+        self._failed_starts.append(started)
+        pause = min(_LONGEST_PAUSE, 2.0 ** (len(self._failed_starts) - 1))
         self._pause_until = asyncio.get_running_loop().time() + pause
         if self._ready.is_set():
             _LOG.warning("a replica could not start: %s", started.text)
 
-    def _give_up(self, replica: Replica, reason: str) -> None:
+    def _on_lost(self, replica: Replica, reason: str) -> None:
         assert isinstance(replica, _ActorReplica)
         if not replica.lost.done():
             replica.lost.set_result(reason)

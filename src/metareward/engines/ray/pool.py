@@ -1,9 +1,9 @@
-"""Spreads requests over replicas of an engine that may be slow, fall silent, die, leave and join. Knows no Ray.
+"""Spreads requests over replicas of an engine that may be slow, fall silent, die, leave and join. Independent of Ray.
 
-A request goes to the replica with the fewest completions in flight; when all have their most requests it waits. What a
-lost replica had in flight is asked of others, first of all. A request that fails is asked of one other replica, which
-shows whether it or the replica is at fault. The first reply counts: completions depend on their seed alone, so it
-doesn't matter whose it is.
+A request goes to the replica with the fewest completions in flight; when all have `max_concurrency`
+requests it waits. The requests of a lost replica are sent to others before the waiting ones. A request that fails is
+sent to one other replica, which shows whether the request or the replica is at fault. The first reply counts:
+completions depend on their seed alone, so any replica's will do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metareward.types import Completion, Messages, ModelRole, Sampling
 
 _MOST_LOSSES = 5  # replicas that may be lost with a request before it is taken for the cause
 _MOST_TRIES = 2  # replicas that may fail a request
-_MOST_STRIKES = 3  # requests in a row that a replica may fail and others answer
+_MOST_FAILURES = 3  # requests in a row that a replica may fail and others answer
 # A replica with nothing to do takes over what another has worked on for so many times the usual time, and so long.
 _SLOW_TIMES, _SLOW_SECONDS = 4.0, 5.0
 
@@ -42,27 +42,30 @@ class Replica(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """``seats`` work on it since these times; ``failed`` are those that raised ``error``."""
+    """``attempts``: the replicas that work on it, and since when; ``failed``: those that raised, first ``error``."""
 
     messages: Messages
     sampling: Sampling
     n: int
     role: ModelRole
     future: asyncio.Future[Sequence[Completion]]
-    seats: dict[_Seat, float] = field(default_factory=dict)
-    failed: list[_Seat] = field(default_factory=list)
+    attempts: dict[_ReplicaState, float] = field(default_factory=dict)
+    failed: list[_ReplicaState] = field(default_factory=list)
     error: EngineError | None = None
     losses: int = 0
 
 
 @dataclass(eq=False, slots=True)
-class _Seat:
-    """A replica and the requests that it has; ``heard``: when it last replied, or began to have requests."""
+class _ReplicaState:
+    """A replica's requests in flight; ``last_reply``: when it last replied, or got a request while it had none.
+
+    ``failures``: requests in a row that it failed and others answered.
+    """
 
     replica: Replica
-    heard: float
+    last_reply: float
     requests: set[_Request] = field(default_factory=set)
-    strikes: int = 0
+    failures: int = 0
 
     @property
     def load(self) -> int:
@@ -84,29 +87,29 @@ class ReplicaPool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_concurrency, self._timeout, self._on_lost, self._clock = max_concurrency, timeout, on_lost, clock
-        self._seats: list[_Seat] = []
+        self._states: list[_ReplicaState] = []
         self._waiting: deque[_Request] = deque()
         self._tasks: set[asyncio.Task[Sequence[Completion]]] = set()
-        self._usual = 0.0  # seconds of a request, as a moving average
-        self._broken: str | None = None  # why there will be no replica
+        self._mean_seconds = 0.0  # of a request, as a moving average
+        self._unavailable: str | None = None  # why requests fail: no replica can start
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
         """The replicas that get requests."""
-        return tuple(seat.replica for seat in self._seats)
+        return tuple(state.replica for state in self._states)
 
     def add(self, replica: Replica) -> None:
         """Give requests to ``replica``, too."""
-        self._broken = None
-        self._seats.append(_Seat(replica, self._clock()))
+        self._unavailable = None
+        self._states.append(_ReplicaState(replica, self._clock()))
         self._dispatch()
 
     async def complete(
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:
         """``n`` completions of one replica. Raises what the replicas raise, `EngineError` when none is left."""
-        if self._broken is not None:
-            raise EngineError(self._broken)
+        if self._unavailable is not None:
+            raise EngineError(self._unavailable)
         future: asyncio.Future[Sequence[Completion]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(messages, sampling, n, role, future))
         self._dispatch()
@@ -114,111 +117,113 @@ class ReplicaPool:
 
     def fail(self, reason: str) -> None:
         """Fail all requests, also those to come, until a replica is added."""
-        self._broken = reason
-        unfinished = [*self._waiting, *(request for seat in self._seats for request in seat.requests)]
+        self._unavailable = reason
+        unfinished = [*self._waiting, *(request for state in self._states for request in state.requests)]
         self._waiting.clear()
         for request in unfinished:
-            _settle(request, EngineError(reason))
+            _fail(request, EngineError(reason))
 
     def check(self) -> None:
         """Give up replicas that have fallen silent; let idle ones take over what slow ones have had for long."""
         now = self._clock()
-        for seat in [seat for seat in self._seats if seat.requests and now - seat.heard > self._timeout]:
-            self._lose(seat, f"it hasn't replied for {self._timeout:.0f} s")
+        for state in [state for state in self._states if state.requests and now - state.last_reply > self._timeout]:
+            self._drop(state, f"it hasn't replied for {self._timeout:.0f} s")
         if self._waiting:
             return
-        limit = max(_SLOW_SECONDS, _SLOW_TIMES * self._usual)
-        alone = [request for seat in self._seats for request in seat.requests if len(request.seats) == 1]
-        slow = [request for request in alone if now - min(request.seats.values()) > limit and not request.failed]
-        idle = [seat for seat in self._seats if not seat.requests]
-        for request, seat in zip(sorted(slow, key=lambda each: min(each.seats.values())), idle, strict=False):
-            self._give(request, seat)
+        limit = max(_SLOW_SECONDS, _SLOW_TIMES * self._mean_seconds)
+        alone = [request for state in self._states for request in state.requests if len(request.attempts) == 1]
+        slow = [request for request in alone if now - min(request.attempts.values()) > limit and not request.failed]
+        idle = [state for state in self._states if not state.requests]
+        for request, state in zip(sorted(slow, key=lambda each: min(each.attempts.values())), idle, strict=False):
+            self._send(request, state)
 
     def _dispatch(self) -> None:
         while self._waiting:
-            free = [seat for seat in self._seats if len(seat.requests) < self._max_concurrency]
+            free = [state for state in self._states if len(state.requests) < self._max_concurrency]
             if not free:
                 return
             request = self._waiting.popleft()
             if not request.future.done():  # its caller may have been cancelled
-                self._give(request, min(free, key=lambda seat: seat.load))
+                self._send(request, min(free, key=lambda state: state.load))
 
-    def _give(self, request: _Request, seat: _Seat) -> None:
+    def _send(self, request: _Request, state: _ReplicaState) -> None:
         now = self._clock()
-        if not seat.requests:
-            seat.heard = now
-        seat.requests.add(request)
-        request.seats[seat] = now
-        reply = seat.replica.complete(request.messages, request.sampling, request.n, request.role)
+        if not state.requests:
+            state.last_reply = now
+        state.requests.add(request)
+        request.attempts[state] = now
+        reply = state.replica.complete(request.messages, request.sampling, request.n, request.role)
         task = asyncio.ensure_future(reply)
         self._tasks.add(task)
-        task.add_done_callback(partial(self._take, request, seat))
+        task.add_done_callback(partial(self._on_reply, request, state))
 
-    def _take(self, request: _Request, seat: _Seat, task: asyncio.Task[Sequence[Completion]]) -> None:
+    def _on_reply(self, request: _Request, state: _ReplicaState, task: asyncio.Task[Sequence[Completion]]) -> None:
         """Take a reply, also one that comes after its replica was given up."""
         self._tasks.discard(task)
-        since = request.seats.pop(seat, None)
+        since = request.attempts.pop(state, None)
         if task.cancelled():
             return
         error = task.exception()
         if isinstance(error, ReplicaLostError):
-            request.seats |= {} if since is None else {seat: since}
-            self._lose(seat, str(error))
+            request.attempts |= {} if since is None else {state: since}
+            self._drop(state, str(error))
             return
-        seat.requests.discard(request)
-        seat.heard = self._clock()
+        state.requests.discard(request)
+        state.last_reply = self._clock()
         if isinstance(error, EngineError):
-            self._fail_once(request, seat, error)
+            self._retry_elsewhere(request, state, error)
         elif error is not None:
-            _settle(request, error)
+            _fail(request, error)
         else:
-            self._succeed(request, seat, task.result(), since)
+            self._succeed(request, state, task.result(), since)
         self._dispatch()
 
-    def _succeed(self, request: _Request, seat: _Seat, result: Sequence[Completion], since: float | None) -> None:
-        seat.strikes = 0
+    def _succeed(
+        self, request: _Request, state: _ReplicaState, result: Sequence[Completion], since: float | None
+    ) -> None:
+        state.failures = 0
         if since is not None:
-            self._usual += 0.1 * (self._clock() - since - self._usual)
+            self._mean_seconds += 0.1 * (self._clock() - since - self._mean_seconds)
         if request.future.done():
             return
         request.future.set_result(result)
         for failed in request.failed:
-            failed.strikes += 1
-            if failed.strikes >= _MOST_STRIKES:
-                self._lose(failed, f"it fails requests that others answer: {request.error}")
+            failed.failures += 1
+            if failed.failures >= _MOST_FAILURES:
+                self._drop(failed, f"it fails requests that others answer: {request.error}")
 
-    def _fail_once(self, request: _Request, seat: _Seat, error: EngineError) -> None:
-        """Ask another replica, if there is one that hasn't failed this request."""
-        request.failed.append(seat)
+    def _retry_elsewhere(self, request: _Request, state: _ReplicaState, error: EngineError) -> None:
+        """Send a failed request to a replica that hasn't failed it, if there is one; else raise its error."""
+        request.failed.append(state)
         request.error = request.error or error
-        if request.seats or request.future.done():  # another one is at it
+        if request.attempts or request.future.done():  # another replica works on it
             return
-        others = [each for each in self._seats if each not in request.failed]
+        others = [each for each in self._states if each not in request.failed]
         if others and len(request.failed) < _MOST_TRIES:
-            self._give(request, min(others, key=lambda each: each.load))
+            self._send(request, min(others, key=lambda each: each.load))
         else:
-            _settle(request, request.error)
+            _fail(request, request.error)
 
-    def _lose(self, seat: _Seat, reason: str) -> None:
-        if seat not in self._seats:
+    def _drop(self, state: _ReplicaState, reason: str) -> None:
+        if state not in self._states:
             return
-        self._seats.remove(seat)
+        self._states.remove(state)
         again = []
-        for request in seat.requests:
-            request.seats.pop(seat, None)
+        for request in state.requests:
+            request.attempts.pop(state, None)
             request.losses += 1
-            if request.seats or request.future.done():
+            if request.attempts or request.future.done():
                 continue
             if request.losses >= _MOST_LOSSES:
-                _settle(request, EngineError(f"{request.losses} replicas were lost with this request; {reason}"))
+                _fail(request, EngineError(f"{request.losses} replicas were lost with this request; {reason}"))
             else:
                 again.append(request)
-        seat.requests.clear()
+        state.requests.clear()
         self._waiting.extendleft(again)
-        self._on_lost(seat.replica, reason)
+        self._on_lost(state.replica, reason)
         self._dispatch()
 
 
-def _settle(request: _Request, error: BaseException) -> None:
+def _fail(request: _Request, error: BaseException) -> None:
     if not request.future.done():
         request.future.set_exception(error)

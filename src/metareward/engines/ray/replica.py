@@ -44,7 +44,10 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a node finds the model: in ``folder``, or with a ``fingerprint`` in the object store. No files: nowhere."""
+    """Where a node finds the model: in ``folder``, or in the object store if there is a ``fingerprint``.
+
+    Without ``files`` the engine needs none (kind openai).
+    """
 
     folder: Path
     files: tuple[ModelFile, ...] = ()
@@ -53,9 +56,9 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Completions, or the ``error`` of this kind with its ``text``; and what was warned of since the last reply.
+    """Completions, or the ``error`` of this kind with its ``text``; and the warnings logged since the last reply.
 
-    The reply of a replica that has started has the node's name as text.
+    The reply to `ReplicaActor.open` has the node's name as ``text``.
     """
 
     completions: tuple[Completion, ...] = ()
@@ -90,7 +93,7 @@ def require_same_files(model: ModelSource) -> None:
         raise UserError(f"{model.folder}: no such model folder; {fix}")
     found = {path.name: path.stat().st_size for path in model_files(model.folder)}
     if found != {each.name: each.size for each in model.files}:
-        raise UserError(f"{model.folder}: its files are others than on the machine of the run; {fix}")
+        raise UserError(f"{model.folder}: its files differ from those on the machine of the run; {fix}")
 
 
 def fetch_model(model: ModelSource, get: Callable[[Any], bytes], root: Path) -> tuple[Path, IO[bytes]]:
@@ -129,7 +132,7 @@ def _write(path: Path, source: ModelFile, get: Callable[[Any], bytes]) -> None:
             found.update(data)
             file.write(data)
     if found.hexdigest() != source.sha256:
-        raise UserError(f"{source.name} came to {socket.gethostname()} damaged; fix: run again")
+        raise UserError(f"{source.name} arrived damaged on {socket.gethostname()}; fix: run again")
 
 
 def _delete_unused(root: Path) -> None:
@@ -163,7 +166,7 @@ class ReplicaActor:
     """A Ray actor that holds one engine."""
 
     def __init__(self, model: ModelSource, open_engine: OpenEngine, directory: str) -> None:
-        # Relative paths of the recipe mean the same as on the machine of the run, where that folder is here, too.
+        # Relative paths of the recipe are relative to the run's working directory, if it exists on this machine.
         with contextlib.suppress(OSError):
             os.chdir(directory)
         self._model, self._open_engine = model, open_engine

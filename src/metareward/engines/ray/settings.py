@@ -15,7 +15,7 @@ from metareward.settings import Count, Section, Text
 MISSING = "needs Ray, which is not installed here; fix: pip install 'metareward[ray]'"
 
 
-def _default_kind(value: object) -> object:
+def local_by_default(value: object) -> object:
     """An engine without a kind is the local one."""
     if value is None or (isinstance(value, Mapping) and "kind" not in value):
         return {"kind": "local", **(value or {})}
@@ -23,7 +23,7 @@ def _default_kind(value: object) -> object:
 
 
 OneEngine = Annotated[
-    LocalSettings | OpenAISettings | VllmSettings, Field(discriminator="kind"), BeforeValidator(_default_kind)
+    LocalSettings | OpenAISettings | VllmSettings, Field(discriminator="kind"), BeforeValidator(local_by_default)
 ]
 
 

@@ -19,7 +19,7 @@ from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
-from metareward.pipeline.fork import fork_of
+from metareward.pipeline.fork import fork_of, require_parent
 from metareward.storage.run_dir import RunDir
 
 
@@ -180,6 +180,9 @@ def test_a_fork_that_was_begun_goes_on_without_its_parent(tmp_path: Path, parent
     with fork.run.lock():
         fork.begin("name: forked\n")
     assert work(fork)["actor"] == 0
+    require_parent(fork.run, parent.run.path)
+    with pytest.raises(UserError, match=r"other: .*fork is a fork of .*run; fix: name another folder with --out"):
+        require_parent(fork.run, tmp_path / "other")
 
 
 def test_a_fork_into_itself_or_of_no_run_is_refused(tmp_path: Path, parent: Experiment) -> None:

@@ -41,6 +41,16 @@ def fork_of(experiment: Experiment, parent: RunDir) -> Fork:
     return Fork(experiment, parent, load_recipe(str(parent.resolved)))
 
 
+def require_parent(run: RunDir, parent: Path) -> None:
+    """Raise `UserError` if the fork ``run`` was begun from another run than ``parent``, which may be gone by now."""
+    first = run.path / str(read_json(run.fork).get("parent"))
+    if first.resolve() != parent.resolve():
+        raise UserError(
+            f"--from {parent}: {run.path} is a fork of {first.resolve()}; fix: name another folder with --out, or "
+            "leave --from out to go on with it"
+        )
+
+
 @dataclass(frozen=True)
 class Fork:
     """Takes results over from ``parent``, whose recipe is ``before``, and records what was reused."""

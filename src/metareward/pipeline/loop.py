@@ -17,7 +17,7 @@ from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks, stages
 from metareward.pipeline.checkpoint_selection import select_checkpoint
 from metareward.pipeline.experiment import Experiment
-from metareward.pipeline.fork import fork_of
+from metareward.pipeline.fork import fork_of, require_parent
 from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
 from metareward.pipeline.kept_models import delete_old_weights
@@ -40,7 +40,11 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
     """
     run = RunDir(out)
     experiment = Experiment(run, recipe)
-    fork = None if parent is None or run.fork.is_file() else fork_of(experiment, RunDir(parent))
+    fork = None
+    if parent is not None and run.fork.is_file():
+        require_parent(run, parent)
+    elif parent is not None:
+        fork = fork_of(experiment, RunDir(parent))
     if experiment.complete():
         experiment.check()
         benchmarks.check(experiment)

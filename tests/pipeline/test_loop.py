@@ -237,5 +237,6 @@ def test_a_model_that_never_writes_a_score_ends_the_run_and_says_why(
 def refused_again(room: Path) -> str:
     """It stops at the same place at once: no engine is needed to know."""
     code, _, errors = Workspace(room).run("run", "--set", "iterations.2=drop", "--set", NO_SUCH_DEVICE)
-    assert code == 2
-    return one_line(errors)
+    changed, why = errors.splitlines(keepends=True)
+    assert code == 2 and changed.startswith("settings changed") and "nowhere" in changed
+    return one_line(why)

@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-data test-ray test-servers test-browser mutants lint bench docs dist clean
+.PHONY: demo real test test-slow test-data test-ray test-servers test-browser mutants fuzz lint bench docs dist clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -51,6 +51,11 @@ test-browser: .venv/ready
 mutants: .venv/ready
 	$(BIN)/python -m pip install --quiet mutmut==3.8.1
 	HYPOTHESIS_PROFILE=mutants OMP_NUM_THREADS=1 $(BIN)/python tests/support/mutants.py $(ONLY)
+
+# Fuzzing by coverage: TARGET=verdicts, recipes, prompts, benchmarks, records, servers, templates or all; FOR: seconds each.
+fuzz: .venv/ready
+	$(BIN)/python -m pip install --quiet atheris==3.0.0
+	$(BIN)/python tests/support/fuzz.py $(or $(TARGET),all) --seconds $(or $(FOR),60)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

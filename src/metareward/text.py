@@ -1,4 +1,5 @@
-"""Text of models, servers and users made safe: to show, to put on one line, to encode as UTF-8, to search (`fold`)."""
+"""Text of models, servers and users made safe: to show, to put on one line, to encode as UTF-8, to search (`fold`);
+YAML documents."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import yaml
 
 _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _KEPT = frozenset("\n\t\u200c\u200d")  # line ends, tabs, and the two joiners that scripts and emoji need
@@ -30,6 +33,21 @@ def one_line(text: str, limit: int = 300) -> str:
     """``text`` as one printable line: white space as one space, unprintable characters as "?", at most ``limit``."""
     flat = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text[: 20 * limit].split()))
     return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
+
+
+def parse_yaml(text: str) -> object:
+    """The YAML document in ``text``: plain values only. Raises `ValueError` with the reason in one line.
+
+    Aliases (``*name``) are refused: a few lines of them stand for more values than a machine holds.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("not valid YAML: aliases (*name) aren't read")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {one_line(str(error))}") from None
+    except RecursionError:
+        raise ValueError("not valid YAML: brackets are nested too deeply") from None
 
 
 def replace_surrogates(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from metareward.engines.chat import ChatEncoder, ChatTemplateError, escape_messages
+from metareward.engines.chat import ChatEncoder, ChatTemplateError, escape_messages, time_limit
 from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric
@@ -31,6 +33,13 @@ ORDINARY = (
     "user: hi\nassistant: Score: 4/5 | a || b <| c |> d",
     "",
 )
+
+
+def copy_of(name: str, template: str) -> PreTrainedTokenizerFast:
+    """A family's tokenizer with another chat template."""
+    tokenizer = copy.copy(make_tokenizer(name))
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def user(text: str) -> Messages:
@@ -354,3 +363,31 @@ def test_no_text_yields_a_special_token_at_length(name: str) -> None:
         text = generated(draw)
         check_slots(name, text)
         check_server(name, text)
+
+
+def run_limited(code: str) -> None:
+    with time_limit(1, "it"):
+        exec(code, {})
+
+
+def test_code_that_takes_too_long_is_stopped_and_nothing_behind_it() -> None:
+    with pytest.raises(TimeoutError, match="it takes more than 1 seconds"):
+        run_limited("while True: pass")
+    with pytest.raises(KeyError):
+        run_limited("{}[0]")
+    time.sleep(1.2)  # a limit that was kept must not strike later
+
+
+def test_a_template_with_a_power_is_refused() -> None:
+    tokenizer = copy_of("qwen-3", "{{ 9 ** 9 ** 9 }}{{ messages[0].content }}")
+    with pytest.raises(UserError, match=r"operator \*\*"):
+        ChatEncoder(tokenizer)
+    ChatEncoder(copy_of("qwen-3", "**{# 2 ** 2 #}**{{ messages[0].content }}")).encode(user("Hi"))
+
+
+@pytest.mark.slow
+def test_a_template_that_loops_forever_fails_each_prompt_in_one_line() -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+    encoder = ChatEncoder(copy_of("qwen-3", loops), most_seconds=1)
+    with pytest.raises(ChatTemplateError, match=r"^it takes more than 1 seconds$"):
+        encoder.encode(user("Hi"))

@@ -7,15 +7,19 @@ strings gets the ids of ``apply_chat_template``.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
-from collections.abc import Iterable, Sequence, Set
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from metareward.errors import UserError
 from metareward.method.template import (
@@ -37,7 +41,12 @@ _BRACKETED = re.compile(r"<{1,2}[^\s<>]{1,40}>{1,2}|\[[^\s\[\]]{1,40}\]")
 _LABEL = re.compile(r"\b[A-Z][A-Za-z]{2,20}:")
 _ANCHORS = ("\n", ".")
 # What a chat template can raise on the messages of a user.
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    *(MemoryError, TimeoutError),
+)
+# A conversation of a megabyte takes milliseconds.
+_MOST_SECONDS = 10
 
 
 def thinking_end(text: str) -> int:
@@ -84,6 +93,51 @@ def folder_control_strings(folder: Path) -> set[str]:
     return found | control_strings_in(source)
 
 
+def refuse_powers(template: str) -> None:
+    """Raise `ValueError` if a chat template has the operator ``**``: ``9 ** 9 ** 9`` can't be interrupted."""
+    with suppress(TemplateError):  # a template that can't be read is refused where it is rendered
+        if any(kind == "operator" and value == "**" for _, kind, value in Environment().lex(template)):
+            raise ValueError("its chat template has the operator **, which can take forever")
+
+
+@contextmanager
+def time_limit(seconds: int, what: str) -> Iterator[None]:
+    """Raise `TimeoutError` in the Python code of the block after so many seconds in which this process ran.
+
+    Time for which the process was stopped doesn't count. A single call into C isn't interrupted.
+    """
+    thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Event()
+    raised = False
+
+    def watch() -> None:
+        nonlocal raised
+        if any(over.wait(1) for _ in range(seconds)):
+            return
+        with lock:
+            if not over.is_set():
+                raised = bool(ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OverdueError)))
+
+    threading.Thread(target=watch, name="time limit", daemon=True).start()
+    arrived = False
+    try:
+        try:
+            yield
+        except _OverdueError:
+            arrived = True
+            raise
+        finally:
+            with lock:
+                over.set()
+            for _ in range(100 * (raised and not arrived)):  # it must not reach the code behind this block
+                time.sleep(0.001)
+    except _OverdueError:
+        raise TimeoutError(f"{what} takes more than {seconds} seconds") from None
+
+
+class _OverdueError(Exception):
+    """Sent to a thread whose time is over."""
+
+
 class ChatTemplateError(ValueError):
     """The chat template can't write these messages; the text is the reason in one line."""
 
@@ -110,13 +164,18 @@ class Turn:
 
 
 class ChatEncoder:
-    """Token ids of conversations for one tokenizer. Raises `UserError` if it has no chat template. Not thread-safe."""
+    """Token ids of conversations for one tokenizer; the template has ``most_seconds`` for each. Not thread-safe.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    Raises `UserError` if the tokenizer has no chat template that can be used.
+    """
+
+    def __init__(self, tokenizer: Any, most_seconds: int = _MOST_SECONDS) -> None:
+        self._tokenizer, self._most_seconds = tokenizer, most_seconds
         try:
             source: str = tokenizer.get_chat_template()
-        except ValueError as error:  # none, or several without a default
+            source.encode()
+            refuse_powers(source)
+        except ValueError as error:  # none, several without a default, or one that can't be used
             raise UserError(f"{tokenizer.name_or_path}: {one_line(str(error))}; fix: add chat_template.jinja") from None
         added = tokenizer.added_tokens_decoder
         specials = frozenset(tokenizer.all_special_tokens)
@@ -230,9 +289,10 @@ class ChatEncoder:
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+            with time_limit(self._most_seconds, "it"):
+                text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
         except _TEMPLATE_ERRORS as error:
-            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, TemplateError | TimeoutError) else f"{type(error).__name__}: "
             raise ChatTemplateError(f"{kind}{' '.join(str(error).split())[:300]}") from error
         text.encode()
         return text
@@ -278,7 +338,7 @@ class ChatEncoder:
             stubs = [Message(role, _SENTINEL.format(place)) for place, role in enumerate(roles)]  # type: ignore[arg-type]
             try:
                 parts = _SENTINELS.split(self._render(stubs, True))
-            except ChatTemplateError:
+            except (ChatTemplateError, UnicodeEncodeError):
                 continue  # such as a template without system prompts
             for part in parts:
                 plain = self._control.sub("", part)

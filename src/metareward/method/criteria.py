@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 from metareward.errors import UserError
 from metareward.method.import_path import import_name
 from metareward.method.template import Template, conversation, load_template, render, with_system
+from metareward.text import parse_yaml
 from metareward.types import Completion, CriterionAnswer, Message, Messages, Prompt, Scored, Step
 
 YES, NO = "Yes", "No"
@@ -140,11 +139,11 @@ def load_criteria(name_or_path: str) -> tuple[Template, tuple[Criterion, ...]]:
     path = _PACKAGED.joinpath(f"{name_or_path}.yaml") if named else Path(name_or_path)
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
+        tree = parse_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"criteria {path}: can't be read ({error}); fix: name a YAML text file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"criteria {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"criteria {path}: {error}; fix: write a list of questions under criteria") from None
     if not isinstance(tree, Mapping) or not set(tree) <= {"prompt", "criteria"} or not tree.get("criteria"):
         raise UserError(f"criteria {path}: expected a list under criteria, and perhaps prompt, a prompt text")
     template = load_template(str(tree.get("prompt", TEMPLATE)))

@@ -317,7 +317,7 @@ def test_judgments_of_the_baseline_only_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
         ("- 1", 'field "prompt_template": is missing'),
         ("prompt_template: '{QUESTION} {ANSWER_A}'", r"lacks \{ANSWER_B\}"),
         ("prompt_template: ['{question_1} {answer_1} {answer_2}']", 'field "system_prompt": is missing'),

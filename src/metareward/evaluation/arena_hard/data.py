@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from metareward.data.files import Row, read_all_rows, read_rows, read_text
 from metareward.errors import UserError
 from metareward.evaluation.input_checks import group_by_name, one_value, require_field, require_one_row, score_on_scale
 from metareward.evaluation.judges import is_refusal
 from metareward.method.template import require
+from metareward.text import parse_yaml
 
 Version = Literal["v0.1", "v2"]
 Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"]
@@ -299,11 +298,9 @@ def read_judge_prompt(path: Path) -> JudgePrompt:
     """
     text = read_text(path)
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{path}: not YAML ({' '.join(str(error).split())[:120]}); fix: name judge_config.yaml"
-        ) from None
+        config = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; fix: name judge_config.yaml") from None
     row = Row(str(path), config if isinstance(config, dict) else {})
     given: Any = row.fields.get("prompt_template")  # text, or v0.1's list of one
     is_list = isinstance(given, list) and len(given) == 1 and isinstance(given[0], str)

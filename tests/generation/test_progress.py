@@ -45,11 +45,36 @@ def test_a_line_tells_counts_rates_and_the_time_left() -> None:
     progress, stream, clock = lines()
     progress.start("generating", TOTAL)
     progress.advance("answers", 7)
+    progress.advance("judgments", 7)
     clock.now += 10
-    progress.advance("judgments", 77)
-    assert stream.getvalue() == (
-        "generating: prompts 0/10 (0.0/s), answers 7/70 (0.7/s), judgments 77/770 (7.7/s), about 1 min 30 s left\n"
+    progress.advance("judgments", 70)
+    progress.advance("answers", 7)
+    clock.now += 10
+    progress.advance("answers", 0)
+    first, second = stream.getvalue().splitlines()
+    assert first == (
+        "generating: prompts 0/10 (0.0/s), answers 7/70 (0.7/s), judgments 77/770 (7.7/s), more than 1 min 39 s left"
     )
+    assert second == (
+        "generating: prompts 0/10 (0.0/s), answers 14/70 (0.7/s), judgments 77/770 (3.9/s), about 3 min 18 s left"
+    )
+
+
+def test_the_time_left_counts_a_kind_from_when_it_began_and_prompts_not_at_all() -> None:
+    progress, stream, clock = lines()
+    progress.start("evaluating", {"prompts": 64, "answers": 100, "judgments": 200})
+    for done in range(1, 52):  # answers first, two seconds each; then the first judgments
+        clock.now += 2
+        progress.advance("answers", 1)
+        progress.advance("judgments", 10 * (done == 46))
+        progress.advance("prompts", int(done == 47))
+        progress.advance("judgments", 10 * (done == 50))
+    last = stream.getvalue().splitlines()[-3:]
+    assert [line.rpartition(", ")[2] for line in last] == [
+        "more than 1 min 50 s left",  # judgments haven't begun
+        "more than 1 min 44 s left",
+        "about 3 min 00 s left",
+    ], last
 
 
 def test_a_stage_gone_through_ends_with_what_it_took() -> None:
@@ -79,7 +104,7 @@ def test_unknown_roles_and_empty_steps_do_no_harm() -> None:
     progress.finish()
     progress.advance("prompts", 1)
     assert stream.getvalue().splitlines() == [
-        "[evaluating]: prompts 0/0 (0.0/s), time left not known yet",
+        "[evaluating]: prompts 0/0 (0.0/s), about 0 s left",
         "[evaluating]: prompts 0/0 (0.0/s), ended after 6 s",
     ]
 

@@ -72,6 +72,7 @@ class LineProgress:
         self._stage = ""
         self._total: dict[str, int] = {}
         self._done: dict[str, int] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # when each kind was counted first, and how many
         self._began = self._written = 0.0
 
     def start(self, stage: str, total: Mapping[str, int]) -> None:
@@ -79,6 +80,7 @@ class LineProgress:
         self._stage = stage
         self._total = dict(total)
         self._done = dict.fromkeys(total, 0)
+        self._first = {}
         self._began = self._written = self._clock()
 
     def advance(self, kind: str, n: int) -> None:
@@ -88,11 +90,27 @@ class LineProgress:
         self._done[kind] += n
         self._total[kind] = max(self._total[kind], self._done[kind])
         now = self._clock()
+        if n:
+            self._first.setdefault(kind, (now, self._done[kind]))
         if now - self._written >= self._every:
-            self._written, seconds = now, now - self._began
-            # The slowest kind at its mean rate so far.
-            waits = [(self._total[kind] - done) * seconds / done for kind, done in self._done.items() if done]
-            self._write(f"about {_span(max(waits))} left" if waits else "time left not known yet")
+            self._written = now
+            self._write(self._time_left(now))
+
+    def _time_left(self, now: float) -> str:
+        """By the slowest kind at its rate since it began; prompts count only alone, as they end after all the others.
+
+        More than that if a kind hasn't begun, or only just.
+        """
+        open_kinds = [kind for kind, total in self._total.items() if self._done[kind] < total]
+        kinds = [kind for kind in open_kinds if kind != PROMPTS] or open_kinds
+        waits = []
+        for kind in kinds:
+            began, first = self._first.get(kind, (now, 0))
+            if self._done[kind] > first and now > began:
+                waits.append((self._total[kind] - self._done[kind]) * (now - began) / (self._done[kind] - first))
+        if not waits and kinds:
+            return "time left not known yet"
+        return f"{'about' if len(waits) == len(kinds) else 'more than'} {_span(max(waits, default=0.0))} left"
 
     def finish(self) -> None:
         """Write the last line, with the time taken."""

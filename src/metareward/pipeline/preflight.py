@@ -93,8 +93,11 @@ def check_model(folder: Path, key: str, whole: bool = True) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         listed = _json(index).get("weight_map")
-        names = sorted(set(listed.values())) if isinstance(listed, dict) else []
-        lacking = [name for name in names if not (folder / str(name)).is_file()]
+        names = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
+        elsewhere = [name for name in names if Path(name).name != name]
+        if elsewhere:
+            raise UserError(f"{index}: {elsewhere[0]!r} isn't a file of this folder; fix: fetch the model again")
+        lacking = [name for name in names if not (folder / name).is_file()]
         if lacking:
             raise UserError(f"{folder}: {len(lacking)} files of weights are missing ({lacking[0]}); fix: fetch them")
     for path in sorted(folder.glob("*.safetensors")):

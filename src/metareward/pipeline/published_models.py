@@ -177,12 +177,14 @@ def _convert(model: PackagedModel, gguf: Path, folder: Path, dtype: str) -> None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, name = str(gguf.parent), gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
     if model.digits_alone:
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    loaded: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+    )
     # The folder is an ordinary one: save_pretrained refuses weights that it takes for quantized.
     for owner, attribute in ((loaded, "hf_quantizer"), (loaded, "quantization_method")):
         if hasattr(owner, attribute):
@@ -199,14 +201,14 @@ def _check_greedy(model: PackagedModel, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     text = "In 2024,  we can't\n\n say 17 + 25 = 42: naïve, ½ or 日本."
     if tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) != text:
         raise UserError(f"{model.name}: the converted tokenizer changes text; fix: install transformers 5.23")
     question, expected = model.greedy
     turns = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     with torch.inference_mode():
         written = loaded.generate(**ids, max_new_tokens=24, do_sample=False)
     answer = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

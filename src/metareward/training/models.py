@@ -38,7 +38,7 @@ _SHARDS = "distributed_config"  # transformers' name in a configuration
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder. Raises `UserError` when it has no chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise UserError(f"{folder}: the tokenizer has no chat template; fix: add chat_template.jinja")
     return tokenizer
@@ -50,14 +50,20 @@ def load_model(folder: Path, dropout: float, dtype: torch.dtype = torch.float32,
     Raises `UserError` when weights are missing in the folder, or for dropout in an architecture that has none.
     """
     require_weights(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     names = dropout_names(config)
     if dropout and not names:
         raise UserError(f"{folder}: a {config.model_type} model has no dropout; fix: set dropout to 0")
     for name in names:
         setattr(config, name, dropout)
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
     )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -164,7 +170,7 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
     What training changes for its own use (dropout, the cache, padding) is written as the start model has it; ``model``
     stays as it is. ``weights`` are all of them, where ``model`` has only a part.
     """
-    start, dtype = AutoConfig.from_pretrained(job.start), _saved_dtype(job)
+    start, dtype = AutoConfig.from_pretrained(job.start, trust_remote_code=False), _saved_dtype(job)
     converted: dict[tuple[int, torch.Size], Tensor] = {}  # each storage once: tied weights stay tied
     state = {
         name: converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
@@ -182,7 +188,7 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
             setattr(model.config, name, value)
     # transformers has written the format of the model in memory.
     _update_json(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
-    written = AutoTokenizer.from_pretrained(job.start).save_pretrained(folder)
+    written = AutoTokenizer.from_pretrained(job.start, trust_remote_code=False).save_pretrained(folder)
     for name in ("generation_config.json", *(Path(path).name for path in written)):
         if (job.start / name).is_file():  # the same bytes, without what loading adds
             shutil.copyfile(job.start / name, folder / name)
@@ -190,7 +196,7 @@ def save_model(model: Any, job: AnyJob, folder: Path, weights: Mapping[str, Tens
 
 def _saved_dtype(job: AnyJob) -> torch.dtype:
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    start = AutoConfig.from_pretrained(job.start).dtype or torch.float32
+    start = AutoConfig.from_pretrained(job.start, trust_remote_code=False).dtype or torch.float32
     return formats.get(job.settings.save_dtype, start)
 
 

@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-data test-ray test-servers test-browser mutants fuzz lint bench docs dist clean
+.PHONY: demo real test test-slow test-data test-ray test-servers test-browser mutants fuzz lint bench docs dist audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -78,6 +78,19 @@ dist: .venv/ready
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check dist/*
 
+# Known weaknesses of what is installed, and a list of it; their tools are in an environment of their own.
+audit: .venv/installed .venv-audit/ready
+	.venv-audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+sbom: .venv/installed .venv-audit/ready
+	mkdir -p dist
+	.venv-audit/bin/cyclonedx-py environment $(BIN)/python --output-reproducible -o dist/sbom.json
+
+.venv-audit/ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
 docs: .venv/ready
 	PYTHONPATH=bench $(BIN)/python tests/docs/regenerate.py
 
@@ -100,4 +113,4 @@ docs: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -70,12 +70,13 @@ BROKEN: list[tuple[Callable[[Path], object], tuple[str, ...], str]] = [
     (
         lambda at: None,
         ("model=meta-llama/Llama-3",),
-        "fix: metareward model hub:meta-llama/Llama-3 --network --out models/Llama-3, then --set model=models/Llama-3",
+        "fix: metareward run --network fetches hub:meta-llama/Llama-3 to models/meta-llama/Llama-3, or: ",
     ),
     (
         lambda at: None,
         ("training.start=hub:me/mine-1.5",),
-        "metareward model hub:me/mine-1.5 --network --out models/mine-1.5, then --set training.start=models/mine-1.5",
+        "metareward model hub:me/mine-1.5 --network --out models/me/mine-1.5, then "
+        "--set training.start=models/me/mine-1.5",
     ),
     (lambda at: None, ("model=models/gone",), "make one with metareward model smollm2 or hub:OWNER/NAME"),
     (lambda at: None, ("training.start=nope",), "training.start: nope: no such model folder"),

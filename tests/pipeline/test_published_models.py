@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,9 @@ import torch
 from hub_server import serve_hub
 from tiny_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pipeline.published_models import SMOLLM2, PackagedModel, make_model_folder
 
@@ -183,9 +186,37 @@ def test_what_is_wrong_is_one_line(
 ASK = """
 import sys
 from pathlib import Path
-from metareward.pipeline.published_models import make_model_folder
+from metareward.pipeline.published_models import local_models, make_model_folder
 print(make_model_folder("hub:someone/tiny", Path(sys.argv[1]), network=True))
+named = [("model", "someone/tiny"), ("training.start", "previous"), ("judge.model", "hub:someone/tiny")]
+print(local_models(named, True, lambda line: None))
 """
+
+
+def check_same_files(folder: Path, other: Path) -> None:
+    assert [path.read_bytes() for path in sorted(folder.iterdir())] == [
+        path.read_bytes() for path in sorted(other.iterdir())
+    ]
+
+
+def test_a_run_takes_a_model_of_the_hub_from_where_it_is_kept(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def told(*options: str) -> str:
+        words = ["run", "pocket", "--set", "model=hub:someone/tiny", "--set", "prompts.source=gone.jsonl"]
+        result = CliRunner().invoke(app, [*words, "--set", "benchmarks=[]", *options])
+        return f"{result.output}{result.exception}"
+
+    assert "metareward run --network fetches hub:someone/tiny to models/someone/tiny" in told()
+    offline = told("--network")  # this machine has no network, as HF_HUB_OFFLINE says
+    assert "hub:someone/tiny: can't be fetched (" in offline and not (tmp_path / "models").exists()
+    shutil.copytree(original, tmp_path / "models/someone/tiny")
+    for options in ((), ("--network",)):
+        again = told(*options)
+        assert "model: hub:someone/tiny is in models/someone/tiny\n" in again
+        assert "gone.jsonl: can't be read" in again
 
 
 def test_a_model_of_the_hub_is_taken_as_it_is(tmp_path: Path, original: Path) -> None:
@@ -195,8 +226,11 @@ def test_a_model_of_the_hub_is_taken_as_it_is(tmp_path: Path, original: Path) ->
     with serve_hub(tmp_path / "root") as address:
         command = [sys.executable, "-c", ASK, str(tmp_path / "made")]
         environment = os.environ | settings | {"HF_ENDPOINT": address}
-        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout == f"someone/tiny from the Hugging Face hub, commit {'0' * 40}, licence apache-2.0.\n"
+        told = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    line, changes = told.stdout.splitlines()
+    assert line == f"someone/tiny from the Hugging Face hub, commit {'0' * 40}, licence apache-2.0."
+    assert changes == """('model="models/someone/tiny"', 'judge.model="models/someone/tiny"')"""
+    check_same_files(tmp_path / "models/someone/tiny", tmp_path / "made")
     names = {path.name for path in original.iterdir()}
     assert {path.name for path in (tmp_path / "made").iterdir()} == names
     assert all((tmp_path / "made" / name).read_bytes() == (original / name).read_bytes() for name in names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from metareward.errors import JudgeHealthError, UserError
 from metareward.text import escape_control, replace_surrogates
 
 if TYPE_CHECKING:
+    from metareward.config.schema import Recipe
     from metareward.types import Judge
 
 app = typer.Typer(
@@ -118,15 +120,17 @@ def run_command(
         Path | None,
         typer.Option("--from", metavar="RUN", help="Take over what is the same from RUN; RECIPE is RUN's by default."),
     ] = None,
+    network: Annotated[
+        bool, typer.Option("--network", help="Fetch models of the hub that the recipe names to models/OWNER/NAME.")
+    ] = False,
 ) -> None:
     """Run a recipe; go on with a stopped run (`run RUN`); fork a run (`run --from RUN --set ... --out NEW`)."""
-    from metareward.config.schema import load_recipe
     from metareward.config.yaml_file import default_folder, recipe_text
 
     name = recipe or (None if parent is None else str(parent))
     if name is None:
         raise UserError("run: no recipe given; fix: name a recipe file, a preset or a run folder, or give --from RUN")
-    loaded = load_recipe(name, changes or ())
+    loaded, given = _with_local_models(name, changes or (), network)
 
     from metareward.pipeline.loop import run_recipe
     from metareward.report.benchmark_tables import benchmarks_text
@@ -137,7 +141,7 @@ def run_command(
     from metareward.storage.run_dir import RunDir
 
     folder = out or (default_folder(name, loaded.name) if recipe or parent is None else Path("runs") / loaded.name)
-    worked = run_recipe(loaded, folder, recipe_text(name, changes or ()), parent)
+    worked = run_recipe(loaded, folder, recipe_text(name, given), parent)
     run = RunDir(folder)
     facts = gather(run)
     print_rich(metrics_text(facts.evaluations))
@@ -152,6 +156,17 @@ def run_command(
     for line in (*judge_sentences(facts), *pending_lines(facts)):
         print_rich(escape_control(line))
     print_rich(f"{'finished' if worked else 'finished before, nothing to do'}; open the report: {run.report}")
+
+
+def _with_local_models(name: str, changes: Sequence[str], network: bool = False) -> tuple[Recipe, Sequence[str]]:
+    """The recipe with folders on this machine for models of the hub, and all changes that it was made with."""
+    from metareward.config.schema import load_recipe
+    from metareward.pipeline.preflight import model_names
+    from metareward.pipeline.published_models import local_models
+
+    recipe = load_recipe(name, changes)
+    found = local_models(model_names(recipe), network, print_rich)
+    return (load_recipe(name, [*changes, *found]), [*changes, *found]) if found else (recipe, changes)
 
 
 @app.command("plan")
@@ -173,7 +188,6 @@ def plan_command(
     ] = None,
 ) -> None:
     """Check a recipe as a run does, and estimate its cost: completions, tokens, pairs, steps, disk, memory, time."""
-    from metareward.config.schema import load_recipe
     from metareward.engines.device import described_machine, this_machine
     from metareward.generation.throughput import Rates
     from metareward.pipeline.experiment import Experiment
@@ -181,7 +195,7 @@ def plan_command(
     from metareward.pipeline.preflight import check_inputs, check_machine
     from metareward.storage.run_dir import RunDir
 
-    chosen = load_recipe(recipe, changes or ())
+    chosen, _ = _with_local_models(recipe, changes or ())
     fits = described_machine(machine) if machine else this_machine()
     experiment = Experiment(RunDir(Path("runs") / f"plan of {chosen.name}"), chosen)  # nothing is written there
     check_inputs(experiment, here=not fits.described)

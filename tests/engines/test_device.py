@@ -31,6 +31,8 @@ def test_a_machine_can_be_described() -> None:
     assert described_machine("8x80").gpus == (80 * 10**9,) * 8
     assert described_machine("24 GB") == described_machine("1x24")
     assert str(described_machine("1 x 24GB")) == "1 GPU of 24 GB"
-    for text in ("", "0x80", "8x", "eight", "8x80x2"):
+    cluster = described_machine("2x8x80")
+    assert (cluster.nodes, len(cluster.gpus), str(cluster)) == (2, 8, "2 machines, each 8 GPUs of 80 GB")
+    for text in ("", "0x80", "0x8x80", "2x0x80", "8x", "eight", "1x8x80x2"):
         with pytest.raises(UserError, match="--machine"):
             described_machine(text)

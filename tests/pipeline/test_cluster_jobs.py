@@ -176,6 +176,8 @@ def test_the_command_writes_the_file(tmp_path: Path) -> None:
     text = target.read_text()
     assert f"run=(metareward run pocket --set {shlex.quote(RAY)})" in text and "gpus-per-node" not in text
     assert "ray start --head" in text
-    assert "engine.kind is local, which uses one machine; fix: set" in written("slurm", "pocket", "--nodes", "2")
+    two = ("slurm", "pocket", "--nodes", "2")
+    assert "engine.kind is local and training.launcher local, which use one machine; fix: make one" in written(*two)
+    assert "ray start --head" in written(*two, "--set", "training.launcher=ray")
     assert "kind: RayJob" in written("kuberay", "pocket", "--image", "i", "--claim", "c", "--run", "runs/a")
     assert "num_nodes: 1" in written("skypilot", "pocket")

@@ -150,6 +150,47 @@ def test_what_doesnt_fit_is_refused_with_settings_that_do(here: Path, preset: st
         assert "the recipe can run" in plan_for(machine, preset, *given, *(w for w in words if w != "--set"))
 
 
+ON_RAY = (
+    "model=8b",
+    "prompts.source=prompts.jsonl",
+    "prompts.per_iteration=20",
+    "engine={kind: ray, engine: {kind: vllm, dtype: bfloat16}}",
+    "training.launcher=ray",
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "changes", "told"),
+    [
+        ("2x8x80", (), "the recipe can run on 2 machines, each 8 GPUs of 80 GB"),
+        ("2x8x80", ("training.num_processes=16",), "the recipe can run on 2 machines"),
+        (
+            "8x80",
+            ("training.num_processes=16",),
+            "num_processes: 16 processes, one for each GPU, and the cluster has 8",
+        ),
+        ("2x4x24", (), "training: M1 takes up to 26 GB on each device, and the cluster has 2 machines, each 4 GPUs of"),
+        ("2x8x80", ("training.num_processes=1", "training.sharding=ddp"), "fix: --set training.num_processes=16"),
+        ("4x4x80", ("training.launcher=local",), "8 processes, one for each GPU, and torch finds 4"),
+        ("2x8x80", ("engine.engine.tensor_parallel_size=16",), "takes 16 GPUs of one machine, and the cluster has 2"),
+        ("2x8x12", (), "engine.engine: the model's weights take 16 GB on each device of 2 machines, each 8 GPUs of 12"),
+    ],
+)
+def test_the_sums_of_a_described_cluster(here: Path, machine: str, changes: tuple[str, ...], told: str) -> None:
+    llama_folder(here / "8b")
+    assert told in plan_for(machine, "llama3-8b-8gpu", *ON_RAY, *changes)
+
+
+def test_a_cluster_of_this_machine_is_checked_and_of_others_isnt(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = ("engine={kind: ray, engine: {dtype: float32}}", "training.launcher=ray", "training.sharding=fsdp2")
+    assert "training.sharding: fsdp2 needs GPUs, and torch finds none" in refused("plan", *ray)
+    words = [word for change in (*SMALL, *ray) for word in ("--set", change)]
+    monkeypatch.setenv("RAY_ADDRESS", "far:6379")
+    told = CliRunner().invoke(app, ["plan", "pocket", *words])
+    assert told.exit_code == 0 and "cluster's nodes aren't checked; --machine 2x8x80" in told.output
+
+
 def test_the_longest_question_of_criteria_has_to_fit(here: Path) -> None:
     one = ("judgments.n=1", "judgments.min_valid=1", "evaluation.judgments=1", "evaluation.meta_pairs=0")
     without = [f"iterations.{t}.judge_pairs=false" for t in (1, 2, 3, 4)]

@@ -184,7 +184,12 @@ def plan_command(
         typer.Option("--measure", metavar="SECONDS", min=0.1, help="Measure the engine's speed, so long per role."),
     ] = None,
     machine: Annotated[
-        str | None, typer.Option("--machine", metavar="GPUSxGB", help="Check it for this machine, such as 8x80.")
+        str | None,
+        typer.Option(
+            "--machine",
+            metavar="GPUSxGB",
+            help="Check it for this machine, such as 8x80; for a Ray cluster MACHINESxGPUSxGB.",
+        ),
     ] = None,
 ) -> None:
     """Check a recipe as a run does, and estimate its cost: completions, tokens, pairs, steps, disk, memory, time."""
@@ -192,7 +197,7 @@ def plan_command(
     from metareward.generation.throughput import Rates
     from metareward.pipeline.experiment import Experiment
     from metareward.pipeline.plan import measured_rates, plan, plan_table
-    from metareward.pipeline.preflight import check_inputs, check_machine
+    from metareward.pipeline.preflight import check_inputs, check_machine, nodes_unknown
     from metareward.storage.run_dir import RunDir
 
     chosen, _ = _with_local_models(recipe, changes or ())
@@ -207,7 +212,12 @@ def plan_command(
         rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
     print_rich(plan_table(plan(chosen, rates)))
     check_machine(experiment, fits)
-    print_rich(f"the recipe can run on {fits if machine else f'this machine ({fits})'}")
+    if nodes_unknown(chosen, fits):
+        print_rich(
+            "the GPUs and memory of the Ray cluster's nodes aren't checked; --machine 2x8x80 checks such a cluster"
+        )
+    else:
+        print_rich(f"the recipe can run on {fits if machine else f'this machine ({fits})'}")
 
 
 @app.command("check-judge")

@@ -23,7 +23,7 @@ print(json.dumps([gpus, torch.backends.mps.is_available()]))
 """
 # Where Linux has a driver that torch could use: Nvidia's own, Nvidia's in WSL2, ROCm's.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-_DESCRIBED = re.compile(r"(?:(\d+) *x *)?(\d+(?:\.\d+)?) *(?:GB)?", re.IGNORECASE)
+_DESCRIBED = re.compile(r"(?:(?:(\d+) *x *)?(\d+) *x *)?(\d+(?:\.\d+)?) *(?:GB)?", re.IGNORECASE)
 _GB = 10**9
 
 
@@ -31,29 +31,37 @@ _GB = 10**9
 class Machine:
     """What there is to compute with: the memory of each GPU that torch finds, and the machine's own, in bytes.
 
-    ``ram`` is None where it isn't known. ``described``: by the user, not the one that this runs on.
+    ``ram`` is None where it isn't known. ``described``: by the user, not the one that this runs on. ``nodes``: as many
+    of these are a Ray cluster.
     """
 
     gpus: tuple[int, ...]
     ram: int | None = None
     mps: bool = False
     described: bool = False
+    nodes: int = 1
 
     def __str__(self) -> str:
         """In a few words, such as ``8 GPUs of 80 GB``."""
         if self.gpus:
             count = f"{len(self.gpus)} GPUs" if len(self.gpus) > 1 else "1 GPU"
-            return f"{count} of {min(self.gpus) / _GB:.0f} GB"
+            each = f"{count} of {min(self.gpus) / _GB:.0f} GB"
+            return f"{self.nodes} machines, each {each}" if self.nodes > 1 else each
         memory = "" if self.ram is None else f", {self.ram / _GB:.0f} GB of memory"
         return f"{'Apple GPU' if self.mps else 'no GPU'}{memory}"
 
 
 def described_machine(text: str) -> Machine:
-    """The machine that ``text`` describes: ``8x80`` is 8 GPUs of 80 GB, ``24`` one of 24 GB. Raises `UserError`."""
+    """What ``text`` describes: ``8x80`` is 8 GPUs of 80 GB, ``24`` one of 24 GB, ``2x8x80`` two such machines.
+
+    Raises `UserError`.
+    """
     match = _DESCRIBED.fullmatch(text.strip())
-    if match is None or match[1] == "0":
-        raise UserError(f"--machine {text}: fix: write GPUs x GB, such as 8x80 for 8 GPUs of 80 GB")
-    return Machine((round(float(match[2]) * _GB),) * int(match[1] or 1), described=True)
+    nodes, gpus = (int(match[1] or 1), int(match[2] or 1)) if match else (0, 0)
+    if match is None or not nodes * gpus:
+        fix = "write GPUs x GB, such as 8x80 for 8 GPUs of 80 GB, or for a Ray cluster machines x GPUs x GB: 2x8x80"
+        raise UserError(f"--machine {text}: fix: {fix}")
+    return Machine((round(float(match[3]) * _GB),) * gpus, described=True, nodes=nodes)
 
 
 def this_machine() -> Machine:

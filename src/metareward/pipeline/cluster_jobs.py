@@ -46,11 +46,12 @@ class ClusterJob:
 def cluster_job(
     recipe: Recipe, arguments: tuple[str, ...], nodes: int, gpus: int, setup: Path | None = None
 ) -> ClusterJob:
-    """The job of a recipe. Raises `UserError` where several nodes would stand idle."""
-    if nodes > 1 and recipe.engine.kind != "ray":
+    """The job of a recipe. Raises `UserError` where all nodes but one would stand idle."""
+    trains = any(recipe.training_of(t).launcher == "ray" for t in recipe.iterations)
+    if nodes > 1 and recipe.engine.kind != "ray" and not trains:
         raise UserError(
-            f"--nodes {nodes}: engine.kind is {recipe.engine.kind}, which uses one machine; fix: set engine.kind to "
-            "ray (docs/cluster.md), or --nodes 1"
+            f"--nodes {nodes}: engine.kind is {recipe.engine.kind} and training.launcher local, which use one machine; "
+            "fix: make one of them ray (docs/cluster.md), or --nodes 1"
         )
     name = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")[:_LONGEST_NAME].strip("-") or "metareward"
     return ClusterJob(name if name[0].isalpha() else f"run-{name}"[:_LONGEST_NAME], arguments, nodes, gpus, setup)

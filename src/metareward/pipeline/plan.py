@@ -294,12 +294,11 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
 
 
 def _cluster_note(recipe: Recipe) -> str:
-    """What isn't known of the nodes of a Ray cluster before the run; empty without one."""
-    unchecked = "; the GPUs and memory of the Ray cluster's nodes aren't checked before the run"
+    """How many GPUs of a Ray cluster the prompts in flight keep busy; empty without one."""
     if recipe.engine.kind != "ray":
-        return unchecked if recipe.training.launcher == "ray" else ""
+        return ""
     in_flight = recipe.prompts.in_flight  # docs/engines.md: about 64 for each GPU
-    return f"{unchecked}; prompts.in_flight, {in_flight}, keeps about {ceil(in_flight / 64)} GPUs busy"
+    return f"; prompts.in_flight, {in_flight}, keeps about {ceil(in_flight / 64)} GPUs busy"
 
 
 def _count_held_out(held_out: int | str) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import struct
@@ -30,7 +31,7 @@ from metareward.engines.device import Machine
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.openai.engine import OpenAISettings
 from metareward.engines.ray.settings import MISSING as RAY_MISSING
-from metareward.engines.ray.settings import RaySettings
+from metareward.engines.ray.settings import RaySettings, gpus_needed
 from metareward.engines.vllm import VllmSettings
 from metareward.engines.vllm import missing as vllm_missing
 from metareward.errors import UserError
@@ -41,6 +42,7 @@ from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.pipeline.kept_models import most_models
 from metareward.pipeline.published_models import hub_model
 from metareward.storage.custody import NAME_A_MODEL
+from metareward.training.config import TrainingSettings
 from metareward.training.memory import ModelSize, host_bytes, model_size, training_bytes
 from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
 
@@ -227,19 +229,49 @@ def _context(folder: Path) -> int | None:
 # --- the machine ---
 
 
+def nodes_unknown(recipe: Recipe, machine: Machine) -> bool:
+    """Whether the recipe uses a Ray cluster whose nodes nobody has described: one that it doesn't start here itself."""
+    engine = recipe.engine
+    address = (engine.address if isinstance(engine, RaySettings) else None) or os.environ.get("RAY_ADDRESS") or "local"
+    on_ray = isinstance(engine, RaySettings) or any(recipe.training_of(t).launcher == "ray" for t in recipe.iterations)
+    return on_ray and address != "local" and not machine.described
+
+
 def check_machine(experiment: Experiment, machine: Machine) -> None:
-    """Whether generation and training fit ``machine``, and the models its disk. Raises `UserError` with the fix."""
+    """Whether generation and training fit ``machine``, and the models its disk. Raises `UserError` with the fix.
+
+    What runs on a Ray cluster whose nodes aren't known isn't checked.
+    """
     recipe = experiment.recipe
     size = model_size(model_folder(recipe.model))
-    for t in sorted(recipe.iterations):
-        require_devices(recipe.training_of(t), len(machine.gpus), machine.mps)
-    _check_generation_devices(recipe.engine, machine)
+    unknown = nodes_unknown(recipe, machine)
+    trained = [t for t in sorted(recipe.iterations) if not unknown or recipe.training_of(t).launcher != "ray"]
+    for t in trained:
+        settings = recipe.training_of(t)
+        require_devices(settings, _training_gpus(settings, machine), machine.mps)
+    generated = not (unknown and isinstance(recipe.engine, RaySettings))
+    if generated:
+        _check_generation_devices(recipe.engine, machine)
     if size is None:
         return
-    _check_generation_memory(recipe.engine, size, machine)
-    _check_training_memory(recipe, size, machine)
+    if generated:
+        _check_generation_memory(recipe.engine, size, machine)
+    _check_training_memory(recipe, trained, size, machine)
     if not machine.described:
         _check_disk(experiment)
+
+
+def _has(machine: Machine) -> str:
+    return f"the {'cluster' if machine.nodes > 1 else 'machine'} has {machine}"
+
+
+def _training_gpus(settings: TrainingSettings, machine: Machine) -> int:
+    """Of all nodes with launcher ray, else of the run's own."""
+    return len(machine.gpus) * (machine.nodes if settings.launcher == "ray" else 1)
+
+
+def _replica_gpus(engine: RaySettings, machine: Machine) -> int:
+    return gpus_needed(engine, len(machine.gpus) * machine.nodes)
 
 
 def _check_generation_devices(engine: EngineSettings, machine: Machine) -> None:
@@ -248,19 +280,25 @@ def _check_generation_devices(engine: EngineSettings, machine: Machine) -> None:
         case LocalSettings(device=device) if device.startswith("cuda"):
             wanted = int(device.partition(":")[2] or 0) + 1
             if wanted > gpus:
-                raise UserError(f"engine.device is {device}, but the machine has {machine}; fix: make it auto or cpu")
+                raise UserError(f"engine.device is {device}, but {_has(machine)}; fix: make it auto or cpu")
         case VllmSettings(tensor_parallel_size=parts) if gpus and parts > gpus:
+            raise UserError(f"engine.tensor_parallel_size: {parts}, but {_has(machine)}; fix: make it at most {gpus}")
+        case RaySettings() if _replica_gpus(engine, machine) > gpus:
             raise UserError(
-                f"engine.tensor_parallel_size: {parts}, but the machine has {machine}; fix: make it at most {gpus}"
+                f"engine: each replica takes {_replica_gpus(engine, machine)} GPUs of one machine, and "
+                f"{_has(machine)}; fix: lower engine.gpus_per_replica, or engine.engine.tensor_parallel_size, to {gpus}"
             )
         case _:
             return
 
 
-def _check_generation_memory(engine: EngineSettings, size: ModelSize, machine: Machine) -> None:
+def _check_generation_memory(given: EngineSettings, size: ModelSize, machine: Machine) -> None:
+    engine, key, gpus = given, "engine", len(machine.gpus)
+    if isinstance(given, RaySettings):
+        engine, key, gpus = given.engine, "engine.engine", _replica_gpus(given, machine)
     if isinstance(engine, OpenAISettings | RaySettings):  # another machine's
         return
-    on_gpu = bool(machine.gpus) and not (isinstance(engine, LocalSettings) and engine.device == "cpu")
+    on_gpu = gpus > 0 and not (isinstance(engine, LocalSettings) and engine.device == "cpu")
     room = (min(machine.gpus) if on_gpu else machine.ram) or 0
     parts = engine.tensor_parallel_size if isinstance(engine, VllmSettings) else 1
     share = engine.gpu_memory_utilization if isinstance(engine, VllmSettings) else _USABLE
@@ -269,9 +307,9 @@ def _check_generation_memory(engine: EngineSettings, size: ModelSize, machine: M
         fix = "take a smaller model"
         fitting = math.ceil(need * parts / (room * share * _USABLE))
         if on_gpu and fitting <= len(machine.gpus):
-            fix = f"set engine.kind to vllm, and engine.tensor_parallel_size to {_power_of_two(fitting)}"
+            fix = f"set {key}.kind to vllm, and {key}.tensor_parallel_size to {_power_of_two(fitting)}"
         raise UserError(
-            f"engine: the model's weights take {need / _GB:.0f} GB on each device of {machine}, which leaves no room "
+            f"{key}: the model's weights take {need / _GB:.0f} GB on each device of {machine}, which leaves no room "
             f"for completions; fix: {fix}"
         )
 
@@ -280,12 +318,10 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _check_training_memory(recipe: Recipe, size: ModelSize, machine: Machine) -> None:
+def _check_training_memory(recipe: Recipe, trained: Sequence[int], size: ModelSize, machine: Machine) -> None:
     completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
-    for t in sorted(recipe.iterations):
+    for t in trained:
         settings = recipe.training_of(t)
-        if settings.launcher == "ray":  # other machines'
-            continue
         on_gpu = bool(machine.gpus) and settings.device in ("auto", "cuda")
         room = min(machine.gpus) if on_gpu else machine.ram
         if machine.mps or room is None:
@@ -303,12 +339,13 @@ def _check_training_memory(recipe: Recipe, size: ModelSize, machine: Machine) ->
         usable = round(room * _USABLE)
         if need <= usable:
             continue
-        found = fitting_settings(settings, size, completion, usable, len(machine.gpus) if on_gpu else 0)
+        gpus = _training_gpus(settings, machine) if on_gpu else 0
+        found = fitting_settings(settings, size, completion, usable, gpus)
         fix = "take a smaller model or larger devices"
         if found is not None:
             fix = " ".join(f"--set training.{name}={json.dumps(value).strip(chr(34))}" for name, value in found.items())
         raise UserError(
-            f"training: M{t} takes up to {need / _GB:.0f} GB on each device, and the machine has {machine}; fix: {fix}"
+            f"training: M{t} takes up to {need / _GB:.0f} GB on each device, and {_has(machine)}; fix: {fix}"
         )
 
 

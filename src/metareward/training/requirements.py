@@ -73,9 +73,7 @@ def require_device(settings: OptimizationSettings, gpus: int, mps: bool) -> None
 
 
 def require_devices(settings: OptimizationSettings, gpus: int, mps: bool) -> None:
-    """Raise `UserError` for any setting that needs GPUs that aren't there; a cluster's are counted at its start."""
-    if settings.launcher == "ray":
-        return
+    """Raise `UserError` for any setting that needs GPUs that aren't there; with launcher ray they are the cluster's."""
     require_device(settings, gpus, mps)
     on_gpus = settings.device in ("auto", "cuda") and gpus > 0
     on_cpus_only = not gpus and not mps and settings.device in ("auto", "cpu")
@@ -85,7 +83,8 @@ def require_devices(settings: OptimizationSettings, gpus: int, mps: bool) -> Non
     if isinstance(settings, TrainingSettings) and settings.method == "qlora" and not on_gpus:
         raise UserError("training.method: qlora needs a GPU, and torch finds none; fix: make it lora")
     if on_gpus and settings.num_processes > gpus:
-        found = f"{settings.num_processes} processes, one for each GPU, and torch finds {gpus}"
+        there = f"the cluster has {gpus}" if settings.launcher == "ray" else f"torch finds {gpus}"
+        found = f"{settings.num_processes} processes, one for each GPU, and {there}"
         raise UserError(f"training.num_processes: {found}; fix: make it at most {gpus}")
 
 

@@ -17,7 +17,9 @@ _Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting. Repeatable.")
 ]
 _Run = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run folder; if not given, runs/<name>.")]
-_Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines; more than one need engine.kind or training.launcher ray.")]
+_Nodes = Annotated[
+    int, typer.Option("--nodes", min=1, help="Machines; several need Ray, as engine.kind or training.launcher.")
+]
 _Gpus = Annotated[int, typer.Option("--gpus", min=0, help="GPUs of each machine.")]
 _Time = Annotated[str, typer.Option("--time", metavar="HH:MM:SS", help="Longest time of the job.")]
 _Setup = Annotated[

@@ -4,35 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fake_run import fake_run
-from made_up import json_file
+from fake_run import run_with_annotations
 
 from metareward.report.benchmark_tables import comparison_text, run_comparisons
 from metareward.report.facts import gather
 from metareward.report.write import page
-from metareward.storage.run_dir import RunDir
-
-
-def run_with_annotations(path: Path, baseline: str = "M0", judges: tuple[str, str] = ("oracle", "oracle")) -> RunDir:
-    run = fake_run(path, models=3)
-    for t, judge in enumerate(judges, 1):
-        folder = run.path / f"iter-{t}" / "eval" / "by-oracle"
-        folder.mkdir(parents=True)
-        rows = [
-            {
-                "index": i,
-                "instruction": f"Do {i}.",
-                "output_1": "a",
-                "output_2": "b",
-                "generator_1": baseline if t == 1 else "M0",
-                "generator_2": f"M{t}",
-                "annotator": judge,
-                "preference": 1.5 if t == 1 and i % 2 else 2.0 - (i % 5) / 100,
-            }
-            for i in range(40)
-        ]
-        json_file(folder / "annotations.json", rows)
-    return run
 
 
 def test_the_report_says_which_models_differ_with_a_plot(tmp_path: Path) -> None:
@@ -48,7 +24,7 @@ def test_the_report_says_which_models_differ_with_a_plot(tmp_path: Path) -> None
     assert table.notes[0] == "Different at 5 % over all 3 comparisons (Holm): M0 and M1, M0 and M2, M1 and M2."
     html = page(run)
     assert "by-oracle: which models differ" in html and "by-oracle: paired differences" in html
-    assert 'aria-label="by-oracle: paired differences: 3 of 3 pairs of models differ"' in html
+    assert "by-oracle: paired differences: 3 of 3 pairs of models differ; M1 minus M0 +" in html
 
 
 def test_models_with_different_judges_or_baselines_are_not_compared(tmp_path: Path) -> None:

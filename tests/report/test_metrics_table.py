@@ -98,5 +98,5 @@ def test_a_paired_difference_decides_what_is_clear(copied: RunDir) -> None:
     assert length is not None and not length.clear
     assert perfect is not None and perfect.paired is None
     told = page(copied).replace("\u202f", " ")
-    assert "paired +0.02 to +0.04" in told
+    assert '<span class="interval">+0.02 to +0.04</span>' in told
     assert "paired difference +0.03, 95 % interval +0.02 to +0.04" in told

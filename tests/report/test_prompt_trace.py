@@ -72,6 +72,16 @@ def test_an_iteration_without_judge_pairs_differs_from_a_dropped_pair(whole: Run
     assert "this iteration does not run the meta-judge" in text
 
 
+def test_a_prompt_that_the_meta_judge_never_saw_says_so(tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
+    record = replace(fake_record(1, 0), dispute=None)
+    write_records(run, 1, [record])
+    write_built(run, 1)
+    trace = find_trace(run, record.prompt.id)
+    assert isinstance(trace.judge, Dropped) and trace.judge.reason == "no_dispute"
+    assert trace.no_dispute_text == "it was annotated without the meta-judge"
+
+
 def test_before_pairs_are_built_the_weights_are_those_of_all_records(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     records = [fake_record(1, number) for number in range(9)]

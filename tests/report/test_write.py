@@ -106,6 +106,35 @@ def test_the_page_has_the_main_contents(html: str) -> None:
         assert part in text, part
 
 
+def test_judge_health_and_paired_comparisons_come_first(copied: RunDir) -> None:
+    path = copied.iteration(1).evaluation / "model.json"
+    found = json.loads(path.read_text())
+    paired = {"answer_quality": {"mean": 0.59, "low": 0.4, "high": 0.7, "n": 300}}
+    paired["answer_truncated"] = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 300}
+    path.write_text(json.dumps({**found, "differences": paired}))
+    text = page(copied)
+    read(text)
+    order = [
+        text.index(f'<section id="{name}">') for name in ("judge-health", "comparisons", "trends", "judge-figures")
+    ]
+    assert order == sorted(order)
+    compared = text[order[1] : order[2]]
+    assert ">+0.59</span>" in compared and "+0.40 to +0.70" in compared and "the same on every prompt" in compared
+
+
+def test_every_cell_of_a_wide_table_names_its_column(html: str) -> None:
+    for table in re.findall(r"<table class=\"(?:metrics|dense)[^>]*>.*?</table>", html, re.DOTALL):
+        assert [
+            cell for cell in re.findall(r"<td[^>]*>", table) if "data-label" not in cell and "colspan" not in cell
+        ] == []
+
+
+def test_charts_say_their_numbers_to_screen_readers(html: str) -> None:
+    told = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
+    assert len(told) == len(re.findall(r"<svg\b", html)) and all(re.search(r"\d", each) for each in told)
+    assert "Answer quality: M0 2.41, M1 3.00, M2 3.63, M3 3.81, M4 3.78" in told
+
+
 def test_a_run_without_an_oracle_has_no_quality_metrics(unmeasured: RunDir) -> None:
     text = page(unmeasured)
     assert "Answer quality" not in text and "Meta-judge accuracy" not in text

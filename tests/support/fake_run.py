@@ -272,3 +272,26 @@ def write_held_out(run: RunDir, t: int) -> None:
             judgments = (Judgment(0, "fine", 1, Scored(float((number + t) % 6))),)
             own = (Candidate(0, f"red, blue, M{t}", "stop", 4, judgments),)
             store.put(prompt.id, held_out_to_json(HeldOut(prompt, own, own, ())))
+
+
+def run_with_annotations(path: Path, baseline: str = "M0", judges: tuple[str, str] = ("oracle", "oracle")) -> RunDir:
+    """A run of three models with AlpacaEval's annotations of a benchmark by-oracle."""
+    run = fake_run(path, models=3)
+    for t, judge in enumerate(judges, 1):
+        folder = run.path / f"iter-{t}" / "eval" / "by-oracle"
+        folder.mkdir(parents=True)
+        rows = [
+            {
+                "index": i,
+                "instruction": f"Do {i}.",
+                "output_1": "a",
+                "output_2": "b",
+                "generator_1": baseline if t == 1 else "M0",
+                "generator_2": f"M{t}",
+                "annotator": judge,
+                "preference": 1.5 if t == 1 and i % 2 else 2.0 - (i % 5) / 100,
+            }
+            for i in range(40)
+        ]
+        write_atomic(folder / "annotations.json", json.dumps(rows))
+    return run

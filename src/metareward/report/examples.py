@@ -16,6 +16,7 @@ from markupsafe import Markup
 from metareward.evaluation.held_out import DetailedOracle, HeldOut, Oracle, held_out_records
 from metareward.evaluation.worlds import oracle_of
 from metareward.report.facts import Run
+from metareward.report.labels import format_rating
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
 from metareward.seeds import derive
@@ -163,7 +164,9 @@ def answers_chart(prompt: PromptTrace, name: str) -> Markup | None:
     if not scored or prompt.tiers is None:
         return None
     means = [score.mean for _, score in scored]
-    caption = "Length of each answer by its mean score; the chosen and rejected tiers are shaded"
+    points = (f"{a.candidate.index} {a.side or ''} at {score.mean:.2f}, {score.chars:.0f}" for a, score in scored)
+    caption = "Characters of each answer by its mean score; the chosen and rejected tiers are shaded: answers "
+    caption += "; ".join(points)
     with drawing(f"{name}-answers", caption, width=310, height=220, margins=(44, 14, 10, 36)) as chart:
         axes = chart.axes
         for low, high, colour in ((prompt.tiers.floor, max(means), BLUE), (min(means), prompt.tiers.ceiling, AMBER)):
@@ -189,7 +192,8 @@ def answers_chart(prompt: PromptTrace, name: str) -> Markup | None:
 def ratings_chart(dispute: DisputeTrace, name: str) -> Markup:
     """Elo ratings with 95 % intervals, the best judgment on top."""
     ranked = dispute.ranked
-    caption = "Elo rating of each judgment with its 95 % interval"
+    points = (f"judgment {each.judgment.index} {format_rating(each.rating)}" for each in ranked)
+    caption = f"Elo rating of each judgment with its 95 % interval: {', '.join(points)}"
     with drawing(f"{name}-ratings", caption, 310, 44 + 24 * len(ranked), (44, 14, 6, 38)) as chart:
         for row, rated in enumerate(ranked):
             colour = _COLOURS[rated.side]

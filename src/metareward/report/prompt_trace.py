@@ -171,7 +171,8 @@ class PromptTrace:
         if not self.rules.judge_pairs:
             return "this iteration does not run the meta-judge"
         if isinstance(self.judge, Dropped):
-            return drop_label(self.judge.reason)
+            apart = self.judge.reason == "no_dispute"
+            return "it was annotated without the meta-judge" if apart else drop_label(self.judge.reason)
         return "no answer has enough parsable judgments with different scores"
 
 

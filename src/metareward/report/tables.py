@@ -219,6 +219,11 @@ def rows(evaluations: Sequence[Evaluation]) -> tuple[Row, ...]:
     return tuple(found)
 
 
+def paired_rows(table: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with a paired difference to M0 of some model."""
+    return tuple(row for row in table if any(cell is not None and cell.paired for cell in row.cells))
+
+
 def metrics_text(evaluations: Sequence[Evaluation]) -> Table:
     """The main metrics M0..MT for the terminal, at most 80 columns: means above their 95 % intervals."""
     caption = "Below each mean its 95 % interval. Bold: a clear difference to M0's."

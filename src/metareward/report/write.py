@@ -34,13 +34,18 @@ from metareward.report.judge_health import (
     models,
 )
 from metareward.report.labels import format_rating, reading_code_label, reading_label, score_label, verdict_label
-from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, rows, show, win_rate_rows
+from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, paired_rows, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.text import escape_control
 
 # Meta-Rewarding (arXiv 2407.19594) Table 5, in per cent: higher and lower score wins; bias at same, different, all.
 _CITED = (("63.0 %", "37.0 %", "47.8 %", "41.1 %", "43.9 %"), ("97.7 %", "2.3 %", "87.8 %", "56.2 %", "68.1 %"))
+_LONG_TEXT = 20_000  # characters of one text on the page
+_POSITION_COLUMNS = (
+    *("higher score wins", "lower score wins"),
+    *(f"{what}, {which}" for what in ("flips", "first wins") for which in ("same score", "different score", "all")),
+)
 
 
 def write_report(run: RunDir) -> Path:
@@ -56,7 +61,11 @@ def page(run: RunDir) -> str:
     """The report's HTML."""
     environment = html_environment("metareward.report")
     environment.globals.update(
-        reading_label=reading_label, verdict_label=verdict_label, format_rating=format_rating, score_label=score_label
+        reading_label=reading_label,
+        verdict_label=verdict_label,
+        format_rating=format_rating,
+        score_label=score_label,
+        long_text=_LONG_TEXT,
     )
     return environment.get_template("page.html.j2").render(_context(run, gather(run)))
 
@@ -102,6 +111,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "comparisons": [
             (comparison_text(name, found), comparison_chart(name, found)) for name, found in run_comparisons(run, facts)
         ],
+        "paired": paired_rows(table),
         "any_direction": any(row.metric.better != "neither" for row in table),
         "bars": pair_bars(facts.summaries),
         "reading_codes": tuple(dict.fromkeys(code for s in facts.summaries for code, n in s.readings.items() if n)),
@@ -110,6 +120,7 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "histograms": histogram_charts(evaluated),
         "positions": position_charts(facts.summaries),
         "cited": _CITED,
+        "position_columns": _POSITION_COLUMNS,
         "judge_check": facts.judge_check,
         "check_columns": CHECK_COLUMNS,
         "check_note": CHECK_NOTE,
@@ -127,16 +138,19 @@ def _context(run: RunDir, facts: Run) -> dict[str, object]:
         "chars": partial(show, "chars"),
         "share": partial(show, "share"),
     }
+    context["compared"] = context["paired"] or context["comparisons"]
     sections = [(anchor, title) for key, anchor, title in _SECTIONS if context[key]]
     return context | {"sections": [*sections, ("setup", "Recipe and environment")]}
 
 
 _SECTIONS = (
-    ("trends", "trends", "Metrics by model"),
-    ("trends", "metrics", "All metrics"),
     ("judge_check", "judge-check", "Judge on labelled pairs"),
     ("health", "judge-health", "Judge health"),
+    ("compared", "comparisons", "Paired comparisons"),
+    ("trends", "trends", "Metrics by model"),
+    ("trends", "metrics", "All metrics"),
     ("win_rates", "win-rates", "Win rates"),
+    ("health", "judge-figures", "Figures of judge health"),
     ("benchmarks", "benchmarks", "Benchmarks"),
     ("bars", "pairs", "Preference pairs"),
     ("histograms", "scores", "Judge scores"),

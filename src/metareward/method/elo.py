@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
-from scipy.special import expit, log_expit
 
 from metareward.method.stats import minimize
 from metareward.types import Dispute, MetaJudgment, Won
@@ -93,6 +91,8 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
     Raises `ValueError` for a matrix that isn't square, finite and non-negative, and with ``prior`` 0 when some
     judgments never lose, or never win, against the others, because then no finite optimum exists.
     """
+    from scipy.sparse.csgraph import connected_components  # takes a tenth of a second
+
     battles = np.array(battles_MM, dtype=np.float64)
     if battles.ndim != 2 or battles.shape[0] != battles.shape[1] or battles.shape[0] == 0:
         raise ValueError(f"battles must be a square matrix, not of shape {battles.shape}")
@@ -120,15 +120,21 @@ class _BradleyTerryLoss:
     prior: float
 
     def value(self, ratings: Array) -> float:
+        from scipy.special import log_expit  # takes a tenth of a second
+
         margins = ratings[:, None] - ratings[None, :]
         return float(self.prior / 2 * ratings @ ratings - (self.battles * log_expit(margins)).sum())
 
     def gradient(self, ratings: Array) -> Array:
+        from scipy.special import expit  # takes a tenth of a second
+
         unexpected = self.battles * expit(ratings[None, :] - ratings[:, None])  # wins beyond the expected ones
         return np.asarray(self.prior * ratings - (unexpected.sum(axis=1) - unexpected.sum(axis=0)))
 
     def hessian(self, ratings: Array) -> Array:
         """Plus 1/M in every cell, which makes it regular without a prior and leaves ratings that sum to 0 alone."""
+        from scipy.special import expit  # takes a tenth of a second
+
         count = len(ratings)
         p = expit(ratings[:, None] - ratings[None, :])
         weights = (self.battles + self.battles.T) * p * (1 - p)

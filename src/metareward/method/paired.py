@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 Array = NDArray[np.float64]
 
@@ -59,6 +58,8 @@ def paired_difference(a_SP: Array, b_TP: Array) -> PairedDifference:
 
     Raises `ValueError` without prompts or for values that are not finite.
     """
+    from scipy.special import stdtr, stdtrit  # takes a tenth of a second
+
     prompts = a_SP.shape[1]
     if not prompts or b_TP.shape[1] != prompts or not (np.isfinite(a_SP).all() and np.isfinite(b_TP).all()):
         raise ValueError("both models need finite values on the same prompts, at least one")

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 Array = NDArray[np.float64]
 
@@ -269,9 +268,13 @@ class _LogisticLoss:
         return float(self.weights_R @ (np.logaddexp(0.0, logits) - self.y_R * logits) + self.ridge_F @ b_F**2 / 2)
 
     def gradient(self, b_F: Array) -> Array:
+        from scipy.special import expit  # takes a tenth of a second
+
         return self.ridge_F * b_F - self.x_RF.T @ (self.weights_R * (self.y_R - expit(self.x_RF @ b_F)))
 
     def hessian(self, b_F: Array) -> Array:
+        from scipy.special import expit  # takes a tenth of a second
+
         p_R = expit(self.x_RF @ b_F)
         return self.x_RF.T @ (self.x_RF * (self.weights_R * p_R * (1 - p_R))[:, None]) + np.diag(self.ridge_F)
 

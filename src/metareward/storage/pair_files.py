@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from metareward.errors import UserError
@@ -21,35 +19,47 @@ from metareward.storage.atomic import write_atomic
 from metareward.storage.serialization import json_lines
 from metareward.types import Dropped, PreferencePair
 
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
-_TURNS = pa.list_(_TURN)
-_SCHEMA = pa.schema(
-    [
-        ("prompt", _TURNS),
-        ("chosen", _TURNS),
-        ("rejected", _TURNS),
-        ("kind", pa.string()),
-        ("prompt_id", pa.string()),
-        ("chosen_index", pa.int64()),
-        ("rejected_index", pa.int64()),
-        ("candidate", pa.int64()),
-        ("chosen_score", pa.float64()),
-        ("rejected_score", pa.float64()),
-        ("margin", pa.float64()),
-        ("chosen_finish", pa.string()),
-        ("rejected_finish", pa.string()),
-        ("chosen_message", _TURN),
-        ("rejected_message", _TURN),
-    ]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_REQUIRED = (
+    *("prompt", "chosen", "rejected", "kind", "prompt_id", "chosen_index", "rejected_index", "candidate"),
+    *("chosen_score", "rejected_score", "chosen_finish", "rejected_finish"),
 )
-_DERIVED = ("margin", "chosen_message", "rejected_message")
-_REQUIRED = tuple(name for name in _SCHEMA.names if name not in _DERIVED)
 _PAIR = TypeAdapter(PreferencePair)
 _DROPPED = TypeAdapter(Dropped)
 
 
+def _schema() -> pa.Schema:
+    import pyarrow as pa  # takes a tenth of a second, and seconds from a cold disk
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [
+            ("prompt", pa.list_(turn)),
+            ("chosen", pa.list_(turn)),
+            ("rejected", pa.list_(turn)),
+            ("kind", pa.string()),
+            ("prompt_id", pa.string()),
+            ("chosen_index", pa.int64()),
+            ("rejected_index", pa.int64()),
+            ("candidate", pa.int64()),
+            ("chosen_score", pa.float64()),
+            ("rejected_score", pa.float64()),
+            ("margin", pa.float64()),
+            ("chosen_finish", pa.string()),
+            ("rejected_finish", pa.string()),
+            ("chosen_message", turn),
+            ("rejected_message", turn),
+        ]
+    )
+
+
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
     """Write ``pairs`` in order, atomically. ``margin`` is the chosen score minus the rejected score."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = []
     for pair in pairs:
         row = asdict(pair)
@@ -59,7 +69,7 @@ def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
         row |= {"chosen_message": chosen, "rejected_message": rejected}
         rows.append(row | {"margin": pair.chosen_score - pair.rejected_score})
     buffer = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=_schema())
     pq.write_table(table, buffer, version="2.6", compression="zstd", compression_level=3, row_group_size=4096)
     write_atomic(path, buffer.getvalue().to_pybytes())
 
@@ -71,6 +81,9 @@ def read_pairs(path: Path) -> tuple[PreferencePair, ...]:
 
 def iterate_pairs(path: Path, batch: int = 64) -> Iterator[PreferencePair]:
     """The pairs of `read_pairs`, ``batch`` of them in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             missing = [name for name in _REQUIRED if name not in file.schema_arrow.names]

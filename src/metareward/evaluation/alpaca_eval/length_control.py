@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from metareward.errors import UserError
 from metareward.evaluation.alpaca_eval.data import Annotation, Gamed, Weights
@@ -77,6 +76,8 @@ def _judged_rows(rows: Sequence[Annotation], length_P: Array, difficulty_P: Arra
 
 def win_rate_of_weights(weights: Weights, difficulty_P: Array, against: Weights | None = None) -> LengthControlled:
     """The win rate of fitted ``weights``, against the baseline or the model with the weights ``against``."""
+    from scipy.special import expit  # takes a tenth of a second
+
     other = against or Weights(0.0, 0.0, 0.0)
     slope, constant = weights.difficulty - other.difficulty, weights.constant - other.constant
     shares = expit(slope * difficulty_P + constant)
@@ -135,6 +136,7 @@ def _fit_lasso(x_RF: Array, y_R: Array, weights_R: Array) -> Array:
 
     Each row twice: label 1 with weight w y and label 0 with weight w (1 - y), both in the same fold.
     """
+    from scipy.special import expit  # takes a tenth of a second
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
@@ -150,6 +152,7 @@ def _fit_lasso(x_RF: Array, y_R: Array, weights_R: Array) -> Array:
 
     def loss(held_out: NDArray[np.int64], coefficients: Array) -> float:
         """The mean weighted log loss."""
+
         chance = np.clip(expit(x_RF[held_out] @ coefficients), 1e-15, 1 - 1e-15)
         share = shares_R[held_out]
         log_likelihood = share * np.log(chance) + (1 - share) * np.log(1 - chance)
@@ -184,6 +187,8 @@ def length_adjusted(rows: Sequence[Annotation], difficulty_P: Array | None = Non
 
 def _standard_error_of_fit(x_R3: Array, share_R: Array, b_3: Array, difficulty_P: Array) -> float:
     """The standard error of the rate, in percent."""
+    from scipy.special import expit  # takes a tenth of a second
+
     chance_R = expit(x_R3 @ b_3)
     curvature = x_R3.T @ (x_R3 * (chance_R * (1 - chance_R))[:, None]) + _RIDGE * np.eye(3)
     scores_R3 = x_R3 * (share_R - chance_R)[:, None]
@@ -200,6 +205,8 @@ def fit_difficulties(models: Sequence[Sequence[Annotation]]) -> dict[int, float]
     One logistic regression over all models: a length slope and a constant per model (ridge 0.01), a difficulty per
     instruction (ridge 1). L-BFGS, because its thousand sparse columns would be a large dense Newton system.
     """
+    from scipy.special import expit  # takes a tenth of a second
+
     numbers = sorted({row.row for rows in models for row in rows})
     place = {number: i for i, number in enumerate(numbers)}
     length_R = np.concatenate([length_feature(rows) for rows in models])
@@ -212,6 +219,7 @@ def fit_difficulties(models: Sequence[Sequence[Annotation]]) -> dict[int, float]
 
     def loss_and_gradient(b_F: Array) -> tuple[float, Array]:
         """At the slopes, constants and difficulties, concatenated in one array."""
+
         slope, constant, hard = np.split(b_F, [len(models), 2 * len(models)])
         margin = slope[model_R] * length_R + constant[model_R] + hard[item_R]
         loss = float((np.logaddexp(0.0, margin) - share_R * margin).sum() + ridge @ b_F**2 / 2)

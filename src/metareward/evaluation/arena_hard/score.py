@@ -31,7 +31,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from metareward.errors import UserError
 from metareward.evaluation.arena_hard.data import Answer, Match, Style, Version, is_significant, score_for_a
@@ -244,6 +243,8 @@ def style_controlled(
     rows: StyledBattles, control: Control, version: Version, rounds: int = 0, seed: int = 0
 ) -> StyleControlled:
     """The scores with ``control``; with ``rounds`` also 95 % (v2: 90 %) bootstrap intervals over questions."""
+    from scipy.special import expit  # takes a tenth of a second
+
     features, battles, count = list(_CONTROLLED[control]), rows.battles, len(rows.battles.models)
     # A column per model (ln 10), one for the baseline (-ln 10), and the controlled features.
     ratings = np.zeros((len(battles.model_R), count + 1))
@@ -253,6 +254,7 @@ def style_controlled(
     ridge_F = np.full(x_RF.shape[1], _RIDGE[version])
 
     def scores_of(fitted_F: Array) -> Array:
+
         return np.asarray(100 * expit(_BASE * (fitted_F[:count] - fitted_F[count])))
 
     found = fit_logistic(x_RF, battles.outcome_R, battles.weight_R, ridge_F)

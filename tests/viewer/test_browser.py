@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import HOSTILE, fake_record, fake_run, start, write_built, write_held_out, write_records
+from fake_run import (
+    HOSTILE,
+    fake_record,
+    fake_run,
+    run_with_annotations,
+    start,
+    write_built,
+    write_held_out,
+    write_records,
+)
 
+from metareward.report.write import write_report
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
@@ -23,6 +36,7 @@ from metareward.types import Candidate, Judgment, Message, Prompt, PromptRecord,
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("METAREWARD_CHROMIUM") or shutil.which("chromium")
 PICTURES = os.environ.get("METAREWARD_PICTURES")
+A4_WIDTH = 688  # CSS pixels between margins of 14 mm
 
 
 @dataclass
@@ -111,6 +125,22 @@ def page(chromium: Any, site: Site) -> Iterator[Any]:
     assert [each for each in site.complaints if "404" not in each] == []
 
 
+@pytest.fixture(scope="module")
+def reports(site: Site) -> dict[str, Path]:
+    """The reports of the finished, half-done and hostile run, and of one with every kind of table."""
+    rich = run_with_annotations(site.runs["whole"].path.with_name("rich"))
+    for t in (1, 2):
+        path = rich.iteration(t).evaluation / "model.json"
+        win = {"judge": "oracle", "win_rate": 62.5, "low": 55.0, "high": 70.0, "wins": 9, "losses": 4, "draws": 1}
+        win |= {"length_adjusted": 58.0, "length_adjusted_error": 3.24, "left_out": 2, "p_value": 0.003}
+        paired = {"mean": 0.591, "low": 0.401, "high": 0.699, "n": 300}
+        measured = {"differences": {"answer_quality": paired, "answer_perfect": paired}}
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({**told, **measured, "win_rates": [{"against": f"M{n}", **win} for n in range(t)]}))
+    runs = {name: site.runs[name] for name in ("whole", "half", "hostile")} | {"rich": rich}
+    return {f"report-{name}": write_report(run) for name, run in runs.items()}
+
+
 FLIPPED = fake_record(1, 0).prompt.id
 PAGES = {
     "overview": "/",
@@ -133,6 +163,12 @@ PAGES = {
 }
 
 
+def serious(found: Any) -> list[str]:
+    """axe's faults that are serious or critical."""
+    bad = [each for each in found.response["violations"] if each["impact"] in ("serious", "critical")]
+    return [f"{each['id']}: {each['nodes'][0]['html'][:150]}" for each in bad]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_fit_are_accessible_and_log_no_error(chromium: Any, site: Site, width: int, scheme: str) -> None:
@@ -145,12 +181,7 @@ def test_pages_fit_are_accessible_and_log_no_error(chromium: Any, site: Site, wi
         for details in page.locator("details").all():
             details.evaluate("each => { each.open = true; }")
         beyond = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        found = axe.run(page).response["violations"]
-        faults = [
-            f"{each['id']}: {each['nodes'][0]['html'][:150]}"
-            for each in found
-            if each["impact"] in ("serious", "critical")
-        ]
+        faults = serious(axe.run(page))
         if beyond > 0 or faults:
             problems.append((name, beyond, faults))
         if PICTURES:
@@ -158,6 +189,51 @@ def test_pages_fit_are_accessible_and_log_no_error(chromium: Any, site: Site, wi
     page.context.close()
     assert problems == []
     assert [each for each in site.complaints if "404" not in each] == []
+
+
+CUT = """() => [...document.querySelectorAll("body *")].filter(each => {
+  const style = getComputedStyle(each), box = each.getBoundingClientRect();
+  return (each.scrollWidth > each.clientWidth + 1 && style.overflowX !== "visible" && each.clientWidth > 0)
+    || box.right > document.documentElement.clientWidth + 1;
+}).map(each => `${each.tagName} ${each.getAttribute("class")} ${each.textContent.trim().slice(0, 40)}`)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_a_report_is_cut_or_inaccessible(
+    chromium: Any, site: Site, reports: dict[str, Path], width: int, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    site.complaints.clear()
+    page = opened(chromium, site, width, scheme)
+    problems = []
+    for name, path in reports.items():
+        page.goto(path.as_uri())
+        for details in page.locator("details").all():
+            details.evaluate("each => { each.open = true; }")
+        cut = page.evaluate(CUT)
+        faults = serious(axe.run(page))
+        if cut or faults:
+            problems.append((name, cut, faults))
+        if PICTURES and "hostile" not in name:  # whose answer of a megabyte makes a picture of a million lines
+            page.screenshot(path=Path(PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
+    page.context.close()
+    assert problems == []
+    assert [each for each in site.complaints if "404" not in each] == []
+
+
+def test_a_report_is_printed_whole_and_in_light_colours(chromium: Any, site: Site, reports: dict[str, Path]) -> None:
+    page = opened(chromium, site, A4_WIDTH, "dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    for name, path in reports.items():
+        page.goto(path.as_uri())
+        assert page.evaluate(CUT) == [], name
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 28, 30)"
+        printed = page.pdf(prefer_css_page_size=True)
+        assert printed.startswith(b"%PDF")
+        if PICTURES:
+            (Path(PICTURES) / f"{name}.pdf").write_bytes(printed)
+    page.context.close()
 
 
 def test_from_the_overview_to_a_meta_judgment_by_mouse(page: Any) -> None:
@@ -266,3 +342,65 @@ def test_no_script_of_a_model_runs(page: Any, site: Site) -> None:
     assert "<script>alert" in page.locator("#answer-0 .text").first.inner_text()
     page.get_by_role("link", name="the whole text").click()
     assert len(page.locator(".text").text_content()) == 1_000_000
+
+
+@dataclass
+class Commands:
+    """``metareward`` commands in ``folder``, ended after the test."""
+
+    folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        code = "from metareward.cli.main import main; main()"
+        shown = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.started.append(
+            subprocess.Popen([sys.executable, "-c", code, *words], cwd=self.folder, text=True, **shown)  # type: ignore[call-overload]
+        )
+        return self.started[-1]
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    made = Commands(tmp_path)
+    yield made
+    for each in made.started:
+        each.kill()
+        each.wait()
+
+
+def test_a_real_run_is_followed_from_its_start_to_its_report(chromium: Any, commands: Commands) -> None:
+    """`metareward run` and `metareward view` as a user starts them; no page is loaded by hand while the run goes on."""
+    sizes = {"prompts.per_iteration": 60, "prompts.held_out": 12, "answers.k": 3, "judgments.n": 3}
+    changes = [f"--set={name}={value}" for name, value in (sizes | {"benchmarks": "[]"}).items()]
+    run = commands.start("run", "pocket", *changes, "--out", "live")
+    folder = commands.folder / "live"
+    while not (folder / "resolved.json").is_file():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.2)
+    viewer = commands.start("view", "live", "--cache", "cache")
+    assert viewer.stdout is not None
+    address = viewer.stdout.readline().strip()
+    complaints: list[str] = []
+    page = chromium.new_page()
+    page.set_default_timeout(200_000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    overview = page.context.new_page()
+    overview.set_default_timeout(200_000)
+    overview.goto(page.url)
+    page.get_by_role("link", name="Iteration 1").first.click()
+    marked = "() => { window.stays = true; }"
+    page.evaluate(marked), overview.evaluate(marked)
+    page.wait_for_function("document.querySelectorAll('a.row').length > 3")
+    some = page.locator("a.row").count()
+    page.wait_for_function("count => document.querySelectorAll('a.row').length > count", arg=some)
+    overview.wait_for_selector("td[data-label='Actor pairs'] a")  # iteration 1's pairs are built
+    assert page.evaluate("window.stays") and overview.evaluate("window.stays")
+    page.locator("a.row").first.click()
+    page.wait_for_selector("text=everything here was generated by M0")
+    told, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, told
+    overview.wait_for_function("document.querySelectorAll(\"td[data-label='Actor pairs'] a\").length === 4")
+    assert overview.evaluate("window.stays") and complaints == []
+    page.context.close(), overview.context.close()

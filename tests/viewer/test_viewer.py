@@ -11,6 +11,7 @@ from dataclasses import replace
 from html import unescape
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from fake_run import (
@@ -27,6 +28,7 @@ from fake_run import (
 from starlette.testclient import TestClient
 
 from metareward.errors import UserError
+from metareward.evaluation.worlds import oracle_of
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
@@ -288,6 +290,44 @@ def test_two_models_are_compared_by_prompt(client: TestClient) -> None:
     for query in ("a=0.7&b=0.1", "a=0", "metric=best", "sort=best"):
         assert client.get(f"/compare?{query}").status_code == 404
     assert client.get("/run/0/held-out?metric=best").status_code == 404
+
+
+def test_two_runs_are_compared_on_the_prompts_of_an_iteration(tmp_path: Path) -> None:
+    """The same prompts with answers that are a word longer; one id is of another prompt there, one is missing."""
+    asked = Prompt("asked", (Message("user", "Name 3 colours."),))
+    before = [*records(), replace(fake_record(1, 0), prompt=asked)]
+    after = []
+    for record in before[1:]:
+        answers = [replace(answer, text=f"Indeed {answer.text}") for answer in record.candidates_K]
+        after.append(replace(record, candidates_K=tuple(answers)))
+    after[0] = replace(after[0], prompt=Prompt(after[0].prompt.id, (Message("user", "Something else?"),)))
+    folders = [start(tmp_path / name) for name in ("one", "other")]
+    for folder, written in zip(folders, (before, after), strict=True):
+        write_records(folder, 1, written)
+    viewed = [ViewedRun(number, folder.path, tmp_path / "cache") for number, folder in enumerate(folders)]
+    for each in viewed:
+        each.refresh()
+    client = client_of(*viewed)
+    html = client.get("/compare?on=prompts&metric=chars").text
+    assert "M0 in iteration 1 of other" in html and "1 id stands for different prompts" in html
+    assert f"over {PROMPTS - 1} prompts" in html and html.count("+7.0") >= PROMPTS - 1
+    side = client.get(f"/compare/prompt?on=prompts&a=0.1&b=1.1&id={after[3].prompt.id}").text
+    assert side.count("<mark>Indeed") == 1 and "all of it" in side
+    oracle = oracle_of("pocket", 0, 5)
+    assert oracle is not None
+    truth = fmean(oracle.answer_score(asked, each.text) for each in before[-1].candidates_K)
+    told = client.get("/compare?on=prompts&metric=truth&a=0.1&b=1.1").text
+    assert f"over 1 prompt: {truth:.2f} and" in told
+    for query in ("on=prompts&a=0.0", "on=prompts&metric=anchor_score", "on=elsewhere"):
+        assert client.get(f"/compare?{query}").status_code == 404
+
+
+def test_pages_of_a_run_whose_index_is_not_made_yet(run: RunDir, tmp_path: Path) -> None:
+    viewed = ViewedRun(0, run.path, tmp_path / "cache")
+    viewed.begin()
+    listed = client_of(viewed).get("/run/0/prompts?t=1")
+    assert listed.status_code == 200 and "No prompt of this iteration" in listed.text
+    assert client_of(viewed).get("/").status_code == 200
 
 
 HOSTS = {"localhost": 200, "127.0.0.1:8000": 200, "[::1]:80": 200, "evil.example": 403, "localhost.evil.example": 403}

@@ -32,25 +32,36 @@ from metareward.storage.records import record_from_json
 from metareward.storage.run_dir import IterationDir, RunDir
 from metareward.storage.store import RecordStore
 from metareward.text import fold
-from metareward.types import Candidate, Dispute, Dropped, Messages, PairKind, PreferencePair, PromptRecord, Tied, Won
+from metareward.types import (
+    Candidate,
+    Dispute,
+    Dropped,
+    Messages,
+    PairKind,
+    PreferencePair,
+    Prompt,
+    PromptRecord,
+    Tied,
+    Won,
+)
 
-_LAYOUT = 1
+_LAYOUT = 2
 _BATCH = 20  # records between two commits
 TITLE_CHARS = 300
 _TABLES = f"""
 CREATE TABLE source (name TEXT PRIMARY KEY, state TEXT NOT NULL, row INTEGER NOT NULL, count INTEGER NOT NULL,
     total INTEGER NOT NULL, problem TEXT, inode INTEGER NOT NULL);
 CREATE TABLE prompt (id INTEGER PRIMARY KEY AUTOINCREMENT, t INTEGER NOT NULL, key TEXT NOT NULL, title TEXT NOT NULL,
-    problem TEXT, failed INTEGER NOT NULL DEFAULT 0, answers INTEGER, judgments INTEGER, unreadable INTEGER,
-    metas INTEGER, unreadable_metas INTEGER, means TEXT, best REAL, worst REAL, lost_best INTEGER, cut_off INTEGER,
-    flipped INTEGER, first_wins INTEGER, second_wins INTEGER, chars REAL,
-    actor TEXT, actor_margin REAL, judge TEXT, judge_margin REAL, UNIQUE (t, key));
+    digest TEXT, problem TEXT, failed INTEGER NOT NULL DEFAULT 0, answers INTEGER, judgments INTEGER,
+    unreadable INTEGER, metas INTEGER, unreadable_metas INTEGER, means TEXT, best REAL, worst REAL,
+    lost_best INTEGER, cut_off INTEGER, flipped INTEGER, first_wins INTEGER, second_wins INTEGER, chars REAL,
+    score REAL, truth REAL, actor TEXT, actor_margin REAL, judge TEXT, judge_margin REAL, UNIQUE (t, key));
 CREATE TABLE text (id INTEGER PRIMARY KEY, folded TEXT NOT NULL);
 CREATE VIRTUAL TABLE word USING fts5 (judgments, content='', detail=none, columnsize=0);
 CREATE TABLE outcome (t INTEGER, kind TEXT, key TEXT, pair INTEGER, document TEXT, PRIMARY KEY (t, kind, key))
     WITHOUT ROWID;
-CREATE TABLE held_out (t INTEGER, key TEXT, title TEXT NOT NULL, folded TEXT NOT NULL, problem TEXT, score REAL,
-    truth REAL, anchor_score REAL, chars REAL, unreadable INTEGER, PRIMARY KEY (t, key));
+CREATE TABLE held_out (t INTEGER, key TEXT, title TEXT NOT NULL, digest TEXT, folded TEXT NOT NULL, problem TEXT,
+    score REAL, truth REAL, anchor_score REAL, chars REAL, unreadable INTEGER, PRIMARY KEY (t, key));
 PRAGMA user_version = {_LAYOUT};
 """
 _OUTCOMES: dict[bool, TypeAdapter[PreferencePair] | TypeAdapter[Dropped]] = {
@@ -270,13 +281,15 @@ class _RecordRows:
     def __init__(self, connection: sqlite3.Connection, t: int, recipe: Recipe) -> None:
         self._connection, self._t = connection, t
         self._min_valid = pairs_rules(recipe, t).min_valid
+        self._oracle = _oracle(recipe)
 
     def add(self, key: str, document: str) -> None:
         """Add one record; of one that can't be read the reason."""
         self._connection.execute("DELETE FROM prompt WHERE t = ? AND key = ?", (self._t, key))
         try:
             record = record_from_json(document)
-            row = {"title": _title(record.prompt.messages), **_figures(record, self._min_valid)}
+            row = {**_named(record.prompt), **_figures(record, self._min_valid)}
+            row["truth"] = _truth(self._oracle, record.prompt, record.candidates_K)
         except (UserError, ValueError) as error:
             row = {"title": "", "problem": " ".join(str(error).split())}
             self._insert(key, row)
@@ -297,6 +310,25 @@ class _RecordRows:
         done = self._connection.execute(f"INSERT INTO prompt ({names}) VALUES ({marks})", (self._t, key, *row.values()))
         assert done.lastrowid is not None
         return done.lastrowid
+
+
+def _named(prompt: Prompt) -> dict[str, str]:
+    """The beginning of the last message, and what tells the conversation from another one."""
+    text = json.dumps([[message.role, message.content] for message in prompt.messages])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"title": _title(prompt.messages), "digest": digest}
+
+
+def _oracle(recipe: Recipe) -> Oracle | None:
+    return oracle_of(recipe.prompts.source, recipe.judgments.min_score, recipe.judgments.max_score)
+
+
+def _truth(oracle: Oracle | None, prompt: Prompt, answers: tuple[Candidate, ...]) -> float | None:
+    """The mean true score of the answers; None without an oracle, and for a prompt that it doesn't know."""
+    try:
+        return None if oracle is None else mean_or_none([oracle.answer_score(prompt, each.text) for each in answers])
+    except ValueError:
+        return None
 
 
 def _title(messages: Messages) -> str:
@@ -323,6 +355,7 @@ def _figures(record: PromptRecord, min_valid: int) -> dict[str, object]:
         "lost_best": int(lost),
         "cut_off": sum(answer.finish == "length" for answer in answers),
         "chars": mean_or_none([len(answer.text) for answer in answers]),
+        "score": mean_score(answers),
         **(_battles(record.dispute) if record.dispute else {"metas": 0, "unreadable_metas": 0, "flipped": 0}),
     }
 
@@ -345,28 +378,24 @@ class _HeldOutRows:
 
     def __init__(self, connection: sqlite3.Connection, t: int, recipe: Recipe) -> None:
         self._connection, self._t = connection, t
-        self._oracle: Oracle | None = oracle_of(
-            recipe.prompts.source, recipe.judgments.min_score, recipe.judgments.max_score
-        )
+        self._oracle = _oracle(recipe)
 
     def add(self, key: str, document: str) -> None:
         """Add one record; of one that can't be read the reason."""
         try:
             record = held_out_from_json(document)
         except UserError as error:
-            values: tuple[object, ...] = (self._t, key, "", "", str(error), None, None, None, None, None)
+            values: tuple[object, ...] = (self._t, key, "", None, "", str(error), None, None, None, None, None)
         else:
             texts = [message.content for message in record.prompt.messages] + [each.text for each in record.own]
-            truths = (
-                [self._oracle.answer_score(record.prompt, each.text) for each in record.own] if self._oracle else []
-            )
+            named, truth = _named(record.prompt), _truth(self._oracle, record.prompt, record.own)
             values = (
-                *(self._t, key, _title(record.prompt.messages), fold("\n".join([key, *texts])).text, None),
-                *(mean_score(record.own), mean_or_none(truths), mean_score(record.anchors_K)),
+                *(self._t, key, named["title"], named["digest"], fold("\n".join([key, *texts])).text, None),
+                *(mean_score(record.own), truth, mean_score(record.anchors_K)),
                 mean_or_none([len(each.text) for each in record.own]),
                 sum(judgment.reading.kind != "scored" for each in record.own for judgment in each.judgments_N),
             )
-        self._connection.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._connection.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def mean_score(answers: tuple[Candidate, ...]) -> float | None:

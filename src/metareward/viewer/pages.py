@@ -136,7 +136,7 @@ class Pages:
 
 
 def warm_up() -> None:
-    """Compile all templates, so that the first page isn't slower than others."""
+    """Compile all templates, so that the first page of each kind isn't slower than others."""
     environment = _environment()
     for name in environment.list_templates(extensions=["j2"]):
         environment.get_template(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from metareward.storage.records import find_record
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.text import one_line
+from metareward.types import PromptRecord
 from metareward.viewer.index import Index, Source, read_held_out
 
 _EVERY_SECONDS = 2.0
@@ -56,15 +57,27 @@ class ViewedRun:
         self.state = State(0, None, None, (), True)
         self._closed = False
 
+    def begin(self) -> None:
+        """Read the recipe, so that pages can be shown before `refresh` has made the index."""
+        self._note(self.state.version, *self._read_recipe(), True)
+
+    def _read_recipe(self) -> tuple[Recipe | None, str | None]:
+        """(the recipe, why it can't be read); the recipe that was read before, where the file is damaged."""
+        try:
+            if self.run.resolved.is_file():
+                return load_recipe(str(self.run.resolved)), None
+        except UserError as error:
+            return self.state.recipe, one_line(str(error))
+        except OSError as error:
+            return self.state.recipe, one_line(f"{self.run.path}: can't be read: {error}")
+        missing = f"{self.run.resolved.name} is missing"
+        return None, f"{self.run.path}: this is no run folder, or nothing is made yet ({missing})"
+
     def refresh(self) -> None:
         """Read what is new in the run folder. Problems become the state's, never an exception."""
-        recipe, problem, changed = self.state.recipe, None, False
+        (recipe, problem), changed = self._read_recipe(), False
         try:
-            recipe = load_recipe(str(self.run.resolved)) if self.run.resolved.is_file() else None
-            if recipe is None:
-                missing = f"{self.run.resolved.name} is missing"
-                problem = f"{self.run.path}: this is no run folder, or nothing is made yet ({missing})"
-            else:
+            if recipe is not None and problem is None:
                 self._note(self.state.version, recipe, None, True)
                 changed = self.index.refresh(recipe, lambda: self._closed)
         except UserError as error:
@@ -98,16 +111,20 @@ class ViewedRun:
             raise UserError(self.state.problem or f"{self.run.path}: still being read; fix: load the page again")
         return self.state.recipe
 
+    def record(self, t: int, key: str) -> PromptRecord | None:
+        """A prompt's record, None if there is none. Raises `UserError` for one that can't be read."""
+        if not 1 <= t <= len(self.recipe.iterations) or not self.run.iteration(t).records.is_file():
+            return None
+        with RecordStore.read(self.run.iteration(t).records, immutable=True) as store:
+            return find_record(store, key)
+
     def facts(self) -> Run:
         """The run's results. Raises `UserError` for files that can't be read."""
         return gather(self.run)
 
     def trace(self, t: int, key: str) -> PromptTrace | None:
         """The trace of a prompt, None if there is no record. Raises `UserError` for one that can't be read."""
-        if not 1 <= t <= len(self.recipe.iterations) or not self.run.iteration(t).records.is_file():
-            return None
-        with RecordStore.read(self.run.iteration(t).records, immutable=True) as store:
-            record = find_record(store, key)
+        record = self.record(t, key)
         if record is None:
             return None
         rules, dispute = pairs_rules(self.recipe, t), record.dispute
@@ -147,10 +164,10 @@ def open_runs(paths: Sequence[Path], cache: Path, annotations: Path | None = Non
 
 
 class Watcher:
-    """Refreshes runs in a thread, at once and then every two seconds."""
+    """Refreshes runs in a thread, at once and then every two seconds. ``then`` is called after the first time."""
 
-    def __init__(self, runs: Sequence[ViewedRun]) -> None:
-        self._runs, self._stop = runs, threading.Event()
+    def __init__(self, runs: Sequence[ViewedRun], then: Callable[[], None] = lambda: None) -> None:
+        self._runs, self._then, self._stop = runs, then, threading.Event()
         self._thread = threading.Thread(target=self._watch, name="index", daemon=True)
 
     def start(self) -> None:
@@ -165,7 +182,10 @@ class Watcher:
         self._thread.join(timeout=10)
 
     def _watch(self) -> None:
-        while not self._stop.is_set():
+        for run in self._runs:
+            run.refresh()
+        if not self._stop.is_set():
+            self._then()
+        while not self._stop.wait(_EVERY_SECONDS):
             for run in self._runs:
                 run.refresh()
-            self._stop.wait(_EVERY_SECONDS)

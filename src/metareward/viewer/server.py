@@ -74,7 +74,7 @@ class Site:
         return HTMLResponse(self._models.prompt(self._run(request), _parameter(request, "id")))
 
     def compare(self, request: Request) -> Response:
-        """Two models, of one run or two, on the same held-out prompts."""
+        """Two models, of one run or two, on the same prompts."""
         return HTMLResponse(self._models.compare(CompareQuery.parse(request.url.query)))
 
     def side_by_side(self, request: Request) -> Response:
@@ -82,7 +82,7 @@ class Site:
         query = CompareQuery.parse(request.url.query)
         if query.a is None or query.b is None:
             raise UserError("the address names no two models; fix: follow a link of the comparison")
-        return HTMLResponse(self._models.side_by_side(query.a, query.b, _parameter(request, "id")))
+        return HTMLResponse(self._models.side_by_side(query, _parameter(request, "id")))
 
     def export(self, request: Request) -> Response:
         """A selection, or one prompt, as one file."""
@@ -167,8 +167,9 @@ def application(
 
     @asynccontextmanager
     async def watched(_: Starlette) -> AsyncIterator[None]:
-        warm_up()
-        watcher = Watcher(runs)
+        for run in runs:
+            run.begin()
+        watcher = Watcher(runs, warm_up)
         watcher.start()
         try:
             yield

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
 import pytest
-from run_folders import HELD_OUT, experiment, model_folder, small_run
+from run_folders import HELD_OUT, PROMPTS, experiment, model_folder, small_run
 from scripted_models import reply
 from typer.testing import CliRunner
 
@@ -28,13 +29,15 @@ def longer(messages: Messages, sampling: Sampling, index: int) -> str:
     return f"Indeed {reply(messages, sampling, index)}"
 
 
-def evaluated(folder: Path, out: str, *changes: str, weights: str = "m1") -> Experiment:
+def evaluated(
+    folder: Path, out: str, *changes: str, weights: str = "m1", generates: Callable[..., str] = reply
+) -> Experiment:
     """A run with M0 and M1 evaluated and the pairs of iteration 1; M1 writes longer where it has other weights."""
     of = experiment(folder, *changes, out=out)
     with of.run.lock():
         of.begin("name: scripted\n")
     asyncio.run(stages.evaluate_model(of, 0, ScriptedEngine(reply), SILENT))
-    asyncio.run(stages.generate(of, 1, ScriptedEngine(reply), SILENT))
+    asyncio.run(stages.generate(of, 1, ScriptedEngine(generates), SILENT))
     stages.make_pairs(of, 1)
     model_folder(of.model(1), weights)
     engine = ScriptedEngine(reply if weights == "m1" else longer)
@@ -52,7 +55,7 @@ def test_runs_are_compared_by_recipe_and_on_the_same_prompts(tmp_path: Path) -> 
     b = evaluated(tmp_path, "b", "training.beta=0.3", "name=other", weights="other")
     found = compare_runs(a.run, b.run)
     assert found.recipe == ("training.beta (0.1 -> 0.3)",)
-    assert found.notes == ("The same in both runs: M0.",)
+    assert found.notes == ("The same in both runs: M0.", "Iteration 1: the same records of 8 prompts in both runs.")
     assert list(found.outcomes) == ["Answer length (characters)"]
     (compared,) = found.outcomes["Answer length (characters)"]
     assert (compared.a, compared.b, compared.found.n_prompts) == ("M1 of a", "M1 of b", HELD_OUT)
@@ -61,6 +64,15 @@ def test_runs_are_compared_by_recipe_and_on_the_same_prompts(tmp_path: Path) -> 
     assert found.beside["Pairs"]["iteration 1: actor pairs"]["first"] == len_pairs(a)
     assert {"readable_judgments, M1"} <= found.beside["Judge health, by model"].keys()
     assert found.beside["Cost, in seconds"].keys() == {"evaluating", "generating", "total"}
+
+
+def test_runs_are_compared_on_the_prompts_of_an_iteration(tmp_path: Path) -> None:
+    a, b = evaluated(tmp_path, "a"), evaluated(tmp_path, "b", generates=longer)
+    found = compare_runs(a.run, b.run)
+    assert found.notes == ("The same in both runs: M0, M1.",)
+    (compared,) = found.outcomes["Prompts of the iterations: Answer length (characters)"]
+    assert (compared.a, compared.b) == ("M0 in iteration 1 of a", "M0 in iteration 1 of b")
+    assert compared.found.n_prompts == PROMPTS and compared.found.difference == pytest.approx(7.0)
 
 
 def len_pairs(of: Experiment) -> int:

@@ -42,7 +42,7 @@ def compare_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all numbers.")] = False,
 ) -> None:
-    """Compare two runs: what differs in their recipes, and in their models on the same held-out prompts."""
+    """Compare two runs: what differs in their recipes, and in their models on the same prompts."""
     from metareward.cli.evaluate import tables_text
     from metareward.pipeline.compare_runs import compare_runs, plot_runs
     from metareward.storage.run_dir import RunDir

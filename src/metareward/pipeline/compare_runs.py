@@ -1,8 +1,8 @@
-"""``metareward compare``: two runs by recipe and by outcome, model by model on the same held-out prompts. No judge.
+"""``metareward compare``: two runs by recipe and by outcome, model by model on the same prompts. No judge.
 
 Differences are the second run's minus the first's, paired by prompt, with intervals and p-values of
-`metareward.method.paired`: of the answers' figures, and of the benchmarks that both runs have. Figures of the judge,
-pairs and times stand side by side.
+`metareward.method.paired`: of the answers' figures on held-out prompts and on the prompts of each iteration, and of the
+benchmarks that both runs have. Figures of the judge, pairs and times stand side by side.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from metareward.method.gates import GATES
 from metareward.pipeline.changes import differences, read_json
 from metareward.report.facts import Run, evaluated_digest, gather, read_figures
 from metareward.report.tables import metric_for
+from metareward.storage.records import find_record
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import stage_seconds
 from metareward.storage.serialization import flatten
 from metareward.storage.store import RecordStore
+
+_Pair = tuple[str, list[PromptScores], str, list[PromptScores]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ def compare_runs(first: RunDir, second: RunDir) -> RunComparison:
     same, other = _evaluated(runs, facts)
     notes = [f"The same in both runs: {', '.join(f'M{t}' for t in same)}."] if same else []
     outcomes = _held_out(runs, facts, names, other, notes)
+    outcomes |= _annotated(runs, facts, names, notes)
     outcomes |= _benchmarks(runs, facts, names, other, notes)
     return RunComparison(
         *names,
@@ -114,7 +118,7 @@ def _held_out(
     runs: Sequence[RunDir], facts: Sequence[Run], names: Sequence[str], other: Sequence[int], notes: list[str]
 ) -> dict[str, tuple[ModelComparison, ...]]:
     """The answers' metrics of the models ``other``, on the prompts that both runs have."""
-    pairs: dict[str, list[tuple[str, list[PromptScores], str, list[PromptScores]]]] = {}
+    pairs: dict[str, list[_Pair]] = {}
     for t in other:
         records = [_records(run, t) for run in runs]
         same = {each.prompt for each in records[0]} & {each.prompt for each in records[1]}
@@ -128,13 +132,67 @@ def _held_out(
         for metric in (name for name in values[0] if name in values[1]):
             a, b = ([PromptScores(f"M{t}", dict(each[metric]), kind=metric)] for each in values)
             pairs.setdefault(metric, []).append((f"M{t} of {names[0]}", a, f"M{t} of {names[1]}", b))
+    return _compared(pairs, "")
+
+
+def _compared(pairs: Mapping[str, list[_Pair]], title: str) -> dict[str, tuple[ModelComparison, ...]]:
+    """The comparisons of each metric that differs on some prompt, answer quality first."""
     order = sorted(pairs, key=lambda metric: metric != "answer_quality")
-    compared = {metric_for(metric).label: compare_models(pairs[metric]) for metric in order}
+    compared = {f"{title}{metric_for(metric).label}": compare_models(pairs[metric]) for metric in order}
     return {
         label: found
         for label, found in compared.items()
         if any(each.found.equal < each.found.n_prompts for each in found)
     }
+
+
+def _annotated(
+    runs: Sequence[RunDir], facts: Sequence[Run], names: Sequence[str], notes: list[str]
+) -> dict[str, tuple[ModelComparison, ...]]:
+    """The metrics of all answers to the prompts of each iteration, on the prompts that both runs have."""
+    pairs: dict[str, list[_Pair]] = {}
+    for t in range(1, min(len(each.iterations) for each in facts)):
+        if not all(each.iterations[t].generated for each in facts):
+            continue
+        values, common, changed = _annotated_values(runs, facts, t)
+        if not common:
+            notes.append(f"Iteration {t}: no prompt in common.")
+        elif not changed:
+            notes.append(f"Iteration {t}: the same records of {common} prompts in both runs.")
+        else:
+            for metric in (name for name in values[0] if name in values[1]):
+                a, b = ([PromptScores(f"M{t - 1}", each[metric], kind=metric)] for each in values)
+                of = f"M{t - 1} in iteration {t} of"
+                pairs.setdefault(metric, []).append((f"{of} {names[0]}", a, f"{of} {names[1]}", b))
+    return _compared(pairs, "Prompts of the iterations: ")
+
+
+def _annotated_values(
+    runs: Sequence[RunDir], facts: Sequence[Run], t: int
+) -> tuple[list[dict[str, dict[str, float]]], int, int]:
+    """Each run's metrics by prompt of iteration ``t``; how many prompts both have; of how many the records differ.
+
+    One prompt's records are in memory at a time, and none is decoded where all are the same, as in a fork.
+    """
+    values: list[dict[str, dict[str, float]]] = [{}, {}]
+    with (
+        RecordStore.read(runs[0].iteration(t).records) as first,
+        RecordStore.read(runs[1].iteration(t).records) as second,
+    ):
+        keys = sorted(first.keys() & second.keys())
+        changed = sum(first.get(key) != second.get(key) for key in keys)
+        common = 0 if changed else len(keys)
+        for key in keys if changed else ():
+            found = [find_record(store, key) for store in (first, second)]
+            if found[0] is None or found[1] is None or found[0].prompt != found[1].prompt:
+                continue
+            common += 1
+            for those, each, record in zip(values, facts, found, strict=True):
+                assert record is not None
+                answers = HeldOut(record.prompt, record.candidates_K, (), ())
+                for metric, by_prompt in answer_values([answers], _oracle(each.recipe)).items():
+                    those.setdefault(metric, {}).update(by_prompt)
+    return values, common, changed
 
 
 def _evaluated(runs: Sequence[RunDir], facts: Sequence[Run]) -> tuple[list[int], list[int]]:

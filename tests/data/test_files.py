@@ -269,6 +269,12 @@ def test_a_name_is_a_path_or_a_file_of_a_hub(tmp_path: Path) -> None:
         resolve_file("hub:owner/name")
 
 
+def test_an_example_is_one_of_those_that_ship() -> None:
+    assert resolve_files("example:everyday") == (resolve_file("example:everyday"),)
+    with pytest.raises(UserError, match="example:x: no such example; fix: name example:everyday or example:pocket"):
+        resolve_file("example:x")
+
+
 # --- the hub ---
 
 

@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from made_up import ranked_trees
 
+from metareward.data.prompts import load_prompts
 from metareward.data.ranked import RankedAnswer, RankedPrompt, RankedSet, read_ranked
 from metareward.errors import UserError
+from metareward.pocket.tasks import is_held_out
+from metareward.pocket.world import check_answer
 from metareward.types import Message, Prompt
 
 ASK = (Message("user", "Why?"),)
@@ -173,3 +176,38 @@ def test_a_flat_export_of_whole_trees(tmp_path: Path) -> None:
     assert all(each.is_comparable and each.best.rank == 0 for each in every.prompts)
     assert (len(first.prompts), first.skipped) == (12, {"a later turn": 12})
     assert len({each.group for each in every.prompts}) == len({each.group for each in first.prompts}) == 12
+
+
+# --- the examples that ship with the package ---
+
+
+def longer_wins(ranked: RankedSet) -> float:
+    """The share of comparisons in which the better answer is the longer one."""
+    pairs = [(a, b) for each in ranked.prompts for a in each.answers for b in each.answers if a.rank < b.rank]
+    return sum(len(a.text) > len(b.text) for a, b in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize(("name", "count"), [("everyday", 64), ("pocket", 160)])
+def test_examples_rank_three_answers_to_each_prompt(name: str, count: int) -> None:
+    ranked = read_ranked(f"example:{name}")
+    assert len(ranked.prompts) == len({each.group for each in ranked.prompts}) == count and not ranked.skipped
+    for each in ranked.prompts:
+        assert sorted(answer.rank for answer in each.answers) == [0, 1, 2]
+        assert len({answer.text for answer in each.answers}) == 3
+    firsts = [each.answers[0].rank for each in ranked.prompts]
+    assert all(0.2 < firsts.count(rank) / count < 0.5 for rank in (0, 1, 2))  # the place tells nothing
+    assert [each.messages for each in load_prompts(f"example:{name}")] == [
+        each.prompt.messages for each in ranked.prompts
+    ]
+
+
+def test_in_the_everyday_example_length_tells_little() -> None:
+    assert 0.4 < longer_wins(read_ranked("example:everyday")) < 0.6
+
+
+def test_the_pocket_example_has_the_oracle_s_order_and_nothing_held_out() -> None:
+    for each in read_ranked("example:pocket").prompts:
+        instruction = each.prompt.messages[0].content
+        assert not is_held_out(instruction)
+        scores = [check_answer(instruction, answer.text).score for answer in sorted(each.answers, key=lambda a: a.rank)]
+        assert scores[0] > scores[1] > scores[2]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
 import datasets
 import pytest
+from typer.testing import CliRunner
 
+from metareward.cli.main import app
 from metareward.data.prompts import parse_prompt
 from metareward.data.propose import LIMITS, SAMPLING, DropReason
 from metareward.data.seed_sets import RejectReason
@@ -89,6 +92,19 @@ def test_every_reason_is_explained() -> None:
     named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", section("New prompts"), re.MULTILINE))))
     assert named == set(get_args(DropReason))
     assert all(f"`{reason}`" in section("Seed sets") for reason in get_args(RejectReason))
+
+
+@pytest.mark.slow
+def test_what_ships_can_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed sets from the packaged example, judged by the packaged model, and a training on them: as the page says."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"With what ships, .*?```sh\n(.*?)```", section("Seed sets"), re.DOTALL)
+    for line in block.splitlines():
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, (line, done.output, done.exception)
+    eft = (tmp_path / "seeds/eft.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = json.loads((tmp_path / "trained/model/lineage.json").read_text(encoding="utf-8"))["steps"]
+    assert f"({len(eft)} judgments agree with the ranks; {steps} steps)" in section("Seed sets")
 
 
 def test_the_numbers_are_the_code_s() -> None:

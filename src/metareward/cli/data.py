@@ -29,7 +29,11 @@ _Network = Annotated[bool, typer.Option("--network", help="Allow downloads of hu
 # The options of `seed build`.
 _Ranked = Annotated[
     str | None,
-    typer.Option("--ranked", metavar="SOURCE", help="Ranked or labelled answers: a file, a folder, or hub:OWNER/NAME."),
+    typer.Option(
+        "--ranked",
+        metavar="SOURCE",
+        help="Ranked or labelled answers: a file, a folder, example:NAME or hub:OWNER/NAME.",
+    ),
 ]
 _Verifier = Annotated[
     str | None,
@@ -207,7 +211,9 @@ def prompts_propose_command(
     recipe: _RecipeName,
     seeds: Annotated[
         str,
-        typer.Option("--seeds", metavar="SOURCE", help="Human-written: a file, a folder, or hub:OWNER/NAME."),
+        typer.Option(
+            "--seeds", metavar="SOURCE", help="Human-written: a file, a folder, example:NAME or hub:OWNER/NAME."
+        ),
     ],
     count: Annotated[int, typer.Option("--count", min=1, help="How many new prompts.")],
     out: _Out,

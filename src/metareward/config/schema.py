@@ -48,7 +48,7 @@ class PromptSettings(Section):
     """Where prompts come from."""
 
     source: Text = Field(
-        description="Prompts in a file, folder or hub:OWNER/NAME; 'pocket', 'constraints': worlds with an oracle"
+        description="A file, folder, hub:OWNER/NAME or example:NAME; 'pocket', 'constraints': worlds with an oracle"
     )
     field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
     network: bool = Field(

@@ -1,9 +1,10 @@
 """Data files: from a name (a file, folder, pattern or Hugging Face data set) to paths, and from a path to rows.
 
     FILE.jsonl  FILE.json  FILE.parquet  FILE.csv  FILE.txt      hub:OWNER/NAME
-    FOLDER      FOLDER/train-*.parquet                           hub:OWNER/NAME/data/train-*.parquet
+    FOLDER      FOLDER/train-*.parquet      example:NAME         hub:OWNER/NAME/data/train-*.parquet
 
 A folder is one saved by `datasets`, or a copy of a data set's files. Where there are several splits, one must be named.
+An example is a file of ranked answers that ships with the package (``examples/``, written for it, Apache-2.0).
 Every row carries its place, such as ``prompts.jsonl:3``, for error messages.
 """
 
@@ -20,12 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from metareward.errors import UserError
 
 HUB = "hub:"
+EXAMPLE = "example:"
 STATE = "state.json"  # in a folder that `datasets` saved one split in
 _SPLITS = "dataset_dict.json"  # in a folder that `datasets` saved several splits in
 _DATA = (".parquet", ".jsonl", ".json", ".csv")
@@ -39,6 +42,7 @@ _OTHER_FORMS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_EXAMPLES = Path(str(files("metareward.data").joinpath("examples")))
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _FORMATS = "JSON Lines, .json (a list), .parquet, .csv (with a header), .txt (one prompt a line) or a data set's folder"
 
@@ -307,6 +311,8 @@ def resolve_files(source: Path | str, network: bool = False) -> tuple[Path, ...]
     name = str(source)
     if name.startswith(HUB):
         return _resolve_hub(name, network)
+    if name.startswith(EXAMPLE):
+        return (_example(name),)
     path = Path(name)
     if path.is_dir() and not (path / STATE).is_file():
         if (path / _SPLITS).is_file():
@@ -323,13 +329,26 @@ def resolve_files(source: Path | str, network: bool = False) -> tuple[Path, ...]
 
 
 def resolve_file(source: Path | str, network: bool = False) -> Path:
-    """The one file or folder of ``source``: a path, or ``hub:OWNER/NAME/FILE``. Raises like `resolve_files`."""
+    """The one file or folder of ``source``: a path, ``hub:OWNER/NAME/FILE`` or ``example:NAME``.
+
+    Raises like `resolve_files`.
+    """
     name = str(source)
+    if name.startswith(EXAMPLE):
+        return _example(name)
     if not name.startswith(HUB):
         return Path(name)
     if name.count("/") < 2 or name.endswith("/") or has_magic(name):
         raise UserError(f"{name}: doesn't name one file of a data set; fix: write hub:OWNER/NAME/FILE")
     return _resolve_hub(name, network)[0]
+
+
+def _example(name: str) -> Path:
+    """The file of ``example:NAME``. Raises `UserError` for a name that there isn't."""
+    found = {f"{EXAMPLE}{path.stem}": path for path in sorted(_EXAMPLES.glob("*.jsonl"))}
+    if name not in found:
+        raise UserError(f"{name}: no such example; fix: name {' or '.join(found)}")
+    return found[name]
 
 
 def splits_of(names: Iterable[str]) -> list[tuple[str, ...]]:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from metareward.config.schema import Recipe, pairs_rules
-from metareward.data.files import HUB
+from metareward.data.files import EXAMPLE, HUB
 from metareward.evaluation.judges import judge_kind
 from metareward.evaluation.worlds import WORLDS
 from metareward.report.benchmark_tables import benchmark_tables
@@ -179,7 +179,7 @@ def _training(run: RunDir, facts: Run, t: int) -> Iterator[str]:
 
 def _settings(recipe: Recipe, iterations: Iterable[int]) -> Iterator[str]:
     source = recipe.prompts.source
-    prompts = f"`{source}`" if source in WORLDS or source.startswith(HUB) else "a private file"
+    prompts = f"`{source}`" if source in WORLDS or source.startswith((HUB, EXAMPLE)) else "a private file"
     rules = "; ".join(f"{t}: rho {pairs_rules(recipe, t).rho:g}" for t in iterations)
     training, judging = recipe.training, recipe.judgments
     yield (

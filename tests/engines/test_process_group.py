@@ -113,3 +113,25 @@ def test_a_child_exits_when_its_stdin_ends_or_its_parent_is_another() -> None:
 
     assert exit_status("watch_stdin=True") == 1
     assert exit_status("parent=1 << 30") == 1
+
+
+def test_the_collector_is_paused_for_imports_and_leaves_out_what_they_made() -> None:
+    """In a process of its own, as it changes the collector of the whole process."""
+    program = """
+import gc, weakref
+from metareward.engines.process_group import collector_paused
+
+class Node: pass
+
+with collector_paused():
+    paused = not gc.isenabled()
+    kept = Node(); kept.itself = kept
+made, frozen = weakref.ref(kept), gc.get_freeze_count() > 1000
+later = Node(); later.itself = later
+garbage = weakref.ref(later)
+del kept, later
+gc.collect()
+print(paused, frozen, gc.isenabled(), made() is not None, garbage() is None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 5

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from metareward.engines.process_group import die_with_parent
+from metareward.engines.process_group import collector_paused, die_with_parent
 from metareward.errors import UserError
 from metareward.storage.atomic import AtomicDir, atomic_dir
 from metareward.storage.custody import remember
@@ -66,7 +66,8 @@ def train(job: AnyJob, out: TextIO) -> Lineage:
 def _fit(job: AnyJob, data: Any, folders: AtomicDir, report: Report, state: ResumeState | None) -> Lineage:
     set_environment(os.environ, job, folders.scratch)
     # Not before the environment is set: Hugging Face's libraries read it when they are imported.
-    from metareward.training.fit import fit
+    with collector_paused():
+        from metareward.training.fit import fit
 
     return fit(job, data, folders, report, state)
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from metareward.engines.base import EngineError
-from metareward.engines.process_group import die_with_parent
+from metareward.engines.process_group import collector_paused, die_with_parent
 from metareward.errors import UserError
 from metareward.types import Completion, Message, Sampling, Step, TopLogprob
 
@@ -73,9 +73,10 @@ def main(settings: Mapping[str, Any]) -> None:
     """Load the model, report that it is ready, and serve until stdin closes."""
     die_with_parent(settings["parent"])
     replies = Replies()
-    import torch
+    with collector_paused():
+        import torch
 
-    from metareward.engines.local.engine import open_core, serve
+        from metareward.engines.local.engine import open_core, serve
 
     torch.set_num_threads(settings["threads"])
     try:

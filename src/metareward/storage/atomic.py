@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.errors import UserError
+from metareward.storage.lock import require_held
 
 _LARGE = 1 << 20  # bytes
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
@@ -32,8 +33,10 @@ def write_errors(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8, line ends unchanged) to ``path``: a crash leaves the old file or the new one.
 
-    Creates the parent folder. Raises `UserError` when the disk is full or read-only; the old file stays.
+    Creates the parent folder. Raises `UserError` when the disk is full or read-only, and in a run folder that this
+    process has locked and that was removed or replaced; the old file stays.
     """
+    require_held(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with write_errors(path):
@@ -43,6 +46,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            require_held(path)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -85,6 +89,7 @@ def atomic_dir(target: Path, resume: bool = False) -> Iterator[AtomicDir]:
     With ``resume`` the content that an interrupted process left is kept. Raises `UserError` when the folders can't be
     created.
     """
+    require_held(target)
     parts = AtomicDir.beside(target)
     whole = parts.content.parent
     shutil.rmtree(parts.scratch if resume else whole, ignore_errors=True)
@@ -94,6 +99,7 @@ def atomic_dir(target: Path, resume: bool = False) -> Iterator[AtomicDir]:
                 folder.mkdir(parents=True, exist_ok=True)
         yield parts
         flush_dir(parts.content)
+        require_held(target)
         parts.content.rename(target)
         flush_file(target.parent)
         shutil.rmtree(whole, ignore_errors=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from metareward.errors import UserError
 from metareward.storage.atomic import write_atomic
+from metareward.storage.lock import require_held
 
 LINEAGE = "lineage.json"
 _DELETED = "weights_deleted.json"  # in a model folder: the digest that it had, and why its weights are gone
@@ -118,6 +119,7 @@ def delete_weights(folder: Path, why: str) -> bool:
 
     Returns whether there were any. The digest is written first, so that it can be called again after a kill.
     """
+    require_held(folder)
     weights = list(folder.glob("*.safetensors"))
     if weights and _deleted(folder) is None:
         write_atomic(folder / _DELETED, json.dumps({"sha256": fingerprint_model(folder), "why": why}) + "\n")

@@ -1,4 +1,4 @@
-"""The layout of a run folder, its lock, and the done marks of iterations.
+"""The layout of a run folder, its lock (`FolderLock`), and the done marks of iterations.
 
     runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_check.json
                   judge_health.json  report.html  verdicts/  annotations.jsonl
@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from metareward.errors import UserError
 from metareward.storage.atomic import remove_stale_temporaries, write_atomic, write_errors
+from metareward.storage.lock import FolderLock, is_locked
 from metareward.types import PairKind
 
 
@@ -111,22 +110,27 @@ class RunDir:
         """Lock the folder for this process, creating it if needed, and delete temporary files of killed processes.
 
         The operating system holds the lock: it is released when this process ends in any way, and child processes
-        don't inherit it (filelock 3.30 on). Raises `UserError` naming the process that holds the lock.
+        don't inherit it. Raises `UserError` naming the process that holds the lock, and when the folder is removed or
+        replaced meanwhile, whatever error that has led to.
         """
-        lock = FileLock(self.path / "lock")
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=_TIMEOUT_SECONDS)
-            except Timeout:
+            lock = FolderLock(self.path)
+            if not lock.acquire():
                 holder = _read_holder(self._holder)
-                raise UserError(f"{self.path}: {holder} is running here; fix: wait for it or stop it") from None
+                raise UserError(f"{self.path}: {holder} is running here; fix: wait for it or stop it")
         try:
+            with write_errors(self.path):
+                lock.hold()
             remove_stale_temporaries(self.path)
             write_atomic(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             yield
+        except BaseException as error:
+            if lost := lock.lost():
+                raise UserError(lost) from error
+            raise
         finally:
-            self._holder.unlink(missing_ok=True)
+            lock.remove(self._holder.name)
             lock.release()
 
     def holder(self) -> str | None:
@@ -134,19 +138,10 @@ class RunDir:
 
         The holder's file survives a kill, so the lock is tested by taking it for a moment.
         """
-        if not self._holder.is_file():
-            return None
-        try:
-            with FileLock(self.path / "lock").acquire(blocking=False):
-                return None
-        except Timeout:
-            return _read_holder(self._holder)
-        except OSError:  # no run is possible in a folder that can't be written
-            return None
+        return _read_holder(self._holder) if is_locked(self.path) else None
 
 
 LAYOUT = 1  # of run folders, part of environment.json: another number means that this version can't read the folder
-_TIMEOUT_SECONDS = 0.2  # `RunDir.holder` takes the lock for a moment, which must not make `RunDir.lock` fail
 
 
 def _read_holder(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from metareward.errors import UserError
 from metareward.storage.atomic import write_atomic
+from metareward.storage.lock import require_held
 from metareward.storage.run_dir import LAYOUT, RunDir, package_version
 
 PACKAGES = ("metareward", "torch", "transformers", "trl", "accelerate", "tokenizers", "datasets", "numpy", "pyarrow")
@@ -22,6 +23,7 @@ PACKAGES = ("metareward", "torch", "transformers", "trl", "accelerate", "tokeniz
 
 def log_event(run: RunDir, event: str, **facts: object) -> None:
     """Append a line to the log and write it to standard error. Raises `UserError` when the disk is full."""
+    require_held(run.log)
     entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
     try:
         with run.log.open("a", encoding="utf-8") as log:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from metareward.errors import UserError
 from metareward.storage.atomic import flush_file, write_errors
+from metareward.storage.lock import require_held
 from metareward.storage.serialization import canonical_json, flatten
 
 _LAYOUT = 1
@@ -179,9 +180,11 @@ def _user_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def _transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
     with _user_errors(path):
+        require_held(path)
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            require_held(path)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:  # a full disk has ended it already

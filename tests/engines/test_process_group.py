@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import subprocess
 import sys
 import time
@@ -8,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from metareward.engines.process_group import dying_with_parent
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -40,6 +44,27 @@ child.stdout.readline()
 print(child.pid, flush=True)
 time.sleep(60)
 """
+
+# A parent that starts a child by `dying_with_parent`, marked by an argument, and sleeps.
+STARTER = """
+import subprocess, sys, time
+from metareward.engines.process_group import dying_with_parent
+child = [sys.executable, "-c", "import time; time.sleep(60)", sys.argv[1]]
+print("starting", flush=True)
+subprocess.Popen(dying_with_parent(child))
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+def marked(mark: str) -> list[int]:
+    """The processes with this argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0") and lives(int(path.parent.name)):
+                found.append(int(path.parent.name))
+    return found
 
 
 def lives(pid: int) -> bool:
@@ -83,6 +108,7 @@ def test_the_watcher_exits_cleanly_while_its_stdin_stays_open() -> None:
     watcher = subprocess.Popen(
         [sys.executable, "-m", "metareward.engines.process_group", str(os.getpid())],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     assert watcher.stdin is not None
@@ -104,6 +130,27 @@ def test_a_child_dies_with_its_killed_parent(arguments: str) -> None:
     parent.kill()
     parent.communicate()
     assert soon(lambda: not lives(child))
+
+
+def test_no_child_outlives_a_parent_that_is_killed_at_any_moment() -> None:
+    draw = random.Random(1)
+    for number in range(8):
+        mark = f"starter-{os.getpid()}-{number}"
+        with subprocess.Popen([sys.executable, "-c", STARTER, mark], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == "starting\n"
+            time.sleep(draw.uniform(0.0, 0.12))  # before the fork, while Python starts, in the child's own code
+            parent.kill()
+        until = time.monotonic() + 2
+        while (living := marked(mark)) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not living
+
+
+def test_a_child_that_dies_with_its_parent_is_the_command_itself() -> None:
+    command = dying_with_parent([sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(7)", "a b", "--c"])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "['a b', '--c']\n", "")
 
 
 def test_a_child_exits_when_its_stdin_ends_or_its_parent_is_another() -> None:

@@ -187,7 +187,9 @@ def test_a_child_killed_in_mid_training_leaves_no_model(trained: Trained, tmp_pa
     def kill(step: Mapping[str, float]) -> None:
         os.kill(events(job)[0]["pid"], signal.SIGKILL)
 
-    with pytest.raises(UserError, match="training was killed, most likely for want of memory") as caught:
+    with pytest.raises(
+        UserError, match="training was killed by SIGKILL, not for want of memory; fix: run again"
+    ) as caught:
         run_training(job, kill)
     assert "\n" not in str(caught.value)
     assert not job.output.exists()
@@ -221,6 +223,7 @@ def test_the_command_ends_with_status_2_for_a_wrong_job(tmp_path: Path) -> None:
         ),
         (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", "ran out of memory"),
         (-11, "", "training ended by SIGSEGV: no message"),
+        (-9, "", "training was killed, perhaps for want of memory; fix: lower"),
     ],
 )
 def test_why_a_child_failed_in_one_line(tmp_path: Path, status: int, text: str, told: str) -> None:
@@ -229,6 +232,13 @@ def test_why_a_child_failed_in_one_line(tmp_path: Path, status: int, text: str, 
     line = exit_reason(status, errors, tmp_path / "model")
     assert told in line
     assert "\n" not in line
+
+
+def test_a_killed_child_is_blamed_on_memory_only_if_that_is_why(tmp_path: Path) -> None:
+    errors = tmp_path / "errors.txt"
+    errors.write_text("")
+    assert "most likely for want of memory; fix: lower" in exit_reason(-9, errors, tmp_path / "model", True)
+    assert "by SIGKILL, not for want of memory; fix: run again" in exit_reason(-9, errors, tmp_path / "model", False)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")

@@ -170,7 +170,7 @@ def test_a_killed_child_leaves_no_model_and_the_next_one_makes_the_same(trained:
     def kill(step: Mapping[str, float]) -> None:
         os.kill(events(job)[0]["pid"], signal.SIGKILL)
 
-    with pytest.raises(UserError, match="training was killed, most likely for want of memory"):
+    with pytest.raises(UserError, match="training was killed by SIGKILL, not for want of memory"):
         run_training(job, kill)
     assert not job.output.exists()
     run_training(job, lambda step: None)

@@ -22,6 +22,10 @@ class EngineError(Exception):
     """The engine can't serve this request; the text names the model or server, the request and the fix."""
 
 
+class PassError(EngineError):
+    """A pass over several requests failed, such as for want of memory; a request may succeed without the others."""
+
+
 class LogprobsUnavailableError(EngineError):
     """The engine answers, but without the log-probabilities that ``sampling.top_logprobs`` asks for."""
 
@@ -168,15 +172,19 @@ class ScriptedEngine:
 async def run_concurrently(calls: Iterable[Coroutine[object, object, T]]) -> list[T]:
     """The results of ``calls``, run concurrently, in their order.
 
-    When one fails the others are cancelled and its error is raised. Of several errors an `EngineError` is raised last,
-    so that a bug is never taken for one prompt's failure.
+    When one fails the others are cancelled and its error is raised. Of several errors a `UserError` is raised first, as
+    it ends a run, and an `EngineError` last, so that a bug is never taken for one request's failure.
     """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(call) for call in calls]
     except BaseExceptionGroup as errors:
-        raise min(errors.exceptions, key=lambda error: isinstance(error, EngineError)) from None
+        raise min(errors.exceptions, key=_precedence) from None
     return [task.result() for task in tasks]
+
+
+def _precedence(error: BaseException) -> int:
+    return 0 if isinstance(error, UserError) else 2 if isinstance(error, EngineError) else 1
 
 
 def require_model_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from metareward.engines.process_group import dying_with_parent
 from metareward.errors import UserError
 
 _PROGRAM = """\
@@ -74,7 +75,7 @@ def this_machine() -> Machine:
 @lru_cache(maxsize=1)
 def accelerators() -> tuple[tuple[int, ...], bool]:
     """The memory of each CUDA (or ROCm) device in bytes, and whether Apple's MPS is there; a child asks torch once."""
-    command = [sys.executable, "-P", "-c", _PROGRAM]
+    command = dying_with_parent([sys.executable, "-P", "-c", _PROGRAM])
     gpus, mps = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return tuple(gpus), bool(mps)
 

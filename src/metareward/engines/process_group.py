@@ -1,7 +1,8 @@
 """Child processes that never outlive this one, however it dies.
 
-`die_with_parent` is for children that run our own code, `ProcessGroup` for other programs that start processes of their
-own, such as vLLM. Standard library only, so that a child can call `die_with_parent` before any heavy import;
+`dying_with_parent` starts any child so that it dies with its parent from its first moment on, also while it imports;
+`die_with_parent` is for children that run our own code, `ProcessGroup` for programs that start processes of their own,
+such as vLLM. Standard library only, so that a child can call `die_with_parent` before any heavy import;
 `collector_paused` is for these imports.
 """
 
@@ -16,15 +17,35 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
+_START_POLL_SECONDS = 0.1  # while the group's first processes start
 _KILL_SECONDS = 5.0
+# The kernel keeps the request across execvp. A parent that died before it was made shows as another parent.
+_EXECUTE = f"""\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 # A process: its id and its start time, so that a later process with the same id is not taken for it.
 Process = tuple[int, int]
+
+
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """``command`` so that on Linux the kernel kills the process with the thread that starts it; elsewhere unchanged.
+
+    A small program asks for that and becomes ``command`` then: no moment is left, neither before the first line of a
+    child's code nor while it imports.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _EXECUTE, str(os.getpid()), *command]
 
 
 def die_with_parent(parent: int | None = None, *, watch_stdin: bool = False) -> None:
@@ -64,6 +85,14 @@ def collector_paused() -> Iterator[None]:
         gc.enable()
 
 
+def count_oom_kills() -> int | None:
+    """How many processes Linux has killed for want of memory since it started; None where that isn't known."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+    return None
+
+
 class ProcessGroup:
     """All processes that its owner starts between the creation of the group and `close`, with their descendants.
 
@@ -77,8 +106,11 @@ class ProcessGroup:
             self._watcher = subprocess.Popen(
                 [sys.executable, "-P", "-m", "metareward.engines.process_group", str(os.getpid())],
                 stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 start_new_session=True,
             )
+            assert self._watcher.stdout is not None
+            self._watcher.stdout.readline()  # what is started from now on is noted
 
     def close(self) -> None:
         """Processes that the owner starts from now on do not belong to the group."""
@@ -109,13 +141,14 @@ def watch(owner: int) -> None:
             (closed if line.startswith(b"close") else over).set()
 
     threading.Thread(target=listen, daemon=True).start()
+    os.write(1, b"watching\n")
     group: set[Process] = set()
     while os.getppid() == owner and not over.is_set():
         parents = _parents()
         roots = {process[0] for process in group} | (set() if closed.is_set() else {owner})
         group = {process for process in group if process in parents} | _descendants(parents, roots)
         group = {process for process in group if process[0] != os.getpid()}
-        over.wait(_POLL_SECONDS)
+        over.wait(_POLL_SECONDS if closed.is_set() else _START_POLL_SECONDS)
     deadline = time.monotonic() + _KILL_SECONDS
     while time.monotonic() < deadline:
         parents = _parents()

@@ -39,7 +39,7 @@ from metareward.engines.chat import ChatEncoder, ChatTemplateError
 from metareward.engines.device import this_machine
 from metareward.engines.openai.engine import OpenAISettings, open_openai
 from metareward.engines.openai.pool import Pauses
-from metareward.engines.process_group import ProcessGroup
+from metareward.engines.process_group import ProcessGroup, dying_with_parent
 from metareward.errors import UserError
 from metareward.settings import Count, Section, Text
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
@@ -292,7 +292,7 @@ async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> E
     log_start = log.stat().st_size if log.exists() else 0
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            *server_command(python, engine_arguments(folder, settings, gpus), port),
+            *dying_with_parent(server_command(python, engine_arguments(folder, settings, gpus), port)),
             stdin=DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from metareward.engines.process_group import dying_with_parent
 from metareward.errors import UserError
 from metareward.storage.atomic import atomic_dir
 from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model, require_weights
@@ -39,7 +40,7 @@ def make_average(earlier: Path, newer: Path, decay: float, output: Path) -> Path
     for folder in (earlier, newer):
         require_weights(folder)
     models = [before.path, before.sha256, now.path, now.sha256]
-    command = [sys.executable, "-m", __name__, *models, str(decay), str(output)]
+    command = dying_with_parent([sys.executable, "-m", __name__, *models, str(decay), str(output)])
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
         raise UserError(error_line(done.stderr.decode(errors="replace")))

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from metareward.engines.process_group import die_with_parent
+from metareward.engines.process_group import count_oom_kills, die_with_parent, dying_with_parent
 from metareward.errors import UserError
 from metareward.storage.atomic import write_errors
 from metareward.storage.custody import known_digests
@@ -69,7 +69,8 @@ def run_training(job: AnyJob, on_step: Callable[[Step], None]) -> TrainingResult
     models = (job.start, job.reference) if isinstance(job, DpoJob) else (job.start,)
     job_path, stderr_path = job.log.with_suffix(".job.json"), job.log.with_suffix(".stderr.txt")
     job.model_copy(update={"file_digests": known_digests(models)}).write(job_path)
-    arguments, pipe, message = command(job, job_path), subprocess.PIPE, ""
+    oom_kills = count_oom_kills()
+    arguments, pipe, message = dying_with_parent(command(job, job_path)), subprocess.PIPE, ""
     with (
         stderr_path.open("wb") as stderr,
         subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=stderr, encoding="utf-8", bufsize=1) as child,
@@ -87,7 +88,9 @@ def run_training(job: AnyJob, on_step: Callable[[Step], None]) -> TrainingResult
             child.kill()
             raise
     if child.returncode:
-        raise UserError(message or exit_reason(child.returncode, stderr_path, job.output))
+        now = count_oom_kills()
+        for_memory = None if oom_kills is None or now is None else now > oom_kills
+        raise UserError(message or exit_reason(child.returncode, stderr_path, job.output, for_memory))
     return TrainingResult(job.product, read_lineage(job.product), time.monotonic() - started)
 
 
@@ -99,16 +102,23 @@ def command(job: AnyJob, job_path: Path) -> list[str]:
     return [sys.executable, "-m", module, str(job_path), "--with-parent"]
 
 
-def exit_reason(status: int, stderr: Path, output: Path) -> str:
-    """One line on why a training process ended with ``status`` (negative: by that signal), from its ``stderr`` file."""
+def exit_reason(status: int, stderr: Path, output: Path, for_memory: bool | None = None) -> str:
+    """One line on why a training process ended with ``status`` (negative: by that signal), from its ``stderr`` file.
+
+    ``for_memory``: whether the system has killed processes for want of memory meanwhile, None if that isn't known.
+    """
     text = stderr.read_text(encoding="utf-8", errors="replace").strip()
     if status == USER_ERROR and text:
         return text.splitlines()[-1]
     error = error_line(text)
     if _DISK_FULL.search(error):
         return f"{output.parent}: the disk is full; fix: free space, then run again"
-    if status == -signal.SIGKILL or _OUT_OF_MEMORY.search(error):
-        why = "was killed, most likely for want of memory" if status < 0 else "ran out of memory"
+    killed = status == -signal.SIGKILL
+    if killed and for_memory is False:
+        return f"training was killed by SIGKILL, not for want of memory; fix: run again, which resumes it ({stderr})"
+    if killed or _OUT_OF_MEMORY.search(error):
+        likely = "most likely" if for_memory else "perhaps"
+        why = f"was killed, {likely} for want of memory" if killed else "ran out of memory"
         lower = "per_device_train_batch_size or max_length, or set gradient_checkpointing"
         return f"training {why}; fix: lower {lower} ({stderr})"
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"

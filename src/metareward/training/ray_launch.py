@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from metareward.engines.process_group import dying_with_parent
 from metareward.errors import UserError
 from metareward.training.config import USER_ERROR, OptimizationSettings, read_job
 from metareward.training.requirements import loads_shards, require_packages
@@ -174,7 +175,7 @@ def work(config: dict[str, Any]) -> None:
     places |= {"LOCAL_WORLD_SIZE": context.get_local_world_size(), "MASTER_PORT": port}
     environment = os.environ | _accelerate_environment(config) | {name: str(value) for name, value in places.items()}
     errors = Path(config["job"]).with_suffix(f".rank{rank}.stderr.txt")
-    command, pipe = [sys.executable, *config["command"]], subprocess.PIPE
+    command, pipe = dying_with_parent([sys.executable, *config["command"]]), subprocess.PIPE
     with (
         errors.open("wb") as stderr,
         subprocess.Popen(

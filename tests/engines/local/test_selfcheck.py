@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metareward.engines.base import EngineError
@@ -31,6 +33,21 @@ def test_sound_models_pass(kind: str, dtype: str, folders: dict[str, Path]) -> N
     for shape in (BucketShape(9, 7, 64, 20), BucketShape(64, 1, 96, 5), BucketShape(1, 3, 32, 1)):
         for compact in (False, True):
             check_batch_invariance(checkpoint, replace(shape, compact=compact), chunk_size=32, batch=4)
+
+
+@torch.inference_mode()
+def test_weights_that_are_no_numbers_are_named(llama: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "nan"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 2] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: the weight model\.layers\.1\.mlp\.down_proj\.weight holds"
+    ):
+        check_model(load(folder, "cpu", "float32"))
+    checkpoint.model.model.norm.weight[3] = torch.inf
+    with pytest.raises(UserError, match="logits in float32 are NaN or infinite; fix: try"):
+        check_model(checkpoint)
 
 
 @torch.inference_mode()

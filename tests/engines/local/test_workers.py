@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -130,24 +131,66 @@ def test_requests_of_a_killed_worker_are_served_by_another(
         return await asyncio.gather(*working)
 
     assert runner.run(scene()) == undisturbed
-    assert victim not in pool.pids and len(pool.pids) == 1
+    assert victim not in pool.pids
 
 
-def test_requests_fail_with_the_exit_reason_when_the_last_worker_dies(
-    runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
+async def as_many(pool: WorkerPool, count: int) -> tuple[int, ...]:
+    """The workers, when there are as many."""
+    while len(pool.pids) < count:
+        await asyncio.sleep(0.02)
+    return pool.pids
+
+
+def test_a_killed_worker_is_started_again(
+    runner: asyncio.Runner, pool: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scene() -> None:
-        victims = pool.pids
-        working = asyncio.create_task(pool.complete(*asks(conversation, 1, 150)[0]))
+    assert len(set(runner.run(as_many(pool, 2)))) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_writes_garbage_or_dies_with_its_work_is_started_again(
+    runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = asks(conversation, 1, 60)[0]
+
+    async def scene(victims: Sequence[int]) -> Sequence[Completion]:
+        working = asyncio.create_task(pool.complete(*request))
         await asyncio.sleep(0)
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
-        with pytest.raises(EngineError, match="ended by signal 9"):
-            await working
-        with pytest.raises(EngineError, match="ended by signal 9"):
-            await pool.complete(conversation(1, 2), Sampling(1.0, 1.0, 4), 1)
+        return await working
 
-    runner.run(scene())
+    undisturbed = runner.run(scene([]))
+    assert runner.run(scene(pool.pids)) == undisturbed, "none was left, so it waits for the first that is there again"
+    assert caplog.text.count("ended by signal 9; it is started again") == 2
+    assert len(runner.run(as_many(pool, 2))) == 2
+
+
+@pytest.mark.slow
+def test_a_request_that_workers_die_of_fails_alone(llama: Path, conversation: Conversation) -> None:
+    poison = (Message("user", "poison"),)
+
+    async def kill_the_poisoned(pool: WorkerPool) -> None:
+        while True:
+            for worker in pool._alive:
+                if any(b"poison" in job.line for job in worker.jobs.values()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGKILL)
+            await asyncio.sleep(0.005)
+
+    async def scene() -> None:
+        pool = await opened(llama)
+        assert isinstance(pool, WorkerPool)
+        killer = asyncio.create_task(kill_the_poisoned(pool))
+        asked = [pool.complete(*each) for each in asks(conversation, 12, 8)]
+        bad = pool.complete(poison, Sampling(1.0, 1.0, 200), 1)
+        failure, *others = await asyncio.gather(bad, *asked, return_exceptions=True)
+        killer.cancel()
+        assert isinstance(failure, EngineError) and "ended by signal 9; the request was tried 4 times" in str(failure)
+        assert not [each for each in others if isinstance(each, BaseException)]
+        await pool.aclose()
+
+    asyncio.run(scene())
 
 
 def test_a_folder_without_a_model_is_rejected_before_workers_start(runner: asyncio.Runner, tmp_path: Path) -> None:

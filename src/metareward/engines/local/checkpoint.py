@@ -247,11 +247,11 @@ def _stop_ids(folder: Path, tokenizer: Any, config: Any) -> frozenset[int]:
 
 
 def _context(folder: Path, config: Any) -> int:
-    text = config.get_text_config().to_dict()
-    context = text.get("max_position_embeddings")
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)  # also where config.json calls it n_positions (GPT-2)
     if not isinstance(context, int):
         raise UserError(f"{folder}: config.json has no max_position_embeddings, the model's context in tokens; add it")
-    rotary = text.get("rope_parameters") or {}
+    rotary = text.to_dict().get("rope_parameters") or {}
     if rotary.get("rope_type") not in _ROTARY_BY_LENGTH:
         return context
     return min(context, int(rotary.get("original_max_position_embeddings") or context))

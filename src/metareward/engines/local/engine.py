@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
-from metareward.engines.base import EngineError, require_room
+from metareward.engines.base import EngineError, PassError, require_room
 from metareward.engines.chat import ChatTemplateError
 from metareward.engines.local.checkpoint import Checkpoint, load
 from metareward.engines.local.kv_cache import BucketShape, kv_cache_memory
 from metareward.engines.local.sampler import ChoiceTrie
 from metareward.engines.local.scheduler import Request, ShapeBucket
 from metareward.engines.local.selfcheck import bytes_per_position, check_batch_invariance, check_model
+from metareward.text import one_line
 from metareward.types import Completion, Message, Messages, ModelRole, Sampling
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +70,10 @@ class EngineCore:
         deliver: Callable[[tuple[Completion, ...]], None],
         fail: Callable[[EngineError], None],
     ) -> None:
-        """Accept a request; one of ``deliver`` and ``fail`` is called during this or a later call."""
+        """Accept a request; one of ``deliver`` and ``fail`` is called during this or a later call.
+
+        Whatever goes wrong while it is encoded, a bug of a tokenizer too, fails this request alone.
+        """
         try:
             ids = tuple(self._checkpoint.encode(messages, continue_last=messages[-1].role == "assistant"))
             trie = self._trie(messages[-1], sampling.choices) if sampling.choices else None
@@ -77,6 +81,8 @@ class EngineCore:
             require_room(ids, sampling, n, self._checkpoint.context)
         except (EngineError, ChatTemplateError, UnicodeEncodeError) as error:
             fail(EngineError(f"{self._checkpoint.folder}: a request was refused: {error}"))
+        except Exception as error:
+            fail(EngineError(f"{self._checkpoint.folder}: a request can't be encoded: {_described(error)}"))
         else:
             self._waiting.append(Request(ids, sampling, n, deliver, fail, trie))
 
@@ -99,10 +105,10 @@ class EngineCore:
         self._buckets[bucket.shape] = self._buckets.pop(bucket.shape)
         try:
             bucket.run_pass()
-        except RuntimeError as error:
+        except Exception as error:
             # Mostly out of memory: dropping the bucket frees its memory for the others.
             del self._buckets[bucket.shape]
-            bucket.fail_all(EngineError(f"{self._checkpoint.folder}: {' '.join(str(error).split())[:300]}"))
+            bucket.fail_all(PassError(f"{self._checkpoint.folder}: {_described(error)}"))
         return True
 
     def fail_all(self, error: EngineError) -> None:
@@ -124,6 +130,8 @@ class EngineCore:
                 self._bucket(shape).add(request)
             except EngineError as error:
                 request.fail(error)
+            except Exception as error:  # mostly out of memory
+                request.fail(PassError(f"{self._checkpoint.folder}: {_described(error)}"))
 
     def _shape(self, request: Request) -> BucketShape:
         n, suffix = request.n, request.sampling.max_tokens
@@ -197,6 +205,12 @@ class EngineCore:
             return False
         self._checked.add(shape)
         return True
+
+
+def _described(error: Exception) -> str:
+    """The error in one line, with its type unless that is PyTorch's usual one."""
+    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{one_line(str(error))}"
 
 
 def _simpler(shape: BucketShape) -> BucketShape:

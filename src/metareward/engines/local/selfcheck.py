@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from metareward.engines.base import EngineError
@@ -28,9 +29,22 @@ def check_model(checkpoint: Checkpoint) -> None:
         ours, reference = _runner_logits(checkpoint, ids), _reference_logits(checkpoint, ids)
     except (TypeError, AttributeError, RuntimeError, ValueError, IndexError, EngineError) as error:
         raise UserError(_unsupported(checkpoint, " ".join(str(error).split())[:200])) from error
+    if not bool(torch.isfinite(reference).all()):
+        raise UserError(_not_finite(checkpoint))
     difference = float((ours - reference).norm() / reference.norm())
     if not difference < _TOLERANCE[checkpoint.dtype]:
         raise UserError(_unsupported(checkpoint, f"its logits differ by {difference:.1%} from transformers'"))
+
+
+def _not_finite(checkpoint: Checkpoint) -> str:
+    """The error message for a model that gives NaN or infinite logits by transformers' own code, too."""
+    for path in sorted(checkpoint.folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (a handle, no mapping)
+                if not bool(torch.isfinite(weights.get_tensor(name)).all()):
+                    return f"{path}: the weight {name} holds NaN or infinite values; fix: restore the file"
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    return f"{checkpoint.folder}: the model's logits in {dtype} are NaN or infinite; fix: try engine.dtype float32"
 
 
 def _runner_logits(checkpoint: Checkpoint, ids: list[int]) -> Tensor:

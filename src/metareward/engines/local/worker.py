@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from metareward.engines.base import EngineError
+from metareward.engines.base import EngineError, PassError
 from metareward.engines.process_group import collector_paused, die_with_parent
 from metareward.errors import UserError
 from metareward.types import Completion, Message, Sampling, Step, TopLogprob
@@ -72,6 +73,7 @@ class WarningForwarder(logging.Handler):
 def main(settings: Mapping[str, Any]) -> None:
     """Load the model, report that it is ready, and serve until stdin closes."""
     die_with_parent(settings["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and the parent ends it
     replies = Replies()
     with collector_paused():
         import torch
@@ -122,7 +124,7 @@ def _submission(request: Mapping[str, Any], replies: Replies) -> Callable[[Engin
         replies.send(id=request["id"], completions=[completion_to_json(each) for each in completions])
 
     def fail(error: EngineError) -> None:
-        replies.send(id=request["id"], error=str(error))
+        replies.send(id=request["id"], error=str(error), again=isinstance(error, PassError))
 
     return lambda core: core.submit(messages, sampling, request["n"], deliver, fail)
 

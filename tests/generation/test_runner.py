@@ -1,6 +1,7 @@
 """Annotating many prompts: bounded, resumable, and the same records after any interruption."""
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -131,10 +132,26 @@ def test_a_failed_prompt_is_stored_and_retried(store: RecordStore, role: str) ->
     assert store.failures() == {}
 
 
-def test_other_errors_propagate_and_cancel_the_rest(store: RecordStore) -> None:
-    engine = SlowEngine(0.001, failing(lambda number: number == 6, ZeroDivisionError("ours")))
+@pytest.mark.parametrize("at", ["actor", "judge", "meta"])
+def test_a_bug_that_one_prompt_finds_fails_that_prompt_and_names_its_place(
+    store: RecordStore, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    bad = {6} if at != "meta" else set(range(6, 9))  # not every prompt has meta-judgments
+    engine = SlowEngine(0.001, failing(lambda number: number in bad, ZeroDivisionError("ours:\n no"), at))
+    outcome = run(engine, store, 24, max_concurrent_prompts=4)
+    failed = dict(outcome.failed)
+    assert failed and set(failed) <= {f"p{number:03d}" for number in bad}
+    assert outcome.finished == 24 - len(failed)
+    for key, line in failed.items():
+        assert re.fullmatch(r"ZeroDivisionError: ours: no \(test_runner\.py:\d+\)", line)
+        assert f"prompt {key} failed with an unexpected error: {line}" in caplog.text
+    assert store.failures() == failed
+
+
+def test_what_the_user_must_mend_ends_the_call_and_cancels_the_rest(store: RecordStore) -> None:
+    engine = SlowEngine(0.001, failing(lambda number: number == 6, UserError("the disk is full")))
     log = Log()
-    with pytest.raises(ZeroDivisionError, match=r"^ours$"):
+    with pytest.raises(UserError, match=r"^the disk is full$"):
         run(engine, store, 200, max_concurrent_prompts=4, progress=log)
     assert engine.in_flight == 0
     assert log.finished == 1

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
+import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -22,7 +25,11 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """``body`` after ``seconds``; of one that is ``cut`` so many bytes come, then the connection ends or ``stalls``."""
+    """``body`` after ``seconds``; of one that is ``cut`` so many bytes come, then the connection ends or ``stalls``.
+
+    ``raw`` is sent instead of head and body, and then the connection is closed; ``reset``: it is cut off without a
+    farewell. ``pace``: seconds between two of twenty parts.
+    """
 
     body: bytes
     status: int = 200
@@ -30,8 +37,12 @@ class Answer:
     seconds: float = 0.0
     cut: int | None = None
     stalls: bool = False
+    raw: bytes | None = None
+    reset: bool = False
+    pace: float = 0.0
 
 
+_NO_LINGER = struct.pack("ii", 1, 0)
 Manner = Callable[[Body, int], Answer]
 HANG = Answer(b"", seconds=3600.0)
 NO_ROUTE = Answer(b'{"detail":"Not Found"}', 404)
@@ -80,6 +91,7 @@ class FakeChatServer:
         self.under_way = 0
         self.most_under_way = 0
         self.port = 0
+        self.tls: ssl.SSLContext | None = None
         self._connections: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,7 +110,7 @@ class FakeChatServer:
 
     async def live(self) -> None:
         """Listen; the second time at the port of the first."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def die(self) -> None:
@@ -149,14 +161,25 @@ class FakeChatServer:
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> bool:
         await asyncio.sleep(answer.seconds)
+        if answer.raw is not None or answer.reset:
+            writer.write(answer.raw or b"")
+            await writer.drain()
+            if answer.reset:
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+                writer.transport.abort()
+            return False
         lines = [
             f"HTTP/1.1 {answer.status} So",
             f"Content-Length: {len(answer.body)}",
             "Content-Type: application/json",
         ]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        writer.write("\r\n".join([*lines, "", ""]).encode() + answer.body[: answer.cut])
-        await writer.drain()
+        whole = "\r\n".join([*lines, "", ""]).encode() + answer.body[: answer.cut]
+        size = -(-len(whole) // 20) if answer.pace else len(whole)
+        for start in range(0, len(whole), size):
+            writer.write(whole[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(answer.pace)
         if answer.stalls:
             await asyncio.sleep(3600.0)
         return answer.cut is None

@@ -2,14 +2,18 @@
 
 What is in the record store is done; the rest is pending, untried prompts first, then those that failed before. Each
 prompt is committed as it finishes, so an interruption costs only the prompts in flight, whose records come out the same
-next time. Only `EngineError`, one prompt's failure, is caught here.
+next time. Whatever goes wrong with one prompt is caught here, a bug too, which is logged with its place in the code.
+`UserError` (a full disk, a gate that stops the run) ends the call.
 """
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 
 from metareward.engines.base import Engine, EngineError, run_concurrently
 from metareward.errors import UserError
@@ -17,8 +21,10 @@ from metareward.generation.annotate import AnnotationSettings, EarlierRecord, an
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, PROMPTS, Progress
 from metareward.storage.records import record_to_json
 from metareward.storage.store import RecordStore
+from metareward.text import one_line, replace_surrogates
 from metareward.types import Prompt
 
+_LOG = logging.getLogger(__name__)
 MAX_CONCURRENT_PROMPTS = 64  # enough to fill an engine's batches, few enough that a kill loses little
 # So many consecutive prompts that fail at the first try mean that the engine is broken. Consecutive in the order of
 # starting: failing is quick, so in the order of finishing a few bad prompts come first.
@@ -84,9 +90,9 @@ async def run_tasks(
     """Run ``task`` on every pending prompt, ``max_concurrent_prompts`` (at least 1) at a time; store each document.
 
     ``totals`` is the largest number of completions by kind that one prompt takes. ``on_stored`` gets each document when
-    it is in the store; what it raises ends the call. A prompt whose task raises `EngineError` is stored as a failure
-    and retried by the next call. Raises `TooManyFailuresError` when 20 consecutive untried prompts fail or when all
-    fail, `UserError` when the store can't be written; other errors propagate. Whatever is raised, finished prompts are
+    it is in the store; what it raises ends the call. A prompt whose task raises anything but `UserError` is stored as a
+    failure and retried by the next call. Raises `TooManyFailuresError` when 20 consecutive untried prompts fail or when
+    all fail, `UserError` when the store can't be written or a task raises one. Whatever is raised, finished prompts are
     in the store.
     """
     if max_concurrent_prompts < 1:
@@ -126,8 +132,13 @@ class _Workers:
         for number, prompt in self.pending:
             try:
                 document = await self.task(prompt)
-            except EngineError as error:
-                line = " ".join(str(error).split()) or type(error).__name__
+            except UserError:
+                raise
+            except Exception as error:  # one prompt's failure, whatever it is; see the module's docstring
+                line = replace_surrogates(" ".join(str(error).split())) or type(error).__name__
+                if not isinstance(error, EngineError):
+                    line = f"{type(error).__name__}: {one_line(line)} ({_place(error)})"
+                    _LOG.warning("prompt %s failed with an unexpected error: %s", prompt.id, line)
                 self.store.put_failure(prompt.id, line)
                 self.failed.append((prompt.id, line))
                 if prompt.id not in self.failed_before:
@@ -149,6 +160,12 @@ def _consecutive(numbers: Set[int], at: int) -> int:
     before = next(n for n in count(1) if at - n not in numbers)
     after = next(n for n in count(1) if at + n not in numbers)
     return before + after - 1
+
+
+def _place(error: BaseException) -> str:
+    """Where in the code it was raised, as file:line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def _last_failure(failed: Sequence[tuple[str, str]]) -> str:

@@ -37,6 +37,7 @@ _READ_HEADERS = ("retry-after", "location")
 _CONNECT_TIMEOUT = 10.0
 _MODELS_TIMEOUT = 30.0
 _MAX_RETRY_AFTER = 7 * 86400.0  # a longer one is a mistake of the server
+_SECRET_LENGTH = 12  # characters: shorter keys, such as EMPTY, are no secrets, and answers may have them
 _MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 _REPLACEMENT = "\ufffd"  # what a token with a part of a character reads as
 # A proxy of the environment can't reach this machine's own servers.
@@ -195,6 +196,8 @@ class Client:
             raise error
         try:
             reply = read_reply(response.content, request.n, request.top_logprobs)
+            if self._key and len(self._key) >= _SECRET_LENGTH and any(self._key in each.text for each in reply.choices):
+                raise EngineError("repeats the API key in its answer, which is not stored")
             if request.choice_field is None:
                 return reply
             if refused := [each.text for each in reply.choices if each.refused]:
@@ -206,6 +209,9 @@ class Client:
         except EngineError as error:
             kind = LogprobsRequestError if isinstance(error, LogprobsUnavailableError) else RequestError
             raise kind(self._line(f"{error}; {request.name}"), self.url) from None
+        except Exception as error:  # a reply that finds a bug fails its request, and nothing else
+            said = f"answered what can't be read ({type(error).__name__}: {error})"
+            raise TransientError(self._line(said), self.url) from None
 
     async def models(self) -> tuple[str, ...]:
         """The names of the models that the server lists; none if it doesn't list them.
@@ -240,6 +246,8 @@ class Client:
                 return httpx2.Response(response.status_code, headers=headers, content=bytes(body))
         except TimeoutError:
             raise TransientError(f"{self.url} gave no whole reply within {seconds:g} s", self.url) from None
+        except RequestError:
+            raise
         except httpx2.RequestError as error:
             # The operating system's own error says more than those above it.
             cause: BaseException = error
@@ -251,6 +259,8 @@ class Client:
             if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                 raise UnreachableError(self._line(f"can't be reached: {said}"), self.url) from None
             raise TransientError(self._line(f"broke off: {said}"), self.url) from None
+        except Exception as error:  # such as of a library, about bytes that are no HTTP
+            raise TransientError(self._line(f"broke off: {type(error).__name__}: {error}"), self.url) from None
 
     def _error(self, response: httpx2.Response, name: str) -> RequestError:
         status, wait = response.status_code, retry_after_seconds(response.headers.get("retry-after", ""))

@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-data test-ray test-servers test-browser mutants fuzz lint bench docs dist audit sbom clean
+.PHONY: demo real test test-slow test-faults test-data test-ray test-servers test-browser mutants fuzz lint bench docs dist audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -25,6 +25,10 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow --timeout 3600
+
+# Kills, signals, disks, clocks, locks, rude servers: some 900 faults, on Linux; the same command goes on. ONLY="disk": only such.
+test-faults: .venv/ready
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py $(if $(ONLY),--only "$(ONLY)")
 
 # Published numbers of the benchmarks, on public data in ../shared/data or METAREWARD_TEST_DATA: see tests/full_data/README.md.
 test-data: .venv/ready

@@ -81,6 +81,7 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/evaluation.md": _filled(
             ROOT / "docs/evaluation.md", {"calibration": calibration_table, "reliability": reliability_table}
         ),
+        ROOT / "docs/reliability.md": _filled(ROOT / "docs/reliability.md", {"faults": harness_table}),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
         ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
         ROOT / "docs/performance.md": _filled(
@@ -438,6 +439,27 @@ def reliability_table(_: str) -> str:
         if any(cells):
             rows.append((f"{place / 10:.1f} to {(place + 1) / 10:.1f}", *cells))
     return _markdown(rows)
+
+
+def harness_table(_: str) -> str:
+    """What came of the faults in the recorded run of tests/faults/harness.py, each kind of fault in a row."""
+    found = json.loads((ROOT / "bench/results/faults.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = [("fault", "count", "outcome")]
+    servers: dict[str, int] = {}
+    for row in found["rows"]:
+        outcomes, name = row["outcomes"], row["fault"]
+        if row["count"] == 1 and name.startswith("server: ") and len(outcomes) == 1:  # the manners of rude servers
+            outcome = next(iter(outcomes))
+            servers[outcome] = servers.get(outcome, 0) + 1
+            continue
+        counts = [each if len(outcomes) == 1 else f"{n}: {each}" for each, n in outcomes.items()]
+        rows.append((name, str(row["count"]), "; ".join(counts)))
+    rows += [("server: another manner of rude_servers.py each", str(n), outcome) for outcome, n in servers.items()]
+    kills, others, failed = found["totals"]["kill"], found["totals"]["other"], len(found["failed"])
+    seeds = ", ".join(map(str, found["seeds"]))
+    done = f"{found['done']} of {found['planned']} planned scenes"
+    head = f"{kills} kills and {others} other faults in {done} (seed {seeds}); {failed} broke a promise."
+    return f"{head}\n\n{_markdown(rows)}"
 
 
 def demo_table(_: str) -> str:

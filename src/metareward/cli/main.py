@@ -7,6 +7,7 @@ answer at once.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ app.command("list")(list_command)
 app.command("compare")(compare_command)
 app.command("push")(push_command)
 
+# Errors of the machine, wherever they come: no memory, no open files left, disks that are full, gone or broken.
+_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, a preset's name such as pocket, or a run folder.")
 ]
@@ -58,12 +62,19 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, su
 
 def main() -> None:
     """The entry point ``metareward``."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(signal.SIGHUP, _interrupt)
         app()
         return
     except (UserError, EngineError) as error:
         message, code = str(error), 3 if isinstance(error, JudgeHealthError) else 2
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _MACHINE:
+            raise
+        what = "out of memory" if isinstance(error, MemoryError) else f"{error.filename or 'system'}: {error.strerror}"
+        message, code = f"{what}; what is finished is kept; fix: make room, then run the same command again", 2
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:
             raise
@@ -74,7 +85,7 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM raises KeyboardInterrupt so that child processes are cleaned up."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt so that child processes are cleaned up."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a shell script's background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.raise_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ from harness import Result, plan, read_results, table
 from world import Scene, World
 
 from faults import FAULTS, LINE, SAME
+from metareward.pocket.world import MODEL
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and walks through /proc")
 
+QUICK = ("driver: kill -9 at random moments, one after another", "lock and lock.json deleted, a second driver")
 SLICE = (
-    *("driver: kill -9 at random moments, one after another", "driver: SIGINT twice", "two drivers at once"),
-    *("lock and lock.json deleted, a second driver", "run folder moved away, a second driver in its place"),
+    *QUICK,
+    *("driver: SIGINT twice", "two drivers at once", "run folder moved away, a second driver in its place"),
     "server: some judgments fail",
 )
 
@@ -28,12 +31,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("faults")
     for name in ("disk", "cache"):
         (folder / name).mkdir()
-    opened = World.open(folder / "disk", folder / "cache")
+    model = Path(shutil.copytree(MODEL, folder / "model"))  # the server answers, so only its files are looked at
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    opened = World.open(folder / "disk", folder / "cache", model)
     yield opened
     opened.close()
 
 
-@pytest.mark.parametrize("name", SLICE)
+@pytest.mark.parametrize(
+    "name", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in SLICE]
+)
 def test_a_slice_of_the_faults(world: World, name: str) -> None:
     (fault,) = (each for each in FAULTS if each.name == name)
     scene = Scene(world, random.Random(1), f"run-{SLICE.index(name)}", fault.part)

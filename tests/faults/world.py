@@ -84,14 +84,17 @@ class World:
     _results: dict[Part, dict[str, object]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, disk: Path, cache: Path) -> World:
-        """Make the world on ``disk``, an empty folder. ``cache`` keeps the model, which needs torch to be made."""
-        if not (cache / "model").is_dir():
+    def open(cls, disk: Path, cache: Path, model: Path | None = None) -> World:
+        """Make the world on ``disk``, an empty folder. ``cache`` keeps the model, which needs torch to be made.
+
+        ``model``: another one, which needn't be good for more than the part ``generate``.
+        """
+        if model is None and not (cache / "model").is_dir():
             subprocess.run(
                 [sys.executable, "-c", _MAKE_MODEL, str(cache / "new")], cwd=HERE.parent / "support", check=True
             )
             (cache / "new").rename(cache / "model")
-        shutil.copytree(cache / "model", disk / "model")
+        shutil.copytree(model or cache / "model", disk / "model")
         port = free_port()
         (disk / "recipe.yaml").write_text(_RECIPE.replace("PORT", str(port)), encoding="utf-8")
         rows = (
@@ -252,7 +255,7 @@ class Scene:
     def documents(self) -> dict[str, str]:
         """The records so far, by store and key."""
         first, zero = self.run.iteration(1), self.run.iteration(0)
-        found = {}
+        found: dict[str, str] = {}
         for path in (zero.evaluation / "records.sqlite", first.records, first.evaluation / "records.sqlite"):
             if path.is_file() and path.stat().st_size:
                 # A kill may have left a store that isn't made yet.

@@ -7,7 +7,7 @@ Every server is a `FakeChatServer` whose good answers are those of a scripted mo
     dies       after so many requests all get it: the run stops in one line, and goes on with a good server
     shows      all requests get it and nothing is lost by it: all prompts are finished
 
-and the records of finished prompts are the same as with a server that behaves.
+and the records of finished prompts are the same as with a server that behaves, but where `Rude.singly` says so.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ Trouble = Callable[[Body], Answer]
 
 @dataclass(frozen=True)
 class Rude:
-    """A manner. ``long``: it takes minutes with default settings, by the time limits of requests and of patience."""
+    """A manner. ``long``: it takes minutes with default settings, by the time limits of requests and of patience.
+
+    ``singly``: it is asked for one choice at a time, whose seeds are others, so that its records are others, too.
+    """
 
     name: str
     kind: Kind
     trouble: Trouble
     long: bool = False
+    singly: bool = False
     expected: bool = False  # scores are expected ones, so that log-probabilities are asked for
 
     def manner(self, dies_after: int) -> Manner:
@@ -247,7 +251,7 @@ SHOWN: dict[str, Trouble] = {
     "2 s for each answer": lambda body: replace(good_answer(body), seconds=2.0),
     "a text of one choice": lambda body: Answer(json.dumps(_first_choice(body)).encode()),
     "refuses several choices": lambda body: error(400, "n must be 1") if body["n"] > 1 else good_answer(body),
-    "one choice too many": _changed(lambda reply: reply["choices"].append(choice("extra", 99))),
+    "a choice too many": _changed(lambda reply: reply["choices"].append(choice("extra", 99))),
 }
 
 
@@ -260,7 +264,10 @@ RUDE: tuple[Rude, ...] = (
     *(Rude(name, "passes", trouble) for name, trouble in TRANSIENT.items()),
     *(Rude(name, "refuses", trouble) for name, trouble in PERMANENT.items()),
     *(Rude(name, "refuses", trouble, expected=True) for name, trouble in LOGPROBS.items()),
-    *(Rude(name, "shows", trouble) for name, trouble in SHOWN.items()),
+    *(
+        Rude(name, "shows", trouble, singly="one choice" in name or "several" in name)
+        for name, trouble in SHOWN.items()
+    ),
     Rude("a reply without end", "passes", _body(_BOMB, headers={"Content-Encoding": "gzip"})),
     Rude("hangs", "passes", _always(HANG), long=True),
     Rude("hangs in mid-reply", "passes", _body(completion(choice("slow")), cut=40, stalls=True), long=True),

@@ -99,7 +99,13 @@ def refused_key(key: str) -> bool:
 
 async def all_problems(chosen: Sequence[Rude], folder: Path, count: int, pauses: Pauses | None) -> list[str]:
     wanted = {expected: await undisturbed(folder, count, expected) for expected in (False, True)}
-    each = await asyncio.gather(*(problems_with(rude, folder, wanted[rude.expected], pauses) for rude in chosen))
+    at_once = asyncio.Semaphore(16)
+
+    async def problems(rude: Rude) -> list[str]:
+        async with at_once:
+            return await problems_with(rude, folder, wanted[rude.expected], pauses)
+
+    each = await asyncio.gather(*map(problems, chosen))
     return [problem for found in each for problem in found]
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from metareward.pipeline.api import load_records as load_records
     from metareward.pipeline.api import open_engine as open_engine
     from metareward.pipeline.api import run as run
+    from metareward.pipeline.reward import as_reward as as_reward
     from metareward.types import Completion as Completion
     from metareward.types import Dropped as Dropped
     from metareward.types import Judge as Judge
@@ -54,6 +55,7 @@ _MODULES = {
     "method.meta_judge": ("MetaRubric",),
     "method.pairs": ("PairRules", "build_pairs"),
     "pipeline.api": ("load_records", "open_engine", "run"),
+    "pipeline.reward": ("as_reward",),
     "types": (
         *(
             "Completion",

@@ -32,11 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def test_there_are_five_short_programs() -> None:
+def test_there_are_six_short_programs() -> None:
     assert list(PROGRAMS) == [
         "Judge two answers",
         "Build pairs from records",
         "Plug a reward",
+        "A judge as the reward of GRPO",
         "Plug a benchmark",
         "Run a recipe",
     ]

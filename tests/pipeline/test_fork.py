@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from run_folders import PROMPTS, begin_experiment, experiment
+from run_folders import PROMPTS, begin_experiment, begin_fork, experiment, made, work
 from scripted_models import reply, role_of
-from whole_runs import Workspace, digest, documents, files, run_results
+from whole_runs import Workspace, files, run_results
 
 from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
@@ -23,41 +23,9 @@ from metareward.pipeline.fork import fork_of, require_parent
 from metareward.storage.run_dir import RunDir
 
 
-def work(of: Experiment) -> Counter[str]:
-    """Evaluate M0, generate iteration 1 and build its pairs. How often each role was asked."""
-    engine = ScriptedEngine(reply)
-    if stages.evaluation_pending(of, 0):
-        asyncio.run(stages.evaluate_model(of, 0, engine, SILENT))
-    if stages.records_pending(of, 1):
-        asyncio.run(stages.generate(of, 1, engine, SILENT))
-    stages.make_pairs(of, 1)
-    return Counter(role_of(call.messages) for call in engine.calls)
-
-
-def made(of: Experiment) -> dict[str, object]:
-    """Everything of M0 and iteration 1 that must not depend on how it was made."""
-    folder, measured = of.run.iteration(1), of.run.iteration(0).evaluation
-    metrics = json.loads((measured / "model.json").read_text())
-    return {
-        "records": documents(folder.records),
-        "evaluation": documents(measured / "records.sqlite"),
-        "metrics": {key: value for key, value in metrics.items() if key != "seconds"},
-        **{path.name: digest(path) for path in (folder.pairs("actor"), folder.pairs("judge"), folder.summary)},
-        "dropped": digest(folder.dropped),
-    }
-
-
 def kept(folder: Path) -> dict[str, tuple[str, int]]:
     """The files of a run, but for the empty log that every reader of a store leaves."""
     return {name: found for name, found in files(folder).items() if not name.endswith("-wal")}
-
-
-def begin_fork(folder: Path, parent: Experiment, *changes: str, out: str = "fork") -> Experiment:
-    fork = experiment(folder, *changes, out=out)
-    with fork.run.lock():
-        fork.begin("name: forked\n")
-        fork_of(fork, parent.run).take_over()
-    return fork
 
 
 def fresh(folder: Path, *changes: str) -> Experiment:

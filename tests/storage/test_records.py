@@ -115,7 +115,9 @@ def test_a_damaged_record_is_named_by_file_and_prompt(tmp_path: Path) -> None:
         store.put("b", record_to_json(SMALL).replace('"score":4.0', '"score":"4.0"'))
         assert find_record(store, "a") == SMALL
         assert find_record(store, "c") is None
-        with pytest.raises(UserError, match=r'records\.sqlite: "b": record: field candidates_K\.0\..*; fix: delete'):
+        with pytest.raises(
+            UserError, match=r'records\.sqlite: "b": record: field candidates_K\.0\..*; fix: in a run folder'
+        ):
             find_record(store, "b")
         with pytest.raises(UserError, match=r'records\.sqlite: "b": record: field'):
             list(read_records(store))

@@ -6,9 +6,11 @@ import asyncio
 import json
 import shutil
 import struct
+from collections import Counter
 from pathlib import Path
 
-from scripted_models import prompts, reply, settings
+from scripted_models import prompts, reply, role_of, settings
+from whole_runs import digest, documents
 
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.engines.base import ScriptedEngine
@@ -17,7 +19,9 @@ from metareward.generation.runner import annotate_prompts
 from metareward.method.judge import Rubric
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.method.template import load_template
+from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.fork import fork_of
 from metareward.pocket.world import MODEL
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
@@ -74,6 +78,38 @@ def begin_experiment(folder: Path, *changes: str) -> Experiment:
     with started.run.lock():
         started.begin("name: scripted\n")
     return started
+
+
+def work(of: Experiment) -> Counter[str]:
+    """Evaluate M0, generate iteration 1 and build its pairs. How often each role was asked."""
+    engine = ScriptedEngine(reply)
+    if stages.evaluation_pending(of, 0):
+        asyncio.run(stages.evaluate_model(of, 0, engine, SILENT))
+    if stages.records_pending(of, 1):
+        asyncio.run(stages.generate(of, 1, engine, SILENT))
+    stages.make_pairs(of, 1)
+    return Counter(role_of(call.messages) for call in engine.calls)
+
+
+def made(of: Experiment) -> dict[str, object]:
+    """Everything of M0 and iteration 1 that must not depend on how it was made."""
+    folder, measured = of.run.iteration(1), of.run.iteration(0).evaluation
+    metrics = json.loads((measured / "model.json").read_text())
+    return {
+        "records": documents(folder.records),
+        "evaluation": documents(measured / "records.sqlite"),
+        "metrics": {key: value for key, value in metrics.items() if key != "seconds"},
+        **{path.name: digest(path) for path in (folder.pairs("actor"), folder.pairs("judge"), folder.summary)},
+        "dropped": digest(folder.dropped),
+    }
+
+
+def begin_fork(folder: Path, parent: Experiment, *changes: str, out: str = "fork") -> Experiment:
+    fork = experiment(folder, *changes, out=out)
+    with fork.run.lock():
+        fork.begin("name: forked\n")
+        fork_of(fork, parent.run).take_over()
+    return fork
 
 
 def llama_folder(folder: Path, layers: int = 32, hidden: int = 4096, whole: bool = False) -> Path:

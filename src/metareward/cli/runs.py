@@ -62,6 +62,30 @@ def compare_command(
         print_rich(escape_control(note))
 
 
+def verify_command(
+    run: _Run,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Have what is damaged made again by the next start, and nothing else.")
+    ] = False,
+) -> None:
+    """Read all of a run, finished or not, and say what isn't what the run made. Exit code 2 if anything isn't."""
+    from metareward.pipeline.repair import repair as repaired
+    from metareward.pipeline.verify import verification_text, verify
+    from metareward.storage.run_dir import RunDir
+    from metareward.text import escape_control
+
+    folder = RunDir(run)
+    found = verify(folder)
+    typer.echo(escape_control(verification_text(folder, found)), nl=False)
+    if not found.findings:
+        return
+    if not repair:
+        raise UserError(f"{run}: not all of it is what the run made; fix: metareward verify {run} --repair")
+    for line in repaired(folder):
+        typer.echo(escape_control(line))
+    typer.echo(escape_control(f"make it again: metareward run {run}"))
+
+
 def push_command(
     run: _Run,
     to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository on the Hugging Face hub.")],

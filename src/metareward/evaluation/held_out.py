@@ -36,7 +36,7 @@ from metareward.method.paired import paired_difference
 from metareward.method.scores import TOLERANCE, mean, valid_scores
 from metareward.method.stats import Interval, mean_interval, spearman
 from metareward.seeds import derive
-from metareward.storage.store import RecordStore
+from metareward.storage.store import MEND, RecordStore
 from metareward.types import Candidate, Judgment, MetaJudgment, Prompt, PromptRecord, Scored, Tied, Won
 
 
@@ -187,7 +187,7 @@ def held_out_from_json(text: str) -> HeldOut:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"])) or "the document"
-        raise UserError(f"record: field {field}: {first['msg']}; fix: delete the record to make it again") from None
+        raise UserError(f"record: field {field}: {first['msg']}; fix: in a run folder {MEND}") from None
 
 
 def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:

@@ -11,7 +11,7 @@ judged, answers are duplicates when their texts are equal, and judgments without
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TypeVar
@@ -35,9 +35,14 @@ from metareward.types import (
     MetaJudgment,
     Prompt,
     PromptRecord,
+    Reading,
     Reward,
     Sampling,
     Scored,
+    Tied,
+    Truncated,
+    Verdict,
+    Won,
 )
 
 T = TypeVar("T")
@@ -145,6 +150,39 @@ async def annotate_prompt(
         progress.advance(JUDGMENTS, sum(len(candidate.judgments_N) for candidate in candidates_K))
     dispute = await annotator.meta_judge(candidates_K) if settings.meta_judge else None
     return PromptRecord(prompt, candidates_K, duplicates, dispute)
+
+
+def misread(
+    candidates: Iterable[Candidate], comparisons: Iterable[MetaJudgment], settings: AnnotationSettings
+) -> str | None:
+    """The first stored score or verdict that isn't the one in its text; None if each is.
+
+    Whether the token limit cut a text off isn't stored, so `Truncated` fits every text. Judgments of a judge of the
+    user's own aren't read.
+    """
+    for candidate in candidates if settings.judge is None else ():
+        for judgment in candidate.judgments_N:
+            if (found := settings.grader.misread(judgment)) is not None:
+                where = f"judgment {judgment.index} of answer {candidate.index}"
+                return f"{where} is stored as {_named(judgment.reading)}, and its text says {_named(found)}"
+    for meta in comparisons:
+        verdict = settings.metarubric.read(meta.text, "stop", meta.first, meta.second)
+        if verdict != meta.verdict and not isinstance(meta.verdict, Truncated):
+            where = f"the comparison of judgments {meta.first} and {meta.second}"
+            return f"{where} is stored as {_named(meta.verdict)}, and its text says {_named(verdict)}"
+    return None
+
+
+def _named(outcome: Reading | Verdict) -> str:
+    match outcome:
+        case Scored(score=score):
+            return f"{score:g}"
+        case Won(winner=winner):
+            return f"judgment {winner}"
+        case Tied():
+            return "a tie"
+        case _:
+            return outcome.reason
 
 
 async def rewards_of(reward: Reward, prompt: Prompt, answers: Sequence[str]) -> list[float]:

@@ -182,6 +182,24 @@ class RubricGrader:
         found = self.distribution(drawn, drawn=True)
         return mean_score(found) if found else reading
 
+    def misread(self, judgment: Judgment) -> Reading | None:
+        """What the text of a stored judgment says, if that isn't its stored reading; None if it is.
+
+        A mean over several scores, which isn't in the text, must lie in the rubric's range.
+        """
+        rubric, stored = self.rubric, judgment.reading
+        if rubric.criteria:
+            if not judgment.criteria or not isinstance(stored, Scored):
+                return None
+            made = criteria_score(judgment.criteria, rubric.min_score, rubric.max_score)
+            return None if made == stored else made
+        found = rubric.read(judgment.text)
+        if isinstance(stored, Truncated) or found == stored:
+            return None
+        mean = self.expected and isinstance(stored, Scored) and stored.deviation is not None
+        in_range = isinstance(stored, Scored) and rubric.min_score <= stored.score <= rubric.max_score
+        return None if mean and in_range and isinstance(found, Scored) else found
+
     def distribution(self, completion: Completion, drawn: bool) -> dict[float, float]:
         """The probabilities of the scores at the place of a judgment's score, or of the verdict that was ``drawn``.
 

@@ -28,6 +28,7 @@ from metareward.pipeline.engines import judge_fingerprint, open_judge
 from metareward.pipeline.experiment import Experiment, verdict_rules
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model, weights_deleted
 from metareward.storage.run_log import log_event, timed
@@ -318,11 +319,19 @@ async def answer(run: BenchmarkRun, engine: Engine, progress: Progress) -> None:
         raise UserError(f"benchmarks.{run.benchmark.name}: {run.model} answered none of the questions")
     prompts = [prompt for prompt in requests.prompts if prompt.id in turns]
     write_atomic(run.answers, run.benchmark.answers_text(run.model, prompts, [turns[each.id] for each in prompts]))
+    manifest.record(run.experiment.run, run.answers, run.folder / "answers.sqlite")
 
 
 async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     """Write the results."""
     run.folder.mkdir(parents=True, exist_ok=True)
+    used = [run.folder] if run.opponent is None else [run.folder, run.opponent.folder]
+    manifest.require_whole(run.experiment.run, *used)
+    with manifest.changing(run.experiment.run, run.folder, run.experiment.run.verdicts / run.benchmark.name):
+        await _write_result(run, judge)
+
+
+async def _write_result(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     inputs, names = run.inputs(judge), {"benchmark": run.benchmark.name, "kind": run.benchmark.kind, "model": run.model}
     started = time.monotonic()
     results = list(await run.local.score(inputs))

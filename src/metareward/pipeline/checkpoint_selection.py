@@ -30,6 +30,7 @@ from metareward.pipeline import stages
 from metareward.pipeline.engines import open_engine, open_judge_engine
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_log import log_event, timed
@@ -51,8 +52,12 @@ async def select_checkpoint(experiment: Experiment, t: int, progress: Progress) 
         before = json.loads(stages.evaluation_result(experiment, t - 1).read_text(encoding="utf-8"))["metrics"]
         selected = select_epoch(metrics, settings, _means(before))
         log_event(experiment.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
+        manifest.require_whole(experiment.run, job.product)
         promote_epoch(job, selected.epoch, keep_all=True)
+        manifest.forget(experiment.run, epoch_checkpoint(job, selected.epoch))
+        manifest.record(experiment.run, job.output)
     if not settings.keep_all:
+        manifest.forget(experiment.run, job.product)
         shutil.rmtree(job.product, ignore_errors=True)
 
 
@@ -63,7 +68,9 @@ async def _epoch_metrics(
     checkpoint, folder = epoch_checkpoint(job, epoch), experiment.run.iteration(t).evaluation
     result = folder / f"epoch-{epoch}.json"
     if result.is_file():
+        manifest.require_whole(experiment.run, result)
         return dict(json.loads(result.read_text(encoding="utf-8")))
+    manifest.require_whole(experiment.run, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     anchors = stages.anchors_by_prompt(experiment)
     prompts = tuple(prompt for prompt in experiment.held_out if prompt.id in anchors)
@@ -79,6 +86,7 @@ async def _epoch_metrics(
         await engine.aclose()
     metrics = own_metrics(experiment, records) | await _judge_metrics(experiment, records, progress)
     write_atomic(result, json.dumps(metrics, indent=2) + "\n")
+    manifest.record(experiment.run, result, result.with_suffix(".sqlite"))
     return metrics
 
 

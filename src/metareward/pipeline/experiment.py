@@ -48,10 +48,11 @@ from metareward.pipeline.changes import (
 )
 from metareward.pipeline.engines import model_folder, open_engine
 from metareward.seeds import derive
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
-from metareward.storage.run_log import environment, log_event
+from metareward.storage.run_log import environment_text, log_event
 from metareward.storage.serialization import flatten
 from metareward.storage.store import has_records
 from metareward.training.average import make_average
@@ -100,6 +101,11 @@ class Experiment:
     def _check(self) -> bool:
         """`check`. Whether the folder is bound to this recipe: one in which a start has made nothing isn't."""
         changed = self._changes()
+        if changed is None and not self._made_nothing:
+            raise UserError(
+                f"{self.run.resolved}: missing, though there are records or models here; fix: restore it, or run "
+                f"metareward verify {self.run.path} --repair, or give another folder with --out"
+            )
         if changed is None or (changed and self._made_nothing):
             self.choose_prompts(self.last)
             return False
@@ -136,19 +142,30 @@ class Experiment:
         if self._check():
             self._update_recipe(recipe_text)
             return
-        self.run.judge_check.unlink(missing_ok=True)  # of a start with another recipe
+        # The folder isn't a run until ``resolved`` is there.
+        for old in (self.run.resolved, self.run.manifest, self.run.manifest_copy, self.run.judge_check):
+            old.unlink(missing_ok=True)  # of a start with another recipe
         for store in self.run.path.rglob("*.sqlite*"):  # of a start that failed: they hold no record
             store.unlink()
         for t in range(self.last + 1):  # replaces what an earlier start with another recipe may have left
             write_prompts(self.run.iteration(t).prompts, self.choose_prompts(t))
         self._warn_of_borrowed_prompts()
         write_atomic(self.run.recipe, recipe_text)
-        for path, value in (
-            (self.run.environment, environment()),
-            (self.run.inputs, self.inputs),
-            (self.run.resolved, self.recipe.resolved()),  # last: it marks the run as begun
-        ):
-            write_atomic(path, json.dumps(value, indent=2) + "\n")
+        write_atomic(self.run.environment, environment_text())
+        write_atomic(self.run.inputs, self.inputs_text)
+        resolved = self.resolved_text
+        manifest.create(self.run, {self.run.resolved: resolved})
+        write_atomic(self.run.resolved, resolved)  # last: it marks the run as begun
+
+    @property
+    def inputs_text(self) -> str:
+        """What ``inputs.json`` holds at first."""
+        return json.dumps(self.inputs, indent=2) + "\n"
+
+    @property
+    def resolved_text(self) -> str:
+        """What ``resolved.json`` holds."""
+        return json.dumps(self.recipe.resolved(), indent=2) + "\n"
 
     def _update_recipe(self, recipe_text: str) -> None:
         """Write what has changed, so that the next start by the folder alone has it, too; a finished run has none."""
@@ -160,14 +177,16 @@ class Experiment:
             # One that is taken out keeps its name: its results stay, so it can come back as it was, and only so.
             inputs = read_json(self.run.inputs)
             inputs |= {**measurements(recipe, inputs), **measurements(self.recipe, self.inputs)}
-            write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
+            with manifest.changing(self.run, self.run.inputs):
+                write_atomic(self.run.inputs, json.dumps(inputs, indent=2) + "\n")
             self.run.report.unlink(missing_ok=True)
             log_event(self.run, "benchmarks changed", names=[each.name for each in self.recipe.benchmarks])
         plain = ({key: value for key, value in each.items() if key != "benchmarks"} for each in (began, now))
         if changed := differences(*map(flatten, plain)):
             log_event(self.run, "settings changed", settings=", ".join(changed))
-        write_atomic(self.run.recipe, recipe_text)
-        write_atomic(self.run.resolved, json.dumps(now, indent=2) + "\n")
+        with manifest.changing(self.run, self.run.recipe, self.run.resolved):
+            write_atomic(self.run.recipe, recipe_text)
+            write_atomic(self.run.resolved, self.resolved_text)
 
     @cached_property
     def inputs(self) -> dict[str, object]:
@@ -332,6 +351,7 @@ class Experiment:
     async def engine(self, t: int) -> Engine:
         """M_t ready to complete, beside the models that the recipe names for single roles."""
         folder = self.run.iteration(t).path
+        manifest.require_whole(self.run, self.run.iteration(t).model)
         own = await open_engine(self.recipe.engine, self.model(t), t, folder)
         engines: dict[ModelRole, Engine] = {"actor": own, "judge": own, "meta_judge": own}
         try:
@@ -400,8 +420,10 @@ class Experiment:
     def make_reference(self, t: int) -> None:
         """Make iteration ``t``'s reference if it is a moving average that does not exist yet."""
         if self.recipe.training.reference == "ema" and t > 1:
-            decay = self.recipe.training.ema_decay
+            decay, before = self.recipe.training.ema_decay, self.run.iteration(t - 1).path
+            manifest.require_whole(self.run, before / "model", before / "reference")
             make_average(self.reference(t - 1), self.model(t - 1), decay, self.reference(t))
+            manifest.record(self.run, self.reference(t))
 
 
 def verdict_rules(section: JudgmentSettings | MetaJudgmentSettings) -> VerdictRules:

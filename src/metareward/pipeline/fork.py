@@ -23,6 +23,7 @@ from metareward.pipeline import stages
 from metareward.pipeline.changes import CHANGEABLE, differences, measurements, read_json, shared_part
 from metareward.pipeline.experiment import Experiment
 from metareward.report.facts import evaluated_digest
+from metareward.storage import manifest
 from metareward.storage.atomic import copy_dir, write_atomic, write_errors
 from metareward.storage.custody import LINEAGE, fingerprint_model, weights_deleted
 from metareward.storage.run_dir import RunDir
@@ -73,6 +74,7 @@ class Fork:
             "parent": Path(os.path.relpath(parent.path, here.path)).as_posix(),
             "parent_name": self.before.name,
             "parent_recipe": fingerprint_of(self.before.resolved()),
+            "parent_manifest": self._parent_manifest(),
             "changed": changed,
             "reused": self.reused,
             "anew": self.anew,
@@ -84,6 +86,11 @@ class Fork:
             log_event(
                 here, "reused", of=where, what=", ".join(self.reused.get(where, ["nothing"])), anew=why or "nothing"
             )
+
+    def _parent_manifest(self) -> str | None:
+        """The digest of the parent's manifest, which names all that was taken over; None where it has none."""
+        entries = manifest.read_manifest(self.parent)
+        return manifest.digest_of(entries) if entries else None
 
     def _note_reused(self, t: int, what: str, *seconds: str) -> None:
         """``what`` of iteration ``t`` is taken over; ``seconds``: the stages that it took."""
@@ -135,6 +142,7 @@ class Fork:
             self._note_anew(t, "pairs", differences(before, now))
             return False
         if not ours.summary.is_file():
+            manifest.require_whole(self.parent, theirs.summary.parent, theirs.dropped)
             for path in (theirs.pairs("actor"), theirs.pairs("judge"), theirs.dropped, theirs.summary):  # it comes last
                 write_atomic(ours.path / path.relative_to(theirs.path), _bytes(path))
         self._note_reused(t, "pairs")
@@ -157,6 +165,11 @@ class Fork:
             changed.append("training.checkpoint_selection selects by another evaluation")
         if changed or other:
             self._note_anew(t, "model", changed or differences(*_columns(other)))
+            return False
+        try:
+            manifest.require_whole(self.parent, folder)
+        except UserError as error:
+            self._note_anew(t, "model", [f"the parent's is damaged: {error}"])
             return False
         if (evaluated := evaluated_digest(self.parent, t)) not in (None, fingerprint_model(folder)):
             self._note_anew(t, "model", [f"the parent's is damaged: not the one that was evaluated ({evaluated:.12})"])
@@ -186,6 +199,7 @@ class Fork:
             snapshot(theirs / "records.sqlite", ours / "records.sqlite")
         before, now = (_figures_inputs(each, t) for each in (self.before, self.experiment.recipe))
         if before == now and (theirs / "model.json").is_file():
+            manifest.require_whole(self.parent, theirs / "model.json")
             write_atomic(ours / "model.json", _bytes(theirs / "model.json"))
         self._note_reused(t, f"evaluation of M{t}", "evaluating")
         for benchmark in self.experiment.recipe.benchmarks:
@@ -202,6 +216,7 @@ class Fork:
         if before != now:
             self._note_anew(t, f"benchmark {name}", differences(before, now))
             return
+        manifest.require_whole(self.parent, theirs)
         _copy_results(theirs, ours)
         _copy_results(self.parent.verdicts / name, self.experiment.run.verdicts / name)
         self._note_reused(t, f"benchmark {name}", "benchmarks")

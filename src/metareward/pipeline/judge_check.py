@@ -48,6 +48,7 @@ from metareward.method.scores import answer_scores
 from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.report.facts import read_judge_check
 from metareward.seeds import derive
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.records import read_records
@@ -226,6 +227,7 @@ async def check_before_first(experiment: Experiment, engine: Engine, progress: P
     if not run.judge_check.is_file():
         found = await check_judge(experiment, engine, progress)
         write_atomic(run.judge_check, json.dumps(asdict(found), indent=2) + "\n")
+        manifest.record(run, run.judge_check)
         log_event(run, "judge check", beats_length=found.beats_length, finding=found.finding)
     check = read_judge_check(run)
     assert check is not None, "it was written a moment ago"

@@ -30,8 +30,9 @@ from metareward.method.judge_health import (
 from metareward.method.scores import mean, valid_scores
 from metareward.pipeline.experiment import Experiment
 from metareward.report.facts import read_figures, read_health
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
-from metareward.storage.records import record_from_json
+from metareward.storage.records import read_records, record_from_json
 from metareward.storage.run_log import log_event
 from metareward.storage.store import RecordStore
 from metareward.types import Candidate, PreferencePair, Prompt, PromptRecord
@@ -162,8 +163,7 @@ class FirstPrompts:
     def __init__(self, experiment: Experiment, t: int, store: RecordStore) -> None:
         self._experiment = experiment
         self._t = t
-        documents = (document for _, document in store.documents())
-        self._records = [record_from_json(document) for document in islice(documents, _FIRST_PROMPTS[-1])]
+        self._records = list(islice(read_records(store), _FIRST_PROMPTS[-1]))
         if len(self._records) >= _FIRST_PROMPTS[0]:
             self._check()
 
@@ -194,7 +194,8 @@ def _write(experiment: Experiment, checks: Sequence[HealthCheck]) -> None:
         {**asdict(check), "results": [{**asdict(each), "finding": each.finding} for each in check.results]}
         for check in checks
     ]
-    write_atomic(run.judge_health, json.dumps(rows, indent=2) + "\n")
+    with manifest.changing(run, run.judge_health):
+        write_atomic(run.judge_health, json.dumps(rows, indent=2) + "\n")
     for check in checks:
         if check not in before:
             fired = ", ".join(f"{each.name} ({each.limit.action})" for each in check.fired) or "none"

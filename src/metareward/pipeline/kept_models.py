@@ -13,6 +13,7 @@ from pathlib import Path
 from metareward.config.schema import Recipe
 from metareward.pipeline.engines import model_folder
 from metareward.pipeline.experiment import Experiment
+from metareward.storage import manifest
 from metareward.storage.custody import delete_weights
 from metareward.storage.run_log import log_event
 
@@ -31,6 +32,8 @@ def delete_old_weights(experiment: Experiment) -> None:
         why = f"training.keep_models: {keep}"
         for folder in (experiment.model(t), run.iteration(t).path / "reference"):
             if folder.is_dir() and folder.resolve() not in named and delete_weights(folder, why):
+                manifest.forget(run, folder)
+                manifest.record(run, folder)
                 log_event(run, "weights deleted", folder=folder.relative_to(run.path).as_posix(), why=why)
 
 

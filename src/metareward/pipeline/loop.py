@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from metareward.config.schema import Recipe
+from metareward.engines.base import Engine, LazyEngine
 from metareward.engines.device import this_machine
 from metareward.errors import JudgeHealthError
 from metareward.generation.progress import Progress, terminal_progress
@@ -25,6 +26,7 @@ from metareward.pipeline.preflight import check_inputs, check_machine
 from metareward.pipeline.trackers import track_iteration
 from metareward.report.cards import write_model_card
 from metareward.report.write import write_report
+from metareward.storage import manifest
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.run_log import log_event, stage_seconds
 
@@ -40,6 +42,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
     """
     run = RunDir(out)
     experiment = Experiment(run, recipe)
+    require_whole_run(run)
     fork = None
     if parent is not None and run.fork.is_file():
         require_parent(run, parent)
@@ -58,6 +61,7 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
         experiment.begin(recipe_text)
         if fork is not None:
             fork.take_over()
+        manifest.bring_up_to_date(run)
         delete_old_weights(experiment)
         if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):
             return False
@@ -73,6 +77,36 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
         return True
 
 
+# What no record, pair, model or measurement follows from: a start only says that it isn't what was recorded.
+_NOTES = frozenset({"recipe.yaml", "environment.json", "fork.json", "seconds.json", "training.jsonl", "README.md"})
+
+
+def require_whole_run(run: RunDir) -> None:
+    """Raise `UserError` if a recorded file isn't what it was, or is gone although its iteration is done.
+
+    What an iteration that isn't done lacks is made again. A finished run has all of its files.
+    """
+    broken = []
+    for each in manifest.quick_problems(run):
+        if Path(each.name).name in _NOTES:
+            if not each.missing:
+                _LOG.warning("%s: %s; no result follows from it", run.path / each.name, each.reason)
+        elif not (each.missing and _is_made_again(run, each.name)):
+            broken.append(each)
+    if broken:
+        raise manifest.damage_error(run, broken)
+
+
+def _is_made_again(run: RunDir, name: str) -> bool:
+    """Whether the next start makes a recorded file again if it is missing."""
+    first, *inside = Path(name).parts
+    if not first.startswith("iter-") or inside == ["prompts.jsonl"]:
+        return first in ("judge_check.json", "judge_health.json", "verdicts")
+    if inside == ["records.sqlite"] and (run.path / first / "pairs" / "summary.json").is_file():
+        return False  # the pairs stay
+    return not (run.path / first / "done.json").is_file()
+
+
 def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
     """Train M_t (M_0 is given), evaluate it, and annotate the prompts of iteration t + 1 with it."""
     done = experiment.run.iteration(t).done
@@ -86,7 +120,7 @@ def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
     if t and not done.is_file():
         experiment.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
         mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
-        write_model_card(experiment.run, t)
+        manifest.record(experiment.run, done, write_model_card(experiment.run, t))
         log_event(experiment.run, "iteration done", iteration=t)
         track_iteration(experiment.run, t)
         delete_old_weights(experiment)
@@ -100,7 +134,12 @@ async def _use_model(experiment: Experiment, t: int, progress: Progress) -> None
     checking = t == 0 and not check_is_settled(experiment)
     if not (checking or evaluating or generating or benchmarks.needs_model(experiment, t)):
         return
-    engine = log_usage(experiment.run, f"M{t}", await experiment.engine(t))
+
+    async def opened() -> Engine:
+        return log_usage(experiment.run, f"M{t}", await experiment.engine(t))
+
+    asks = checking or generating or benchmarks.needs_model(experiment, t) or not stages.is_measured(experiment, t)
+    engine = await opened() if asks else LazyEngine(opened)
     try:
         if checking:
             await check_before_first(experiment, engine, progress)

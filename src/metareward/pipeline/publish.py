@@ -19,6 +19,7 @@ from metareward.errors import UserError
 from metareward.pipeline.engines import model_folder
 from metareward.report.cards import CARD, base_of, model_card, pairs_card, portable_name
 from metareward.report.facts import Run, evaluated_digest, gather
+from metareward.storage import manifest
 from metareward.storage.custody import LINEAGE, ModelRef, fingerprint_model, require_weights
 from metareward.storage.run_dir import RunDir
 from metareward.text import escape_control
@@ -76,6 +77,7 @@ def model_publication(
     texts = {CARD: model_card(run, t, base, licence), LINEAGE: lineages.pop(t)}
     texts |= {f"lineage/M{number}.json": text for number, text in lineages.items()}
     files = [PublishedFile(each.relative_to(folder).as_posix(), each) for each in _files(folder, (CARD, LINEAGE))]
+    manifest.require_whole(run, *(each.content for each in files if isinstance(each.content, Path)))
     files += [PublishedFile(name, text.encode()) for name, text in texts.items()]
     warnings = [] if licence else ["the licence of the base model is unknown; fix: say it with --licence"]
     warnings += [] if base else ["the hub's name of the base model is unknown; fix: say it with --base, if it has one"]
@@ -94,6 +96,7 @@ def pairs_publication(run: RunDir, repository: str, licence: str | None = None) 
     for each in facts.summaries:
         for path in sorted((run.iteration(each.iteration).path / "pairs").glob("*.parquet")):
             if getattr(each, f"{path.stem}_pairs", 0):
+                manifest.require_whole(run, path)
                 files.append(PublishedFile(f"iter-{each.iteration}/{path.name}", path))
     warnings = ["the pairs hold your prompts and the model's texts in full"]
     warnings += [] if licence else ["the licence of the base model is unknown; fix: say it with --licence"]

@@ -9,7 +9,7 @@ evaluate    M_t is measured on the held-out prompts                             
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ from metareward.evaluation.held_out import (
     held_out_win_rates,
     score_histogram,
 )
-from metareward.generation.annotate import EarlierRecord
+from metareward.generation.annotate import AnnotationSettings, EarlierRecord, misread
 from metareward.generation.progress import Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize
@@ -35,14 +35,16 @@ from metareward.pipeline.changes import shared_part
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.judge_health import FirstPrompts, figures_of_evaluation, figures_of_records
 from metareward.seeds import derive
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.records import find_record, read_records
+from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import log_event, stage_seconds, timed
-from metareward.storage.store import RecordStore
+from metareward.storage.store import MEND, RecordStore
 from metareward.training.config import DpoJob
 from metareward.training.launch import Step, run_training
-from metareward.types import PairKind
+from metareward.types import PairKind, Prompt, PromptRecord
 
 # Prompts that keep failing (too long for the model, for example) are skipped up to this share.
 _MAX_FAILED_SHARE = 0.05
@@ -54,30 +56,54 @@ async def generate(experiment: Experiment, t: int, engine: Engine, progress: Pro
     with timed(run, t, "generating"), _records(experiment, t) as store, _earlier_records(experiment, t) as earlier:
         first = FirstPrompts(experiment, t, store)
         settings = experiment.settings(t)
-        prompts, in_flight = experiment.prompts(t), experiment.recipe.prompts.in_flight
+        prompts, in_flight = _wanted(experiment, t, store), experiment.recipe.prompts.in_flight
         outcome = await annotate_prompts(engine, prompts, settings, store, progress, in_flight, first.add, earlier)
     if not outcome.failed:
+        manifest.forget(run, run.iteration(t).earlier)
         run.iteration(t).earlier.unlink(missing_ok=True)
     check_failed_prompts(experiment, f"iteration {t}", outcome)
+    if _has_pairs(experiment, t):
+        manifest.record(run, run.iteration(t).records)
+        require_same_records(run, t)
 
 
 def records_pending(experiment: Experiment, t: int) -> bool:
     """Whether prompts of iteration ``t`` lack a record. Raises `UserError` for records that another recipe made."""
-    if t > experiment.last or _has_pairs(experiment, t):
+    if t > experiment.last or (_has_pairs(experiment, t) and not manifest.made_again(experiment.run, t)):
         return False
     with _records(experiment, t) as store:
-        return len(store.keys()) < len(experiment.prompts(t))
+        return not store.keys().issuperset(prompt.id for prompt in _wanted(experiment, t, store))
+
+
+def _wanted(experiment: Experiment, t: int, store: RecordStore) -> tuple[Prompt, ...]:
+    """The prompts to annotate: all; once there are pairs, those that the pairs were built from."""
+    failed = store.failures() if _has_pairs(experiment, t) else {}
+    return tuple(prompt for prompt in experiment.prompts(t) if prompt.id not in failed)
+
+
+def require_same_records(run: RunDir, t: int) -> None:
+    """Raise `UserError` if iteration ``t``'s records aren't those that its pairs were built from."""
+    folder = run.iteration(t)
+    made_from = manifest.pairs_made_from(run, t)
+    if made_from and folder.records.is_file() and manifest.entry_of(folder.records).sha256 != made_from:
+        raise UserError(
+            f"{folder.records}: the pairs beside it were built from other records: those that were made again differ; "
+            f"fix: restore the earlier file, or run metareward verify {run.path} --repair to build the pairs again"
+        )
 
 
 def make_pairs(experiment: Experiment, t: int) -> None:
     """Write iteration ``t``'s pairs, the dropped prompts with reasons, and a summary with figures of judge health."""
+    folder = experiment.run.iteration(t)
     if _has_pairs(experiment, t):
+        require_same_records(experiment.run, t)
         return
     with _records(experiment, t) as store:
         records = tuple(read_records(store))
+        made_from = store.content_digest()
+    require_readings(folder.records, records, experiment.settings(t))
     pairs, dropped = build_pairs(records, pairs_rules(experiment.recipe, t), experiment.rubric, experiment.recipe.seed)
     actor, judge = of_kind(pairs, "actor"), of_kind(pairs, "judge")
-    folder = experiment.run.iteration(t)
     write_pairs(folder.pairs("actor"), actor)
     write_pairs(folder.pairs("judge"), judge)
     write_dropped(folder.dropped, dropped)
@@ -87,7 +113,28 @@ def make_pairs(experiment: Experiment, t: int) -> None:
         "judge_health": {name: asdict(figure) for name, figure in figures.items()},
     }
     write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it marks the pairs as complete
+    made = (folder.records, folder.dropped, folder.pairs("actor"), folder.pairs("judge"), folder.summary)
+    manifest.record(experiment.run, *made, made_from=made_from)
     log_event(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
+
+
+def require_readings(path: Path, records: Iterable[PromptRecord], settings: AnnotationSettings) -> None:
+    """Raise `UserError` for a record whose stored scores and verdicts aren't those in its texts."""
+    for record in records:
+        comparisons = () if record.dispute is None else record.dispute.meta
+        _require_read(path, record.prompt, misread(record.candidates_K, comparisons, settings))
+
+
+def require_held_out_readings(path: Path, records: Iterable[HeldOut], settings: AnnotationSettings) -> None:
+    """The same for held-out records."""
+    for record in records:
+        comparisons = [each.meta for each in record.comparisons]
+        _require_read(path, record.prompt, misread((*record.own, *record.anchors_K), comparisons, settings))
+
+
+def _require_read(path: Path, prompt: Prompt, problem: str | None) -> None:
+    if problem is not None:
+        raise UserError(f"{path}: {json.dumps(prompt.id)}: {problem}; fix: {MEND}")
 
 
 def _has_pairs(experiment: Experiment, t: int) -> bool:
@@ -97,10 +144,13 @@ def _has_pairs(experiment: Experiment, t: int) -> bool:
 def train(experiment: Experiment, t: int, progress: Progress) -> None:
     """Train M_t; with checkpoint selection, save the models of all epochs."""
     experiment.make_reference(t)
-    job = training_job(experiment, t)
+    job, run = training_job(experiment, t), experiment.run
+    used = (run.iteration(t - 1).model, run.iteration(t).path / "reference", run.iteration(t).path / "pairs")
+    manifest.require_whole(run, *used)
     if experiment.model(t).is_dir():
         run_training(job, lambda _: None)  # checks that this job made the model
         return
+    manifest.forget(run, job.log)
     began = False
 
     def on_step(step: Step) -> None:
@@ -116,6 +166,7 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
         finally:
             if began:
                 progress.finish()
+    manifest.record(run, result.output, job.log)
     lineage = result.lineage
     unpacked = {"unpacked_because": lineage.not_packed} if job.settings.prefix_sharing and lineage.not_packed else {}
     pairs, steps = sum(lineage.examples.values()), lineage.steps
@@ -154,6 +205,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
             outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress)
             check_failed_prompts(experiment, f"evaluating M{t}", outcome)
             records = held_out_records(store)
+        require_held_out_readings(store.path, records, settings)
         anchors = anchors or {record.prompt.id: record for record in records}
         seed = derive(experiment.recipe.seed, "intervals")
         metrics = held_out_metrics(records, anchors, experiment.oracle, seed)
@@ -171,6 +223,7 @@ async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progres
         "judge_health": {name: asdict(figure) for name, figure in figures.items()},
     }
     write_atomic(evaluation_result(experiment, t), json.dumps(result, indent=2) + "\n")
+    manifest.record(experiment.run, _evaluation_records(experiment, t), evaluation_result(experiment, t))
     log_event(
         experiment.run,
         "evaluated",
@@ -192,6 +245,15 @@ _LOGGED = (
 def evaluation_pending(experiment: Experiment, t: int) -> bool:
     """Whether M_t is still to be evaluated."""
     return not evaluation_result(experiment, t).is_file()
+
+
+def is_measured(experiment: Experiment, t: int) -> bool:
+    """Whether M_t has a record of every held-out prompt, so that its figures need no model."""
+    path = experiment.run.iteration(t).evaluation / "records.sqlite"
+    if not path.is_file():
+        return False
+    with RecordStore.read(path) as store:
+        return store.keys().issuperset(prompt.id for prompt in experiment.held_out)
 
 
 def evaluation_result(experiment: Experiment, t: int) -> Path:

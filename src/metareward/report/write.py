@@ -6,6 +6,7 @@ not overlap. Without an oracle, a sentence says that a model's score of its own 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from metareward.errors import UserError
 from metareward.report.benchmark_tables import benchmark_tables, comparison_text, run_comparisons
 from metareward.report.charts import comparison_chart, histogram_charts, position_charts, training_charts, trend_charts
 from metareward.report.examples import answers_before_after, examples
@@ -51,10 +53,30 @@ _POSITION_COLUMNS = (
 def write_report(run: RunDir) -> Path:
     """Write ``report.html`` into the run folder, finished or not, and return its path.
 
-    Raises `UserError` for a folder that is no run, a file in it that can't be read, and a disk that can't be written.
+    Its last line is a digest of what precedes it. Raises `UserError` for a folder that is no run, a file in it that
+    can't be read, and a disk that can't be written.
     """
-    write_atomic(run.report, page(run))
+    text = page(run)
+    write_atomic(run.report, f"{text}{_digest_line(text.encode())}")
     return run.report
+
+
+def is_whole(report: Path) -> bool:
+    """Whether a report is what `write_report` wrote; one without a digest in its last line may be.
+
+    Raises `UserError` when it can't be read.
+    """
+    try:
+        content = report.read_bytes()
+    except OSError as error:
+        raise UserError(f"{report}: can't be read: {error.strerror}; fix: delete it to write it again") from None
+    size = len(_digest_line(b""))
+    stated, line = content[-size:], _digest_line(content[:-size]).encode()
+    return stated == line or not stated.startswith(line[:12])
+
+
+def _digest_line(page: bytes) -> str:
+    return f"\n<!-- sha256 {hashlib.sha256(page).hexdigest()} -->\n"
 
 
 def page(run: RunDir) -> str:

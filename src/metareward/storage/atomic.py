@@ -17,7 +17,7 @@ from metareward.errors import UserError
 from metareward.storage.lock import require_held
 
 _LARGE = 1 << 20  # bytes
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(-journal|-wal|-shm)?")
 
 
 @contextmanager
@@ -55,13 +55,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete the temporary files that killed processes left of `write_atomic` under ``folder``."""
-    for path in folder.rglob(".*.tmp"):
+    """Delete the temporary files that killed processes left of `write_atomic` under ``folder``.
+
+    A file stays while the process that its name tells may write it: one that began before the file was written.
+    """
+    for path in folder.rglob(".*.tmp*"):
         found = _TEMPORARY.fullmatch(path.name)
         if found is None or not path.is_file():
             continue
-        if int(found[1]) == os.getpid() or not Path(f"/proc/{found[1]}").exists():
+        began = _began(int(found[1]))
+        if int(found[1]) == os.getpid() or began is None or began > path.stat().st_mtime + 1:
             path.unlink(missing_ok=True)
+
+
+def _began(process: int) -> float | None:
+    """When a process began, in seconds since the epoch; None if there is none. Numbers are given again and again."""
+    try:
+        ticks = int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    except (OSError, ValueError, StopIteration):
+        return None
+    return int(booted.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)

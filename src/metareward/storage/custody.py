@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,11 @@ def known_digests(folders: Iterable[Path]) -> tuple[FileDigest, ...]:
     return tuple(FileDigest(*each, _known[each]) for each in identities if each in _known)
 
 
+def read_again() -> None:
+    """Let go of all digests: a bit that flips on the disk changes no time, so only reading finds it."""
+    _known.clear()
+
+
 def remember(digests: Iterable[FileDigest]) -> None:
     """Take over digests that the parent process has computed."""
     for each in digests:
@@ -110,8 +115,14 @@ def fingerprint_model(folder: Path) -> str:
     files = model_files(folder)
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: no safetensors weights; fix: save the model with save_pretrained")
-    digests = "".join(f"{path.name} {digest(path)}\n" for path in files)
-    return hashlib.sha256(digests.encode()).hexdigest()
+    return combined({path.name: digest(path) for path in files})
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """`fingerprint_model` from the digests of a model's files by name; other files of its folder don't count."""
+    named = {name: each for name, each in digests.items() if Path(name).suffix in _MODEL_FILES}
+    lines = (f"{name} {each}\n" for name, each in sorted(named.items()) if name not in (LINEAGE, _DELETED))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def delete_weights(folder: Path, why: str) -> bool:

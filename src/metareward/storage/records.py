@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pydantic import TypeAdapter, ValidationError
 
 from metareward.errors import UserError
-from metareward.storage.store import RecordStore
+from metareward.storage.store import MEND, RecordStore
 from metareward.types import PromptRecord
 
 _RECORD = TypeAdapter(PromptRecord)
@@ -30,7 +30,7 @@ def record_from_json(text: str) -> PromptRecord:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"])) or "the document"
-        raise UserError(f"record: field {field}: {first['msg']}; fix: delete the record to make it again") from None
+        raise UserError(f"record: field {field}: {first['msg']}; fix: in a run folder {MEND}") from None
 
 
 def find_record(store: RecordStore, prompt_id: str) -> PromptRecord | None:

@@ -1,6 +1,6 @@
 """The layout of a run folder, its lock (`FolderLock`), and the done marks of iterations.
 
-    runs/<name>/  recipe.yaml  resolved.json  environment.json  lock  log.jsonl  judge_check.json
+    runs/<name>/  recipe.yaml  resolved.json  environment.json  manifest.json  lock  log.jsonl  judge_check.json
                   judge_health.json  report.html  verdicts/  annotations.jsonl
       iter-<t>/   prompts.jsonl  records.sqlite  pairs/  dropped.jsonl  model/  eval/  done.json
 
@@ -63,6 +63,8 @@ class RunDir:
     inputs = _Inside("inputs.json")  # the digests of what the recipe only names: models, rubrics, imported objects
     resolved = _Inside("resolved.json")  # the recipe with every default filled in
     environment = _Inside("environment.json")  # versions and machine
+    manifest = _Inside("manifest.json")  # the digests of all that is complete
+    manifest_copy = _Inside("manifest.copy.json")  # the same, for when the manifest itself is damaged
     fork = _Inside("fork.json")  # of a fork: the run that it comes from, and what it has taken over
     judge_check = _Inside("judge_check.json")  # the judge on labelled pairs, before iteration 1
     judge_health = _Inside("judge_health.json")  # the results of the gates on judge health
@@ -82,11 +84,15 @@ class RunDir:
             why = f"{self.resolved.name} is missing" if self.path.is_dir() else "there is no such folder"
             raise UserError(f"{self.path}: this is no run folder ({why}); fix: name one, such as runs/NAME")
         layout = _read_object(self.environment).get("layout", LAYOUT)
-        if layout != LAYOUT:
+        if layout not in (_UNRECORDED, LAYOUT):
             raise UserError(
                 f"{self.path}: a run folder of layout {layout}, and this version has layout {LAYOUT}"
                 f"{self.other_version()}"
             )
+
+    def is_recorded(self) -> bool:
+        """Whether this run has begun with a manifest, which must be there then."""
+        return self.resolved.is_file() and _read_object(self.environment).get("layout") == LAYOUT
 
     def name(self) -> str:
         """The run's name. Raises `UserError` when its stored recipe can't be read."""
@@ -141,7 +147,8 @@ class RunDir:
         return _read_holder(self._holder) if is_locked(self.path) else None
 
 
-LAYOUT = 1  # of run folders, part of environment.json: another number means that this version can't read the folder
+LAYOUT = 2  # of run folders, part of environment.json: another number means that this version can't read the folder
+_UNRECORDED = 1  # the layout without a manifest: read as it is; the next start writes one
 
 
 def _read_holder(path: Path) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from metareward.errors import UserError
+from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
 from metareward.storage.lock import require_held
 from metareward.storage.run_dir import LAYOUT, RunDir, package_version
@@ -53,7 +54,8 @@ def timed(run: RunDir, t: int, stage: str) -> Iterator[None]:
             path.replace(path.with_name(f"{path.name}.damaged"))
             seconds = {}
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 2)
-        write_atomic(path, json.dumps(seconds) + "\n")
+        with manifest.changing(run, path):
+            write_atomic(path, json.dumps(seconds) + "\n")
 
 
 def stage_seconds(run: RunDir, t: int) -> dict[str, float]:
@@ -91,6 +93,11 @@ def environment() -> dict[str, object]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def environment_text() -> str:
+    """What ``environment.json`` holds."""
+    return json.dumps(environment(), indent=2) + "\n"
 
 
 def _processor() -> str:

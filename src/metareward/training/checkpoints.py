@@ -1,7 +1,8 @@
 """Resume states of a training that was killed, and the checkpoints of its epochs, one of which becomes the model.
 
 A resume state is transformers' checkpoint (weights, optimizer, schedule, random numbers) with a mark that is written
-last: which job it belongs to, and what was computed before that job's first step. This module imports no torch.
+last: which job it belongs to, what was computed before that job's first step, and digests of all files, so that no
+damaged state is resumed. This module imports no torch.
 
 The papers keep early epochs (Meta-Rewarding appendix A.3: 6, 4, 2 and 2 of 10) without stating a rule. Here the recipe
 names one metric on held-out prompts, a limit on the growth of answers, and how much worse than the best an earlier
@@ -23,6 +24,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from metareward.errors import UserError
 from metareward.storage.atomic import AtomicDir, flush_dir, write_atomic
+from metareward.storage.custody import digest
+from metareward.storage.serialization import fingerprint_of
 from metareward.training.config import AnyJob, CheckpointSelectionSettings, DpoJob
 from metareward.training.lineage import identity
 
@@ -67,8 +70,8 @@ def latest_resume_state(job: AnyJob) -> ResumeState | None:
         return None
     wanted, found = json.loads(json.dumps(identity(job))), []
     for mark in marks:
-        content: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
-        if content["identity"] == wanted:
+        content = _read_mark(mark)
+        if content["identity"] == wanted and _is_whole(mark.parent, content):
             with suppress(ValidationError):  # of another release
                 findings = _FINDINGS.validate_python(content["findings"])
                 found.append(ResumeState(mark.parent, content["step"], content["seconds"], findings))
@@ -78,8 +81,42 @@ def latest_resume_state(job: AnyJob) -> ResumeState | None:
 def mark_resume_state(job: AnyJob, state: ResumeState) -> None:
     """Write the mark that makes the folder of ``state`` a complete resume state of ``job``."""
     findings = None if state.findings is None else asdict(state.findings)
-    content = {"step": state.step, "seconds": state.seconds, "identity": identity(job), "findings": findings}
-    write_atomic(state.folder / RESUME_MARK, json.dumps(content))
+    content: dict[str, Any] = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "identity": identity(job),
+        "findings": findings,
+        "files": _digests(state.folder),
+    }
+    write_atomic(state.folder / RESUME_MARK, json.dumps({**content, "sha256": fingerprint_of(content)}))
+
+
+def damaged_resume_states(folder: Path) -> list[Path]:
+    """The resume states of trainings anywhere in ``folder`` that aren't what was saved; none of them is resumed."""
+    marks = sorted(folder.rglob(f".*/kept/*/{RESUME_MARK}"))
+    return [mark.parent for mark in marks if not _is_whole(mark.parent, _read_mark(mark))]
+
+
+def _read_mark(mark: Path) -> dict[str, Any]:
+    """What a mark holds; a damaged one belongs to no job."""
+    try:
+        content = dict(json.loads(mark.read_bytes()))
+        stored = content.pop("sha256", None)
+        if stored == fingerprint_of(content):
+            return content
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    return {"identity": None}
+
+
+def _is_whole(folder: Path, content: Mapping[str, Any]) -> bool:
+    """Whether the files of a resume state are those that its mark names, bit for bit."""
+    return content.get("files") == _digests(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RESUME_MARK)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
 # --- the checkpoints of a DPO job's epochs ---

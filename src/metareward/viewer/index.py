@@ -30,7 +30,7 @@ from metareward.storage.atomic import write_errors
 from metareward.storage.pair_files import iterate_pairs, read_dropped
 from metareward.storage.records import record_from_json
 from metareward.storage.run_dir import IterationDir, RunDir
-from metareward.storage.store import RecordStore
+from metareward.storage.store import MEND, RecordStore
 from metareward.text import fold
 from metareward.types import (
     Candidate,
@@ -283,11 +283,11 @@ class _RecordRows:
         self._min_valid = pairs_rules(recipe, t).min_valid
         self._oracle = _oracle(recipe)
 
-    def add(self, key: str, document: str) -> None:
-        """Add one record; of one that can't be read the reason."""
+    def add(self, key: str, document: str | None) -> None:
+        """Add one record; of one that can't be read the reason. None: it isn't what was stored."""
         self._connection.execute("DELETE FROM prompt WHERE t = ? AND key = ?", (self._t, key))
         try:
-            record = record_from_json(document)
+            record = record_from_json(_stored(document))
             row = {**_named(record.prompt), **_figures(record, self._min_valid)}
             row["truth"] = _truth(self._oracle, record.prompt, record.candidates_K)
         except (UserError, ValueError) as error:
@@ -380,10 +380,10 @@ class _HeldOutRows:
         self._connection, self._t = connection, t
         self._oracle = _oracle(recipe)
 
-    def add(self, key: str, document: str) -> None:
-        """Add one record; of one that can't be read the reason."""
+    def add(self, key: str, document: str | None) -> None:
+        """Add one record; of one that can't be read the reason. None: it isn't what was stored."""
         try:
-            record = held_out_from_json(document)
+            record = held_out_from_json(_stored(document))
         except UserError as error:
             values: tuple[object, ...] = (self._t, key, "", None, "", str(error), None, None, None, None, None)
         else:
@@ -396,6 +396,12 @@ class _HeldOutRows:
                 sum(judgment.reading.kind != "scored" for each in record.own for judgment in each.judgments_N),
             )
         self._connection.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+
+def _stored(document: str | None) -> str:
+    if document is None:
+        raise UserError(f"record: its checksum is another one: it isn't what was stored; fix: {MEND}")
+    return document
 
 
 def mean_score(answers: tuple[Candidate, ...]) -> float | None:

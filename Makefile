@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-faults test-data test-ray test-servers test-browser mutants fuzz lint bench docs dist audit sbom clean
+.PHONY: demo real test test-slow test-faults test-data test-ray test-servers test-browser mutants fuzz lint bench docs pictures dist audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -97,6 +97,11 @@ sbom: .venv/installed .venv-audit/ready
 
 docs: .venv/ready
 	PYTHONPATH=bench $(BIN)/python tests/docs/regenerate.py
+
+# The pictures in README and docs, of a run of the demo, made in Chromium (see test-browser).
+pictures: demo .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python bench/pictures.py runs/pocket-$(SEED)
 
 # Torch first, so that nothing that needs it asks for a build with gigabytes of CUDA packages on a machine without a GPU.
 .venv/installed: pyproject.toml constraints.txt

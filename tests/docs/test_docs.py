@@ -82,6 +82,10 @@ def _command_blocks() -> list[tuple[str, str]]:
     return [(name, block) for name, block in blocks("sh") if words_of(block, "metareward")]
 
 
+# Their blocks go on from each other: test_tutorials.py runs them.
+_TUTORIALS = "docs/tutorials/"
+
+
 @pytest.mark.parametrize(("name", "block"), _command_blocks())
 def test_commands_parse(name: str, block: str) -> None:
     for words in words_of(block, "metareward"):
@@ -120,7 +124,7 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_run(tmp_path_factory.mktemp("run") / "run").path
 
 
-@pytest.mark.parametrize(("name", "block"), _command_blocks())
+@pytest.mark.parametrize(("name", "block"), [e for e in _command_blocks() if not e[0].startswith(_TUTORIALS)])
 def test_cheap_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_run: Path, name: str, block: str
 ) -> None:
@@ -150,7 +154,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize(("name", "block"), list(blocks("yaml")))
 def test_recipes_in_documents_load(tmp_path: Path, name: str, block: str) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(block, encoding="utf-8")
+    path.write_text(block.replace("extends: mine.yaml", "extends: pocket"), encoding="utf-8")
     assert load_recipe(str(path)).name == "mine"
 
 
@@ -160,7 +164,9 @@ def test_packaged_recipes_load(preset: str) -> None:
     assert load_recipe(preset, given).name == preset
 
 
-@pytest.mark.parametrize(("name", "block"), [each for each in blocks("python") if each[0] != "docs/api.md"])
+@pytest.mark.parametrize(
+    ("name", "block"), [e for e in blocks("python") if not e[0].startswith(("docs/api.md", _TUTORIALS))]
+)
 def test_code_in_documents_runs(name: str, block: str) -> None:
     exec(compile(block, name, "exec"), {})
 
@@ -198,6 +204,14 @@ def test_links_resolve(name: str) -> None:
         path = (ROOT / name).parent / place if place else ROOT / name
         assert path.exists(), target
         assert not anchor or anchor in _anchors(path), target
+
+
+def test_pictures_are_small_and_described() -> None:
+    shown = [(text, (ROOT / name).parent / target) for name in NAMES for text, target in _links(name)]
+    pictures = {path.resolve(): text for text, path in shown if path.suffix == ".png"}
+    assert set(pictures) == set((ROOT / "docs/images").iterdir())
+    assert all(len(text.split()) >= 4 for text in pictures.values())
+    assert [path.name for path in pictures if path.stat().st_size > 150_000] == []
 
 
 def _code_links() -> list[tuple[str, str, str]]:

@@ -48,7 +48,8 @@ class PromptSettings(Section):
     """Where prompts come from."""
 
     source: Text = Field(
-        description="A file, folder, hub:OWNER/NAME or example:NAME; 'pocket', 'constraints': worlds with an oracle"
+        description="Prompts in a file, folder, hub:OWNER/NAME or example:NAME; "
+        "'pocket', 'constraints': worlds with an oracle"
     )
     field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
     network: bool = Field(

@@ -74,6 +74,39 @@ def test_a_meta_judge_that_the_run_does_not_ask_is_not_measured() -> None:
     assert set(rates.seconds_each) == {ANSWERS, JUDGMENTS}
 
 
+class Shared:
+    """Serves all requests at once, the slower the more there are: each has its share of one processor."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._running = seconds, 0
+        self._engine = ScriptedEngine(reply)
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        left = n * self._seconds
+        self._running += 1
+        try:
+            while left > 0:
+                began = time.perf_counter()
+                await asyncio.sleep(0.01)
+                left -= (time.perf_counter() - began) / self._running
+        finally:
+            self._running -= 1
+        return await self._engine.complete(messages, sampling, n, role)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_an_engine_that_is_too_slow_for_so_many_is_measured_with_a_few() -> None:
+    chosen, began = replace(settings(k=2, n=3), meta_judge=False), time.perf_counter()
+    rates = asyncio.run(measure_rates(Shared(0.02), prompts(5), chosen, 0.1, 64))
+    assert time.perf_counter() - began < 4  # all 64 at once take 2.6 s for the answers, and 7.7 for the judgments
+    for role in (ANSWERS, JUDGMENTS):
+        assert 0.005 < rates.seconds_each[role] < 0.2, role
+
+
 def test_an_engine_that_fails_says_so() -> None:
     def refuse(messages: Messages, sampling: Sampling, index: int) -> str:
         raise EngineError("no server left")

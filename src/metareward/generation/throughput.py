@@ -1,13 +1,15 @@
 """Measures an engine's throughput for each role in a few seconds, for `metareward plan`.
 
 The requests are real ones, with a run's concurrency: the completions of one role are what the next one judges. Counting
-begins when the first request finishes, so that start-up is left out.
+begins when the first request finishes, so that start-up is left out. Where so many at once don't finish in time, as on
+a slow CPU, a few are measured: there concurrency gains little.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from metareward.seeds import derive
 from metareward.types import Completion, Judge, Judgment, Messages, MetaJudgment, Prompt, Sampling
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ UNKNOWN = Rates()
 
 _MAX_REQUESTS = 1024  # enough concurrent requests to saturate any engine
 # Measuring continues past the given time until this many requests have finished, up to this multiple of the time.
-_MIN_FINISHED, _MAX_OVERTIME = 16, 6
+_MIN_FINISHED, _MAX_OVERTIME = 16, 2
+_FEW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,22 @@ class _Finished(Generic[T]):
     time: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured(Generic[T]):
+    """What was ``finished``, in order; what finished after ``start`` counts for the speed."""
+
+    finished: Sequence[_Finished[T]]
+    start: float
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Tokens and engine seconds of a completion."""
+        finished: Sequence[_Finished[Any]] = self.finished
+        tokens = statistics.fmean(each.tokens for work in finished for each in work.completions)
+        later = sum(len(work.completions) for work in self.finished if work.time > self.start)
+        return tokens, (self.finished[-1].time - self.start) / max(1, later)
+
+
 async def measure_rates(
     engine: Engine,
     prompts: Sequence[Prompt],
@@ -84,11 +104,11 @@ async def measure_rates(
     """
     answers = await _measure(_answers(engine, prompts, settings), max_concurrent_prompts, seconds, ANSWERS)
     concurrent = min(_MAX_REQUESTS, max_concurrent_prompts * settings.k)
-    judgments = await _measure(_judgments(engine, answers, settings), concurrent, seconds, JUDGMENTS)
-    measured = {ANSWERS: _rates(answers), JUDGMENTS: _rates(judgments)}
+    judgments = await _measure(_judgments(engine, answers.finished, settings), concurrent, seconds, JUDGMENTS)
+    measured = {ANSWERS: answers.rates, JUDGMENTS: judgments.rates}
     if settings.meta_judge:
-        meta = await _measure(_meta(engine, judgments, settings), _MAX_REQUESTS, seconds, META)
-        measured[META] = _rates(meta)
+        meta = await _measure(_meta(engine, judgments.finished, settings), _MAX_REQUESTS, seconds, META)
+        measured[META] = meta.rates
     return Rates(
         tokens_each={role: tokens for role, (tokens, _) in measured.items()},
         seconds_each={role: each for role, (_, each) in measured.items()},
@@ -121,15 +141,7 @@ async def measure_judge(
         _Work(prompt, answer, partial(judgments, number, prompt, answer))
         for number, (prompt, answer) in enumerate(itertools.cycle(answers))
     )
-    return _rates(await _measure(works, max_concurrency, seconds, JUDGMENTS))
-
-
-def _rates(finished: Sequence[_Finished[Any]]) -> tuple[float, float]:
-    """Tokens and engine seconds of a completion."""
-    tokens = statistics.fmean(each.tokens for work in finished for each in work.completions)
-    start, end = finished[0].time, finished[-1].time
-    later = sum(len(work.completions) for work in finished if work.time > start)
-    return tokens, (end - start) / max(1, later)
+    return (await _measure(works, max_concurrency, seconds, JUDGMENTS)).rates
 
 
 def _answers(engine: Engine, prompts: Sequence[Prompt], settings: AnnotationSettings) -> Iterator[_Work[Completion]]:
@@ -163,8 +175,26 @@ async def _compare(
     return (await meta_judge_pair(engine, judged.prompt, judged.answer, first, second, settings),)
 
 
-async def _measure(works: Iterator[_Work[T]], concurrent: int, seconds: float, role: str) -> list[_Finished[T]]:
-    """The work that finishes in the measured time, the first one first; the rest is cancelled."""
+async def _measure(works: Iterator[_Work[T]], concurrent: int, seconds: float, role: str) -> _Measured[T]:
+    """The work that finishes in the measured time; the rest is cancelled."""
+    finished = await _finish(works, concurrent, seconds, seconds * (_MAX_OVERTIME + 1))
+    if len(finished) > 1:
+        return _Measured(finished, finished[0].time)
+    _LOG.warning("%s: %d at once don't finish in %g seconds; measured with %d", role, concurrent, seconds, _FEW)
+    began = time.monotonic()
+    finished = await _finish(works, _FEW, 0.0, None)
+    if len(finished) > 1:
+        return _Measured(finished, began)
+    raise EngineError(f"{role}: the engine finished {len(finished)} requests, too few to measure its throughput")
+
+
+async def _finish(
+    works: Iterator[_Work[T]], concurrent: int, seconds: float, most_seconds: float | None
+) -> list[_Finished[T]]:
+    """The work that finishes while ``concurrent`` requests are kept going, until ``most_seconds`` at the latest.
+
+    With ``seconds`` 0 only the first ones are sent.
+    """
     finished: list[_Finished[T]] = []
 
     def is_over() -> bool:
@@ -181,7 +211,8 @@ async def _measure(works: Iterator[_Work[T]], concurrent: int, seconds: float, r
 
     senders = [asyncio.ensure_future(send()) for _ in range(concurrent)]
     try:
-        await asyncio.wait(senders, return_when=asyncio.FIRST_COMPLETED)
+        until = asyncio.FIRST_COMPLETED if seconds else asyncio.ALL_COMPLETED
+        await asyncio.wait(senders, timeout=most_seconds, return_when=until)
         for task in senders:
             if task.done():
                 task.result()
@@ -189,6 +220,4 @@ async def _measure(works: Iterator[_Work[T]], concurrent: int, seconds: float, r
         for task in senders:
             task.cancel()
         await asyncio.gather(*senders, return_exceptions=True)
-    if len(finished) < 2:
-        raise EngineError(f"{role}: the engine finished {len(finished)} requests, too few to measure its throughput")
     return finished

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metareward.engines.base import EngineError
-from metareward.engines.local.engine import LocalEngine
+from metareward.engines.local.engine import LocalEngine, open_core
 from metareward.types import Completion, Message, Messages, Sampling
 
 Conversation = Callable[[int, int], Messages]
@@ -172,3 +172,45 @@ def test_closing_fails_unfinished_requests(llama: Path, conversation: Conversati
             await engine.complete(conversation(1, 2), Sampling(1.0, 1.0, 2), 1)
 
     asyncio.run(scene())
+
+
+def unexpected(outcome: object) -> None:
+    raise AssertionError(outcome)
+
+
+def test_a_cancelled_request_is_given_up_and_others_are_as_without_it(llama: Path, conversation: Conversation) -> None:
+    core = open_core(llama, device="cpu", dtype="float32", max_num_seqs=6, deterministic=True)
+    sampling, delivered = Sampling(1.0, 1.0, 14, seed=3), dict[int, tuple[Completion, ...]]()
+
+    def submit(key: int) -> None:
+        core.submit(conversation(key, 5), sampling, 3, lambda found: delivered.update({key: found}), unexpected, key)
+
+    submit(1)
+    while core.run_pass():
+        pass
+    alone = delivered.pop(1)
+    for key in range(5):  # of which two have a slot
+        submit(key)
+    core.run_pass()
+    core.run_pass()
+    for key in (0, 3, 99):
+        core.cancel(key)
+    while core.run_pass():
+        pass
+    assert sorted(delivered) == [1, 2, 4]
+    assert delivered[1] == alone
+
+
+def test_cancelling_all_leaves_nothing_to_do(llama: Path, conversation: Conversation) -> None:
+    core = open_core(llama, device="cpu", dtype="float32", max_num_seqs=6, deterministic=False)
+    choices = Sampling(1.0, 1.0, 14, choices=(" yes", " no"))
+    for key in range(4):
+        asked = choices if key % 2 else Sampling(0.7, 0.9, 14)
+        core.submit(conversation(key, 5), asked, 2, unexpected, unexpected, key)
+    core.run_pass()
+    for key in range(4):
+        core.cancel(key)
+    passes = 0
+    while core.run_pass():
+        passes += 1
+    assert passes <= 8  # prompts that are in slots are prefilled; of 14 tokens none is waited for

@@ -8,6 +8,7 @@ and with it every rounding, doesn't depend on the other requests.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
@@ -69,8 +70,11 @@ class EngineCore:
         n: int,
         deliver: Callable[[tuple[Completion, ...]], None],
         fail: Callable[[EngineError], None],
+        key: int | None = None,
     ) -> None:
         """Accept a request; one of ``deliver`` and ``fail`` is called during this or a later call.
+
+        ``key`` names it for `cancel`.
 
         Whatever goes wrong while it is encoded, a bug of a tokenizer too, fails this request alone.
         """
@@ -84,7 +88,13 @@ class EngineCore:
         except Exception as error:
             fail(EngineError(f"{self._checkpoint.folder}: a request can't be encoded: {_described(error)}"))
         else:
-            self._waiting.append(Request(ids, sampling, n, deliver, fail, trie))
+            self._waiting.append(Request(ids, sampling, n, deliver, fail, trie, key))
+
+    def cancel(self, key: int) -> None:
+        """Spend nothing more on the request of this ``key``; neither ``deliver`` nor ``fail`` is called any more."""
+        self._waiting = deque(request for request in self._waiting if request.key != key)
+        for bucket in self._buckets.values():
+            bucket.cancel(key)
 
     def _trie(self, last: Message, choices: Sequence[str]) -> ChoiceTrie:
         """The choices after the open turn of the assistant, or at the beginning of a new one."""
@@ -257,6 +267,7 @@ class LocalEngine:
 
     def __init__(self, core: EngineCore) -> None:
         self._inbox: Inbox = queue.SimpleQueue()
+        self._keys = itertools.count()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(core,), name="metareward-engine", daemon=True)
         self._thread.start()
@@ -274,10 +285,10 @@ class LocalEngine:
         n: int,
         role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
     ) -> Sequence[Completion]:
-        """``n`` completions; see `Engine`."""
+        """``n`` completions; see `Engine`. Nothing more is spent on a request whose caller is cancelled."""
         if self._closed.is_set():
             raise EngineError("the local engine is closed")
-        loop = asyncio.get_running_loop()
+        loop, key = asyncio.get_running_loop(), next(self._keys)
         future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
 
         def settle(outcome: tuple[Completion, ...] | EngineError) -> None:
@@ -292,8 +303,12 @@ class LocalEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(settle, outcome)
 
-        self._inbox.put(lambda core: core.submit(messages, sampling, n, deliver, deliver))
-        return await future
+        self._inbox.put(lambda core: core.submit(messages, sampling, n, deliver, deliver, key))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._inbox.put(lambda core: core.cancel(key))
+            raise
 
     async def aclose(self) -> None:
         """Stop the thread and release the model; unfinished requests fail with `EngineError`."""

@@ -44,7 +44,8 @@ _SMALL_PASS = 8
 class Request:
     """``n`` completions of a tokenised prompt; exactly one of ``deliver`` and ``fail`` will be called.
 
-    ``trie``: the choices that the completions are among, if ``sampling`` has any.
+    ``trie``: the choices that the completions are among, if ``sampling`` has any. ``key``: names the request to be
+    cancelled; neither is called then.
     """
 
     ids: tuple[int, ...]
@@ -53,6 +54,7 @@ class Request:
     deliver: Callable[[tuple[Completion, ...]], None]
     fail: Callable[[EngineError], None]
     trie: ChoiceTrie | None = None
+    key: int | None = None
 
 
 class BatchState:
@@ -78,6 +80,7 @@ class BatchState:
         self._top_logprobs_G = np.zeros(shape.slots, np.int64)
         self._top_logprobs_buffer: TopLogprobsBuffer | None = None
         self._tries: dict[int, ChoiceTrie] = {}
+        self._cancelled = set[int]()
 
     @property
     def free_slots(self) -> list[int]:
@@ -103,6 +106,14 @@ class BatchState:
             self._tries[slot] = request.trie
         if sampling.top_logprobs and self._top_logprobs_buffer is None:
             self._top_logprobs_buffer = TopLogprobsBuffer(self._shape.rows, self._shape.suffix, MAX_TOP_LOGPROBS)
+
+    def cancel(self, slot: int) -> None:
+        """Free a slot, one that is being prefilled when that has ended; nothing is delivered."""
+        self._cancelled.add(slot)
+        if self.counts_G[slot]:
+            self._finish(slot)
+        else:
+            self._stops_R[self.rows_of(np.array([slot]))] = 0
 
     def rows_of(self, slots_B: Ints) -> Ints:
         """All rows of these slots."""
@@ -176,6 +187,9 @@ class BatchState:
         request = self.requests.pop(slot)
         self._tries.pop(slot, None)
         self.lengths_G[slot] = self.counts_G[slot] = self._top_logprobs_G[slot] = 0
+        if slot in self._cancelled:
+            self._cancelled.remove(slot)
+            return
         request.deliver(tuple(self._completion(int(row), request) for row in self.rows_of(np.array([slot]))))
 
     def _completion(self, row: int, request: Request) -> Completion:
@@ -321,6 +335,13 @@ class ShapeBucket:
     def add(self, request: Request) -> None:
         """Queue the request for a slot."""
         self._waiting.append(request)
+
+    def cancel(self, key: int) -> None:
+        """Forget the requests of this ``key``."""
+        self._waiting = deque(request for request in self._waiting if request.key != key)
+        for slot, request in tuple(self._state.requests.items()):
+            if request.key == key:
+                self._state.cancel(slot)
 
     @property
     def occupancy(self) -> float:

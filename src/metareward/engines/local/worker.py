@@ -116,6 +116,8 @@ def _receive(inbox: Inbox, replies: Replies) -> None:
 
 
 def _submission(request: Mapping[str, Any], replies: Replies) -> Callable[[EngineCore], None]:
+    if "cancel" in request:
+        return lambda core: core.cancel(request["cancel"])
     messages = tuple(Message(role, content) for role, content in request["messages"])
     sampling = Sampling(*request["sampling"])
     sampling = replace(sampling, choices=tuple(sampling.choices))  # a list in JSON
@@ -126,7 +128,7 @@ def _submission(request: Mapping[str, Any], replies: Replies) -> Callable[[Engin
     def fail(error: EngineError) -> None:
         replies.send(id=request["id"], error=str(error), again=isinstance(error, PassError))
 
-    return lambda core: core.submit(messages, sampling, request["n"], deliver, fail)
+    return lambda core: core.submit(messages, sampling, request["n"], deliver, fail, request["id"])
 
 
 if __name__ == "__main__":

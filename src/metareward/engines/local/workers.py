@@ -119,12 +119,20 @@ class Worker:
         return sum(job.cost for job in self.jobs.values())
 
     async def complete(self, job_id: int, request: Mapping[str, Any], cost: int) -> tuple[Completion, ...]:
-        """Send a request, and wait for its completions. Raises `UnservedError` when the process dies before."""
+        """Send a request, and wait for its completions. Raises `UnservedError` when the process dies before.
+
+        Nothing more is spent on a request whose caller is cancelled.
+        """
         assert self._process.stdin is not None
         line = json.dumps({"id": job_id, **request}).encode() + b"\n"
         job = self.jobs[job_id] = Job(line, cost, asyncio.get_running_loop().create_future())
         self._process.stdin.write(job.line)
-        return await job.future
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            if self.jobs.pop(job_id, None) is not None and not self._process.stdin.is_closing():
+                self._process.stdin.write(json.dumps({"cancel": job_id}).encode() + b"\n")
+            raise
 
     async def listen(self) -> None:
         """Settle the futures of jobs as replies come in, and log warnings; returns when the process has ended.
@@ -135,8 +143,8 @@ class Worker:
             while (reply := await self._receive()) is not None:
                 if "warning" in reply:
                     _LOG.warning("%s", reply["warning"])
-                else:
-                    self._settle(self.jobs.pop(reply["id"]).future, reply)
+                elif (job := self.jobs.pop(reply["id"], None)) is not None:  # None: it was cancelled meanwhile
+                    self._settle(job.future, reply)
         except Exception as error:
             self._unreadable = f"wrote what can't be read ({type(error).__name__}: {one_line(str(error), 80)}), "
             with contextlib.suppress(ProcessLookupError):

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 SEED = 1
 ITERATIONS = 2
 SMALL = (
-    *("prompts.per_iteration=24", "prompts.held_out=16", "answers.k=4", "judgments.n=4", "judgments.min_valid=2"),
+    *("prompts.per_iteration=16", "prompts.held_out=8", "answers.k=4", "judgments.n=4", "judgments.min_valid=2"),
     *("iterations.3=drop", "iterations.4=drop", "engine.workers=1", "training.save_steps=1", "training.batch_size=4"),
 )
 
@@ -37,9 +37,13 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
     return Workspace(folder).command("run", "pocket", *words, "--out", name)
 
 
-def killed(folder: Path, name: str, when: Callable[[RunDir], bool]) -> RunDir:
-    """A run that is killed at a moment."""
-    process, run, until = start(folder, name), RunDir(folder / name), time.monotonic() + 1500
+def killed(folder: Path, name: str, when: Callable[[RunDir], bool], *again: str) -> RunDir:
+    """A run that goes on where the finished one was before it made ``again`` of iteration 2, and is killed."""
+    run, until = RunDir(Path(shutil.copytree(folder / "finished", folder / name))), time.monotonic() + 1500
+    for each in (*again, "pairs", "dropped.jsonl", "model", "eval", "done.json", "training.jsonl"):
+        path = run.iteration(2).path / each
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    process = Workspace(folder).command("run", name)
     while not when(run):
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.01)
@@ -64,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     process = start(folder, "finished")
     _, errors = process.communicate(timeout=1500)
     assert process.returncode == 0, errors
-    made = {"generating": killed(folder, "generating", is_generating)}
+    made = {"generating": killed(folder, "generating", is_generating, "records.sqlite")}
     made["training"] = killed(folder, "training", is_training)
     return {"finished": RunDir(folder / "finished"), **made}
 

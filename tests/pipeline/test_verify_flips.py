@@ -42,7 +42,10 @@ def killed(folder: Path, name: str, when: Callable[[RunDir], bool], *again: str)
     run, until = RunDir(Path(shutil.copytree(folder / "finished", folder / name))), time.monotonic() + 1500
     for each in (*again, "pairs", "dropped.jsonl", "model", "eval", "done.json", "training.jsonl"):
         path = run.iteration(2).path / each
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     process = Workspace(folder).command("run", name)
     while not when(run):
         assert process.poll() is None and time.monotonic() < until, process.communicate()

@@ -247,6 +247,17 @@ def test_records_without_resolved_json_are_never_deleted(of: Experiment) -> None
         assert len(store.keys()) == 8
 
 
+def test_a_start_that_was_killed_before_its_last_file_begins_anew(tmp_path: Path) -> None:
+    of = experiment(tmp_path)
+    text = (tmp_path / "recipe.yaml").read_text()
+    with of.run.lock():
+        of.begin(text)
+        of.run.resolved.unlink()
+        assert of.made_nothing
+        of.begin(text)
+    assert not verify(of.run).findings
+
+
 def test_no_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this is no run folder"):
         verify(RunDir(tmp_path))

@@ -101,12 +101,12 @@ class Experiment:
     def _check(self) -> bool:
         """`check`. Whether the folder is bound to this recipe: one in which a start has made nothing isn't."""
         changed = self._changes()
-        if changed is None and not self._made_nothing:
+        if changed is None and not self.made_nothing:
             raise UserError(
                 f"{self.run.resolved}: missing, though there are records or models here; fix: restore it, or run "
                 f"metareward verify {self.run.path} --repair, or give another folder with --out"
             )
-        if changed is None or (changed and self._made_nothing):
+        if changed is None or (changed and self.made_nothing):
             self.choose_prompts(self.last)
             return False
         if changed:
@@ -118,7 +118,7 @@ class Experiment:
         return True
 
     @property
-    def _made_nothing(self) -> bool:
+    def made_nothing(self) -> bool:
         """Whether the folder has neither a record nor a model."""
         return self._untrained and not any(map(has_records, self.run.path.rglob("*.sqlite")))
 

@@ -42,7 +42,8 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
     """
     run = RunDir(out)
     experiment = Experiment(run, recipe)
-    require_whole_run(run)
+    if run.resolved.is_file() or not experiment.made_nothing:  # a start was killed before it had begun a run
+        require_whole_run(run)
     fork = None
     if parent is not None and run.fork.is_file():
         require_parent(run, parent)

@@ -25,8 +25,6 @@ _GRACE_SECONDS = 3 * _POLL_SECONDS
 
 _held: list[FolderLock] = []
 
-_Inode = tuple[int, int]
-
 
 def require_held(path: Path) -> None:
     """Raise `UserError` if ``path`` is in a folder that this process has locked and that is not there any more."""
@@ -61,7 +59,7 @@ class FolderLock:
         self._file = FileLock(folder / "lock")
         self._tries_folder = lock_folder and sys.platform != "win32"
         self._handle: int | None = None
-        self._inodes: dict[Path, _Inode] = {}
+        self._guarded: dict[Path, int] = {}  # what must stay where it is, with a handle of it
         self._released = threading.Event()
 
     def acquire(self, seconds: float = _WAIT_SECONDS) -> bool:
@@ -73,9 +71,10 @@ class FolderLock:
 
     def hold(self) -> None:
         """Guard the lock that was taken until `release`. Waits where another run may have to notice that it lost it."""
-        self._inodes = {self.folder: _inode(self.folder)}
-        if self._handle is None:
-            self._inodes[self.folder / "lock"] = _inode(self.folder / "lock")
+        if self._handle is not None:
+            self._guarded[self.folder] = self._handle
+        else:
+            self._guarded[self.folder / "lock"] = os.open(self.folder / "lock", os.O_RDONLY)
             time.sleep(_GRACE_SECONDS)
         _held.append(self)
         main = threading.main_thread()
@@ -84,9 +83,9 @@ class FolderLock:
 
     def lost(self) -> str | None:
         """Why the lock protects the folder no more, in one line; None while it does."""
-        for path, inode in self._inodes.items():
+        for path, handle in self._guarded.items():
             try:
-                what = "replaced" if _inode(path) != inode else ""
+                what = "" if os.path.samestat(path.stat(), os.fstat(handle)) else "replaced"
             except FileNotFoundError:
                 what = "removed or moved away"
             except OSError as error:
@@ -107,16 +106,15 @@ class FolderLock:
         self._released.set()
         if self in _held:
             _held.remove(self)
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        self.forget()
         self._file.release()
 
     def forget(self) -> None:
-        """In a forked child: the lock stays its parent's."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        """Close all handles; in a forked child, as the lock stays its parent's."""
+        handles = {each for each in (self._handle, *self._guarded.values()) if each is not None}
+        self._handle, self._guarded = None, {}
+        for handle in handles:
+            os.close(handle)
 
     def _take(self) -> bool:
         try:
@@ -148,16 +146,12 @@ class FolderLock:
 
     def _watch(self, main: threading.Thread) -> None:
         while not self._released.wait(_POLL_SECONDS):
-            if self.lost() and main.ident is not None:
+            # While it is released its handles are closed.
+            if self.lost() and not self._released.is_set() and main.ident is not None:
                 ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in a shell script's background job
                 # A signal, as the main thread may wait in a system call.
                 signal.pthread_kill(main.ident, signal.SIGTERM if ignored else signal.SIGINT)
                 return
-
-
-def _inode(path: Path) -> _Inode:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _forget_all() -> None:

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BloomConfig,
+    GPT2Config,
     GptOssConfig,
     MambaConfig,
     T5Config,
@@ -29,6 +30,7 @@ from metareward.engines.local.checkpoint import (
     use_onednn_linear,
 )
 from metareward.engines.local.engine import open_core
+from metareward.engines.local.selfcheck import check_model
 from metareward.errors import UserError
 from metareward.types import Message
 
@@ -133,6 +135,16 @@ def test_unsupported_architectures(tmp_path: Path) -> None:
         make_tokenizer().save_pretrained(folder)
         model.save_pretrained(folder)
         assert reasons[kind] in refusal(folder)
+
+
+def test_the_context_has_another_name_in_gpt2(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    make_tokenizer().save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path, "cpu", "float32")
+    assert checkpoint.context == 64
+    with torch.inference_mode():
+        check_model(checkpoint)
 
 
 def test_stop_ids_come_from_the_generation_config_and_the_tokenizer(copy: Path) -> None:

@@ -201,10 +201,13 @@ class Scene:
 
     def start(self, *words: str, memory: int | None = None, run: Path | None = None) -> Process:
         """Start a driver of the run."""
+        local = ["--set", _LOCAL] if self.part == "local" else []
+        return self.command("run", "recipe.yaml", "--out", (run or self.run.path).name, *words, *local, memory=memory)
+
+    def command(self, *words: str, memory: int | None = None) -> Process:
+        """Start ``metareward`` with these words."""
         log = self.logs / f"{len(list(self.logs.iterdir()))}.txt"
-        command = ["run", "recipe.yaml", "--out", (run or self.run.path).name, *words]
-        command += ["--set", _LOCAL] if self.part == "local" else []
-        return Process(self.world.zygote.driver(command, log, memory), log)
+        return Process(self.world.zygote.driver(list(words), log, memory), log)
 
     def wait(
         self, process: Process, until: Callable[[], object] = lambda: False, seconds: float = _LONGEST

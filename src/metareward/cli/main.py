@@ -50,6 +50,7 @@ app.command("verify")(verify_command)
 
 # Errors of the machine, wherever they come: no memory, no open files left, disks that are full, gone or broken.
 _MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, a preset's name such as pocket, or a run folder.")
@@ -79,6 +80,8 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:
             raise
+        for each in _STOPS:  # a second Ctrl-C finds a process that is ending
+            signal.signal(each, signal.SIG_IGN)
         message, code = "stopped; what is finished is kept, and the same command goes on from there", 130
     # A message can quote model or server text.
     sys.stderr.write(f"metareward: {escape_control(' '.join(message.split()))}\n")

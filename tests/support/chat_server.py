@@ -179,7 +179,8 @@ class FakeChatServer:
         for start in range(0, len(whole), size):
             writer.write(whole[start : start + size])
             await writer.drain()
-            await asyncio.sleep(answer.pace)
+            if answer.pace:
+                await asyncio.sleep(answer.pace)
         if answer.stalls:
             await asyncio.sleep(3600.0)
         return answer.cut is None

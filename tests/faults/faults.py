@@ -44,9 +44,9 @@ class Fault:
 # --- moments ---
 
 
-def _random_moment(scene: Scene, process: Process, longest: float = 1.0) -> None:
-    """Wait up to so many seconds, or until the part's end."""
-    until = time.monotonic() + scene.draw.uniform(0.0, longest)
+def _random_moment(scene: Scene, process: Process, share: float = 1.0) -> None:
+    """Wait up to this share of the time that an undisturbed driver takes, or until the part's end."""
+    until = time.monotonic() + scene.draw.uniform(0.0, share * scene.world.seconds(scene.part))
     scene.wait(process, lambda: time.monotonic() > until or scene.at_end())
 
 
@@ -315,6 +315,34 @@ def _torn_file(scene: Scene) -> tuple[int, str]:
     return 1, outcome
 
 
+def _flipped_bit(scene: Scene) -> tuple[int, str]:
+    """A bit of any file is another: ``verify`` notices and mends it, or it changes nothing that is used."""
+    if scene.part == "generate":
+        process = scene.start()
+        _random_moment(scene, process)
+        scene.kill(process)
+    files = [path for path in scene.run.path.rglob("*") if path.is_file() and path.stat().st_size]
+    if not files:
+        scene.complete()
+        return 0, SAME
+    path = scene.draw.choice(sorted(files))
+    whole = path.read_bytes()
+    at = scene.draw.randrange(len(whole))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << scene.draw.randrange(8)]) + whole[at + 1 :])
+    name, outcome = scene.run.path.name, SAME
+    check = scene.command("verify", name)
+    if (code := scene.wait(check)) != 0:
+        scene.require_line(check, code, 2)
+        outcome = "verify notices; repaired, the same results"
+        mended = scene.command("verify", name, "--repair")
+        if (code := scene.wait(mended)) != 0:  # what nobody can make again, such as the user's recipe
+            scene.require_line(mended, code, 2)
+            outcome = "verify notices; restored, the same results"
+            path.write_bytes(whole)
+    scene.complete()
+    return 1, outcome
+
+
 def _model_swapped(scene: Scene) -> tuple[int, str]:
     """M0's weights are others at the next start, and then its own again."""
     process = scene.start()
@@ -420,7 +448,7 @@ def _worker_killed(scene: Scene) -> tuple[int, str]:
     process, kills = scene.start(), 0
     for _ in range(3):
         scene.wait(process, lambda: _child(process, "metareward.engines.local.worker") or scene.at_end())
-        _random_moment(scene, process, 12.0)
+        _random_moment(scene, process)
         worker = _child(process, "metareward.engines.local.worker")
         if worker is not None and not scene.at_end():
             os.kill(worker, signal.SIGKILL)
@@ -492,6 +520,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("memory: a limit of a few MB", "other", 12, _little_memory),
     Fault("clock: jumps of up to ten years", "other", 12, _clock_jumps, needs="clock"),
     Fault("file: its end is missing after a kill", "other", 40, _torn_file),
+    Fault("file: a bit is another in a half-done run", "other", 30, _flipped_bit),
+    Fault("file: a bit is another in a run before M1's evaluation", "other", 20, _flipped_bit, "finish"),
     Fault("model folder: a bit of M0's weights is another", "other", 8, _model_swapped),
     *(
         Fault(f"server: {name}", "other", 6, partial(_rude_server, manner=name))

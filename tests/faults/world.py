@@ -82,6 +82,7 @@ class World:
     port: int
     server: int = 0
     _results: dict[Part, dict[str, object]] = field(default_factory=dict)
+    _seconds: dict[Part, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, disk: Path, cache: Path, model: Path | None = None) -> World:
@@ -113,15 +114,22 @@ class World:
     def results(self, part: Part) -> dict[str, object]:
         """What an undisturbed run gives at the end of this part; it is made when it is asked for first."""
         if part not in self._results:
-            scene = Scene(self, random.Random(0), f"reference-{part}", part, fresh=True)
+            scene, began = Scene(self, random.Random(0), f"reference-{part}", part, fresh=True), time.monotonic()
             process = scene.start()
             code = scene.wait(process, scene.at_end)
+            self._seconds[part] = time.monotonic() - began
             require(scene.is_over(code), f"the undisturbed run failed: {scene.said(process)}")
             scene.kill(process)
             self._results[part] = scene.results()
             if part in ("train", "finish"):
                 self._results["train"] = self._results["finish"] = self._results[part]
+                self._seconds["train"] = self._seconds["finish"] = self._seconds[part]
         return self._results[part]
+
+    def seconds(self, part: Part) -> float:
+        """How long an undisturbed driver takes for what is disturbed in this part."""
+        self.results(part)
+        return self._seconds[part]
 
     def serve(self, manner: str) -> None:
         """Let a server of this manner take the place of the one that is there."""

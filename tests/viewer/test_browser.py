@@ -109,7 +109,7 @@ def chromium() -> Iterator[Any]:
 def opened(chromium: Any, site: Site, width: int = 1280, scheme: str = "light") -> Any:
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)  # pictures of long pages, on a busy machine
     page.on("console", lambda message: site.complaints.append(message.text) if message.type != "log" else None)
     page.on("pageerror", lambda error: site.complaints.append(str(error)))
     page.goto(f"{site.base}/?token=token")
@@ -209,14 +209,13 @@ def test_nothing_of_a_report_is_cut_or_inaccessible(
     problems = []
     for name, path in reports.items():
         page.goto(path.as_uri())
-        for details in page.locator("details").all():
-            details.evaluate("each => { each.open = true; }")
+        if PICTURES:
+            page.screenshot(path=Path(PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
         cut = page.evaluate(CUT)
         faults = serious(axe.run(page))
         if cut or faults:
             problems.append((name, cut, faults))
-        if PICTURES and "hostile" not in name:  # whose answer of a megabyte makes a picture of a million lines
-            page.screenshot(path=Path(PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
     page.context.close()
     assert problems == []
     assert [each for each in site.complaints if "404" not in each] == []
@@ -382,12 +381,11 @@ def test_a_real_run_is_followed_from_its_start_to_its_report(chromium: Any, comm
     assert viewer.stdout is not None
     address = viewer.stdout.readline().strip()
     complaints: list[str] = []
-    page = chromium.new_page()
-    page.set_default_timeout(200_000)
+    context = chromium.new_context()
+    context.set_default_timeout(200_000)
+    page, overview = context.new_page(), context.new_page()
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(address)
-    overview = page.context.new_page()
-    overview.set_default_timeout(200_000)
     overview.goto(page.url)
     page.get_by_role("link", name="Iteration 1").first.click()
     marked = "() => { window.stays = true; }"
@@ -403,4 +401,4 @@ def test_a_real_run_is_followed_from_its_start_to_its_report(chromium: Any, comm
     assert run.returncode == 0, told
     overview.wait_for_function("document.querySelectorAll(\"td[data-label='Actor pairs'] a\").length === 4")
     assert overview.evaluate("window.stays") and complaints == []
-    page.context.close(), overview.context.close()
+    context.close()

@@ -236,7 +236,8 @@ def test_empty_and_damaged_runs_give_one_clear_line(run: RunDir, tmp_path: Path)
     write_atomic(damaged.iteration(1).pairs("actor"), b"PAR1 no more")
     write_atomic(damaged.iteration(1).evaluation / "model.json", "{")
     client = client_of(opened(damaged, tmp_path / "cache"))
-    assert client.get("/").status_code == 200 and "model.json" in client.get("/").text
+    overview = client.get("/").text
+    assert "model.json" in overview and '<td data-label="Actor pairs">–</td>' in overview.split("Iteration 2")[0]
     listed = client.get("/run/0/prompts?t=1").text
     assert "not a readable Parquet file" in listed and "record: field prompt" in listed
     torn = client.get("/run/0/prompt?t=1&id=torn")
@@ -325,6 +326,7 @@ def test_two_runs_are_compared_on_the_prompts_of_an_iteration(tmp_path: Path) ->
 def test_pages_of_a_run_whose_index_is_not_made_yet(run: RunDir, tmp_path: Path) -> None:
     viewed = ViewedRun(0, run.path, tmp_path / "cache")
     viewed.begin()
+    assert viewed.state.version > 0
     listed = client_of(viewed).get("/run/0/prompts?t=1")
     assert listed.status_code == 200 and "No prompt of this iteration" in listed.text
     assert client_of(viewed).get("/").status_code == 200

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from metareward.evaluation.held_out import DetailedOracle, HeldOut, Oracle, held_out_records
 from metareward.evaluation.worlds import oracle_of
 from metareward.report.facts import Run
-from metareward.report.labels import format_rating
+from metareward.report.labels import characters, format_rating
 from metareward.report.prompt_trace import DisputeTrace, Outcomes, PromptTrace, Side, read_outcomes, trace
 from metareward.report.svg import AMBER, BLUE, CARD, INK, SOFT, drawing, ticks
 from metareward.seeds import derive
@@ -146,7 +146,7 @@ def _held_out(path: Path) -> dict[str, HeldOut]:
 
 def _shown(model: str, record: HeldOut, oracle: Oracle | None) -> ShownAnswer:
     answer = record.own[0]
-    remarks = [f"{len(answer.text):,} characters"] + (["cut off"] if answer.finish == "length" else [])
+    remarks = [characters(answer.text)] + (["cut off"] if answer.finish == "length" else [])
     if oracle is not None:
         remarks.append(f"true score {oracle.answer_score(record.prompt, answer.text):.3g} of {oracle.full_score:g}")
     if isinstance(oracle, DetailedOracle):

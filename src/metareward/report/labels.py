@@ -40,6 +40,11 @@ def reading_code_label(code: str) -> str:
     return _READINGS.get(code, code.replace("_", " "))
 
 
+def characters(text: str) -> str:
+    """``1,204 characters``."""
+    return f"{len(text):,} character{'' if len(text) == 1 else 's'}"
+
+
 def format_rating(rating: float) -> str:
     """An Elo rating, always with its sign, and with a true minus."""
     return f"{rating:+.2f}".replace("-", "−")

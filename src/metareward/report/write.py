@@ -35,7 +35,14 @@ from metareward.report.judge_health import (
     health_charts,
     models,
 )
-from metareward.report.labels import format_rating, reading_code_label, reading_label, score_label, verdict_label
+from metareward.report.labels import (
+    characters,
+    format_rating,
+    reading_code_label,
+    reading_label,
+    score_label,
+    verdict_label,
+)
 from metareward.report.tables import METRICS, WIN_RATE_COLUMNS, pair_bars, paired_rows, rows, show, win_rate_rows
 from metareward.storage.atomic import write_atomic
 from metareward.storage.run_dir import RunDir
@@ -87,6 +94,7 @@ def page(run: RunDir) -> str:
         verdict_label=verdict_label,
         format_rating=format_rating,
         score_label=score_label,
+        characters=characters,
         long_text=_LONG_TEXT,
     )
     return environment.get_template("page.html.j2").render(_context(run, gather(run)))

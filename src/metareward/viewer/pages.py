@@ -19,7 +19,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from metareward.errors import UserError
-from metareward.report.labels import drop_label, format_rating, reading_label, score_label, verdict_label
+from metareward.report.labels import characters, drop_label, format_rating, reading_label, score_label, verdict_label
 from metareward.report.prompt_trace import DisputeTrace, PromptTrace
 from metareward.report.write import html_environment
 from metareward.types import DropReason, MetaJudgment, PreferencePair, Tied, Won
@@ -163,6 +163,7 @@ def _environment() -> Environment:
         score_label=score_label,
         drop_label=drop_label,
         address=address,
+        characters=characters,
         namespaced=namespaced,
         long_text=LONG_TEXT,
     )
@@ -197,7 +198,8 @@ def _results(run: ViewedRun) -> tuple[object, str | None]:
 
 
 def _counts(run: ViewedRun, state: State) -> Iterator[tuple[int, dict[str, int]]]:
-    """Prompts of each iteration by what is notable."""
+    """Prompts of each iteration by what is notable; ``built`` is 0 where the pair files can't be read."""
+    unread = {each.name for each in state.sources if each.problem}
     query = (
         "SELECT COUNT(*) AS prompts, SUM(failed) AS failed, SUM(problem IS NOT NULL) AS problems,"
         " SUM(actor = 'paired') AS actor, SUM(judge = 'paired') AS judge, SUM(unreadable > 0) AS unreadable,"
@@ -207,7 +209,8 @@ def _counts(run: ViewedRun, state: State) -> Iterator[tuple[int, dict[str, int]]
     for t in range(1, len(state.recipe.iterations) + 1 if state.recipe else 1):
         with closing(run.index.connect()) as connection:
             row = connection.execute(query, (t,)).fetchone()
-        yield t, {name: row[name] or 0 for name in row.keys()}  # noqa: SIM118 (a row iterates over its values)
+        found = {name: row[name] or 0 for name in row.keys()}  # noqa: SIM118 (a row iterates over its values)
+        yield t, found | ({"built": 0} if f"pairs {t}" in unread else {})
 
 
 def no_record(run: ViewedRun, t: int, key: str) -> str:

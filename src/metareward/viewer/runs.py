@@ -59,7 +59,7 @@ class ViewedRun:
 
     def begin(self) -> None:
         """Read the recipe, so that pages can be shown before `refresh` has made the index."""
-        self._note(self.state.version, *self._read_recipe(), True)
+        self._note(self.state.version + 1, *self._read_recipe(), True)
 
     def _read_recipe(self) -> tuple[Recipe | None, str | None]:
         """(the recipe, why it can't be read); the recipe that was read before, where the file is damaged."""

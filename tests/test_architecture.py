@@ -21,6 +21,7 @@ HEAVY = (
     *("matplotlib", "tensorboard", "vllm", "sklearn", "scipy", "huggingface_hub", "httpx2", "pyarrow"),
     *("if_verifiable", "langdetect", "nltk", "punkt", "krippendorff"),
     *("ray", "fcntl"),
+    *("wandb", "mlflow", "trackio"),
 )
 # Modules that import torch, trl or transformers at the top: they are imported inside functions, too.
 HEAVY_PACKAGES = ("metareward.training.", "metareward.engines.local.")

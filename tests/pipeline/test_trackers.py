@@ -1,27 +1,152 @@
+"""The loop's figures in each experiment tracker, read back from its own offline files."""
+
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from fake_run import MEANS, fake_run
 
-from metareward.pipeline.trackers import track_iteration
+from metareward.pipeline.trackers import figures, loop_of, track_iteration
+from metareward.report.facts import gather
+from metareward.storage.run_dir import RunDir
+
+Told = Mapping[str, Mapping[int, float]]  # name, iteration, value
+MODELS = 3
 
 
-@pytest.mark.parametrize("chosen", ["[]", "[tensorboard]"])
-def test_tensorboard_gets_the_figures_of_every_iteration_if_it_is_asked_for(tmp_path: Path, chosen: str) -> None:
-    run = fake_run(tmp_path / "run", models=3, overrides=[f"training.report_to={chosen}"])
-    for t in (1, 2):
-        track_iteration(run, t)
-    if chosen == "[]":
-        assert not (run.path / "tensorboard").exists()
-        return
+def tracked(folder: Path, chosen: str) -> RunDir:
+    return fake_run(folder, models=MODELS, overrides=[f"training.report_to={chosen}"])
+
+
+def expected(run: RunDir) -> Told:
+    facts, found = gather(run), defaultdict[str, dict[int, float]](dict)
+    for t in range(MODELS):
+        for name, value in figures(run, facts, t):
+            found[name][t] = value
+    return found
+
+
+def read_tensorboard(run: RunDir) -> Told:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     told = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    quality = told.Scalars("loop/answer_quality")
-    assert [each.step for each in quality] == [0, 1, 2]
-    assert [each.value for each in quality] == pytest.approx(MEANS["answer_quality"][0][:3])
-    pairs = [json.loads(run.iteration(t).summary.read_text())["actor_pairs"] for t in (1, 2)]
-    assert [(each.step, each.value) for each in told.Scalars("pairs/actor")] == list(enumerate(pairs, 1))
+    return {tag: {each.step: each.value for each in told.Scalars(tag)} for tag in told.Tags()["scalars"]}
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a file that W&B writes offline: LevelDB's log format after a header of 7 bytes."""
+    data, place, parts = path.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while place + 7 <= len(data):
+        left = 32_768 - place % 32_768  # a record's head doesn't cross the end of a block
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def read_wandb(run: RunDir) -> Told:
+    """One folder for each process that wrote; all are parts of one run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found, ids = defaultdict[str, dict[int, float]](dict), set()
+    for path in (run.path / "wandb").glob("offline-run-*/*.wandb"):
+        for data in wandb_records(path):
+            record = Record.FromString(data)
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            for name in items.keys() - {"_step", "_runtime", "_timestamp"}:
+                found[name][int(items["_step"])] = float(items[name])
+    assert len(ids) == 1
+    return found
+
+
+def read_mlflow(run: RunDir) -> Told:
+    found = defaultdict[str, dict[int, float]](dict)
+    with closing(sqlite3.connect(run.path / "mlflow.db")) as connection:
+        rows = connection.execute("SELECT key, step, value, run_uuid FROM metrics").fetchall()
+        ((params,),) = connection.execute("SELECT COUNT(*) FROM params WHERE key = 'judgments.n'")
+    assert len({run_id for *_, run_id in rows}) == params == 1
+    for name, step, value, _ in rows:
+        found[name][step] = value
+    return found
+
+
+def read_trackio(run: RunDir) -> Told:
+    found = defaultdict[str, dict[int, float]](dict)
+    with closing(sqlite3.connect(run.path / "trackio" / "metareward.db")) as connection:
+        rows = connection.execute("SELECT step, metrics, run_name FROM metrics").fetchall()
+    assert len({name for *_, name in rows}) == 1
+    for step, metrics, _ in rows:
+        for name, value in json.loads(metrics).items():
+            found[name][step] = value
+    return found
+
+
+READERS: Mapping[str, Callable[[RunDir], Told]] = {
+    "tensorboard": read_tensorboard,
+    "wandb": read_wandb,
+    "mlflow": read_mlflow,
+    "trackio": read_trackio,
+}
+
+
+@pytest.mark.parametrize("tracker", READERS)
+def test_a_tracker_gets_the_figures_of_every_iteration_from_processes_of_their_own(
+    tracker: str, tmp_path: Path
+) -> None:
+    """As after a stop: each iteration is written by another process."""
+    if find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed")
+    run = tracked(tmp_path / "run", f"[{tracker}]")
+    quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": f"sqlite:///{run.path}/mlflow.db"}
+    code = "import sys, pathlib; from metareward.pipeline.trackers import track_iteration as track\n"
+    code += "from metareward.storage.run_dir import RunDir; track(RunDir(pathlib.Path(sys.argv[1])), int(sys.argv[2]))"
+    for t in range(1, MODELS):
+        words = [sys.executable, "-c", code, str(run.path), str(t)]
+        done = subprocess.run(words, env={**os.environ, **quiet}, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "has no figures" not in done.stderr, done.stderr[-3000:]
+    told, wanted = READERS[tracker](run), expected(run)
+    assert told.keys() == wanted.keys() and "loop/answer_quality" in told and "pairs/judge" in told
+    for name, values in wanted.items():
+        assert told[name] == pytest.approx(values), name
+    assert told["loop/answer_quality"] == pytest.approx(dict(enumerate(MEANS["answer_quality"][0][:MODELS])))
+
+
+def test_no_tracker_is_told_unless_it_is_asked_for(tmp_path: Path) -> None:
+    run = tracked(tmp_path / "run", "[]")
+    before = sorted(run.path.iterdir())
+    track_iteration(run, 1)
+    assert sorted(run.path.iterdir()) == before
+
+
+def test_a_tracker_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tracked(tmp_path / "run", "[tensorboard]")
+    (run.path / "tensorboard").write_text("in the way")
+    track_iteration(run, 1)
+    assert "training.report_to: tensorboard has no figures of iteration 1" in caplog.text
+
+
+def test_a_run_is_known_again_when_its_settings_or_folder_change(tmp_path: Path) -> None:
+    run, other = tracked(tmp_path / "run", "[]"), tracked(tmp_path / "other", "[]")
+    key = loop_of(run, gather(run)).key
+    run.resolved.write_text(run.resolved.read_text().replace('"per_iteration": 24', '"per_iteration": 25'))
+    moved = RunDir(run.path.rename(tmp_path / "moved"))
+    assert loop_of(moved, gather(moved)).key == key != loop_of(other, gather(other)).key

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,3 +74,16 @@ def test_tensorboard_is_told_of_every_step(job: DpoJob, tmp_path: Path) -> None:
     told = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
     steps = [event for line in job.log.read_text().splitlines() if (event := json.loads(line))["event"] == "step"]
     assert [each.value for each in told] == pytest.approx([step["loss"] for step in steps])
+
+
+@pytest.mark.slow
+def test_trackio_keeps_the_steps_of_a_training_after_its_end(job: DpoJob, tmp_path: Path) -> None:
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    save_model(job.start)
+    run_training(changed(job, report_to=("trackio",)), lambda _: None)
+    with closing(sqlite3.connect(tmp_path / "trackio" / "metareward.db")) as connection:
+        rows = connection.execute("SELECT metrics, run_name FROM metrics").fetchall()
+    told = [metrics["train/loss"] for row, _ in rows if "train/loss" in (metrics := json.loads(row))]
+    steps = [event for line in job.log.read_text().splitlines() if (event := json.loads(line))["event"] == "step"]
+    assert told == pytest.approx([step["loss"] for step in steps])
+    assert {name for _, name in rows} == {"mine-M1"}

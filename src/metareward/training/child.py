@@ -85,6 +85,7 @@ def set_environment(environment: MutableMapping[str, str], job: TrainingJob, scr
     if job.settings.report_to:
         folder = job.log.resolve().parent
         trackers = {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"), "WANDB_DIR": str(folder)}
+        trackers["TRACKIO_DIR"] = str(folder / "trackio")  # by default in HF_HOME, which is deleted after the training
         for name, value in (trackers | _TRACKERS).items():
             environment.setdefault(name, value)
     environment["OMP_NUM_THREADS"] = str(job.threads_each)

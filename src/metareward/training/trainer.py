@@ -250,7 +250,8 @@ def computes_in_bfloat16(settings: OptimizationSettings) -> bool:
 def tracker_arguments(job: TrainingJob) -> dict[str, Any]:
     """The arguments for experiment trackers. Raises `UserError` naming one that isn't installed."""
     require_packages(job.settings)
-    return {"report_to": list(job.settings.report_to) or "none", "run_name": job.run_name}
+    project = {"project": "metareward"} if "trackio" in job.settings.report_to else {}
+    return {"report_to": list(job.settings.report_to) or "none", "run_name": job.run_name, **project}
 
 
 def precompute_reference(trainer: PairTrainer, model: Any, lengths: Sequence[int]) -> LogProbs:

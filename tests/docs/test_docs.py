@@ -94,6 +94,7 @@ def test_commands_parse(name: str, block: str) -> None:
 
 # Options of other programs, of tests/support/mutants.py, and of the benchmarks' peers, that the documents name.
 _OTHER_PROGRAMS = {
+    "--logdir",
     "--rest",
     "--survivors",
     "--tests",

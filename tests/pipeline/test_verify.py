@@ -218,6 +218,14 @@ def test_a_trained_model_that_is_altered_is_never_used(of: Experiment) -> None:
     assert not model.exists() and of.run.iteration(1).summary.is_file()
 
 
+def test_a_models_file_that_another_model_has_is_copied(of: Experiment) -> None:
+    model = model_folder(of.run.iteration(1).model, "m1")
+    manifest.bring_up_to_date(of.run)
+    (model / "config.json").write_text("[]")
+    assert list(repair(of.run)) == [f"iter-1/model/config.json: copied from {of.model(0)}, where it is the same"]
+    assert (model / "config.json").read_text() == "{}" and not problems(of)
+
+
 def test_a_fork_is_whole_and_names_its_parent(tmp_path: Path, of: Experiment) -> None:
     fork = begin_fork(tmp_path, of)
     manifest.bring_up_to_date(fork.run)

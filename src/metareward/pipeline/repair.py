@@ -26,7 +26,7 @@ from metareward.report.cards import CARD, write_model_card
 from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic, write_errors
 from metareward.storage.custody import digest, weights_deleted
-from metareward.storage.manifest import STORE, Entry
+from metareward.storage.manifest import LARGE, STORE, Entry
 from metareward.storage.run_dir import RunDir
 from metareward.storage.run_log import environment_text, log_event
 from metareward.storage.salvage import salvage
@@ -92,6 +92,10 @@ class _Mender:
         if path.name == CARD:
             manifest.record(self._run, write_model_card(self._run, t))
             return "written again"
+        if (twin := self._twin(path)) is not None:
+            write_atomic(path, twin.read_bytes())
+            manifest.record(self._run, path)
+            return f"copied from {twin.parent}, where it is the same"
         return self._delete_model(t, self._run.iteration(t).path / at)
 
     # --- the run's own files ---
@@ -196,6 +200,17 @@ class _Mender:
                 if each.folder == path.parent and asks:
                     self._need_weights(t)
         return "deleted; it is computed again from what is stored"
+
+    def _twin(self, path: Path) -> Path | None:
+        """The same file in another model's folder, as tokenizers and configurations are."""
+        entry = self._entry(path)
+        try:
+            experiment = Experiment(self._run, load_recipe(str(self._run.resolved)))
+            twins = [experiment.model(t) / path.name for t in range(experiment.last + 1)]
+            whole = (each for each in twins if each != path and each.is_file() and each.stat().st_size < LARGE)
+            return next((each for each in whole if entry is not None and digest(each) == entry.sha256), None)
+        except UserError:
+            return None
 
     def _delete_model(self, t: int, folder: Path) -> str:
         self._delete(t, folder)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from metareward.config.schema import load_recipe
 from metareward.errors import UserError
 from metareward.evaluation.held_out import held_out_from_json
-from metareward.generation.annotate import misread
+from metareward.generation.annotate import AnnotationSettings, misread
 from metareward.pipeline.experiment import Experiment
 from metareward.report.write import is_whole
 from metareward.storage import manifest
@@ -69,9 +69,9 @@ def verify(run: RunDir) -> Verification:
         if problem is not None:
             findings[name] = Finding(name, problem.reason)
     experiment = _experiment(run, findings)
-    records = 0
+    records, settings = 0, None if experiment is None else experiment.settings(1)  # all read verdicts alike
     for path in sorted(run.path.rglob(f"*{STORE}")):
-        records += _check_store(run, path, experiment, findings)
+        records += _check_store(run, path, settings, findings)
     for each in _broken_links(run, entries, experiment):
         findings.setdefault(each.name, each)
     if entries and run.report.is_file() and not is_whole(run.report):
@@ -116,7 +116,7 @@ def _experiment(run: RunDir, findings: dict[str, Finding]) -> Experiment | None:
 # --- records ---
 
 
-def _check_store(run: RunDir, path: Path, experiment: Experiment | None, findings: dict[str, Finding]) -> int:
+def _check_store(run: RunDir, path: Path, settings: AnnotationSettings | None, findings: dict[str, Finding]) -> int:
     """Check every record of a store; how many there are."""
     name, count, bad = path.relative_to(run.path).as_posix(), 0, dict[str, str]()
     try:
@@ -124,7 +124,7 @@ def _check_store(run: RunDir, path: Path, experiment: Experiment | None, finding
             own = store.problems()
             store.fingerprint()
             for key, document in store.checked_documents():
-                problem = "its checksum is another one" if document is None else _misread(name, document, experiment)
+                problem = "its checksum is another one" if document is None else _misread(name, document, settings)
                 count += 1
                 if problem is not None:
                     bad[key] = problem
@@ -140,7 +140,7 @@ def _check_store(run: RunDir, path: Path, experiment: Experiment | None, finding
     return count
 
 
-def _misread(name: str, document: str, experiment: Experiment | None) -> str | None:
+def _misread(name: str, document: str, settings: AnnotationSettings | None) -> str | None:
     """What is wrong with a record whose checksum fits."""
     first, *inside = Path(name).parts
     if not first.startswith("iter-"):
@@ -157,9 +157,9 @@ def _misread(name: str, document: str, experiment: Experiment | None) -> str | N
             return None
     except (UserError, ValueError) as error:
         return str(error)
-    if experiment is None or inside == ["earlier.sqlite"]:
+    if settings is None or inside == ["earlier.sqlite"]:
         return None
-    return misread(candidates, comparisons, experiment.settings(1))
+    return misread(candidates, comparisons, settings)
 
 
 # --- the chain ---

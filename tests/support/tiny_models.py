@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from metareward.method.template import load_template
+from metareward.pocket.world import MODEL
 
 TEXT = "which answer names four red fruits and why would the judge give it three points of five"
 WORDS = TEXT.split()
@@ -242,3 +245,12 @@ def _end_now_and_then(model: LlamaForCausalLM, end: int) -> None:
     states = model.model(torch.arange(3, 200).unsqueeze(0)).last_hidden_state[0]
     others = float((states @ embeddings[3:].T).exp().sum(dim=1).log().mean())
     embeddings[end, 0] = (others + math.log(_END_SHARE / (1 - _END_SHARE))) / float(states[:, 0].mean())
+
+
+def shifted_pocket(folder: Path, shift: float = 0.0) -> Path:
+    """The pocket model with the weights of its last norm shifted."""
+    shutil.copytree(MODEL, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += shift
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder

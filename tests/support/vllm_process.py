@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from metareward.engines.base import Engine
-from metareward.engines.vllm import VllmSettings, open_vllm, open_vllm_server
+from metareward.engines.vllm import VllmSettings, open_vllm
+from metareward.engines.vllm_server import open_vllm_server
 from metareward.types import Completion, Message, Sampling
 
 MARK = "said: "

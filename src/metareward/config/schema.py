@@ -415,8 +415,13 @@ def _criteria_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
 def _ray_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
     """Nodes may differ, so that 'auto' could mean another number format, and other texts, on each."""
     for key, settings in recipe.engines:
-        if isinstance(settings, RaySettings) and settings.engine.kind == "local" and settings.engine.dtype == "auto":
+        if not isinstance(settings, RaySettings):
+            continue
+        if settings.engine.kind == "local" and settings.engine.dtype == "auto":
             yield (*key, "engine", "dtype"), "auto", "float32 or bfloat16: with kind ray all nodes must compute in one"
+        if settings.engine.kind == "vllm" and settings.engine.reload:
+            why = "false: replicas on Ray are closed before training, as it needs their GPUs"
+            yield (*key, "engine", "reload"), True, why
 
 
 def _benchmark_mismatches(recipe: Recipe) -> Iterator[Mismatch]:

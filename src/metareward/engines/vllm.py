@@ -1,29 +1,23 @@
-"""vLLM as an `Engine`: in child processes of this one, or as a server that the run starts and stops.
+"""vLLM as an `Engine` in child processes of this one, and vLLM's settings and arguments.
 
-In process, completion ``i`` of a request is sampled with seed ``seed + i``; chat template, tokenization and decoding
-are those of the local engine. vLLM's batches depend on the load, so a completion may still differ by rounding. A server
-is used through the OpenAI client and may be that of another Python environment. All of it ends with this process.
+`vllm_server` has the other way: a server that the run starts.
+
+Completion ``i`` of a request is sampled with seed ``seed + i``; chat template, tokenization and decoding are those of
+the local engine. vLLM's batches depend on the load, so a completion may still differ by rounding. All processes end
+with this one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
-import re
-import signal
-import socket
-import sys
-import time
-from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2
 from pydantic import Field
 
 from metareward.engines.base import (
@@ -37,9 +31,9 @@ from metareward.engines.base import (
 )
 from metareward.engines.chat import ChatEncoder, ChatTemplateError
 from metareward.engines.device import this_machine
-from metareward.engines.openai.engine import OpenAISettings, open_openai
-from metareward.engines.openai.pool import Pauses
-from metareward.engines.process_group import ProcessGroup, dying_with_parent
+from metareward.engines.process_group import ProcessGroup
+from metareward.engines.vllm_reload import Reloader, ReloadError
+from metareward.engines.vllm_worker import metareward_vllm as worker
 from metareward.errors import UserError
 from metareward.settings import Count, Section, Text
 from metareward.types import Completion, Messages, ModelRole, Sampling, Step, TopLogprob
@@ -51,33 +45,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-
-
-_NAME = "model"
-_POLL_SECONDS = 0.5
-_STOP_SECONDS = 20.0
-_REQUEST_TIMEOUT = 3600.0  # the server queues requests, so only a lost one takes this long
-_ATTEMPTS = 3
-# Nothing restarts this server, so it isn't waited for long.
-_PAUSES = Pauses(patience=60.0)
-# vLLM's prefix of a log line: process, level, date, source line.
-_PREFIX = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?P<level>[A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
-_ERROR = re.compile(r"\S.*?(?:Error|Exception): ")
-_HARMLESS = ("DEBUG", "INFO", "WARNING")
-
-
-# Finds out which vLLM another Python has; answers by exit status, because vLLM prints to stdout.
-_MISSING, _ON_CPU, _GPUS = 3, 4, 16  # _GPUS and the number of GPUs
-_PROGRAM = f"""\
-import importlib.util, sys
-if importlib.util.find_spec("vllm") is None:
-    sys.exit({_MISSING})
-from vllm.platforms import current_platform
-if current_platform.is_cpu():
-    sys.exit({_ON_CPU})
-import torch
-sys.exit({_GPUS} + torch.accelerator.device_count())
-"""
 
 
 class VllmSettings(Section):
@@ -101,6 +68,9 @@ class VllmSettings(Section):
     )
     max_concurrency: Count = Field(256, description="With serve: most requests in flight for each copy")
     start_timeout: float = Field(900.0, gt=0.0, description="With serve: seconds that the server has to start")
+    reload: bool = Field(
+        False, description="Load the next model's weights into the running vLLM, which sleeps while training runs"
+    )
 
 
 ENVIRONMENT_PYTHON = ".venv-vllm/bin/python"  # of vLLM's own environment, where docs/engines.md makes it
@@ -140,7 +110,8 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
 
     gpus = None if current_platform.is_cpu() else torch.accelerator.device_count()
     tokenizer, group = load_tokenizer(folder), ProcessGroup()
-    arguments = AsyncEngineArgs(**engine_arguments(folder, settings, gpus), disable_log_stats=True)
+    extension = {"worker_extension_cls": f"{worker.__name__}.WeightLoader"} if settings.reload else {}
+    arguments = AsyncEngineArgs(**engine_arguments(folder, settings, gpus), **extension, disable_log_stats=True)
     try:
         # As offline use has it: without a context vLLM takes small batches.
         engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
@@ -148,7 +119,7 @@ async def open_vllm(folder: Path, settings: VllmSettings) -> Engine:
         group.kill()
         raise UserError(unstarted(folder, " ".join(str(error).split())[:300])) from error
     group.close()
-    return VllmEngine(folder, engine, tokenizer, group)
+    return VllmEngine(folder, engine, tokenizer, group, on_gpu=gpus is not None)
 
 
 def copies(settings: VllmSettings, gpus: int | None) -> int:
@@ -175,6 +146,7 @@ def engine_arguments(folder: Path, settings: VllmSettings, gpus: int | None) -> 
         "enable_prefix_caching": True,
         "enable_chunked_prefill": False if gpus is None else None,
         "generation_config": "vllm",
+        **({"enable_sleep_mode": True} if settings.reload and gpus is not None else {}),
     }
 
 
@@ -194,13 +166,14 @@ def unstarted(folder: Path, why: str) -> str:
 class VllmEngine:
     """Completions from vLLM's asynchronous engine."""
 
-    def __init__(self, folder: Path, engine: Any, tokenizer: Any, group: ProcessGroup) -> None:
+    def __init__(self, folder: Path, engine: Any, tokenizer: Any, group: ProcessGroup, on_gpu: bool = False) -> None:
         self._folder = folder
         self._engine = engine
         self._tokenizer = tokenizer
         self._encoder = ChatEncoder(tokenizer)
         self._group = group
         self._numbers = itertools.count()
+        self._reloader = Reloader(folder, _Inside(engine), on_gpu, self.complete)
 
     async def complete(
         self,
@@ -252,6 +225,15 @@ class VllmEngine:
         except EngineError as error:
             raise EngineError(f"{self._folder}: vLLM {error}") from None
 
+    async def sleep(self) -> None:
+        """Give back the GPUs' memory until `load`. Raises `ReloadError`."""
+        await self._reloader.sleep()
+
+    async def load(self, folder: Path) -> None:
+        """Complete with the model in ``folder`` from now on. Raises `ReloadError`."""
+        await self._reloader.load(folder)
+        self._folder = folder
+
     async def aclose(self) -> None:
         """End vLLM's processes; requests in flight fail with `EngineError`."""
         engine, self._engine = self._engine, None
@@ -277,175 +259,26 @@ class VllmEngine:
         return Completion(decode(ids), "stop" if stopped else "length", len(ids), tuple(steps))
 
 
-async def open_vllm_server(folder: Path, settings: VllmSettings, log: Path) -> Engine:
-    """Start a server for the Hugging Face model in ``folder``; returns when it answers. Its output goes to ``log``.
-
-    Raises `UserError` with the server's own message if it can't be started, and when it takes too long.
-    """
-    require_model_folder(folder)
-    python = Path(settings.python or sys.executable)
-    gpus = await _count_gpus(python)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    group = ProcessGroup()
-    log_start = log.stat().st_size if log.exists() else 0
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            *dying_with_parent(server_command(python, engine_arguments(folder, settings, gpus), port)),
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=asyncio.subprocess.STDOUT,
-            env=_environment(),
-            start_new_session=True,
-        )
-    server = Server(folder, f"http://127.0.0.1:{port}", log, log_start, process, group)
-    try:
-        await server.wait_until_healthy(settings.start_timeout)
-        group.close()
-        client = OpenAISettings.model_validate(
-            {
-                "base_urls": (server.url,),
-                "model": _NAME,
-                "tokenizer": str(folder),
-                "max_concurrency": settings.max_concurrency * copies(settings, gpus),
-                "timeout": _REQUEST_TIMEOUT,
-                "max_attempts": _ATTEMPTS,
-            }
-        )
-        return VllmServer(server, await open_openai(client, _PAUSES))
-    except (UserError, asyncio.CancelledError):
-        await server.stop()
-        raise
-
-
-class VllmServer:
-    """Completions from a server that ends with this engine."""
-
-    def __init__(self, server: Server, client: Engine) -> None:
-        self._server = server
-        self._client = client
-        self._closed = False
-        self._watch = asyncio.create_task(self._close_with_server())
-
-    async def complete(
-        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
-    ) -> Sequence[Completion]:
-        """``n`` completions; see `Engine`. Raises `EngineError` with the server's last error when it has died."""
-        try:
-            return await self._client.complete(messages, sampling, n, role)
-        except EngineError as error:
-            server, code = self._server, self._server.process.returncode
-            if self._closed or code is None:
-                raise
-            cause = f"by signal {-code}" if code < 0 else f"with exit status {code}"
-            message = f"the vLLM server ended {cause} ({server.last_error()}; all of it in {server.log})"
-            raise EngineError(f"{server.folder}: {message}") from error
-
-    async def aclose(self) -> None:
-        """End the server and all its processes; requests in flight fail with `EngineError`."""
-        self._closed = True
-        await self._client.aclose()
-        await self._server.stop()
-        await self._watch
-
-    async def _close_with_server(self) -> None:
-        """The client would wait for the server to come back, but nothing restarts this one."""
-        await self._server.process.wait()
-        await self._client.aclose()
-
-
 @dataclass(frozen=True, slots=True)
-class Server:
-    """The child process, its address and its log, which is this server's own from byte ``log_start`` on."""
+class _Inside:
+    """The `Controls` of vLLM in process."""
 
-    folder: Path
-    url: str
-    log: Path
-    log_start: int
-    process: asyncio.subprocess.Process
-    group: ProcessGroup
+    engine: Any
 
-    async def wait_until_healthy(self, seconds: float) -> None:
-        """Wait until the server answers. Raises `UserError` when it ends before, or takes longer than ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while not await asyncio.to_thread(self._healthy):
-            if self.process.returncode is not None:
-                raise UserError(unstarted(self.folder, f"{self.last_error()} (all of it in {self.log})"))
-            if time.monotonic() > deadline:
-                late = f"no answer within {seconds:g} s ({self.last_error()}; all of it in {self.log})"
-                raise UserError(unstarted(self.folder, f"{late}; is engine.start_timeout too short?"))
-            await asyncio.sleep(_POLL_SECONDS)
+    async def sleep(self) -> None:
+        await self._do(self.engine.sleep(level=2))
 
-    def _healthy(self) -> bool:
+    async def wake_up(self, tag: str) -> None:
+        await self._do(self.engine.wake_up([tag]))
+
+    async def load(self, folder: str, digests: str) -> None:
+        await self._do(self.engine.collective_rpc("metareward_load", args=(folder, digests)))
+
+    async def reset_prefix_cache(self) -> bool:
+        return bool(await self._do(self.engine.reset_prefix_cache()))
+
+    async def _do(self, call: Awaitable[object]) -> object:
         try:
-            return httpx2.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == httpx2.codes.OK
-        except httpx2.HTTPError:
-            return False
-
-    async def stop(self) -> None:
-        """Ask the server to end, then make it and all its processes end."""
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), _STOP_SECONDS)
-        # Kills its children in its Unix process group; our `ProcessGroup` those that left it.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        await self.process.wait()
-        await asyncio.to_thread(self.group.kill)
-
-    def last_error(self) -> str:
-        """The server's last error, at most 300 characters."""
-        with self.log.open("rb") as log:
-            log.seek(self.log_start)
-            return last_error(log.read().decode(errors="replace"))[:300]
-
-
-def last_error(log: str) -> str:
-    """The first error in a server's log with the indented lines below it, else the last line; without prefixes."""
-    parsed = [(_PREFIX.match(line), line) for line in log.splitlines()]
-    lines = [(marks["level"], line[marks.end() :]) for marks, line in parsed if marks and line[marks.end() :].strip()]
-    for place, (level, text) in enumerate(lines):
-        if level not in _HARMLESS and _ERROR.match(text):
-            below = itertools.takewhile(lambda line: line[1].startswith(" "), lines[place + 1 :])
-            return " ".join(" ".join([text, *(line for _, line in below)]).split())
-    return lines[-1][1].strip() if lines else "it printed nothing"
-
-
-def server_command(python: Path, arguments: Mapping[str, Any], port: int) -> list[str]:
-    """The command that starts the server."""
-    options = {**arguments, "served_model_name": _NAME, "host": "127.0.0.1", "port": port}
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--uvicorn-log-level", "warning"]
-    for name, value in options.items():
-        dashed = name.replace("_", "-")
-        if isinstance(value, bool):
-            command.append(f"--{dashed}" if value else f"--no-{dashed}")
-        elif value is not None:
-            command += [f"--{dashed}", str(value)]
-    return command
-
-
-def _environment() -> dict[str, str]:
-    """The child's environment: the user's settings for vLLM, without an API key that the server would then demand."""
-    quiet = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_LOGGING_LEVEL"}
-    return {name: value for name, value in (quiet | os.environ).items() if name != "VLLM_API_KEY"}
-
-
-async def _count_gpus(python: Path) -> int | None:
-    """How many GPUs the vLLM of this Python has; None if it is for CPUs. Raises `UserError` when there is none."""
-    try:
-        child = await asyncio.create_subprocess_exec(
-            str(python), "-P", "-c", _PROGRAM, env=_environment(), stdout=DEVNULL, stderr=PIPE
-        )
-    except OSError as error:
-        raise UserError(f"engine.python {str(python)!r} can't be run: {error.strerror}") from error
-    errors = (await child.communicate())[1].decode(errors="replace")
-    if child.returncode == _MISSING:
-        raise UserError(missing(str(python)))
-    code = child.returncode
-    if code == _ON_CPU:
-        return None
-    if code is None or code < _GPUS:
-        raise UserError(f"engine.python {str(python)!r}: its vLLM can't be imported: {last_error(errors)[:300]}")
-    return code - _GPUS
+            return await call
+        except Exception as error:  # what vLLM's other processes raise has no class of its own
+            raise ReloadError(" ".join(str(error).split())[:300]) from None

@@ -27,7 +27,7 @@ from metareward.generation.progress import Progress
 from metareward.method.scores import mean, valid_scores
 from metareward.method.stats import spearman
 from metareward.pipeline import stages
-from metareward.pipeline.engines import open_engine, open_judge_engine
+from metareward.pipeline.engines import OpenModel, open_engine, open_judge_engine
 from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage import manifest
@@ -39,8 +39,13 @@ from metareward.training.checkpoints import epoch_checkpoint, promote_epoch, sel
 from metareward.training.config import DpoJob
 
 
-async def select_checkpoint(experiment: Experiment, t: int, progress: Progress) -> None:
-    """Make the selected epoch M_t; does nothing if M_t exists or the recipe selects nothing. Raises `UserError`."""
+async def select_checkpoint(
+    experiment: Experiment, t: int, progress: Progress, open_own: OpenModel = open_engine
+) -> None:
+    """Make the selected epoch M_t; does nothing if M_t exists or the recipe selects nothing. Raises `UserError`.
+
+    ``open_own`` opens the engine of each epoch.
+    """
     settings = experiment.recipe.training.checkpoint_selection
     if settings.metric is None:
         return
@@ -48,7 +53,7 @@ async def select_checkpoint(experiment: Experiment, t: int, progress: Progress) 
     if not job.output.is_dir():
         with timed(experiment.run, t, "choosing"):
             epochs = range(1, job.settings.last_epoch + 1)
-            metrics = {epoch: await _epoch_metrics(experiment, t, job, epoch, progress) for epoch in epochs}
+            metrics = {epoch: await _epoch_metrics(experiment, t, job, epoch, progress, open_own) for epoch in epochs}
         before = json.loads(stages.evaluation_result(experiment, t - 1).read_text(encoding="utf-8"))["metrics"]
         selected = select_epoch(metrics, settings, _means(before))
         log_event(experiment.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
@@ -62,7 +67,7 @@ async def select_checkpoint(experiment: Experiment, t: int, progress: Progress) 
 
 
 async def _epoch_metrics(
-    experiment: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress
+    experiment: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress, open_own: OpenModel
 ) -> Mapping[str, float]:
     """The metrics of one epoch, from the file of an earlier start if there is one."""
     checkpoint, folder = epoch_checkpoint(job, epoch), experiment.run.iteration(t).evaluation
@@ -76,7 +81,7 @@ async def _epoch_metrics(
     prompts = tuple(prompt for prompt in experiment.held_out if prompt.id in anchors)
     settings, meta_pairs = experiment.evaluation_settings(), experiment.recipe.evaluation.meta_pairs
     fingerprint = {"model": fingerprint_model(checkpoint), "iteration": t}
-    engine = await open_engine(experiment.recipe.engine, checkpoint, t, experiment.run.iteration(t).path)
+    engine = await open_own(experiment.recipe.engine, checkpoint, t, experiment.run.iteration(t).path)
     try:
         with RecordStore.open(folder / f"epoch-{epoch}.sqlite", fingerprint) as store:
             outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +17,20 @@ from metareward.engines.local.workers import LocalSettings, open_local
 from metareward.engines.openai.engine import OpenAISettings, open_openai
 from metareward.engines.ray.engine import open_ray
 from metareward.engines.ray.settings import OneEngine, RaySettings, one_engine
-from metareward.engines.vllm import VllmSettings, open_vllm, open_vllm_server
+from metareward.engines.vllm import VllmEngine, VllmSettings, open_vllm
+from metareward.engines.vllm_reload import ReloadError
+from metareward.engines.vllm_server import VllmServer, open_vllm_server
 from metareward.errors import UserError
 from metareward.evaluation.judges import judge_kind
 from metareward.method.import_path import import_object
 from metareward.method.judge import Reasoning
 from metareward.pocket import world
 from metareward.storage.custody import fingerprint_model
-from metareward.types import Judge
+from metareward.types import Completion, Judge, Messages, ModelRole, Sampling
 
+_LOG = logging.getLogger(__name__)
 POCKET = "pocket"
+OpenModel = Callable[[EngineSettings, Path, int, Path], Awaitable[Engine]]  # as `open_engine`
 
 
 def model_folder(name: str) -> Path:
@@ -53,6 +58,78 @@ async def open_engine(settings: EngineSettings, folder: Path, t: int, logs: Path
             return await open_ray(folder, settings, partial(_open_replica, t))
         case _:
             return await open_local(folder, settings)
+
+
+class EnginePool:
+    """Keeps a vLLM with ``reload`` from model to model; every other engine is opened anew. All in one event loop."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[EngineSettings, VllmEngine | VllmServer] | None = None
+        self._ending = False
+
+    def stop_keeping(self) -> None:
+        """No further model will be opened, so engines are closed from now on."""
+        self._ending = True
+
+    async def open(self, settings: EngineSettings, folder: Path, t: int, logs: Path) -> Engine:
+        """As `open_engine`: the engine that was closed last, with the weights in ``folder``, if that is possible."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            if kept[0] == settings and await _loaded(kept[1], folder):
+                return _Returned(kept[1], settings, self)
+            await kept[1].aclose()
+        engine = await open_engine(settings, folder, t, logs)
+        if isinstance(settings, VllmSettings) and settings.reload and isinstance(engine, VllmEngine | VllmServer):
+            return _Returned(engine, settings, self)
+        return engine
+
+    async def keep(self, settings: EngineSettings, engine: VllmEngine | VllmServer) -> None:
+        """Put the engine to sleep for the next `open`; close it if it can't sleep, or there will be none."""
+        if self._ending:
+            await engine.aclose()
+            return
+        try:
+            await engine.sleep()
+        except ReloadError as error:
+            _LOG.warning("vLLM is started again for the next model: %s", error)
+            await engine.aclose()
+            return
+        self._kept = settings, engine
+
+    async def aclose(self) -> None:
+        """Close the engine that is kept."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept[1].aclose()
+
+
+async def _loaded(engine: VllmEngine | VllmServer, folder: Path) -> bool:
+    try:
+        await engine.load(folder)
+    except ReloadError as error:
+        _LOG.warning("vLLM is started again: %s", error)
+        return False
+    except BaseException:
+        await engine.aclose()
+        raise
+    return True
+
+
+class _Returned:
+    """An engine that goes back to its pool when it is closed."""
+
+    def __init__(self, engine: VllmEngine | VllmServer, settings: EngineSettings, pool: EnginePool) -> None:
+        self._engine, self._settings, self._pool = engine, settings, pool
+
+    async def complete(
+        self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
+    ) -> Sequence[Completion]:
+        """The engine's completions."""
+        return await self._engine.complete(messages, sampling, n, role)
+
+    async def aclose(self) -> None:
+        """Give the engine back."""
+        await self._pool.keep(self._settings, self._engine)
 
 
 async def _open_replica(t: int, settings: OneEngine, folder: Path, logs: Path) -> Engine:

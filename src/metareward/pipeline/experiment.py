@@ -46,7 +46,7 @@ from metareward.pipeline.changes import (
     measurements,
     read_json,
 )
-from metareward.pipeline.engines import model_folder, open_engine
+from metareward.pipeline.engines import OpenModel, model_folder, open_engine
 from metareward.seeds import derive
 from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
@@ -348,11 +348,11 @@ class Experiment:
 
     # --- engines ---
 
-    async def engine(self, t: int) -> Engine:
-        """M_t ready to complete, beside the models that the recipe names for single roles."""
+    async def engine(self, t: int, open_own: OpenModel = open_engine) -> Engine:
+        """M_t ready to complete, opened by ``open_own``, beside the models that the recipe names for single roles."""
         folder = self.run.iteration(t).path
         manifest.require_whole(self.run, self.run.iteration(t).model)
-        own = await open_engine(self.recipe.engine, self.model(t), t, folder)
+        own = await open_own(self.recipe.engine, self.model(t), t, folder)
         engines: dict[ModelRole, Engine] = {"actor": own, "judge": own, "meta_judge": own}
         try:
             for role, each in self._role_models.items():

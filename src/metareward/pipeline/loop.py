@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from metareward.config.schema import Recipe
@@ -17,6 +18,7 @@ from metareward.generation.progress import Progress, terminal_progress
 from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks, stages
 from metareward.pipeline.checkpoint_selection import select_checkpoint
+from metareward.pipeline.engines import EnginePool
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.fork import fork_of, require_parent
 from metareward.pipeline.judge_check import check_before_first, check_is_settled
@@ -66,13 +68,16 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
         delete_old_weights(experiment)
         if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):
             return False
-        progress = terminal_progress()
-        try:
-            for t in range(experiment.last + 1):
-                _run_iteration(experiment, t, progress)
-        except JudgeHealthError:
-            write_report(run)
-            raise
+        with asyncio.Runner() as runner:  # an engine that is kept between models lives in one event loop
+            loop = _Loop(experiment, terminal_progress(), runner, EnginePool())
+            try:
+                for t in range(experiment.last + 1):
+                    loop.run_iteration(t)
+            except JudgeHealthError:
+                write_report(run)
+                raise
+            finally:
+                runner.run(loop.pool.aclose())
         if not run.report.is_file():
             write_report(run)
         return True
@@ -108,47 +113,62 @@ def _is_made_again(run: RunDir, name: str) -> bool:
     return not (run.path / first / "done.json").is_file()
 
 
-def _run_iteration(experiment: Experiment, t: int, progress: Progress) -> None:
-    """Train M_t (M_0 is given), evaluate it, and annotate the prompts of iteration t + 1 with it."""
-    done = experiment.run.iteration(t).done
-    if t and not done.is_file():
-        stages.make_pairs(experiment, t)
-        check_health(experiment)
-        stages.train(experiment, t, progress)
-        asyncio.run(select_checkpoint(experiment, t, progress))
-    asyncio.run(_use_model(experiment, t, progress))
-    asyncio.run(benchmarks.ask_others(experiment, t, progress))
-    if t and not done.is_file():
-        experiment.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
-        mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
-        manifest.record(experiment.run, done, write_model_card(experiment.run, t))
-        log_event(experiment.run, "iteration done", iteration=t)
-        track_iteration(experiment.run, t)
-        delete_old_weights(experiment)
-        write_report(experiment.run)
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """What all iterations share."""
 
+    experiment: Experiment
+    progress: Progress
+    runner: asyncio.Runner
+    pool: EnginePool
 
-async def _use_model(experiment: Experiment, t: int, progress: Progress) -> None:
-    """One engine for everything that M_t generates, opened only if something is pending, closed before training."""
-    check_health(experiment)
-    evaluating, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
-    checking = t == 0 and not check_is_settled(experiment)
-    if not (checking or evaluating or generating or benchmarks.needs_model(experiment, t)):
-        return
-
-    async def opened() -> Engine:
-        return log_usage(experiment.run, f"M{t}", await experiment.engine(t))
-
-    asks = checking or generating or benchmarks.needs_model(experiment, t) or not stages.is_measured(experiment, t)
-    engine = await opened() if asks else LazyEngine(opened)
-    try:
-        if checking:
-            await check_before_first(experiment, engine, progress)
-        if evaluating:
-            await stages.evaluate_model(experiment, t, engine, progress)
+    def run_iteration(self, t: int) -> None:
+        """Train M_t (M_0 is given), evaluate it, and annotate the prompts of iteration t + 1 with it."""
+        experiment, progress, run = self.experiment, self.progress, self.runner.run
+        done = experiment.run.iteration(t).done
+        if t and not done.is_file():
+            stages.make_pairs(experiment, t)
             check_health(experiment)
-        await benchmarks.ask_model(experiment, t, engine, progress)
-        if generating:
-            await stages.generate(experiment, t + 1, engine, progress)
-    finally:
-        await engine.aclose()
+            stages.train(experiment, t, progress)
+            run(select_checkpoint(experiment, t, progress, self.pool.open))
+        run(self._use_model(t))
+        run(benchmarks.ask_others(experiment, t, progress))
+        if t and not done.is_file():
+            experiment.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
+            mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
+            manifest.record(experiment.run, done, write_model_card(experiment.run, t))
+            log_event(experiment.run, "iteration done", iteration=t)
+            track_iteration(experiment.run, t)
+            delete_old_weights(experiment)
+            write_report(experiment.run)
+
+    async def _use_model(self, t: int) -> None:
+        """One engine for everything that M_t generates, opened only if something is pending, closed before training."""
+        experiment, progress = self.experiment, self.progress
+        check_health(experiment)
+        evaluating, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
+        checking = t == 0 and not check_is_settled(experiment)
+        if not (checking or evaluating or generating or benchmarks.needs_model(experiment, t)):
+            return
+
+        async def opened() -> Engine:
+            return log_usage(experiment.run, f"M{t}", await experiment.engine(t, self.pool.open))
+
+        asks = checking or generating or benchmarks.needs_model(experiment, t) or not stages.is_measured(experiment, t)
+        engine = await opened() if asks else LazyEngine(opened)
+        if t == experiment.last:
+            self.pool.stop_keeping()
+        try:
+            if checking:
+                await check_before_first(experiment, engine, progress)
+            if evaluating:
+                await stages.evaluate_model(experiment, t, engine, progress)
+                check_health(experiment)
+            await benchmarks.ask_model(experiment, t, engine, progress)
+            if generating:
+                await stages.generate(experiment, t + 1, engine, progress)
+        except BaseException:
+            self.pool.stop_keeping()
+            raise
+        finally:
+            await engine.aclose()

@@ -89,6 +89,11 @@ def test_mistakes_are_one_line(change: str, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_replica_is_not_kept_while_training_needs_its_gpus() -> None:
+    with pytest.raises(UserError, match=r"engine\.engine\.reload: true: expected false: replicas on Ray are closed"):
+        recipe("engine.engine={kind: vllm, reload: true}")
+
+
 def model(folder: Path, weights: str) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")

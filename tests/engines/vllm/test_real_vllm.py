@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import shifted_pocket
 from vllm_process import COLD, HOT, JUDGED, MARK, SCORES, SETTINGS
 from whole_runs import documents
 
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.local.workers import LocalSettings, open_local
-from metareward.engines.vllm import VllmSettings, engine_arguments, open_vllm_server, server_command
+from metareward.engines.vllm import VllmSettings, engine_arguments
+from metareward.engines.vllm_server import RELOADS, open_vllm_server, server_command
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL, prompts
 from metareward.storage.run_dir import RunDir
@@ -35,6 +37,7 @@ from metareward.types import Completion, Message, Step, TopLogprob
 ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-vllm/bin/python"
 SCRIPT = ROOT / "tests/support/vllm_process.py"
+RELOADING = ROOT / "tests/support/vllm_reload_process.py"
 QUESTIONS = [prompt.messages[-1].content for prompt in prompts(24, seed=1)]
 # Two programs round differently: log-probabilities as close as this are a tie.
 TIE = 1e-3
@@ -60,16 +63,18 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 found = AsyncEngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(json.loads(sys.argv[1])))
 print(json.dumps([found.data_parallel_size, found.tensor_parallel_size, found.max_model_len, found.dtype]))
+print(json.dumps([found.enable_sleep_mode, found.worker_extension_cls]))
 """
 
 
 def test_vllm_knows_the_arguments_for_gpus() -> None:
     """Its own parser takes them, though there is no GPU here to use them."""
-    settings = VllmSettings(tensor_parallel_size=2, dtype="bfloat16", max_model_len=256)
-    words = server_command(PYTHON, engine_arguments(MODEL, settings, 8), 8000)[3:]
+    settings = VllmSettings(tensor_parallel_size=2, dtype="bfloat16", max_model_len=256, reload=True)
+    words = server_command(PYTHON, engine_arguments(MODEL, settings, 8) | RELOADS, 8000)[3:]
     told = subprocess.run([PYTHON, "-P", "-c", _PARSE, json.dumps(words)], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout.splitlines()[-1]) == [4, 2, 256, "bfloat16"]
+    lines = [json.loads(line) for line in told.stdout.splitlines()[-2:]]
+    assert lines == [[4, 2, 256, "bfloat16"], [True, RELOADS["worker_extension_cls"]]]
 
 
 def family(pid: int) -> set[int]:
@@ -208,6 +213,24 @@ def test_it_writes_what_is_asked_for_and_leaves_nothing_behind(
         child.stdin.close()
         assert child.wait(60) == (-signal.SIGKILL if end == "killed" else 0)
         check_gone(started)
+
+
+@pytest.mark.parametrize("kind", ["served", "inside"])
+def test_weights_that_are_loaded_into_a_running_vllm_write_what_a_new_start_writes(kind: str, tmp_path: Path) -> None:
+    other = shifted_pocket(tmp_path / "other", 0.3)
+    done = subprocess.run(
+        [str(PYTHON) if kind == "inside" else sys.executable, str(RELOADING), kind, MODEL, other, tmp_path / "log"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(MARK)] or [done.stderr[-3000:]]
+    assert done.returncode == 0, line
+    said = {name: [completion(each) for each in many] for name, many in json.loads(line.removeprefix(MARK)).items()}
+    assert said["reloaded"] == said["fresh"] and said["back"] == said["first"]
+    texts = [(mine.text, theirs.text) for mine, theirs in zip(said["first"], said["fresh"], strict=True)]
+    assert sum(mine != theirs for mine, theirs in texts) > len(texts) / 4, "the models differ"
 
 
 # --- what goes wrong ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import fake_vllm
 import pytest
+from tiny_models import shifted_pocket
 
 from metareward.config.schema import load_recipe
 from metareward.engines.base import Engine, EngineError
 from metareward.engines.device import this_machine
-from metareward.engines.vllm import VllmSettings, automatic_engine, copies, last_error, open_vllm_server
+from metareward.engines.vllm import VllmSettings, automatic_engine, copies
+from metareward.engines.vllm_server import last_error, open_vllm_server
 from metareward.errors import UserError
+from metareward.pipeline.engines import EnginePool
 from metareward.pocket.world import MODEL
 from metareward.types import Message, Messages, Sampling
 
@@ -218,6 +222,52 @@ def test_a_python_that_is_none_or_has_no_vllm(setup: Setup, monkeypatch: pytest.
     if importlib.util.find_spec("vllm") is None:
         told = refusal(setup.changed(python=sys.executable))
         assert f"which is not in {sys.executable}; " in told and "engine.python" in told
+
+
+def log_lines(setup: Setup, start: str) -> list[str]:
+    return [line for line in setup.log.read_text().splitlines() if line.startswith(start)]
+
+
+def test_a_server_is_kept_from_model_to_model_and_started_again_where_that_fails(
+    setup: Setup,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings, pool = setup.settings.model_copy(update={"serve": True, "reload": True}), EnginePool()
+    names = ("first", "second", "deaf", "failing", "stuck", "last")
+    models = {name: shifted_pocket(tmp_path / name, place / 4) for place, name in enumerate(names)}
+    starts: dict[str, int] = {}
+
+    async def use(name: str) -> None:
+        engine = await pool.open(settings, models[name], 0, tmp_path)
+        assert [each.text for each in await engine.complete(ask("well"), HOT, 2)] == ["well 0", "well 1"]
+        await engine.aclose()
+        starts[name] = len(log_lines(setup, "processes"))
+
+    async def play() -> None:
+        try:
+            for name in names[:-1]:
+                await use(name)
+            pool.stop_keeping()
+            await use("last")
+        finally:
+            await pool.aclose()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(play())
+    check_gone(setup)
+    # Where a reload failed, the next model begins with a server that was started for the one before.
+    assert starts == {"first": 1, "second": 1, "deaf": 2, "failing": 3, "stuck": 4, "last": 4}
+    told = [record.getMessage() for record in caplog.records if record.name == "metareward.pipeline.engines"]
+    assert told == [
+        f"vLLM is started again: {models['deaf']}: it writes what {models['second']} wrote",
+        'vLLM is started again: collective_rpc: 500 {"error": "Call to collective_rpc method failed:\\nit is broken"}',
+        "vLLM is started again: its prefix cache can't be emptied",
+    ]
+    asked = [line.removeprefix("asked to ").strip() for line in log_lines(setup, "asked")]
+    assert asked[:2] == ["collective_rpc metareward_load", "reset_prefix_cache"]
+    (words, *_) = log_lines(setup, "words")
+    assert "--worker-extension-cls metareward_vllm.WeightLoader --middleware metareward_vllm.Guard" in words
 
 
 def test_a_folder_without_a_model(setup: Setup, tmp_path: Path) -> None:

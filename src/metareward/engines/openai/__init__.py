@@ -1,1 +1,1 @@
-"""OpenAI-compatible servers as an `Engine`. Servers that metareward starts itself are in `engines.vllm`."""
+"""OpenAI-compatible servers as an `Engine`. Servers that metareward starts itself are in `engines.vllm_server`."""

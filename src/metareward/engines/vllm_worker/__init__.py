@@ -1,0 +1,1 @@
+"""What runs inside vLLM's own processes, alone: their Python environment may lack this package."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -10,6 +11,16 @@ from whole_runs import Workspace, kill_tree, write_inputs
 
 # As a background job of a shell script, this process and its children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Every process imports all test modules, and so torch and what is built on it: half a million objects that stay. Tests
+# that make many objects took twice as long while each full collection searched those for garbage, too.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on, collect what tests make, and leave out what the imports made."""
+    gc.freeze()
+    gc.enable()
 
 
 # Names of modules whose fixtures start processes or train models; and `workspace`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,9 +50,15 @@ def test_there_are_six_short_programs() -> None:
 SLOW = ("Plug a reward", "Plug a benchmark", "Run a recipe")
 
 
+# The pocket model's engine starts a worker for every core that it may use, and each imports torch.
+_CORE = str(min(os.sched_getaffinity(0))) if sys.platform == "linux" else ""
+ON_ONE_CORE = ("taskset", "--cpu-list", _CORE) if shutil.which("taskset") else ()
+
+
 @pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in PROGRAMS])
 def test_programs_run(folder: Path, title: str) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAMS[title]], cwd=folder, capture_output=True, text=True)
+    command = [*ON_ONE_CORE, sys.executable, "-c", PROGRAMS[title]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if title == "Plug a benchmark":
         assert "Share of short answers" in (folder / "runs/measured/report.html").read_text(encoding="utf-8")

@@ -37,6 +37,12 @@ def answers(engine: LocalEngine) -> list[str]:
     return [texts[0] for texts in draw(engine, [prompt.messages for prompt in ASKED], 1)]
 
 
+@pytest.fixture(scope="module")
+def judgments(engine: LocalEngine, answers: list[str]) -> list[list[str]]:
+    """Eight of each answer."""
+    return draw(engine, [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)], 8)
+
+
 def test_it_is_an_ordinary_folder_of_a_llama_of_1_to_5_million_parameters() -> None:
     config = json.loads((MODEL / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -55,14 +61,13 @@ def test_its_actor_is_capable_but_right_less_than_half_of_the_time(answers: list
     assert sum(score == 5 for score in scores) < 0.5 * len(scores)
 
 
-def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, answers: list[str]) -> None:
-    questions = [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)]
+def test_its_judge_is_careless_once_and_better_on_average(answers: list[str], judgments: list[list[str]]) -> None:
     truths = [
         check_answer(prompt.messages[-1].content, text).score for prompt, text in zip(ASKED, answers, strict=True)
     ]
     singles: list[tuple[float, float]] = []
     means: list[tuple[float, float]] = []
-    readings = [[RUBRIC.read(text, "stop") for text in texts] for texts in draw(engine, questions, 8)]
+    readings = [[RUBRIC.read(text, "stop") for text in texts] for texts in judgments]
     for truth, read_N in zip(truths, readings, strict=True):
         scores = [reading.score for reading in read_N if isinstance(reading, Scored)]
         singles += [(score, truth) for score in scores]
@@ -74,12 +79,13 @@ def test_its_judge_is_careless_once_and_better_on_average(engine: LocalEngine, a
     assert mean > single > 0.05
 
 
-def test_its_meta_judge_decides_and_hardly_leans_to_a_position(engine: LocalEngine, answers: list[str]) -> None:
-    judged = draw(engine, [RUBRIC.render(prompt, text) for prompt, text in zip(ASKED, answers, strict=True)], 4)
+def test_its_meta_judge_decides_and_hardly_leans_to_a_position(
+    engine: LocalEngine, answers: list[str], judgments: list[list[str]]
+) -> None:
     questions = [
         METARUBRIC.render(prompt, text, *pair)
-        for prompt, text, four in zip(ASKED, answers, judged, strict=True)
-        for one, two in combinations(dict.fromkeys(four), 2)
+        for prompt, text, eight in zip(ASKED, answers, judgments, strict=True)
+        for one, two in combinations(dict.fromkeys(eight[:4]), 2)
         for pair in ((one, two), (two, one))
     ]
     verdicts = [METARUBRIC.read(texts[0], "stop", 0, 1) for texts in draw(engine, questions, 1, 16)]

@@ -30,6 +30,7 @@ from metareward.training.checkpoints import damaged_resume_states
 from metareward.training.lineage import read_lineage
 
 _EVALUATED = "eval/records.sqlite"
+_STORES = (f"iter-*/*{STORE}", f"iter-*/eval/**/*{STORE}", f"verdicts/**/*{STORE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def verify(run: RunDir) -> Verification:
             findings[name] = Finding(name, problem.reason)
     experiment = _experiment(run, findings)
     records, settings = 0, None if experiment is None else experiment.settings(1)  # all read verdicts alike
-    for path in sorted(run.path.rglob(f"*{STORE}")):
+    stores = (path for place in _STORES for path in run.path.glob(place))  # trackers have databases of their own
+    for path in sorted(stores):
         records += _check_store(run, path, settings, findings)
     for each in _broken_links(run, entries, experiment):
         findings.setdefault(each.name, each)

@@ -16,7 +16,7 @@ from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 
 # Nothing is read from these but lines for people: the log and the messages of a training, and locks.
-LOGS = ("lock", "log.jsonl", "training.job.json", "training.stderr.txt")
+LOGS = ("lock", "lock.json", "log.jsonl", "training.job.json", "training.stderr.txt")
 
 
 @dataclass(frozen=True)

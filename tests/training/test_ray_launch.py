@@ -75,6 +75,25 @@ def test_a_lost_worker_is_started_again_from_the_last_resume_state(
     assert "resume" in [each["event"] for each in events(job)]
 
 
+def test_a_lost_head_is_one_line_and_another_cluster_goes_on(alone: DpoJob, tmp_path: Path) -> None:
+    others = set(processes("gcs_server"))
+    with local_cluster(2) as loses:
+        job, heads = on_ray(alone, loses, tmp_path, save_steps=2), set(processes("gcs_server")) - others
+
+        def kill(step: Mapping[str, float]) -> None:
+            if step["step"] == 3:
+                for head in heads:
+                    os.kill(head, signal.SIGKILL)
+
+        with pytest.raises(UserError, match=r"the cluster's head at .* is gone .*; fix: start the cluster") as caught:
+            run_training(job, kill)
+        assert "\n" not in str(caught.value)
+        assert gone(str(job.log.with_suffix(".job.json")), 120)  # the raylets end a minute after their head
+    with local_cluster(2) as another:
+        run_training(changed(job, ray_address=another.address), lambda _: None)
+    assert difference(alone, job) < ROUNDING
+
+
 def test_mistakes_are_one_line(alone: DpoJob, cluster: LocalCluster, tmp_path: Path) -> None:
     for changes, told in (
         ({"max_length": 5}, r"training job: no pair fits in max_length 5"),

@@ -4,8 +4,8 @@
 and no child outlives it. When the child ends, its memory is free.
 
 Events are JSON objects, one a line, in the log file and on the child's standard output: ``start`` (what is trained on),
-a ``step`` for each optimizer step, and ``end``. A resumed run repeats the steps before its resume state, then reports
-``resume``.
+a ``step`` for each optimizer step, ``end``, and from a launcher ``waiting``. A resumed run repeats the steps before its
+resume state, then reports ``resume``.
 
 ``python -m metareward.training.launch JOB.json`` starts the processes of a job with several: on GPUs by `accelerate
 launch` with the configuration file of the job's sharding in ``accelerate/``; on a CPU by torchrun, because `accelerate
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -39,6 +40,7 @@ Step = Mapping[str, float]
 Event = Mapping[str, object]
 Report = Callable[[Event], None]
 
+_LOG = logging.getLogger(__name__)
 ACCELERATE_CONFIGS = Path(__file__).parent / "accelerate"
 _CHILD = "metareward.training.child"
 _ERROR_LINE = re.compile(r"^(?:\[rank\d+\]: )?(?!\S*ChildFailedError)[\w.]*(Error|Exception|Interrupt)\b")
@@ -81,6 +83,8 @@ def run_training(job: AnyJob, on_step: Callable[[Step], None]) -> TrainingResult
                 kind = event.pop("event")
                 if kind == "step":
                     on_step(event)
+                elif kind == "waiting":
+                    _LOG.warning("%s", event["message"])
                 elif kind == "error":
                     message = event["message"]
             child.wait()  # before its standard input is closed, which would end it

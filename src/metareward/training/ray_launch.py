@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +27,8 @@ from metareward.training.config import USER_ERROR, OptimizationSettings, read_jo
 from metareward.training.requirements import loads_shards, require_packages
 
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 3.0  # between two looks at the cluster
+_HEAD_SECONDS = 30.0  # that its head may fail to answer
 # Ray Train gives workers a minute to start, which importing torch can take where a machine is busy.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
 
@@ -74,8 +77,11 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
     failed: list[Exception] = []
     training = threading.Thread(target=_fit, args=(settings, config, job, failed), daemon=True)
     training.start()
+    watch = _ClusterWatch("GPU" if use_gpu else "CPU", settings.num_processes)
     while training.is_alive():
         training.join(_POLL_SECONDS)
+        if waiting := watch.look():
+            out.write(json.dumps({"event": "waiting", "message": waiting}) + "\n")
         _pass_on(events, out)
     _pass_on(events, out)
     if error_file.is_file():
@@ -85,6 +91,45 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
             raise failed[0]
         times = settings.max_restarts + 1
         raise UserError(f"training on Ray ended {times} times: {_reason(failed[0])}; whole messages are beside {job}")
+
+
+class _ClusterWatch:
+    """Looks now and then whether the cluster's head answers, and whether there is a device for each process."""
+
+    def __init__(self, kind: str, processes: int) -> None:
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._head, self._kind, self._processes = (host, int(port)), kind, processes
+        self._looked = self._answered = time.monotonic()
+        self._waiting = False
+
+    def look(self) -> str:
+        """A line to tell when training has begun to wait for machines, else empty. Raises `UserError` without a head.
+
+        Without its head a cluster ends after a minute, and this process with it.
+        """
+        import ray
+
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return ""
+        self._looked = now
+        try:
+            socket.create_connection(self._head, timeout=_LOOK_SECONDS).close()
+            there = int(ray.cluster_resources().get(self._kind, 0))
+        except (OSError, ray.exceptions.RayError) as error:
+            if now - self._answered > _HEAD_SECONDS:
+                raise UserError(
+                    f"training on Ray: the cluster's head at {':'.join(map(str, self._head))} is gone ({error}); fix: "
+                    "start the cluster and run again, which goes on from the last resume state (training.save_steps)"
+                ) from None
+            return ""
+        self._answered = now
+        before, self._waiting = self._waiting, there < self._processes
+        if not self._waiting or before:
+            return ""
+        return f"training waits for machines: {self._processes} processes, one for each {self._kind}, and {there} left"
 
 
 def _connect(address: str | None, processes: int) -> None:

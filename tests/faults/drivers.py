@@ -24,6 +24,8 @@ from typing import Any
 from chat_server import Answer, Body, FakeChatServer, Manner, error
 from rude_servers import RUDE, good_answer
 
+from metareward.engines.process_group import die_with_parent
+
 HERE = Path(__file__).parent
 # What a driver imports until it trains, and while it reports.
 _PRELOADED = (
@@ -146,6 +148,7 @@ def _forked(request: Mapping[str, Any], listening: int) -> None:
     """Be the process that ``request`` asks for; never returns."""
     code = 1
     try:
+        die_with_parent()
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         null = os.open(os.devnull, os.O_RDWR)
@@ -193,6 +196,7 @@ def main() -> None:
     for name in _PRELOADED:
         importlib.import_module(name)
     assert "torch" not in sys.modules
+    die_with_parent()
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)

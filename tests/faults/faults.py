@@ -530,7 +530,7 @@ FAULTS: tuple[Fault, ...] = (
     *(
         Fault(f"server: {rude.name}", "other", 1, partial(_rude_server, manner=rude.name))
         for rude in RUDE
-        if not (rude.long or rude.expected or rude.singly)
+        if not (rude.long or rude.expected or rude.others)
     ),
     Fault("server: gone", "other", 2, partial(_no_server, url="http://127.0.0.1:1")),
     Fault("server: TLS on a port without", "other", 2, partial(_no_server, url="https://127.0.0.1:{port}")),

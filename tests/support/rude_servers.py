@@ -7,7 +7,7 @@ Every server is a `FakeChatServer` whose good answers are those of a scripted mo
     dies       after so many requests all get it: the run stops in one line, and goes on with a good server
     shows      all requests get it and nothing is lost by it: all prompts are finished
 
-and the records of finished prompts are the same as with a server that behaves, but where `Rude.singly` says so.
+and the records of finished prompts are the same as with a server that behaves, but where `Rude.others` says so.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ Trouble = Callable[[Body], Answer]
 class Rude:
     """A manner. ``long``: it takes minutes with default settings, by the time limits of requests and of patience.
 
-    ``singly``: it is asked for one choice at a time, whose seeds are others, so that its records are others, too.
+    ``others``: its records are others, as it is asked for one choice at a time, whose seeds are others, or counts the
+    tokens of more than it was asked for.
     """
 
     name: str
     kind: Kind
     trouble: Trouble
     long: bool = False
-    singly: bool = False
+    others: bool = False
     expected: bool = False  # scores are expected ones, so that log-probabilities are asked for
 
     def manner(self, dies_after: int) -> Manner:
@@ -265,7 +266,7 @@ RUDE: tuple[Rude, ...] = (
     *(Rude(name, "refuses", trouble) for name, trouble in PERMANENT.items()),
     *(Rude(name, "refuses", trouble, expected=True) for name, trouble in LOGPROBS.items()),
     *(
-        Rude(name, "shows", trouble, singly="one choice" in name or "several" in name)
+        Rude(name, "shows", trouble, others="one choice" in name or "several" in name or "too many" in name)
         for name, trouble in SHOWN.items()
     ),
     Rude("a reply without end", "passes", _body(_BOMB, headers={"Content-Encoding": "gzip"})),

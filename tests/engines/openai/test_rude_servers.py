@@ -75,7 +75,7 @@ async def problems_with(rude: Rude, folder: Path, wanted: dict[str, str], pauses
         outcome = await annotate(server, store, count, rude.expected, pauses)
         if rude.kind != "shows" and len(outcome.documents) == count:
             found += [] if rude.kind == "passes" else ["no prompt met it"]
-    kept = {key for key, document in outcome.documents.items() if document != wanted[key]} if not rude.singly else ()
+    kept = {key for key, document in outcome.documents.items() if document != wanted[key]} if not rude.others else ()
     found += [f"other records: {sorted(kept)}"] if kept else []
     failed = {key for key in wanted if refused_key(key)} if rude.kind == "refuses" else set()
     if rude.kind == "dies":
@@ -86,7 +86,7 @@ async def problems_with(rude: Rude, folder: Path, wanted: dict[str, str], pauses
     found += [f"not one plain line: {line!r}" for line in said if line and not (line.isprintable() and len(line) < 900)]
     async with FakeChatServer(lambda body, _: good_answer(body)) as server:
         again = await annotate(server, store, count, rude.expected, None)
-    same = again.documents == (outcome.documents if rude.singly else wanted)
+    same = again.documents == (outcome.documents if rude.others else wanted)
     found += [] if same and not again.failures else ["not the same with a good server afterwards"]
     kept_bytes = b"".join(path.read_bytes() for path in folder.glob(f"{store.stem}.*"))
     found += ["the key is stored or said"] if KEY.encode() in kept_bytes or KEY in "".join(said) else []

@@ -457,8 +457,7 @@ def harness_table(_: str) -> str:
     rows += [("server: another manner of rude_servers.py each", str(n), outcome) for outcome, n in servers.items()]
     kills, others, failed = found["totals"]["kill"], found["totals"]["other"], len(found["failed"])
     seeds = ", ".join(map(str, found["seeds"]))
-    done = f"{found['done']} of {found['planned']} planned scenes"
-    head = f"{kills} kills and {others} other faults in {done} (seed {seeds}); {failed} broke a promise."
+    head = f"{kills} kills and {others} other faults in {found['done']} runs (seeds {seeds}); {failed} broke a promise."
     return f"{head}\n\n{_markdown(rows)}"
 
 

@@ -99,7 +99,7 @@ def refused_key(key: str) -> bool:
 
 async def all_problems(chosen: Sequence[Rude], folder: Path, count: int, pauses: Pauses | None) -> list[str]:
     wanted = {expected: await undisturbed(folder, count, expected) for expected in (False, True)}
-    at_once = asyncio.Semaphore(16)
+    at_once = asyncio.Semaphore(4)
 
     async def problems(rude: Rude) -> list[str]:
         async with at_once:

@@ -87,7 +87,8 @@ def read_results(path: Path) -> list[Result]:
 def table(results: Iterable[Result]) -> dict[str, object]:
     """The stored form: a row for each fault with its count and outcomes, and the totals by kind."""
     names = {fault.name for fault in FAULTS}
-    every, rows = [each for each in results if each.fault in names], list[dict[str, object]]()
+    # One that found nothing to disturb, such as no file yet, doesn't count.
+    every, rows = [each for each in results if each.fault in names and each.count], list[dict[str, object]]()
     for name in dict.fromkeys(fault.name for fault in FAULTS):
         of_fault = [each for each in every if each.fault == name]
         if of_fault:

@@ -173,8 +173,9 @@ def pairs_made_from(run: RunDir, t: int) -> str:
 
 def made_again(run: RunDir, t: int) -> bool:
     """Whether iteration ``t`` has pairs, and a part of its records was deleted since to be made again."""
-    recorded = run.iteration(t).records.relative_to(run.path).as_posix() in read_manifest(run)
-    return not recorded and bool(pairs_made_from(run, t))
+    entries, folder = read_manifest(run), run.iteration(t)
+    summary, records = (path.relative_to(run.path).as_posix() for path in (folder.summary, folder.records))
+    return summary in entries and records not in entries
 
 
 def record(run: RunDir, *paths: Path, made_from: str = "") -> None:

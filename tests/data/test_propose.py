@@ -129,7 +129,7 @@ def test_proposing_again_uses_the_cache_and_continues(tmp_path: Path) -> None:
     assert len(engine.calls) == more.requests - few.requests
 
 
-class StoppedError(Exception):
+class StoppedError(UserError):
     pass
 
 

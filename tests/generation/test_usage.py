@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_usage_adds_up_over_the_starts(run: RunDir, tmp_path: Path) -> None:
     line = f"  M0 at {url}: 4 requests, 1 failed, 1 from cache, 9 prompt tokens, 15 completion tokens\n"
     assert line in status_text(run)
     write_report(run)
-    assert f'<th scope="row">M0</th><td class="left">{url}</td><td>4</td>' in run.report.read_text()
+    cells = ">".join(re.findall(r">([^<>]+)<", run.report.read_text()))
+    assert f"M0>{url}>4>1>1>" in cells
 
 
 def test_warnings_are_in_the_log_once_each(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

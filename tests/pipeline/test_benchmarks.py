@@ -81,7 +81,7 @@ class Stopping:
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:
         if not self.left:
-            raise RuntimeError("killed")
+            raise UserError("killed")
         self.left -= 1
         return await self.inner.complete(messages, sampling, n, role)
 
@@ -216,7 +216,7 @@ def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
 def stopped(of: Experiment, t: int, engine: Stopping) -> int:
     """How many requests were answered before the end."""
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(UserError):
         go(of, t, engine)
     return len(engine.inner.calls)
 

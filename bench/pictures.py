@@ -67,14 +67,14 @@ def save(name: str, png: bytes) -> None:
 
 def top(page: Page, height: int) -> bytes:
     """The first part of a page."""
-    return page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height}, full_page=True)
+    return bytes(page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height}, full_page=True))
 
 
 def part(page: Page, selector: str, height: int) -> bytes:
     """The first part of an element."""
     box: Any = page.locator(selector).first.bounding_box()
     clip = {"x": 0, "y": max(0, box["y"] - 16), "width": WIDTH, "height": min(height, box["height"] + 32)}
-    return page.screenshot(clip=clip, full_page=True)  # type: ignore[arg-type]
+    return bytes(page.screenshot(clip=clip, full_page=True))
 
 
 def report_pictures(page: Page, run: Path, scratch: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_slice_of_the_rude_servers(
     caplog.set_level(logging.INFO)
     chosen = [rude for rude in RUDE if rude.name in SLICE]
     assert len(chosen) == len(SLICE)
-    assert not "\n".join(asyncio.run(all_problems(chosen, tmp_path, 20, QUICK)))
+    assert not "\n".join(asyncio.run(all_problems(chosen, tmp_path, 10, QUICK)))
     assert KEY not in caplog.text
 
 

@@ -72,7 +72,7 @@ def missing_lines(shown: str, printed: str) -> list[str]:
 
     def masked(text: str) -> list[str]:
         lines = (re.sub(r"\d[\d,.]*", "0", re.sub(r"[−-](?=\d)", "", line)) for line in text.splitlines())
-        return [" ".join(line.split()) for line in lines if line.strip()]
+        return [" ".join(line.replace("┃", "│").split()) for line in lines if line.strip()]
 
     rest = iter(masked(printed))
     return [line for line in masked(shown) if line != "…" and line not in rest]
@@ -141,7 +141,7 @@ def ids(iteration: Path) -> list[str]:
 def script(text: str, folder: Path) -> str:
     """What a shell prints that runs these lines, with `metareward` and `python` of this environment."""
     paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    environment = {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "140"}
+    environment = {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     done = subprocess.run(["bash", "-e", "-c", text], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (text, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout

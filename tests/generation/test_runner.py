@@ -222,7 +222,7 @@ def uninterrupted(folder: Path, count: int) -> dict[str, str]:
         return dict(store.documents())
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_an_interrupted_run_resumes_to_the_same_records(tmp_path: Path, sent: signal.Signals) -> None:
     store, count = tmp_path / "records.sqlite", 60
     kept: dict[str, str] = {}

@@ -117,6 +117,7 @@ def test_a_cancelled_request_does_not_disturb_the_others(
     assert len(runner.run(scene())) == 7
 
 
+@pytest.mark.slow  # by default: test_a_killed_worker_is_started_again
 def test_requests_of_a_killed_worker_are_served_by_another(
     runner: asyncio.Runner, pool: WorkerPool, conversation: Conversation
 ) -> None:

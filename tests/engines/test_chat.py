@@ -366,12 +366,12 @@ def test_no_text_yields_a_special_token_at_length(name: str) -> None:
 
 
 def run_limited(code: str) -> None:
-    with time_limit(1, "it"):
+    with time_limit(1):
         exec(code, {})
 
 
 def test_code_that_takes_too_long_is_stopped_and_nothing_behind_it() -> None:
-    with pytest.raises(TimeoutError, match="it takes more than 1 seconds"):
+    with pytest.raises(TimeoutError, match="more than 1 s"):
         run_limited("while True: pass")
     with pytest.raises(KeyError):
         run_limited("{}[0]")
@@ -389,5 +389,5 @@ def test_a_template_with_a_power_is_refused() -> None:
 def test_a_template_that_loops_forever_fails_each_prompt_in_one_line() -> None:
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
     encoder = ChatEncoder(copy_of("qwen-3", loops), most_seconds=1)
-    with pytest.raises(ChatTemplateError, match=r"^it takes more than 1 seconds$"):
+    with pytest.raises(ChatTemplateError, match=r"^the chat template takes more than 1 s for one conversation$"):
         encoder.encode(user("Hi"))

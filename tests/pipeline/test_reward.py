@@ -59,7 +59,9 @@ def test_verl_gets_the_mean_of_the_same_prompt_for_a_failure(reward: JudgeReward
         ground_truths=[None] * 5,
         extra_infos=[{"prompt": each} for each in prompts],
     )
-    assert scores == [2.0, 4.0, 3.0, 0.0, 0.0]
+    assert scores == [2.0, 4.0, 3.0, 3.0, 3.0]
+    with pytest.raises(mr.UserError, match="no answer of this batch could be judged"):
+        reward.verl(solution_strs=["broken"], extra_infos=[{"prompt": "Hi"}])
     with pytest.raises(mr.UserError, match=r"extra_info\.prompt: missing"):
         reward.verl(solution_strs=["a"], extra_infos=[{}])
 

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -43,7 +43,7 @@ _ANCHORS = ("\n", ".")
 # What a chat template can raise on the messages of a user.
 _TEMPLATE_ERRORS = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
-    *(MemoryError, TimeoutError),
+    MemoryError,
 )
 # A conversation of a megabyte takes milliseconds.
 _MOST_SECONDS = 10
@@ -93,18 +93,19 @@ def folder_control_strings(folder: Path) -> set[str]:
     return found | control_strings_in(source)
 
 
-def refuse_powers(template: str) -> None:
-    """Raise `ValueError` if a chat template has the operator ``**``: ``9 ** 9 ** 9`` can't be interrupted."""
-    with suppress(TemplateError):  # a template that can't be read is refused where it is rendered
-        if any(kind == "operator" and value == "**" for _, kind, value in Environment().lex(template)):
-            raise ValueError("its chat template has the operator **, which can take forever")
+def has_power(template: str) -> bool:
+    """Whether a chat template has the operator ``**``: ``9 ** 9 ** 9`` is one call into C, which nothing interrupts."""
+    try:
+        return any(kind == "operator" and value == "**" for _, kind, value in Environment().lex(template))
+    except TemplateError:  # refused where it is rendered
+        return False
 
 
 @contextmanager
-def time_limit(seconds: int, what: str) -> Iterator[None]:
-    """Raise `TimeoutError` in the Python code of the block after so many seconds in which this process ran.
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in the block if it runs longer; a single call into C isn't interrupted.
 
-    Time for which the process was stopped doesn't count. A single call into C isn't interrupted.
+    Time for which the process was stopped (SIGSTOP, a sleeping machine) doesn't count.
     """
     thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Event()
     raised = False
@@ -131,7 +132,7 @@ def time_limit(seconds: int, what: str) -> Iterator[None]:
             for _ in range(100 * (raised and not arrived)):  # it must not reach the code behind this block
                 time.sleep(0.001)
     except _OverdueError:
-        raise TimeoutError(f"{what} takes more than {seconds} seconds") from None
+        raise TimeoutError(f"more than {seconds} s") from None
 
 
 class _OverdueError(Exception):
@@ -174,9 +175,11 @@ class ChatEncoder:
         try:
             source: str = tokenizer.get_chat_template()
             source.encode()
-            refuse_powers(source)
-        except ValueError as error:  # none, several without a default, or one that can't be used
+        except ValueError as error:  # none, several without a default, or one with lone surrogates
             raise UserError(f"{tokenizer.name_or_path}: {one_line(str(error))}; fix: add chat_template.jinja") from None
+        if has_power(source):
+            why = "the chat template has the operator **, which can take forever"
+            raise UserError(f"{tokenizer.name_or_path}: {why}; fix: use a chat_template.jinja without it")
         added = tokenizer.added_tokens_decoder
         specials = frozenset(tokenizer.all_special_tokens)
         controls = {
@@ -289,10 +292,12 @@ class ChatEncoder:
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            with time_limit(self._most_seconds, "it"):
+            with time_limit(self._most_seconds):
                 text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        except TimeoutError as error:
+            raise ChatTemplateError(f"the chat template takes {error} for one conversation") from error
         except _TEMPLATE_ERRORS as error:
-            kind = "" if isinstance(error, TemplateError | TimeoutError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise ChatTemplateError(f"{kind}{' '.join(str(error).split())[:300]}") from error
         text.encode()
         return text

@@ -97,9 +97,9 @@ class LineProgress:
             self._write(self._time_left(now))
 
     def _time_left(self, now: float) -> str:
-        """By the slowest kind at its rate since it began; prompts count only alone, as they end after all the others.
+        """What the slowest kind of work needs at its rate since it began; "more than" that if a kind has no rate yet.
 
-        More than that if a kind hasn't begun, or only just.
+        Prompts count only if nothing else is left, because a prompt ends when all its work does.
         """
         open_kinds = [kind for kind, total in self._total.items() if self._done[kind] < total]
         kinds = [kind for kind in open_kinds if kind != PROMPTS] or open_kinds

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from metareward.engines.base import Engine, EngineError
+from metareward.engines.base import Engine, run_concurrently
 from metareward.generation.annotate import AnnotationSettings, judge_answer, meta_judge_pair
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META
 from metareward.generation.runner import MAX_CONCURRENT_PROMPTS
@@ -55,7 +55,7 @@ UNKNOWN = Rates()
 _MAX_REQUESTS = 1024  # enough concurrent requests to saturate any engine
 # Measuring continues past the given time until this many requests have finished, up to this multiple of the time.
 _MIN_FINISHED, _MAX_OVERTIME = 16, 2
-_FEW = 3
+_FEW = 3  # requests that are measured where none or one of all at once finishes in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,7 @@ async def measure_rates(
 ) -> Rates:
     """Engine seconds and tokens per completion of each role, measured for ``seconds`` a role.
 
-    The meta-judge is measured if ``settings`` use it. Raises `EngineError` when a request fails, or when fewer than two
-    finish.
+    The meta-judge is measured if ``settings`` use it. Raises `EngineError` when a request fails.
     """
     answers = await _measure(_answers(engine, prompts, settings), max_concurrent_prompts, seconds, ANSWERS)
     concurrent = min(_MAX_REQUESTS, max_concurrent_prompts * settings.k)
@@ -124,7 +123,7 @@ async def measure_judge(
 ) -> tuple[float, float]:
     """Tokens and engine seconds of a judgment by another judge, measured on ``answers`` for ``seconds``.
 
-    Raises `EngineError` when a request fails, or when fewer than two finish.
+    Raises `EngineError` when a request fails.
     """
 
     async def judgments(number: int, prompt: Prompt, answer: str) -> Sequence[Judgment]:
@@ -176,25 +175,22 @@ async def _compare(
 
 
 async def _measure(works: Iterator[_Work[T]], concurrent: int, seconds: float, role: str) -> _Measured[T]:
-    """The work that finishes in the measured time; the rest is cancelled."""
-    finished = await _finish(works, concurrent, seconds, seconds * (_MAX_OVERTIME + 1))
+    """The work that finishes in the measured time; the rest is cancelled. Raises `EngineError` when a request fails."""
+    finished = await _finished_in_time(works, concurrent, seconds)
     if len(finished) > 1:
         return _Measured(finished, finished[0].time)
     _LOG.warning("%s: %d at once don't finish in %g seconds; measured with %d", role, concurrent, seconds, _FEW)
     began = time.monotonic()
-    finished = await _finish(works, _FEW, 0.0, None)
-    if len(finished) > 1:
-        return _Measured(finished, began)
-    raise EngineError(f"{role}: the engine finished {len(finished)} requests, too few to measure its throughput")
+    few = await run_concurrently(_finish(next(works)) for _ in range(_FEW))
+    return _Measured(sorted(few, key=lambda each: each.time), began)
 
 
-async def _finish(
-    works: Iterator[_Work[T]], concurrent: int, seconds: float, most_seconds: float | None
-) -> list[_Finished[T]]:
-    """The work that finishes while ``concurrent`` requests are kept going, until ``most_seconds`` at the latest.
+async def _finish(work: _Work[T]) -> _Finished[T]:
+    return _Finished(work, await work.run(), time.monotonic())
 
-    With ``seconds`` 0 only the first ones are sent.
-    """
+
+async def _finished_in_time(works: Iterator[_Work[T]], concurrent: int, seconds: float) -> list[_Finished[T]]:
+    """What finishes, in order, while ``concurrent`` requests are kept going."""
     finished: list[_Finished[T]] = []
 
     def is_over() -> bool:
@@ -205,14 +201,12 @@ async def _finish(
 
     async def send() -> None:
         while not is_over():
-            work = next(works)
-            completions = await work.run()
-            finished.append(_Finished(work, completions, time.monotonic()))
+            finished.append(await _finish(next(works)))
 
     senders = [asyncio.ensure_future(send()) for _ in range(concurrent)]
     try:
-        until = asyncio.FIRST_COMPLETED if seconds else asyncio.ALL_COMPLETED
-        await asyncio.wait(senders, timeout=most_seconds, return_when=until)
+        longest = seconds * (_MAX_OVERTIME + 1)
+        await asyncio.wait(senders, timeout=longest, return_when=asyncio.FIRST_COMPLETED)
         for task in senders:
             if task.done():
                 task.result()

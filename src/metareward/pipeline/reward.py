@@ -82,16 +82,19 @@ class JudgeReward:
         """The rewards of a batch, as ``custom_reward_function`` of verl's batch reward manager.
 
         ``extra_infos`` have the ``prompt``, a text or chat messages. verl knows numbers only, so an answer that can't
-        be judged gets the mean of its prompt's other answers: its advantage in GRPO is 0. Without any it is 0 as all of
-        that prompt's answers are.
+        be judged gets the mean reward of its prompt's other answers, so that its advantage in GRPO is 0. If none of a
+        prompt's answers can be judged, all get the mean of the batch. Raises `UserError` for a batch without a reward.
         """
         prompts = [_prompt_of(each) for each in extra_infos]
         found = self._submit(self._rewards(list(zip(prompts, solution_strs, strict=True)))).result()
         groups: dict[Messages, list[float]] = defaultdict(list)
         for prompt, reward in zip(prompts, found, strict=True):
             groups[prompt] += [] if reward is None else [reward]
-        means = {prompt: fmean(rewards) for prompt, rewards in groups.items() if rewards}
-        return [means.get(each, 0.0) if reward is None else reward for each, reward in zip(prompts, found, strict=True)]
+        rewards = [reward for reward in found if reward is not None]
+        if found and not rewards:
+            raise UserError("no answer of this batch could be judged: see the log; fix: mend the judge, and go on")
+        means = {prompt: fmean(own or rewards) for prompt, own in groups.items()}
+        return [means[prompt] if reward is None else reward for prompt, reward in zip(prompts, found, strict=True)]
 
     def close(self) -> None:
         """End the judge's engine and the reward's thread. A later call opens them again."""

@@ -74,9 +74,8 @@ class EngineCore:
     ) -> None:
         """Accept a request; one of ``deliver`` and ``fail`` is called during this or a later call.
 
-        ``key`` names it for `cancel`.
-
-        Whatever goes wrong while it is encoded, a bug of a tokenizer too, fails this request alone.
+        ``key``: what `cancel` knows it by. Whatever goes wrong while it is encoded, such as a bug of the tokenizer,
+        fails this request alone.
         """
         try:
             ids = tuple(self._checkpoint.encode(messages, continue_last=messages[-1].role == "assistant"))

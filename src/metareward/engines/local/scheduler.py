@@ -44,8 +44,8 @@ _SMALL_PASS = 8
 class Request:
     """``n`` completions of a tokenised prompt; exactly one of ``deliver`` and ``fail`` will be called.
 
-    ``trie``: the choices that the completions are among, if ``sampling`` has any. ``key``: names the request to be
-    cancelled; neither is called then.
+    ``trie``: the choices that the completions are among, if ``sampling`` has any. ``key``: what the request is
+    cancelled by; neither is called then.
     """
 
     ids: tuple[int, ...]

@@ -86,16 +86,16 @@ def read_verdicts(data: bytes) -> None:
 
 
 @lru_cache(maxsize=1)
-def _folder() -> Path:
-    """A folder of this process, in memory where the system has such a place."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="metareward-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process, in memory where the system has such a place; removed when the process ends."""
+    memory = "/dev/shm"
+    return tempfile.TemporaryDirectory(prefix="metareward-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)
 
 
 def _told(readers: Sequence[Callable[[Path], Any]], names: Sequence[str], data: bytes) -> None:
     """Every reader reads the file, or says in one line why not."""
     for name in names:
-        path = _folder() / name
+        path = Path(_folder().name, name)
         path.write_bytes(data)
         for reader in readers:
             try:

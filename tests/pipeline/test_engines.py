@@ -43,3 +43,9 @@ def test_a_recipe_says_whether_its_judge_thinks(tmp_path: Path, strip: str, said
 def test_a_server_needs_a_model_s_name() -> None:
     with pytest.raises(UserError, match="say which model the server is asked for"):
         asyncio.run(open_judge_engine("http://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("name", ["oracle", "itself"])
+def test_a_judge_that_only_a_run_has_is_not_taken_for_a_folder(name: str) -> None:
+    with pytest.raises(UserError, match=f"^judge {name}: possible only for a benchmark in a recipe.*; fix: name"):
+        asyncio.run(open_judge_engine(name))

@@ -146,6 +146,11 @@ async def open_judge(name: str) -> Engine | Judge:
     """
     logs = Path(tempfile.gettempdir())
     match judge_kind(name):
+        case "oracle" | "itself":
+            raise UserError(
+                f"judge {name}: possible only for a benchmark in a recipe, where the run says which one it is; "
+                "fix: name a model folder, pocket, a recipe, URL#MODEL or package.module:name"
+            )
         case "server":
             url, _, model = name.partition("#")
             _require_model(url, model)

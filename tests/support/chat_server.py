@@ -25,7 +25,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """``body`` after ``seconds``; of one that is ``cut`` so many bytes come, then the connection ends or ``stalls``.
+    """``body`` after ``seconds`` and ``event``; of one that is ``cut`` so many bytes come, then it ends or ``stalls``.
 
     ``raw`` is sent instead of head and body, and then the connection is closed; ``reset``: it is cut off without a
     farewell. ``pace``: seconds between two of twenty parts.
@@ -40,6 +40,7 @@ class Answer:
     raw: bytes | None = None
     reset: bool = False
     pace: float = 0.0
+    event: asyncio.Event | None = None
 
 
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -161,6 +162,8 @@ class FakeChatServer:
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> bool:
         await asyncio.sleep(answer.seconds)
+        if answer.event is not None:
+            await answer.event.wait()
         if answer.raw is not None or answer.reset:
             writer.write(answer.raw or b"")
             await writer.drain()

@@ -59,16 +59,27 @@ def test_the_least_busy_server_is_asked_first() -> None:
 
 
 def test_both_servers_work_as_much_as_they_may() -> None:
+    """A slow server holds its most requests, the quick one meanwhile answers all others, as many at once as it may."""
+
     async def scene() -> None:
+        most, count, begun, rest_answered = 4, 60, asyncio.Event(), asyncio.Event()
+
+        def quickly(body: Body, place: int) -> Answer:
+            if place + 1 >= most:
+                begun.set()
+            if place + 1 == count - most:
+                rest_answered.set()
+            return replace(good(body), event=begun)
+
         async with (
-            FakeChatServer(slowly(0.005)) as quick,
-            FakeChatServer(slowly(0.05)) as slow,
-            engine_for(quick, slow, max_concurrency=4) as engine,
+            asyncio.timeout(60),
+            FakeChatServer(quickly) as quick,
+            FakeChatServer(lambda body, _: replace(good(body), event=rest_answered)) as slow,
+            engine_for(quick, slow, max_concurrency=most) as engine,
         ):
-            check_all(await ask_all(engine, 60), 60)
-            assert len(quick.bodies) + len(slow.bodies) == 60
-            assert len(quick.bodies) > 2 * len(slow.bodies) > 0
-            assert quick.most_under_way == slow.most_under_way == 4
+            check_all(await ask_all(engine, count), count)
+            assert (len(quick.bodies), len(slow.bodies)) == (count - most, most)
+            assert quick.most_under_way == slow.most_under_way == most
 
     asyncio.run(scene())
 

@@ -232,3 +232,29 @@ def test_prefixes_are_not_shared_if_results_would_depend_on_the_batch(
     assert ["finished samples" in each for each in warnings] == [True, False]
     # With three split points the checks saw 18 groups, then three; the requests saw none.
     assert set(model.seen) == {18, 3, 0} and model.seen[-5:] == [0] * 5
+
+
+@torch.inference_mode()
+def test_where_every_shape_depends_on_the_batch_one_error_comes_soon_and_no_warning(
+    llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, passes = load(llama, "cpu", "float32"), list[int]()
+
+    def leak(_: Any, __: Any, hidden: Tensor) -> Tensor:
+        passes.append(len(hidden))
+        return hidden + 1e-5 * hidden.mean(dim=0, keepdim=True)
+
+    checkpoint.model.model.norm.register_forward_hook(leak)
+    core, errors, counts = (
+        EngineCore(checkpoint, max_num_seqs=64, deterministic=True, memory=1 << 30),
+        [],
+        [len(passes)],
+    )
+    for messages in pairs(1, 2):
+        core.submit(messages, Sampling(0.0, 1.0, 6), 1, lambda _: None, lambda error: errors.append(str(error)))
+        assert not core.run_pass()
+        counts.append(len(passes))
+    assert len(errors) == 2 and errors[0] == errors[1]
+    assert "64 requests of 1 completions" in errors[0] and "fix: set engine.deterministic to false" in errors[0]
+    assert counts[1] - counts[0] <= 12 and counts[2] == counts[1]
+    assert not caplog.records

@@ -56,6 +56,7 @@ class EngineCore:
         self._buckets: dict[BucketShape, ShapeBucket] = {}
         self._checked: set[BucketShape] = set()
         self._batch_dependent: set[BucketShape] = set()
+        self._refused: dict[BucketShape, str] = {}
         self._waiting: deque[Request] = deque()
         self._position_bytes = bytes_per_position(checkpoint)
         self._prefill_sizes = _PREFILL_SIZES[checkpoint.device.type]
@@ -191,14 +192,22 @@ class EngineCore:
         return self._buckets[shape]
 
     def _is_batch_invariant(self, shape: BucketShape, chunk_size: int, batch: int) -> bool:
-        """Whether results don't depend on the rest of the batch. Raises `EngineError` if not even in full passes."""
+        """Whether results don't depend on the rest of the batch. Raises `EngineError` if they do in all simpler shapes.
+
+        That is found by two checks, before anything is warned of, and remembered.
+        """
         if shape in self._checked:
             return True
+        simplest = replace(shape, compact=False, split_points=(), trim=0)
+        if simplest in self._refused:
+            raise EngineError(self._refused[simplest])
         try:
             check_batch_invariance(self._checkpoint, shape, chunk_size, batch)
-        except EngineError:
-            if shape == _simpler(shape):
+        except EngineError as error:
+            if shape == simplest:
+                self._refused[shape] = str(error)
                 raise
+            self._is_batch_invariant(simplest, chunk_size, batch)  # first: if it is refused, no other will do
             if not any(other.compact == shape.compact for other in self._batch_dependent):
                 when, what = (
                     ("finished samples are left out of it", "they stay in it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -85,28 +86,26 @@ def check_batch_invariance(checkpoint: Checkpoint, shape: BucketShape, chunk_siz
 
     Prefill passes have ``batch`` chunks of ``chunk_size`` tokens. In the first slot decode steps cover as few columns
     as possible, in the last slot all; where the shape is compact, there are steps of every number of rows and passes of
-    every width that occur. Raises `EngineError` unless all logits are equal bit for bit.
+    every width that occur. Raises `EngineError` at the first logits that aren't equal bit for bit.
     """
-    first, last = (
-        _logits_in_slot(ModelRunner(checkpoint, shape, chunk_size), batch, checkpoint, last=last)
-        for last in (False, True)
-    )
-    if not torch.equal(first, last):
+    last = list(_logits_in_slot(ModelRunner(checkpoint, shape, chunk_size), batch, checkpoint, last=True))
+    first = _logits_in_slot(ModelRunner(checkpoint, shape, chunk_size), batch, checkpoint, last=False)
+    if not all(torch.equal(*pair) for pair in zip(first, last, strict=True)):
         raise EngineError(
             f"{checkpoint.folder}: on {checkpoint.device} in {checkpoint.dtype} a request's result depends on its slot "
-            f"and on the rest of the batch ({shape}); fix: set engine.deterministic to false, or use another "
-            "engine.dtype or engine.max_num_seqs"
+            f"and on the rest of the batch ({shape.slots} requests of {shape.samples} completions); fix: set "
+            "engine.deterministic to false, or use another engine.dtype or engine.max_num_seqs"
         )
 
 
-def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, last: bool) -> Tensor:
-    """Logits of a fixed request in the first or last slot, with random requests in the other slots.
+def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, last: bool) -> Iterator[Tensor]:
+    """Logits of a fixed request in the first or last slot, with random requests in the other slots, as they are made.
 
     Those after each chunk of its short prompt, then those of `_decode_logits`.
     """
     shape, size, slot = runner.shape, runner.chunk_size, runner.shape.slots - 1 if last else 0
     longest = min(shape.prompt, checkpoint.context - shape.suffix, 2 * size)
-    prompt, logits = _random_ids(checkpoint, max(1, longest - 3), seed=0), list[Tensor]()
+    prompt = _random_ids(checkpoint, max(1, longest - 3), seed=0)
     widths = compact_widths(batch) if shape.compact else (batch,) * 2
     starts = range(0, len(prompt), size)
     for turn, start in enumerate(starts):
@@ -114,22 +113,22 @@ def _logits_in_slot(runner: ModelRunner, batch: int, checkpoint: Checkpoint, las
         others = _other_chunks(checkpoint, shape, size, batch - 1, slot, seed=1 + slot + start)
         own = widths[turn :: len(starts)]
         if slot:
-            logits += [runner.prefill([*others, probe], batch)[len(others)]] * len(own)
+            yield from [runner.prefill([*others, probe], batch)[len(others)]] * len(own)
         else:
-            logits += [runner.prefill([probe, *others][:width], width)[0] for width in own]
+            yield from (runner.prefill([probe, *others][:width], width)[0] for width in own)
     # Random keys and values serve as well as those of a real prompt and its completions.
     runner.cache.fill_random(slot, seed=0)
-    return torch.stack([*logits, *_decode_logits(runner, checkpoint, slot)])
+    yield from _decode_logits(runner, checkpoint, slot)
 
 
-def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> list[Tensor]:
+def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> Iterator[Tensor]:
     """Logits of the request in ``slot`` for a few lengths of its prompt and of its completion.
 
     In the first slot it shares no prefix and steps cover only the columns that it needs, and where the shape is compact
     a third of the numbers of rows for each length. In any other slot all slots share their prefixes, and the other
     requests are as long as possible.
     """
-    shape, logits = runner.shape, list[Tensor]()
+    shape = runner.shape
     longest = min(shape.prompt, checkpoint.context - shape.suffix)
     # The probed slot comes first: a prefix group reads the keys and values of its first slot.
     keys = {other: b"" if slot else str(other).encode() for other in (slot, *range(shape.slots))}
@@ -149,15 +148,14 @@ def _decode_logits(runner: ModelRunner, checkpoint: Checkpoint, slot: int) -> li
             full = [keys] * len(shape.split_points)
             found = runner.decode(tokens_R, lengths_G, steps_G, used, full, np.arange(shape.rows))
             own = found[slot * shape.samples :]
-            logits.extend(logit for count in counts for logit in own[:count])
+            yield from (logit for count in counts for logit in own[:count])
             continue
         for count in counts:
             slots = -(-count // shape.samples)
             some = {other: key for other, key in keys.items() if other < slots}
             part, several = replace(used, slots=slots), [some] * len(shape.split_points)
             found = runner.decode(tokens_R, lengths_G, steps_G, part, several, np.arange(count))
-            logits.extend(found[: shape.samples])
-    return logits
+            yield from found[: shape.samples]
 
 
 def _row_counts(shape: BucketShape) -> list[int]:

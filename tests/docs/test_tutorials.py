@@ -181,6 +181,7 @@ def says_four(body: dict[str, Any], _: int) -> Answer:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[2:]])
 def test_every_step_runs(tmp_path: Path, names: tuple[str, ...]) -> None:
     """As a reader goes through them; the second tutorial goes on in the folder of the first."""

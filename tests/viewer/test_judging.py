@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
-from fake_run import fake_record, fake_run
+from fake_run import fake_record, fake_run, start, write_records
 from starlette.testclient import TestClient
 
 from metareward.errors import UserError
@@ -157,6 +158,23 @@ def test_a_form_that_doesnt_fit_stores_nothing(viewed: ViewedRun, change: dict[s
     form = fields(client.get("/run/0/judge?t=1").text)
     answer = client.post("/run/0/judge", data={**form, "choice": "first", **change}, headers=ORIGIN)
     assert answer.status_code == 404 and not viewed.annotations.exists()
+
+
+def test_an_id_that_no_field_can_hold_is_judged(tmp_path: Path) -> None:
+    """Browsers make other line ends of a field's, and pages show invisible characters as something else."""
+    run, prompt = start(tmp_path / "run"), fake_record(1, 0)
+    for number, key in enumerate(("two\nlines", "\x1b[31m\u202e")):
+        prompt = replace(fake_record(1, number), prompt=replace(prompt.prompt, id=key))
+        write_records(run, 1, [prompt])
+    viewed = ViewedRun(0, run.path, tmp_path / "cache")
+    viewed.refresh()
+    client = client_of(viewed)
+    for key in ("two\nlines", "\x1b[31m\u202e"):
+        html = client.get("/run/0/judge", params={"t": 1, "id": key, "first": 0, "second": 1}).text
+        form = {name: value.replace("\n", "\r\n") for name, value in fields(html).items()}
+        action = unescape(re.findall(r'method="post" action="([^"]+)"', html)[0])
+        assert client.post(action, data={**form, "choice": "tie"}, headers=ORIGIN).status_code == 303
+        assert Annotations(viewed.annotations).read()[0][-1].prompt_id == key
 
 
 def test_another_site_can_store_nothing(viewed: ViewedRun) -> None:

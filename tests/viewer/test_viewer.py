@@ -241,7 +241,8 @@ def test_empty_and_damaged_runs_give_one_clear_line(run: RunDir, tmp_path: Path)
     listed = client.get("/run/0/prompts?t=1").text
     assert "not a readable Parquet file" in listed and "record: field prompt" in listed
     torn = client.get("/run/0/prompt?t=1&id=torn")
-    assert torn.status_code == 404 and "records.sqlite" in torn.text and "Traceback" not in torn.text
+    assert torn.status_code == 200 and "records.sqlite" in torn.text and "Traceback" not in torn.text
+    assert 'rel="prev"' in torn.text and client.get("/run/0/prompt?t=1&id=none").status_code == 404
     write_atomic(damaged.iteration(1).records, b"no database" * 400)
     assert "no record store" in client_of(opened(damaged, tmp_path / "cache")).get("/run/0/prompts?t=1").text
 
@@ -256,7 +257,27 @@ def test_a_record_that_contradicts_itself_is_one_line(tmp_path: Path) -> None:
     client = client_of(opened(run, tmp_path / "cache"))
     for at in (0, 1):
         page = client.get(f"/run/0/prompt?t=1&id=broken-{at}")
-        assert page.status_code == 404 and "contradicts itself" in page.text
+        assert page.status_code == 200 and "contradicts itself" in page.text
+
+
+def test_no_link_of_a_half_done_run_leads_nowhere(run: RunDir, tmp_path: Path) -> None:
+    """A browser logs an error for every page that isn't there; the other run lacks the iteration."""
+    half, other = start(tmp_path / "half"), RunDir(Path(shutil.copytree(run.path, tmp_path / "other")))
+    write_records(half, 1, [fake_record(1, 0)], failed={"long": "900 tokens, 512 fit"})
+    shutil.rmtree(other.iteration(1).path)
+    runs = [ViewedRun(number, each.path, tmp_path / "cache") for number, each in enumerate((half, other))]
+    for each in runs:
+        each.refresh()
+    client = client_of(*runs)
+    seen, todo = set[str](), ["/"]
+    while todo:
+        if (address := todo.pop()) in seen:
+            continue
+        seen.add(address)
+        page = client.get(address)
+        assert page.status_code == 200, address
+        todo += [each for each in links(page.text) if each.startswith("/") and "static" not in each]
+    assert {"/run/0/prompt?t=1&id=long", "/compare", "/compare?on=prompts&a=0.1"} <= seen
 
 
 def test_a_damaged_index_is_made_anew(run: RunDir, tmp_path: Path) -> None:

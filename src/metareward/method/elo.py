@@ -91,8 +91,6 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
     Raises `ValueError` for a matrix that isn't square, finite and non-negative, and with ``prior`` 0 when some
     judgments never lose, or never win, against the others, because then no finite optimum exists.
     """
-    from scipy.sparse.csgraph import connected_components  # takes a tenth of a second
-
     battles = np.array(battles_MM, dtype=np.float64)
     if battles.ndim != 2 or battles.shape[0] != battles.shape[1] or battles.shape[0] == 0:
         raise ValueError(f"battles must be a square matrix, not of shape {battles.shape}")
@@ -100,7 +98,7 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
         raise ValueError("battles must be finite and not negative")
     if not 0 <= prior < np.inf:
         raise ValueError(f"prior must be 0 or more, not {prior}")
-    if prior == 0 and connected_components(battles > 0, connection="strong")[0] > 1:
+    if prior == 0 and not _strongly_connected(battles):
         raise ValueError("without a prior every judgment must win and lose, directly or over others: use prior > 0")
     np.fill_diagonal(battles, 0.0)
     loss, count = _BradleyTerryLoss(battles, prior), len(battles)
@@ -110,6 +108,12 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
     spread = _Z95 * np.sqrt(np.clip(np.diag(covariance), 0.0, None))
     low, high = ratings - spread, ratings + spread
     return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), found.converged, found.steps)
+
+
+def _strongly_connected(battles: Array) -> bool:
+    from scipy.sparse.csgraph import connected_components  # takes a tenth of a second
+
+    return bool(connected_components(battles > 0, connection="strong")[0] == 1)
 
 
 @dataclass(frozen=True, slots=True)

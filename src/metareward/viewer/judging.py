@@ -109,6 +109,7 @@ class JudgingPages:
             "judged.html.j2",
             run=run,
             agreements=tuple(agreements(found)),
+            exported=sorted({each.kind for each in found if each.choice != "skip"}),
             latest=found[::-1][:_LATEST],
             count=len(found),
             unread=unread,

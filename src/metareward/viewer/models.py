@@ -54,6 +54,7 @@ COMPARED: Mapping[PromptSet, Compared] = {
         },
     ),
 }
+_WHAT: Mapping[PromptSet, str] = {"held-out": "model with held-out records", "prompts": "iteration with records"}
 Order = Literal["id", "change", "fall"]
 ORDERS: Mapping[Order, str] = {"id": "prompt id", "change": "greatest rise first", "fall": "greatest fall first"}
 
@@ -210,6 +211,8 @@ class ModelPages:
         """Two models with their paired difference, and the prompts by difference."""
         on = COMPARED[query.on]
         places = models_of(self.pages.runs, on.table)
+        if not places:
+            return self.pages.render("compare.html.j2", query=query, places=(), other=0, problem=_nothing(query.on))
         a, b = self._chosen(query, places)
         metric = query.metric or _first_known(self._run(a), a[1], on)
         values, other = self._same_prompts((a, b), metric, on.table)
@@ -283,12 +286,11 @@ class ModelPages:
     def _chosen(
         self, query: CompareQuery, places: Sequence[tuple[int, int]]
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        what = "model with held-out records" if query.on == "held-out" else "iteration with records"
         for place in (query.a, query.b):
             if place is not None and place not in places:
-                raise UserError(f"{place[0]}.{place[1]}: there is no such {what}; fix: choose one")
+                raise UserError(f"{place[0]}.{place[1]}: there is no such {_WHAT[query.on]}; fix: choose one")
         if not places:
-            raise UserError(f"there is no {what} yet, so there is nothing to compare")
+            raise UserError(_nothing(query.on))
         a = query.a or places[0]
         same = [place for place in places if place[1] == a[1] and place != a]  # the other run's iteration
         return a, query.b or (same[0] if query.on == "prompts" and same else places[-1])
@@ -305,6 +307,10 @@ def models_of(runs: Sequence[ViewedRun], table: str = "held_out") -> list[tuple[
         with closing(run.index.connect()) as connection:
             found += [(at, t) for (t,) in connection.execute(query)]
     return found
+
+
+def _nothing(on: PromptSet) -> str:
+    return f"There is no {_WHAT[on]} yet, so there is nothing to compare."
 
 
 def _code(place: tuple[int, int]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from importlib.resources import files
 from typing import get_args
 from urllib.parse import urlencode
@@ -101,14 +102,21 @@ class Pages:
         )
 
     def prompt(self, run: ViewedRun, t: int, key: str, selection: Selection) -> str:
-        """All that was generated for one prompt, and what became of it. Raises `UserError` where it can't be shown."""
-        trace = run.trace(t, key)
-        if trace is None:
-            raise UserError(no_record(run, t, key))
-        before, after = (None, None) if self.static else neighbours(run.index, selection, key)
-        return self.render(
-            "prompt.html.j2", **self.prompt_context(run, trace), selection=selection, before=before, after=after
-        )
+        """All that was generated for one prompt, and what became of it; why it can't be shown, if the list has it.
+
+        Raises `UserError` for a prompt that the list doesn't have.
+        """
+        try:
+            trace = run.trace(t, key)
+            problem = no_record(run, t, key) if trace is None else ""
+        except UserError as error:
+            trace, problem = None, str(error)
+        if problem and not _is_listed(run, t, key):
+            raise UserError(problem)
+        before, after = neighbours(run.index, selection, key)
+        context = {} if trace is None else self.prompt_context(run, trace)
+        shown = {"run": run, "t": t, "key": key, "problem": problem, "selection": selection, **context}
+        return self.render("prompt.html.j2", **shown, before=before, after=after)
 
     def prompt_context(self, run: ViewedRun, trace: PromptTrace) -> dict[str, object]:
         """What the macros of a prompt need."""
@@ -136,7 +144,8 @@ class Pages:
 
 
 def warm_up() -> None:
-    """Compile all templates, so that the first page of each kind isn't slower than others."""
+    """Compile all templates and import what ratings need, so that the first page of a kind isn't slower than others."""
+    import_module("scipy.special")
     environment = _environment()
     for name in environment.list_templates(extensions=["j2"]):
         environment.get_template(name)
@@ -220,6 +229,11 @@ def no_record(run: ViewedRun, t: int, key: str) -> str:
     if row is not None and row["problem"]:
         return f"{key}: {row['problem']}"
     return f"{key}: there is no record of this prompt in iteration {t}"
+
+
+def _is_listed(run: ViewedRun, t: int, key: str) -> bool:
+    with closing(run.index.connect()) as connection:
+        return bool(connection.execute("SELECT 1 FROM prompt WHERE t = ? AND key = ?", (t, key)).fetchone())
 
 
 def place(value: float, low: float, high: float) -> float:

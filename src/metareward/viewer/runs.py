@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,10 +164,10 @@ def open_runs(paths: Sequence[Path], cache: Path, annotations: Path | None = Non
 
 
 class Watcher:
-    """Refreshes runs in a thread, at once and then every two seconds. ``then`` is called after the first time."""
+    """Refreshes runs in a thread, at once and then every two seconds."""
 
-    def __init__(self, runs: Sequence[ViewedRun], then: Callable[[], None] = lambda: None) -> None:
-        self._runs, self._then, self._stop = runs, then, threading.Event()
+    def __init__(self, runs: Sequence[ViewedRun]) -> None:
+        self._runs, self._stop = runs, threading.Event()
         self._thread = threading.Thread(target=self._watch, name="index", daemon=True)
 
     def start(self) -> None:
@@ -182,10 +182,8 @@ class Watcher:
         self._thread.join(timeout=10)
 
     def _watch(self) -> None:
-        for run in self._runs:
-            run.refresh()
-        if not self._stop.is_set():
-            self._then()
-        while not self._stop.wait(_EVERY_SECONDS):
+        while True:
             for run in self._runs:
                 run.refresh()
+            if self._stop.wait(_EVERY_SECONDS):
+                return

@@ -97,13 +97,13 @@ class Site:
         return HTMLResponse(self._judging.judge(self._run(request), JudgeQuery.parse(request.url.query)))
 
     async def store(self, request: Request) -> Response:
-        """Store a person's judgment."""
+        """Store a person's judgment: the fields of the form, then of the address, which decide."""
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > _LONGEST_FORM:
                 raise UserError("the form is too long")
-        form = body.decode("ascii", "replace")
+        form = f"{body.decode('ascii', 'replace')}&{request.url.query}"
         after = await run_in_threadpool(self._judging.store, self._run(request), form)
         return RedirectResponse(after, status_code=303)
 
@@ -169,7 +169,7 @@ def application(
     async def watched(_: Starlette) -> AsyncIterator[None]:
         for run in runs:
             run.begin()
-        watcher = Watcher(runs, warm_up)
+        watcher = Watcher(runs)
         watcher.start()
         try:
             yield
@@ -211,6 +211,7 @@ def serve(runs: Sequence[ViewedRun], host: str, port: int, token: bool, hosts: S
         listening.listen(128)  # before the address is printed, so that it can be opened at once
     except OSError as error:
         raise UserError(f"{host}:{port}: {error.strerror or error}; fix: give another --port or --host") from None
+    warm_up()
     actual = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{actual}/{f'?token={secret}' if secret else ''}", flush=True)

@@ -20,6 +20,7 @@ from metareward.generation.annotate import (
 )
 from metareward.generation.verdicts import VerdictRules
 from metareward.method.judge import TOP_LOGPROBS, Reasoning
+from metareward.method.verdict_format import READER_VERSION
 from metareward.seeds import derive
 from metareward.storage.records import record_from_json, record_to_json
 from metareward.types import (
@@ -281,6 +282,7 @@ def test_the_fingerprint_stays_what_it_is() -> None:
             "rubric": chosen.rubric.template.sha256,
             "verdict_format": {"kind": "label", "words": ["Note"]},
             "system": "Be strict.",
+            "reader_version": READER_VERSION,
             "expected": True,
             "temperature": 0.7,
             "top_p": 0.6,

@@ -1,10 +1,11 @@
 """Verdict formats: what is masked can't be read, also when a judge echoes it, and masking takes linear time."""
 
+import hashlib
 import time
 import unicodedata
 
 import pytest
-from builders import RUBRIC, short_id
+from builders import METARUBRIC, RUBRIC, golden, short_id
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from metareward.errors import UserError
 from metareward.method.judge import Rubric
 from metareward.method.meta_judge import MetaRubric, remove_scores
 from metareward.method.verdict_format import (
+    READER_VERSION,
     SCORE_WORDS,
     SCORES,
     WINNER_WORDS,
@@ -350,3 +352,15 @@ def test_time_is_linear_in_the_length() -> None:
 @pytest.mark.slow
 def test_long_texts_take_a_fraction_of_a_second() -> None:
     assert slowest(64_000) < 4  # 0.2 on a quiet machine, 1.7 seen on a busy one; the quadratic reader took 22 s
+
+
+def test_a_text_that_is_read_differently_raises_the_reader_version() -> None:
+    """Records name the version that read them, so that a resumed run or `verify` doesn't hold them to another reader.
+
+    If golden texts were only added, note the new digest; if one that was there is read differently, raise the version.
+    """
+    names = ("scores", "score_rules", "endings", "winners", "verdicts")
+    texts = [each["text"] for name in names for each in golden(name)]
+    found = [repr((RUBRIC.read(text), METARUBRIC.read(text, "stop", 0, 1))) for text in texts]
+    digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
+    assert (READER_VERSION, digest[:16]) == (1, "fb3f2ccb59defade")

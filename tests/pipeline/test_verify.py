@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ from scripted_models import reply, role_of
 from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
+from metareward.method.verdict_format import READER_VERSION
 from metareward.pipeline import stages
 from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.loop import require_whole_run
@@ -26,7 +28,8 @@ from metareward.pipeline.verify import verification_text, verify
 from metareward.report.write import write_report
 from metareward.storage import manifest
 from metareward.storage.run_dir import RunDir
-from metareward.storage.store import RecordStore, checksum
+from metareward.storage.serialization import canonical_json
+from metareward.storage.store import RecordStore, as_stored, checksum
 from metareward.types import Messages, Sampling
 
 
@@ -76,6 +79,45 @@ def another_score(document: str) -> str:
     reading = next(each["reading"] for each in judgments if each["reading"]["kind"] == "scored")
     reading["score"] = 1.0
     return json.dumps(record)
+
+
+def change_reader_version(of: Experiment, version: int | None) -> None:
+    """As if another version of the readers had read iteration 1's records; None: one that didn't name itself."""
+    folder, fields = of.run.iteration(1), of.generation_fingerprint(1)
+    fields = {**fields, "judgments.reader_version": version} if version is not None else fields
+    stored = {each: value for each, value in as_stored(fields).items() if version or each != "judgments.reader_version"}
+    with sqlite3.connect(folder.records) as connection:
+        connection.execute("DELETE FROM fingerprint")
+        connection.executemany("INSERT INTO fingerprint VALUES (?, ?)", stored.items())
+        digest = hashlib.sha256(canonical_json(stored).encode()).hexdigest()
+        connection.execute("UPDATE fingerprint_checksum SET sha256 = ?", (digest,))
+    connection.close()
+    manifest.record(of.run, folder.records)
+    manifest.record(of.run, folder.summary, made_from=manifest.entry_of(folder.records).sha256)
+
+
+def test_records_that_another_version_of_the_readers_read_are_not_called_damaged(of: Experiment) -> None:
+    change_record(of, another_score, with_checksum=True)
+    change_reader_version(of, READER_VERSION + 1)
+    found = verify(of.run)
+    assert not found.findings
+    said = verification_text(of.run, found).splitlines()[1]
+    assert said.startswith("not compared with its texts: iter-1/records.sqlite: its scores and verdicts were read by")
+    assert said.endswith(f"version {READER_VERSION + 1} of the readers, and this is {READER_VERSION}")
+    shutil.rmtree(of.run.iteration(1).summary.parent)
+    named = f"with other settings: judgments.reader_version {READER_VERSION + 1} -> {READER_VERSION};"
+    with pytest.raises(UserError, match=named):
+        stages.make_pairs(of, 1)
+
+
+def test_records_without_a_reader_version_were_read_by_the_first(of: Experiment) -> None:
+    before = made(of)
+    change_reader_version(of, None)
+    found = verify(of.run)
+    assert not found.findings and not found.other_readers
+    shutil.rmtree(of.run.iteration(1).summary.parent)
+    stages.make_pairs(of, 1)
+    assert made(of) == before
 
 
 def test_a_run_is_whole_and_reading_it_changes_nothing(of: Experiment) -> None:

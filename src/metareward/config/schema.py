@@ -36,6 +36,7 @@ from metareward.generation.verdicts import VerdictFormatSettings
 from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES, Action, Limit
 from metareward.method.pairs import OnTie, PairRules
+from metareward.method.verdict_format import READER_VERSION
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
 from metareward.training.config import TrainingSettings
@@ -480,6 +481,7 @@ def generation_fingerprint(
         "prompts": prompts,
         **flatten(recipe.model_dump(mode="json", include=names)),
         "judgments.rubric": rubric,
+        "judgments.reader_version": READER_VERSION,
         "meta_judge": recipe.runs_meta_judge(t),
         **({**meta, "meta_judgments.rubric": metarubric} if recipe.runs_meta_judge(t) else {}),
         **engine_fingerprint(recipe.engine),

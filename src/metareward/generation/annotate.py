@@ -22,6 +22,7 @@ from metareward.generation.verdicts import TEXT, Ask, RubricGrader, VerdictRules
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
 from metareward.method.scores import disputed
+from metareward.method.verdict_format import READER_VERSION
 from metareward.seeds import derive
 from metareward.text import replace_surrogates
 from metareward.types import (
@@ -99,6 +100,7 @@ def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
         "rubric": rubric.template.sha256,
         "verdict_format": rubric.verdict.settings,
         "system": rubric.system_prompt,
+        "reader_version": READER_VERSION,
     }
     return {
         "seed": settings.seed,

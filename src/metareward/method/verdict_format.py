@@ -20,6 +20,9 @@ from metareward.text import fold
 
 Kind = Literal["label", "tag", "json", "boxed", "brackets"]
 
+# Of the readers of scores and winners: raised when a text is read differently, as the records name what read them.
+READER_VERSION = 1
+
 _SCORE_WORDS = (
     "Score|Rating|Grade|Total|Points|Overall|Sum|评分|分数|得分|总分|打分|評分|分數|總分|スコア|点数|評点|점수|총점|평점|"
     "Punktzahl|Gesamtpunktzahl|Punkte|Bewertung|Note globale|Note finale|Note totale|Puntuación|Puntaje|Calificación|"

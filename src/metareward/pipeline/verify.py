@@ -18,6 +18,7 @@ from metareward.config.schema import load_recipe
 from metareward.errors import UserError
 from metareward.evaluation.held_out import held_out_from_json
 from metareward.generation.annotate import AnnotationSettings, misread
+from metareward.method.verdict_format import READER_VERSION
 from metareward.pipeline.experiment import Experiment
 from metareward.report.write import is_whole
 from metareward.storage import manifest
@@ -30,6 +31,7 @@ from metareward.training.checkpoints import damaged_resume_states
 from metareward.training.lineage import read_lineage
 
 _EVALUATED = "eval/records.sqlite"
+_READ_FROM_TEXTS = ("iter-*/records.sqlite", "iter-*/eval/*.sqlite")
 _STORES = (f"iter-*/*{STORE}", f"iter-*/eval/**/*{STORE}", f"verdicts/**/*{STORE}")
 
 
@@ -48,12 +50,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was read: ``files`` recorded ones and ``records``; what is wrong, and what isn't complete yet."""
+    """What was read: ``files`` recorded ones and ``records``; what is wrong, and what isn't complete yet.
+
+    ``other_readers``: stores whose scores and verdicts another version read from the texts, with that version.
+    """
 
     files: int
     records: int
     findings: tuple[Finding, ...]
     unfinished: tuple[str, ...]
+    other_readers: Mapping[str, object]
 
 
 def verify(run: RunDir) -> Verification:
@@ -71,9 +77,10 @@ def verify(run: RunDir) -> Verification:
             findings[name] = Finding(name, problem.reason)
     experiment = _experiment(run, findings)
     records, settings = 0, None if experiment is None else experiment.settings(1)  # all read verdicts alike
+    other_readers = dict[str, object]()
     stores = (path for place in _STORES for path in run.path.glob(place))  # trackers have databases of their own
     for path in sorted(stores):
-        records += _check_store(run, path, settings, findings)
+        records += _check_store(run, path, settings, findings, other_readers)
     for each in _broken_links(run, entries, experiment):
         findings.setdefault(each.name, each)
     if entries and run.report.is_file() and not is_whole(run.report):
@@ -82,7 +89,7 @@ def verify(run: RunDir) -> Verification:
         name = state.relative_to(run.path).as_posix()
         findings[name] = Finding(name, "this resume state of a training isn't what was saved")
     unfinished = tuple(_unfinished(run, experiment))
-    return Verification(len(entries), records, tuple(findings.values()), unfinished)
+    return Verification(len(entries), records, tuple(findings.values()), unfinished, other_readers)
 
 
 def entries_of(run: RunDir, findings: dict[str, Finding]) -> dict[str, Entry]:
@@ -118,13 +125,21 @@ def _experiment(run: RunDir, findings: dict[str, Finding]) -> Experiment | None:
 # --- records ---
 
 
-def _check_store(run: RunDir, path: Path, settings: AnnotationSettings | None, findings: dict[str, Finding]) -> int:
+def _check_store(
+    run: RunDir,
+    path: Path,
+    settings: AnnotationSettings | None,
+    findings: dict[str, Finding],
+    other_readers: dict[str, object],
+) -> int:
     """Check every record of a store; how many there are."""
     name, count, bad = path.relative_to(run.path).as_posix(), 0, dict[str, str]()
     try:
         with RecordStore.read(path, immutable=True) as store:
             own = store.problems()
-            store.fingerprint()
+            version = store.field("judgments.reader_version")
+            if version != READER_VERSION and any(map(Path(name).match, _READ_FROM_TEXTS)):
+                other_readers[name], settings = version, None
             for key, document in store.checked_documents():
                 problem = "its checksum is another one" if document is None else _misread(name, document, settings)
                 count += 1
@@ -256,6 +271,9 @@ def verification_text(run: RunDir, found: Verification) -> str:
     lines = [f"{run.path}: {found.files} recorded files and {found.records:,} records read"]
     if not found.files:
         lines += ["there is no manifest: the run was begun by an earlier version; its next start writes one"]
+    for name, version in found.other_readers.items():
+        why = f"its scores and verdicts were read by version {version} of the readers, and this is {READER_VERSION}"
+        lines += [f"not compared with its texts: {name}: {why}"]
     lines += [f"damaged: {each.name}: {each.problem}" for each in found.findings if not each.stale]
     lines += [f"out of date: {each.name}: {each.problem}" for each in found.findings if each.stale]
     if found.unfinished:

@@ -37,6 +37,8 @@ _ADD_CHECKSUMS = (
     "DROP TABLE unchecked",
     *_TABLES[3:],
 )
+# Fields of fingerprints that earlier versions had no name for, with the values that they stood for, as JSON text.
+_UNNAMED = {"judgments.reader_version": "1"}
 MEND = "`metareward verify RUN --repair` has it made again"  # the fix for a damaged file of a run
 _DAMAGED = f"the file is damaged; fix: restore it, or move it away to make its records again; in a run folder {MEND}"
 
@@ -173,7 +175,7 @@ class RecordStore:
 
     def field(self, name: str) -> object:
         """One field of the store's fingerprint; None if it has none of this name."""
-        found = self.fingerprint().get(name)
+        found = (_UNNAMED | self.fingerprint()).get(name)
         return None if found is None else json.loads(found)
 
     def problems(self) -> list[str]:
@@ -412,6 +414,7 @@ def _fingerprint_digest(stored: Mapping[str, str]) -> str:
 
 def _differences(old: Mapping[str, str], settings: Mapping[str, object]) -> dict[str, tuple[str | None, str | None]]:
     new = as_stored(settings)
+    old = {field: value for field, value in _UNNAMED.items() if field in new} | dict(old)
     fields = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
     return {field: (old.get(field), new.get(field)) for field in fields}
 

@@ -137,7 +137,12 @@ def test_each_preset_fits_its_machine(here: Path, preset: str, machine: str) -> 
     [
         ("meta-rewarding", "8x80", "--set training.num_processes=8 --set training.sharding=fsdp2"),
         ("meta-rewarding", "1x80", "--set training.gradient_checkpointing=true --set training.method=lora"),
-        ("llama3-8b-8gpu", "1x80", "training.num_processes: 8 processes, one for each GPU, and torch finds 1"),
+        ("llama3-8b-8gpu", "1x80", "--set training.num_processes=1 --set training.sharding=ddp --set training.method="),
+        ("llama3-8b-8gpu", "1x24", "--set training.method=lora --set training.max_length=2048"),
+        ("llama3-8b-8gpu", "6x80", "training.num_processes: 8 processes, one for each GPU, and the machine has 6 GPUs"),
+        ("llama3-8b-8gpu", "6x80", "--set training.num_processes=4"),  # which divides a batch
+        ("llama3-8b-8gpu", "8x24", "--set training.max_length=2048"),
+        ("llama3-8b-1gpu", "1x24", "--set training.method=qlora"),
     ],
 )
 def test_what_doesnt_fit_is_refused_with_settings_that_do(here: Path, preset: str, machine: str, fix: str) -> None:
@@ -167,11 +172,11 @@ ON_RAY = (
         (
             "8x80",
             ("training.num_processes=16",),
-            "num_processes: 16 processes, one for each GPU, and the cluster has 8",
+            "num_processes: 16 processes, one for each GPU, and the machine has 8",
         ),
         ("2x4x24", (), "training: M1 takes up to 26 GB on each device, and the cluster has 2 machines, each 4 GPUs of"),
         ("2x8x80", ("training.num_processes=1", "training.sharding=ddp"), "fix: --set training.num_processes=16"),
-        ("4x4x80", ("training.launcher=local",), "8 processes, one for each GPU, and torch finds 4"),
+        ("4x4x80", ("training.launcher=local",), "8 processes, one for each GPU, and the cluster has 4"),
         ("2x8x80", ("engine.engine.tensor_parallel_size=16",), "takes 16 GPUs of one machine, and the cluster has 2"),
         ("2x8x12", (), "engine.engine: the model's weights take 16 GB on each device of 2 machines, each 8 GPUs of 12"),
     ],

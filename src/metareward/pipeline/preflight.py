@@ -44,7 +44,14 @@ from metareward.pipeline.published_models import hub_model
 from metareward.storage.custody import NAME_A_MODEL
 from metareward.training.config import TrainingSettings
 from metareward.training.memory import ModelSize, host_bytes, model_size, training_bytes
-from metareward.training.requirements import fitting_settings, memory_spec, require_devices, require_packages
+from metareward.training.requirements import (
+    fitting_settings,
+    memory_spec,
+    require_devices,
+    require_kind_of_device,
+    require_packages,
+    uses_gpus,
+)
 
 _GB = 10**9
 _USABLE = 0.95  # of a device's memory: the rest is the driver's and the libraries'
@@ -246,9 +253,9 @@ def check_machine(experiment: Experiment, machine: Machine) -> None:
     size = model_size(model_folder(recipe.model))
     unknown = nodes_unknown(recipe, machine)
     trained = [t for t in sorted(recipe.iterations) if not unknown or recipe.training_of(t).launcher != "ray"]
-    for t in trained:
-        settings = recipe.training_of(t)
-        require_devices(settings, _training_gpus(settings, machine), machine.mps)
+    for t in trained:  # how many GPUs it takes is known once the model's size is
+        require = require_devices if size is None else require_kind_of_device
+        require(settings := recipe.training_of(t), _training_gpus(settings, machine), machine.mps)
     generated = not (unknown and isinstance(recipe.engine, RaySettings))
     if generated:
         _check_generation_devices(recipe.engine, machine)
@@ -307,7 +314,8 @@ def _check_generation_memory(given: EngineSettings, size: ModelSize, machine: Ma
         fix = "take a smaller model"
         fitting = math.ceil(need * parts / (room * share * _USABLE))
         if on_gpu and fitting <= len(machine.gpus):
-            fix = f"set {key}.kind to vllm, and {key}.tensor_parallel_size to {_power_of_two(fitting)}"
+            kind = "" if isinstance(engine, VllmSettings) else f"--set {key}.kind=vllm "
+            fix = f"{kind}--set {key}.tensor_parallel_size={_power_of_two(fitting)}"
         raise UserError(
             f"{key}: the model's weights take {need / _GB:.0f} GB on each device of {machine}, which leaves no room "
             f"for completions; fix: {fix}"
@@ -319,31 +327,33 @@ def _power_of_two(count: int) -> int:
 
 
 def _check_training_memory(recipe: Recipe, trained: Sequence[int], size: ModelSize, machine: Machine) -> None:
+    """Whether there is a GPU for each process, and memory. Raises `UserError` with settings that fit both."""
     completion = max(recipe.answers.max_tokens, recipe.judgments.max_tokens)
     for t in trained:
         settings = recipe.training_of(t)
-        on_gpu = bool(machine.gpus) and settings.device in ("auto", "cuda")
-        room = min(machine.gpus) if on_gpu else machine.ram
+        gpus = _training_gpus(settings, machine) if uses_gpus(settings, len(machine.gpus)) else 0
+        room = min(machine.gpus) if gpus else machine.ram
         if machine.mps or room is None:
             return
         spec = memory_spec(settings, completion)
-        need = training_bytes(size, spec)
-        if not on_gpu:
-            need *= settings.num_processes
-        elif machine.ram is not None and host_bytes(size, spec) > machine.ram:
+        need = training_bytes(size, spec) * (1 if gpus else settings.num_processes)
+        if gpus and machine.ram is not None and host_bytes(size, spec) > machine.ram:
             raise UserError(
                 f"training: M{t}'s weights take {host_bytes(size, spec) / _GB:.0f} GB of the machine's own memory "
                 f"while they are loaded and saved, and it has {machine.ram / _GB:.0f}; fix: "
                 + ("take a smaller model" if spec.loaded_in_parts else "--set training.sharding=fsdp2 on several GPUs")
             )
         usable = round(room * _USABLE)
-        if need <= usable:
+        lacking = 0 < gpus < settings.num_processes
+        if need <= usable and not lacking:
             continue
-        gpus = _training_gpus(settings, machine) if on_gpu else 0
         found = fitting_settings(settings, size, completion, usable, gpus)
         fix = "take a smaller model or larger devices"
         if found is not None:
             fix = " ".join(f"--set training.{name}={json.dumps(value).strip(chr(34))}" for name, value in found.items())
+        if lacking:
+            many = f"{settings.num_processes} processes, one for each GPU"
+            raise UserError(f"training.num_processes: {many}, and {_has(machine)}; fix: {fix}")
         raise UserError(
             f"training: M{t} takes up to {need / _GB:.0f} GB on each device, and {_has(machine)}; fix: {fix}"
         )

@@ -74,18 +74,34 @@ def require_device(settings: OptimizationSettings, gpus: int, mps: bool) -> None
 
 def require_devices(settings: OptimizationSettings, gpus: int, mps: bool) -> None:
     """Raise `UserError` for any setting that needs GPUs that aren't there; with launcher ray they are the cluster's."""
+    require_kind_of_device(settings, gpus, mps)
+    if uses_gpus(settings, gpus) and settings.num_processes > gpus:
+        there = f"the cluster has {gpus}" if settings.launcher == "ray" else f"torch finds {gpus}"
+        found = f"{settings.num_processes} processes, one for each GPU, and {there}"
+        raise UserError(f"training.num_processes: {found}; fix: make it {most_processes(settings, gpus)}")
+
+
+def require_kind_of_device(settings: OptimizationSettings, gpus: int, mps: bool) -> None:
+    """The same, however many GPUs there are as long as there are some."""
     require_device(settings, gpus, mps)
-    on_gpus = settings.device in ("auto", "cuda") and gpus > 0
+    on_gpus = uses_gpus(settings, gpus)
     on_cpus_only = not gpus and not mps and settings.device in ("auto", "cpu")
     if settings.sharding != "ddp" and not on_gpus and not (on_cpus_only and loads_shards(settings)):
         only = f"{settings.sharding} needs GPUs, and torch finds none"
         raise UserError(f"training.sharding: {only}; fix: make it ddp")
     if isinstance(settings, TrainingSettings) and settings.method == "qlora" and not on_gpus:
         raise UserError("training.method: qlora needs a GPU, and torch finds none; fix: make it lora")
-    if on_gpus and settings.num_processes > gpus:
-        there = f"the cluster has {gpus}" if settings.launcher == "ray" else f"torch finds {gpus}"
-        found = f"{settings.num_processes} processes, one for each GPU, and {there}"
-        raise UserError(f"training.num_processes: {found}; fix: make it at most {gpus}")
+
+
+def uses_gpus(settings: OptimizationSettings, gpus: int) -> bool:
+    """Whether training runs on GPUs where there are so many."""
+    return settings.device in ("auto", "cuda") and gpus > 0
+
+
+def most_processes(settings: OptimizationSettings, gpus: int, micro_batch: int | None = None) -> int:
+    """The most processes, one for each of ``gpus``, with which micro-batches divide a batch."""
+    micro = micro_batch or settings.per_device_train_batch_size
+    return max((count for count in range(1, gpus + 1) if settings.batch_size % (count * micro) == 0), default=1)
 
 
 def memory_spec(settings: TrainingSettings, completion: int) -> MemorySpec:
@@ -108,30 +124,36 @@ def memory_spec(settings: TrainingSettings, completion: int) -> MemorySpec:
 def fitting_settings(
     settings: TrainingSettings, size: ModelSize, completion: int, room: int, gpus: int
 ) -> dict[str, object] | None:
-    """The first change of ``settings``, the least ones first, with which a device of ``room`` bytes is enough.
+    """The first change of ``settings``, the least ones first, with which devices of ``room`` bytes are enough.
 
-    Tried, in this order: gradient checkpointing, micro-batches of one, all GPUs with FSDP2, an adapter, shorter rows.
-    None if nothing fits.
+    ``gpus`` is how many there are; 0: processes share ``room``, the machine's memory. Tried, in this order: gradient
+    checkpointing, micro-batches of one, all GPUs with FSDP2, the whole model on each, an adapter, shorter rows; then
+    the same with a base of 4 bits. None if nothing fits.
     """
-    for change in _changes(settings, gpus):
-        changed = settings.model_copy(update=change)
-        if training_bytes(size, memory_spec(changed, completion)) <= room:
-            return {name: value for name, value in change.items() if value != getattr(settings, name)}
+    for method in ("lora", "qlora") if gpus else ("lora",):
+        for change in _changes(settings, gpus, method):
+            changed = settings.model_copy(update=change)
+            together = 1 if gpus else changed.num_processes
+            if training_bytes(size, memory_spec(changed, completion)) * together <= room:
+                return {name: value for name, value in change.items() if value != getattr(settings, name)}
     return None
 
 
-def _changes(settings: TrainingSettings, gpus: int) -> Iterator[dict[str, object]]:
+def _changes(settings: TrainingSettings, gpus: int, adapter: str) -> Iterator[dict[str, object]]:
+    """Possible changes, the least ones first; ``adapter`` is the method that may take the place of a larger one."""
     lengths = [settings.max_length // times for times in (1, 2, 4) if settings.max_length // times >= _LEAST_LENGTH]
-    sharded = [{"num_processes": settings.num_processes, "sharding": settings.sharding}]
-    if gpus > 1 and settings.batch_size % gpus == 0:
-        sharded.append({"num_processes": gpus, "sharding": "fsdp2"})
-    methods = ["full", "lora"] if settings.method == "full" else [settings.method]
+    methods = [settings.method] if settings.method in ("qlora", adapter) else [settings.method, adapter]
     micro = sorted({settings.per_device_train_batch_size, 1}, reverse=True)
     checkpointing = sorted({settings.gradient_checkpointing, True})
-    for length, method, shards, rows, checked in product(
-        lengths or [settings.max_length], methods, sharded, micro, checkpointing
+    layouts = [(settings.num_processes, settings.sharding), (gpus, "fsdp2"), (settings.num_processes, "ddp")]
+    for length, method, (wanted, sharding), rows, checked in product(
+        lengths or [settings.max_length], methods, layouts, micro, checkpointing
     ):
-        change = {"gradient_checkpointing": checked, "per_device_train_batch_size": rows, **shards}
-        whole = settings.batch_size % (rows * int(str(shards["num_processes"]))) == 0
-        if whole and (method == settings.method or shards["sharding"] == "ddp"):
-            yield {**change, "method": method, "max_length": length}
+        count = most_processes(settings, min(wanted, gpus or 1), rows)
+        sharding = sharding if count > 1 else "ddp"
+        unchanged = (count, sharding) == (settings.num_processes, settings.sharding)
+        kept = method == settings.method and (method != "qlora" or unchanged)  # 4 bits aren't sharded
+        if settings.batch_size % (rows * count) == 0 and (kept or sharding == "ddp"):
+            change = {"gradient_checkpointing": checked, "per_device_train_batch_size": rows}
+            shape = {} if unchanged else {"num_processes": count, "sharding": sharding}
+            yield {**change, **shape, "method": method, "max_length": length}

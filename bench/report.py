@@ -10,7 +10,6 @@ Writes bench/results/report.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -20,7 +19,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from itertools import islice
@@ -36,7 +34,7 @@ from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir, mark_done
 from metareward.storage.store import RecordStore
 from metareward.types import Candidate, Judgment, Message, Prompt, Scored
-from viewer import Texts, make, rounded
+from viewer import Texts, main, make
 
 RESULT = Path(__file__).parent / "results" / "report.json"
 ITERATIONS, HELD_OUT, STEPS, FIGURES = 4, 256, 1000, 500
@@ -140,19 +138,5 @@ def opened(path: Path, width: int, times: int = 7) -> dict[str, float]:
     return {"median": statistics.median(found), "max": max(found), "n": times}
 
 
-def main() -> None:
-    """Make, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--prompts", type=int, default=5000)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (given.folder or Path(temporary)) / "report-run"
-        run = RunDir(folder) if folder.is_dir() else make_run(folder, given.prompts)
-        result = measure(run)
-    RESULT.write_text(json.dumps(rounded(result), indent=2) + "\n")
-    print(RESULT.read_text())
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, "report-run", make_run, measure, RESULT)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import unescape
 from itertools import permutations
 from pathlib import Path
@@ -162,8 +162,9 @@ class Server:
         self._process.wait()
 
 
-def measure(run: RunDir, cache: Path) -> dict[str, object]:
+def measure(run: RunDir) -> dict[str, object]:
     """Seconds of each kind of page, of the index, and memory."""
+    cache = run.path.with_name("cache")
     shutil.rmtree(cache, ignore_errors=True)
     server, started = Server(run.path, cache), time.perf_counter()
     during, done, total, indexing = 0.0, "0", "0", "1"
@@ -220,18 +221,24 @@ def listing_words(html: str) -> tuple[str, str]:
     return title[3], "+".join(title[3:6])
 
 
-def main() -> None:
-    """Make, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(
+    description: str | None,
+    name: str,
+    make: Callable[[Path, int], RunDir],
+    measure: Callable[[RunDir], dict[str, object]],
+    result: Path,
+) -> None:
+    """Make the run in the folder ``name`` of --folder unless it is there, measure it, write ``result``."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--prompts", type=int, default=5000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (given.folder or Path(temporary)) / "run"
+        folder = (given.folder or Path(temporary)) / name
         run = RunDir(folder) if folder.is_dir() else make(folder, given.prompts)
-        result = measure(run, folder.with_name("cache"))
-    RESULT.write_text(json.dumps(rounded(result), indent=2) + "\n")
-    print(RESULT.read_text())
+        measured = measure(run)
+    result.write_text(json.dumps(rounded(measured), indent=2) + "\n")
+    print(result.read_text())
 
 
 def rounded(value: object) -> object:
@@ -242,4 +249,4 @@ def rounded(value: object) -> object:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "run", make, measure, RESULT)

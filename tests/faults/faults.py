@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from flips import Flip, apply
 from rude_servers import RUDE
 from whole_runs import processes_of
 from world import Part, Process, Scene, free_port, require
@@ -124,14 +125,19 @@ def _freeze(scene: Scene) -> tuple[int, str]:
     process = scene.start()
     _when(scene, process, lambda: _records(scene, 0, 1))
     scene.send(process, signal.SIGSTOP)
-    second = scene.start()
-    line = scene.require_line(second, scene.wait(second), 2)
-    require("is running here" in line, line)
+    _require_refused(scene)
     scene.send(process, signal.SIGCONT)
     scene.wait(process, scene.at_end)
     scene.kill(process)
     scene.complete()
     return 1, SAME
+
+
+def _require_refused(scene: Scene) -> None:
+    """A second driver says that one is running."""
+    second = scene.start()
+    line = scene.require_line(second, scene.wait(second), 2)
+    require("is running here" in line, line)
 
 
 # --- a second driver ---
@@ -165,9 +171,7 @@ def _lock_removed(scene: Scene, names: tuple[str, ...]) -> tuple[int, str]:
     _when(scene, process, lambda: _records(scene, 0, 1))
     for name in names:
         (scene.run.path / name).unlink(missing_ok=True)
-    second = scene.start()
-    line = scene.require_line(second, scene.wait(second), 2)
-    require("is running here" in line, line)
+    _require_refused(scene)
     scene.wait(process, scene.at_end)
     scene.kill(process)
     scene.complete()
@@ -289,16 +293,21 @@ def _clock_jumps(scene: Scene) -> tuple[int, str]:
 # --- files ---
 
 
+def _some_file(scene: Scene) -> Path | None:
+    """A file of the run that isn't empty, in this part after a kill at a random moment; None if there is none."""
+    if scene.part == "generate":
+        process = scene.start()
+        _random_moment(scene, process)
+        scene.kill(process)
+    files = [path for path in scene.run.path.rglob("*") if path.is_file() and path.stat().st_size]
+    return scene.draw.choice(sorted(files)) if files else None
+
+
 def _torn_file(scene: Scene) -> tuple[int, str]:
     """After a kill, the end of a file is missing, as after a power cut."""
-    process = scene.start()
-    _random_moment(scene, process)
-    scene.kill(process)
-    files = [path for path in scene.run.path.rglob("*") if path.is_file() and path.stat().st_size]
-    if not files:
+    if (path := _some_file(scene)) is None:
         scene.complete()
         return 0, SAME
-    path = scene.draw.choice(sorted(files))
     whole = path.read_bytes()
     path.write_bytes(whole[: scene.draw.randrange(len(whole))])
     process = scene.start()
@@ -317,18 +326,11 @@ def _torn_file(scene: Scene) -> tuple[int, str]:
 
 def _flipped_bit(scene: Scene) -> tuple[int, str]:
     """A bit of any file is another: ``verify`` notices and mends it, or it changes nothing that is used."""
-    if scene.part == "generate":
-        process = scene.start()
-        _random_moment(scene, process)
-        scene.kill(process)
-    files = [path for path in scene.run.path.rglob("*") if path.is_file() and path.stat().st_size]
-    if not files:
+    if (path := _some_file(scene)) is None:
         scene.complete()
         return 0, SAME
-    path = scene.draw.choice(sorted(files))
     whole = path.read_bytes()
-    at = scene.draw.randrange(len(whole))
-    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << scene.draw.randrange(8)]) + whole[at + 1 :])
+    apply(Flip(path, scene.draw.randrange(len(whole)), scene.draw.randrange(8)))
     name, outcome = scene.run.path.name, SAME
     check = scene.command("verify", name)
     if (code := scene.wait(check)) != 0:
@@ -344,20 +346,20 @@ def _flipped_bit(scene: Scene) -> tuple[int, str]:
 
 
 def _model_swapped(scene: Scene) -> tuple[int, str]:
-    """M0's weights are others at the next start, and then its own again."""
+    """A bit of M0's weights is another at the next start, and then as it was."""
     process = scene.start()
     _when(scene, process, lambda: _records(scene, 1, 1))
     scene.kill(process)
     weights = scene.world.disk / "model/model.safetensors"
-    whole = weights.read_bytes()
-    at = scene.draw.randrange(len(whole) // 2, len(whole))
-    weights.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << scene.draw.randrange(8)]) + whole[at + 1 :])
+    size = weights.stat().st_size
+    flip = Flip(weights, scene.draw.randrange(size // 2, size), scene.draw.randrange(8))
+    apply(flip)
     try:
         process = scene.start()
         line = scene.require_line(process, scene.wait(process), 2)
         require("model" in line, line)
     finally:
-        weights.write_bytes(whole)
+        apply(flip)
     scene.complete()
     return 1, LINE
 

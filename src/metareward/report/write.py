@@ -50,7 +50,8 @@ from metareward.text import escape_control
 
 # Meta-Rewarding (arXiv 2407.19594) Table 5, in per cent: higher and lower score wins; bias at same, different, all.
 _CITED = (("63.0 %", "37.0 %", "47.8 %", "41.1 %", "43.9 %"), ("97.7 %", "2.3 %", "87.8 %", "56.2 %", "68.1 %"))
-_LONG_TEXT = 20_000  # characters of one text on the page
+_LABELS = (characters, format_rating, reading_label, score_label, verdict_label)
+LONG_TEXT = 20_000  # characters of one text on a page
 _POSITION_COLUMNS = (
     *("higher score wins", "lower score wins"),
     *(f"{what}, {which}" for what in ("flips", "first wins") for which in ("same score", "different score", "all")),
@@ -88,26 +89,18 @@ def _digest_line(page: bytes) -> str:
 
 def page(run: RunDir) -> str:
     """The report's HTML."""
-    environment = html_environment("metareward.report")
-    environment.globals.update(
-        reading_label=reading_label,
-        verdict_label=verdict_label,
-        format_rating=format_rating,
-        score_label=score_label,
-        characters=characters,
-        long_text=_LONG_TEXT,
-    )
-    return environment.get_template("page.html.j2").render(_context(run, gather(run)))
+    template = html_environment("metareward.report").get_template("page.html.j2")
+    return template.render(_context(run, gather(run)))
 
 
 def html_environment(package: str) -> Environment:
-    """Templates of a package, in which every text is escaped, invisible characters, too."""
+    """Templates of a package, in which every text is escaped, invisible characters, too; `_LABELS` can be called."""
 
     def escape(value: object) -> object:
         """Escape control characters in every text of the page, except in our own markup."""
         return escape_control(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader(package, ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -115,6 +108,8 @@ def html_environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update({label.__name__: label for label in _LABELS}, long_text=LONG_TEXT)
+    return environment
 
 
 def _context(run: RunDir, facts: Run) -> dict[str, object]:

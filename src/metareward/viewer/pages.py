@@ -20,15 +20,14 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from metareward.errors import UserError
-from metareward.report.labels import characters, drop_label, format_rating, reading_label, score_label, verdict_label
+from metareward.report.labels import drop_label
 from metareward.report.prompt_trace import DisputeTrace, PromptTrace
-from metareward.report.write import html_environment
+from metareward.report.write import LONG_TEXT, html_environment
 from metareward.types import DropReason, MetaJudgment, PreferencePair, Tied, Won
 from metareward.viewer.diff import Part, word_diff
 from metareward.viewer.runs import State, ViewedRun
 from metareward.viewer.selection import SORTS, Selection, neighbours, select
 
-LONG_TEXT = 20_000  # characters of one text on a page
 _PAIR_FILTER = {"": "any", "yes": "built", "no": "dropped"}
 
 
@@ -165,17 +164,7 @@ def css() -> Markup:
 @cache
 def _environment() -> Environment:
     environment = html_environment("metareward.viewer")
-    environment.globals.update(
-        reading_label=reading_label,
-        verdict_label=verdict_label,
-        format_rating=format_rating,
-        score_label=score_label,
-        drop_label=drop_label,
-        address=address,
-        characters=characters,
-        namespaced=namespaced,
-        long_text=LONG_TEXT,
-    )
+    environment.globals.update(address=address, drop_label=drop_label, namespaced=namespaced)
     return environment
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from metareward.errors import UserError
 from metareward.text import escape_control
 
 
@@ -30,3 +31,7 @@ def test_joiners_of_scripts_and_emoji_are_kept() -> None:
 
 def test_escaped_text_can_always_be_encoded() -> None:
     escape_control("".join(map(chr, range(0x20000)))).encode()
+
+
+def test_an_error_for_users_is_one_printable_line_whatever_it_quotes() -> None:
+    assert str(UserError('field "a\r\nb\x1b[31m\u202e": no')) == 'field "a b␛[31m⟨U+202E⟩": no'

@@ -126,8 +126,12 @@ def test_other_languages_are_skipped_and_counted(tmp_path: Path) -> None:
         ({"prompt": "x", "answers": ["a"]}, 'field "ranks": missing or no list'),
         ({"prompt": "x", "answers": ["a", "b"], "ranks": [0]}, 'field "ranks": 1 for 2 answers; fix: give each'),
         ({"prompt": "x", "answers": ["a", " "], "ranks": [0, 1]}, r'field "answers\[1\]": is empty'),
-        ({"prompt": "x", "answers": ["a"], "ranks": ["best"]}, r'field "ranks\[0\]": is no number'),
-        ({"prompt": "x", "answers": ["a"], "ranks": [True]}, r'field "ranks\[0\]": is no number'),
+        ({"prompt": "x", "answers": ["a"], "ranks": ["best"]}, r'field "ranks\[0\]": is not a number'),
+        ({"prompt": "x", "answers": ["a"], "ranks": [True]}, r'field "ranks\[0\]": is not a number'),
+        ({"prompt": "x", "answers": ["a"], "ranks": [float("nan")]}, r'field "ranks\[0\]": is missing or no finite'),
+        ({"prompt": "x", "answers": ["a"], "ranks": [10**400]}, r'field "ranks\[0\]": is not a number'),
+        ({"conversation": [{"role": [], "text": "x"}], "responses": []}, r'messages\[0\].role": is'),
+        ({"prompt": {"message_id": "q", "text": "x", "role": "prompter", "replies": 5}}, 'prompt.replies": is no list'),
         ({"prompt": "x", "answers": [], "ranks": []}, 'field "answers": is an empty list'),
         ({"answers": ["a"], "ranks": [0]}, 'field "prompt": missing'),
         ({"conversation": "x", "responses": []}, 'field "conversation": is no list of turns'),
@@ -142,6 +146,27 @@ def test_errors_name_place_field_and_fix(tmp_path: Path, row: object, told: str)
     with pytest.raises(UserError, match=told) as caught:
         read_ranked(put(tmp_path / "a.jsonl", row))
     assert "; fix: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"message_id": "q1"}, 'field "message_id": repeats that of an earlier row'),  # the replies would be their own
+        ({"message_id": []}, 'field "message_id": is a list'),
+        ({"parent_id": {}}, 'field "parent_id": is an object'),
+    ],
+)
+def test_ids_that_make_no_tree_are_user_errors(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    rows = table()
+    with pytest.raises(UserError, match=told):
+        read_ranked(put(tmp_path / "a.jsonl", *rows, message("a9", "x", "assistant", 0, parent_id="q1") | change))
+
+
+def test_a_conversation_deeper_than_python_goes_is_a_user_error(tmp_path: Path) -> None:
+    roles = ("prompter", "assistant")
+    rows = [message(f"m{n}", "x", roles[n % 2], 0, parent_id=f"m{n - 1}" if n else None) for n in range(5000)]
+    with pytest.raises(UserError, match=r"a\.jsonl:1: a conversation of too many turns; fix:"):
+        read_ranked(put(tmp_path / "a.jsonl", *rows))
 
 
 def test_a_message_without_an_id_is_a_user_error(tmp_path: Path) -> None:

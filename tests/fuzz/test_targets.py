@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from fuzz_targets import TARGETS, Target
+from fuzz_targets import TARGETS, Target, change_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +40,9 @@ def changed(data: bytes, number: int, others: Sequence[bytes]) -> bytes:
 def test_changed_inputs_are_read_or_refused(target: Target) -> None:
     seeds = list(target.seeds())
     for number in range(60):
-        target.run(changed(seeds[number % len(seeds)], number, seeds))
+        seed = seeds[number % len(seeds)]
+        target.run(changed(seed, number, seeds))
+        target.run(change_json(seed, random.Random(number)) or seed)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

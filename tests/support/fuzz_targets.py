@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
@@ -296,3 +297,43 @@ TARGETS = (
     Target("servers", read_server, _replies),
     Target("templates", render_template, _templates),
 )
+
+# --- changed inputs ---
+
+# What a file or a reply may have where a reader expects something else.
+_ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2**63, 10**400, 0.5, 1e308, -1e-320, float("nan"), float("inf")),
+    *("", "a", "a\nb", "\x1b[31m", "\ud800", "\u202e", "5", "nan", "1e999", "../../x", [], {}, [[]], {"": None}),
+)
+
+
+def change_json(data: bytes, random: Random) -> bytes | None:
+    """``data`` with a value changed in one of its lines, or a line repeated; None if that line isn't JSON."""
+    lines = data.splitlines()
+    try:
+        place = random.randrange(len(lines))
+        changed = json.dumps(_change(json.loads(lines[place]), random), ensure_ascii=random.random() < 0.5)
+    except (ValueError, RecursionError):
+        return None
+    lines[place] = changed.encode(errors="surrogatepass")
+    if random.random() < 0.2:
+        lines.insert(place, random.choice(lines))
+    return b"\n".join(lines)
+
+
+def _change(value: Any, random: Random) -> Any:
+    """``value`` with a part of it replaced, left out, repeated or moved."""
+    if not value or not isinstance(value, dict | list) or random.random() < 0.15:
+        return random.choice(_ODD)
+    value = value.copy()
+    key = random.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    how = random.random()
+    if how < 0.1:
+        del value[key]
+    elif how < 0.3 and isinstance(value, list):
+        value.insert(random.randrange(len(value) + 1), value[key])
+    elif how < 0.3:
+        value[random.choice(("", "a", *value))] = value[key]
+    else:
+        value[key] = _change(value[key], random)
+    return value

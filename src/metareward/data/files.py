@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from metareward.errors import UserError
+from metareward.text import one_line
 
 HUB = "hub:"
 EXAMPLE = "example:"
@@ -142,7 +143,7 @@ class Row:
         for name in names:
             if self.fields.get(name) is not None:
                 return self.fields[name]
-        present = ", ".join(map(str, self.fields)) or "none"
+        present = one_line(", ".join(map(str, self.fields))) or "none"
         raise self.error(names[0], "is missing", f"add it (fields here: {present})")
 
     def _inner(self, value: object, name: str) -> Row:

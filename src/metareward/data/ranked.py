@@ -112,16 +112,9 @@ def read_ranked(
 def _parse_rows(rows: Sequence[Row]) -> Iterator[RankedPrompt]:
     first = json_object(rows[0].value, rows[0].where)
     if all(field in first for field in MESSAGE_FIELDS):
-        replies: dict[str | None, list[Row]] = {}
-        for row in rows:
-            message = json_object(row.value, row.where)
-            missing = [field for field in MESSAGE_FIELDS if field not in message]
-            if missing:
-                raise field_error(row.where, missing[0], "missing", "give every message its id, parent, text and role")
-            if _is_valid(message):
-                replies.setdefault(message["parent_id"], []).append(row)
+        replies = _by_parent(rows)
         for row in replies.get(None, ()):
-            yield from _prompts_in(_parse_message(row.value, row.where, "", replies), ())
+            yield from _prompts_of(row.value, row.where, "", replies)
         return
     for row in rows:
         value = json_object(row.value, row.where)
@@ -133,7 +126,7 @@ def _parse_rows(rows: Sequence[Row]) -> Iterator[RankedPrompt]:
             prompt = Prompt(row_id(value, row.where) or content_id(messages), messages)
             yield RankedPrompt(prompt, answers, _language(value))
         elif _is_valid(value["prompt"]):
-            yield from _prompts_in(_parse_message(value["prompt"], row.where, "prompt."), ())
+            yield from _prompts_of(value["prompt"], row.where, "prompt.", None)
 
 
 def _language(row: Mapping[str, Any]) -> str | None:
@@ -151,7 +144,9 @@ def _parse_conversation(row: dict[str, Any], where: str) -> Messages:
     if not isinstance(given, list) or not all(isinstance(turn, dict) for turn in given):
         raise field_error(where, "conversation", "is no list of turns", 'write [{"role": "prompter", "text": "..."}]')
     roles = {"prompter": "user"}
-    turns = [{"role": roles.get(turn.get("role"), turn.get("role")), "content": turn.get("text")} for turn in given]
+    turns = [
+        {"role": roles.get(str(turn.get("role")), turn.get("role")), "content": turn.get("text")} for turn in given
+    ]
     return parse_prompt({"messages": turns}, where)
 
 
@@ -175,9 +170,10 @@ def _parse_answers(row: dict[str, Any], where: str) -> Iterator[RankedAnswer]:
         pairs = enumerate(zip(answers, ranks, strict=True))
         found = ((text, rank, f"answers[{i}]", f"ranks[{i}]") for i, (text, rank) in pairs)
     for text, rank, text_field, rank_field in found:
-        if isinstance(rank, bool) or not isinstance(rank, int | float):
+        if rank is None:
             raise field_error(where, rank_field, "is no number", "write the rank, 0 for the best")
-        yield RankedAnswer(checked_text(text, where, text_field), float(rank))
+        number = Row(where, {rank_field: rank}).number(rank_field)
+        yield RankedAnswer(checked_text(text, where, text_field), number)
 
 
 def _parse_labelled(row: Row) -> Iterator[RankedAnswer]:
@@ -240,28 +236,58 @@ def _is_valid(message: Any) -> bool:
     return not (isinstance(message, dict) and (message.get("deleted") or message.get("review_result") is False))
 
 
-def _parse_message(
-    message: Any, where: str, prefix: str, table: Mapping[str | None, Sequence[Row]] | None = None
-) -> _Node:
+def _by_parent(rows: Sequence[Row]) -> Mapping[str | None, Sequence[Row]]:
+    """The valid messages of a table by the id of the one that they reply to, None for the first of a tree."""
+    replies: dict[str | None, list[Row]] = {}
+    seen = set[str]()
+    for row in rows:
+        message = json_object(row.value, row.where)
+        missing = [field for field in MESSAGE_FIELDS if field not in message]
+        if missing:
+            raise field_error(row.where, missing[0], "missing", "give every message its id, parent, text and role")
+        own, parent = checked_text(message["message_id"], row.where, "message_id"), message["parent_id"]
+        if own in seen:
+            raise field_error(row.where, "message_id", "repeats that of an earlier row", "give every row its own")
+        seen.add(own)
+        if _is_valid(message):
+            of = None if parent is None else checked_text(parent, row.where, "parent_id")
+            replies.setdefault(of, []).append(row)
+    return replies
+
+
+def _prompts_of(
+    message: Any, where: str, prefix: str, table: Mapping[str | None, Sequence[Row]] | None
+) -> Iterator[RankedPrompt]:
+    """The ranked prompts of the tree that begins with ``message``."""
+    try:
+        yield from _prompts_in(_parse_message(message, where, prefix, table), ())
+    except RecursionError:
+        raise UserError(f"{where}: a conversation of too many turns; fix: remove its tree") from None
+
+
+def _parse_message(message: Any, where: str, prefix: str, table: Mapping[str | None, Sequence[Row]] | None) -> _Node:
     """A message and all below it: from its ``replies``, or from ``table``, the rows of a table by their parent."""
     if not isinstance(message, dict):
         raise field_error(
             where, prefix.removesuffix("."), "is no message", "write the message's text, role and replies"
         )
     if table is None:
-        valid = [each for each in message.get("replies") or () if _is_valid(each)]
-        replies = [_parse_message(each, where, f"{prefix}replies[{i}].") for i, each in enumerate(valid)]
+        given = message.get("replies") or []
+        if not isinstance(given, list):
+            raise field_error(where, f"{prefix}replies", "is no list", "write the messages that reply to this one")
+        valid = [each for each in given if _is_valid(each)]
+        replies = [_parse_message(each, where, f"{prefix}replies[{i}].", None) for i, each in enumerate(valid)]
     else:
         rows = table.get(message["message_id"], ())
         replies = [_parse_message(row.value, row.where, prefix, table) for row in rows]
     role = _ROLES.get(str(message.get("role")))
     if role is None:
         raise field_error(where, f"{prefix}role", f"is {message.get('role')!r}", "use prompter or assistant")
-    rank = message.get("rank")
+    rank = f"{prefix}rank"
     return _Node(
         id=checked_text(message.get("message_id"), where, f"{prefix}message_id"),
         message=Message(role, checked_text(message.get("text"), where, f"{prefix}text")),
-        rank=float(rank) if isinstance(rank, int | float) else None,
+        rank=Row(where, {rank: message.get("rank")}).optional_number(rank),
         language=_language(message),
         replies=tuple(replies),
     )

@@ -23,7 +23,7 @@ from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 import httpx2
-from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from metareward.engines.base import EngineError, LogprobsUnavailableError
 from metareward.engines.openai.choices import ChoiceField, choice_fields, continuation_fields, read_choice
@@ -330,9 +330,12 @@ class _Choice(BaseModel):
         return not self.content and (bool(self.refusal) or self.finish_reason == "content_filter")
 
 
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
 class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt = 0
-    completion_tokens: NonNegativeInt
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count
 
 
 class _ChatCompletion(BaseModel):

@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "metareward"
 # The packages and modules of metareward, lowest layer first: each imports only from itself and from those before it.
 LAYERS = (
-    "errors",
     "text",
+    "errors",
     "types",
     "seeds",
     "settings",

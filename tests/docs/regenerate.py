@@ -448,13 +448,13 @@ def harness_table(_: str) -> str:
     servers: dict[str, int] = {}
     for row in found["rows"]:
         outcomes, name = row["outcomes"], row["fault"]
-        if row["count"] == 1 and name.startswith("server: ") and len(outcomes) == 1:  # the manners of rude servers
+        if row["count"] == 1 and name.startswith("server: ") and len(outcomes) == 1:  # of rude servers
             outcome = next(iter(outcomes))
             servers[outcome] = servers.get(outcome, 0) + 1
             continue
         counts = [each if len(outcomes) == 1 else f"{n}: {each}" for each, n in outcomes.items()]
         rows.append((name, str(row["count"]), "; ".join(counts)))
-    rows += [("server: another manner of rude_servers.py each", str(n), outcome) for outcome, n in servers.items()]
+    rows += [("server: a misbehaviour of rude_servers.py each", str(n), outcome) for outcome, n in servers.items()]
     kills, others, failed = found["totals"]["kill"], found["totals"]["other"], len(found["failed"])
     seeds = ", ".join(map(str, found["seeds"]))
     head = f"{kills} kills and {others} other faults in {found['done']} runs (seeds {seeds}); {failed} broke a promise."

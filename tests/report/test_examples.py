@@ -88,3 +88,16 @@ def test_no_answers_before_there_are_two_models(tmp_path: Path) -> None:
     write_evaluation(run.iteration(0), 0)
     write_answers(run, 0, {"held-out-topic-00001": "Horses."})
     assert answers_before_after(run, gather(run)) == ()
+
+
+def test_a_cut_text_names_the_command_that_shows_it_whole(tmp_path: Path) -> None:
+    """`show` knows the prompts of the iterations, `view` the held-out ones, too."""
+    run, cut = start(tmp_path / "run", ["prompts.source=constraints"]), "24,000 characters, the first 20,000 are shown."
+    for t in (0, 1):
+        write_evaluation(run.iteration(t), t)
+        write_answers(run, t, {"held-out-topic-00001": "Horses. " * 3000})
+    assert page(run).count(f"{cut} The whole text: <code>metareward view</code>.") == 2
+    record = fake_record(1, 0)
+    long = replace(record.candidates_K[0], text="Horses. " * 3000)
+    write_records(run, 1, [replace(record, candidates_K=(long, *record.candidates_K[1:]))])
+    assert f"{cut} The whole text: <code>metareward show</code>." in page(run)

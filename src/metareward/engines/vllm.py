@@ -173,7 +173,7 @@ class VllmEngine:
         self._encoder = ChatEncoder(tokenizer)
         self._group = group
         self._numbers = itertools.count()
-        self._reloader = Reloader(folder, _Inside(engine), on_gpu, self.complete)
+        self._reloader = Reloader(folder, _EngineControls(engine), on_gpu, self.complete)
 
     async def complete(
         self,
@@ -260,7 +260,7 @@ class VllmEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Inside:
+class _EngineControls:
     """The `Controls` of vLLM in process."""
 
     engine: Any

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -111,7 +112,7 @@ class VllmServer:
         self._server = server
         self._client = client
         self._closed = False
-        self._reloader = Reloader(server.folder, _Outside(server.url, token), on_gpu, self.complete)
+        self._reloader = Reloader(server.folder, _ServerControls(server.url, token), on_gpu, self.complete)
         self._watch = asyncio.create_task(self._close_with_server())
 
     async def complete(
@@ -161,7 +162,7 @@ def _reload_environment(token: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outside:
+class _ServerControls:
     """The `Controls` of a vLLM server."""
 
     url: str
@@ -270,12 +271,10 @@ def _environment() -> dict[str, str]:
 
 async def _count_gpus(python: Path) -> int | None:
     """How many GPUs the vLLM of this Python has; None if it is for CPUs. Raises `UserError` when there is none."""
-    try:
-        child = await asyncio.create_subprocess_exec(
-            str(python), "-P", "-c", _PROGRAM, env=_environment(), stdout=DEVNULL, stderr=PIPE
-        )
-    except OSError as error:
-        raise UserError(f"engine.python {str(python)!r} can't be run: {error.strerror}") from error
+    if shutil.which(python) is None:
+        raise UserError(f"engine.python {str(python)!r} can't be run: there is no such program; fix: name another")
+    command = dying_with_parent([str(python), "-P", "-c", _PROGRAM])
+    child = await asyncio.create_subprocess_exec(*command, env=_environment(), stdout=DEVNULL, stderr=PIPE)
     errors = (await child.communicate())[1].decode(errors="replace")
     if child.returncode == _MISSING:
         raise UserError(missing(str(python)))

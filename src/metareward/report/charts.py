@@ -125,11 +125,11 @@ def line_chart(
     """One or two lines over the models, with 95 % intervals; each line has a label and (model number, value) points."""
     points = [line for _, line in lines]
     means = [_first_to_last([show(form, measure.mean) for _, measure in line]) for line in points]
-    told = [
+    described = [
         f"{label}{': ' if label else ''}{', '.join(f'{models[x]} {show(form, measure.mean)}' for x, measure in line)}"
         for label, line in lines
     ]
-    with drawing(name, f"{title}: {'; '.join(told)}", height=150) as chart:
+    with drawing(name, f"{title}: {'; '.join(described)}", height=150) as chart:
         axes = chart.axes
         for line, colour in zip(points, _COLOURS.values(), strict=False):
             xs, ys = [x for x, _ in line], [measure.mean for _, measure in line]
@@ -195,7 +195,7 @@ def histogram_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
     for evaluation, kinds in zip(measured, shares, strict=True):
         counts = next(iter(evaluation.histograms.values()))
         mean = f"mean {sum(score * count for score, count in counts.items()) / sum(counts.values()):.2f}"
-        caption = f"Scores given by {evaluation.model}, {mean}{''.join(map(_told_shares, kinds.items()))}"
+        caption = f"Scores given by {evaluation.model}, {mean}{''.join(map(_shares_text, kinds.items()))}"
         with drawing(f"scores-{evaluation.model}", caption, width=220, height=120, margins=(34, 6, 6, 20)) as chart:
             own, anchor = kinds.get("own", {}), kinds.get("anchor", {})
             marks: dict[str, Any] = {"color": AMBER, "markersize": 13, "markeredgewidth": 2}
@@ -209,12 +209,12 @@ def histogram_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
     return tuple(drawn)
 
 
-def _told_shares(shares: tuple[str, Mapping[float, float]]) -> str:
+def _shares_text(shares: tuple[str, Mapping[float, float]]) -> str:
     """The shares of one kind of answers, for the chart's text."""
     kind, bins = shares
     whose = "its own answers" if kind == "own" else "M0's answers"
-    told = (f"{score:g} {show('share', share)}" for score, share in bins.items())
-    return f"; of {whose}: {', '.join(told)}"
+    texts = (f"{score:g} {show('share', share)}" for score, share in bins.items())
+    return f"; of {whose}: {', '.join(texts)}"
 
 
 def _binned(counts: Mapping[float, int]) -> dict[float, float]:
@@ -255,8 +255,8 @@ def position_charts(summaries: Sequence[PairSummary]) -> tuple[Chart, ...]:
         values = [[share(position) for position in found.values()] for share in shares.values()]
         points = [[(x, value) for x, value in enumerate(line) if value is not None] for line in values]
         texts = [_first_to_last([show("share", value) for _, value in line]) for line in points]
-        told = (f"{label}{': ' if label else ''}{text}" for label, text in zip(shares, texts, strict=True))
-        with drawing(f"position-{title[0]}", f"{title}: {'; '.join(told)}", height=150) as chart:
+        described = (f"{label}{': ' if label else ''}{text}" for label, text in zip(shares, texts, strict=True))
+        with drawing(f"position-{title[0]}", f"{title}: {'; '.join(described)}", height=150) as chart:
             for line, colour in zip(points, _COLOURS.values(), strict=False):
                 chart.axes.plot(*zip(*line, strict=True) if line else ((), ()), "-o", color=colour, linewidth=1.4)
             if reference is not None:

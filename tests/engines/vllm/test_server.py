@@ -217,7 +217,7 @@ def test_one_that_serves_something_else_is_ended(setup: Setup, monkeypatch: pyte
 
 def test_a_python_that_is_none_or_has_no_vllm(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     told = refusal(setup.changed(python="no/such/python"))
-    assert told == "engine.python 'no/such/python' can't be run: No such file or directory"
+    assert told == "engine.python 'no/such/python' can't be run: there is no such program; fix: name another"
     monkeypatch.delenv("PYTHONPATH")
     if importlib.util.find_spec("vllm") is None:
         told = refusal(setup.changed(python=sys.executable))

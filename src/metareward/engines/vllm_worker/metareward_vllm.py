@@ -35,6 +35,10 @@ class WeightLoader:
         """
         worker: Any = self
         worker.reload_weights(weights_iterator=read_weights(folder, json.loads(digests)))
+        # On a CPU vLLM multiplies by packed copies. That of a head that is tied to the embeddings it doesn't make anew.
+        for layer in worker.model_runner.model.modules():
+            if type(layer).__name__ == "ParallelLMHead" and hasattr(layer, "cpu_linear"):
+                layer.quant_method.process_weights_after_loading(layer)
 
 
 def read_weights(folder: str, digests: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 from fake_run import MEANS, fake_run
+from training_world import changed, make_job, save_model, save_pairs
 
 from metareward.pipeline.trackers import figures, loop_of, track_iteration
 from metareward.report.facts import gather
 from metareward.storage.run_dir import RunDir
+from metareward.training.config import Tracker
+from metareward.training.launch import run_training
 
 Told = Mapping[str, Mapping[int, float]]  # name, iteration, value
 MODELS = 3
@@ -117,8 +120,11 @@ def test_a_tracker_gets_the_figures_of_every_iteration_from_processes_of_their_o
         pytest.skip(f"{tracker} is not installed")
     run = tracked(tmp_path / "run", f"[{tracker}]")
     quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_TRACKING_URI": f"sqlite:///{run.path}/mlflow.db"}
-    code = "import sys, pathlib; from metareward.pipeline.trackers import track_iteration as track\n"
-    code += "from metareward.storage.run_dir import RunDir; track(RunDir(pathlib.Path(sys.argv[1])), int(sys.argv[2]))"
+    code = "import os, sys, pathlib; from metareward.pipeline.trackers import track_iteration as track\n"
+    code += (
+        "from metareward.storage.run_dir import RunDir; track(RunDir(pathlib.Path(sys.argv[1])), int(sys.argv[2]))\n"
+    )
+    code += "assert 'TRACKIO_DIR' not in os.environ  # a training's process, which comes next, writes elsewhere"
     for t in range(1, MODELS):
         words = [sys.executable, "-c", code, str(run.path), str(t)]
         done = subprocess.run(words, env={**os.environ, **quiet}, cwd=tmp_path, capture_output=True, text=True)
@@ -128,6 +134,31 @@ def test_a_tracker_gets_the_figures_of_every_iteration_from_processes_of_their_o
     for name, values in wanted.items():
         assert told[name] == pytest.approx(values), name
     assert told["loop/answer_quality"] == pytest.approx(dict(enumerate(MEANS["answer_quality"][0][:MODELS])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_a_tracker_has_every_step_of_a_training_after_its_end(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of TensorBoard and trackio: tests/training/test_trackers.py."""
+    if find_spec(tracker) is None:
+        pytest.skip(f"{tracker} is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    pairs = (save_pairs(tmp_path / "actor.parquet", "actor", 8),)
+    job = changed(
+        make_job(tmp_path, tmp_path / "M0", pairs), num_train_epochs=1, stop_after_epoch=1, report_to=(tracker,)
+    )
+    save_model(job.start)
+    run_training(job, lambda _: None)
+    if tracker == "wandb":
+        told = read_wandb(RunDir(tmp_path))["train/loss"]
+    else:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+            told = dict(connection.execute("SELECT step, value FROM metrics WHERE key = 'loss'"))
+    steps = [event for line in job.log.read_text().splitlines() if (event := json.loads(line))["event"] == "step"]
+    assert steps and [told[step] for step in sorted(told)] == pytest.approx([step["loss"] for step in steps])
 
 
 def test_no_tracker_is_told_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -301,6 +301,7 @@ def test_a_damaged_index_is_made_anew(run: RunDir, tmp_path: Path) -> None:
 )
 def test_odd_addresses_are_no_crash(client: TestClient, query: str) -> None:
     assert client.get(f"/run/0/prompts?{query}").status_code in (200, 404)
+    assert client.get(f"/run/{'9' * 5000}?{query}").status_code == 404
 
 
 def test_two_models_are_compared_by_prompt(client: TestClient) -> None:
@@ -353,7 +354,9 @@ def test_pages_of_a_run_whose_index_is_not_made_yet(run: RunDir, tmp_path: Path)
     assert client_of(viewed).get("/").status_code == 200
 
 
-HOSTS = {"localhost": 200, "127.0.0.1:8000": 200, "[::1]:80": 200, "evil.example": 403, "localhost.evil.example": 403}
+OURS = ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:80")
+FOREIGN = ("", "evil.example", "localhost.evil.example", "evil.example@localhost", "[::1", "localhost:80:80")
+HOSTS = dict.fromkeys(OURS, 200) | dict.fromkeys(FOREIGN, 403)
 
 
 @pytest.mark.parametrize(("host", "status"), HOSTS.items())

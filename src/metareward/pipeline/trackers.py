@@ -129,8 +129,13 @@ class Trackio:
     """trackio, in a local database unless its environment variables name a Space or server."""
 
     def __init__(self, loop: Loop) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(loop.folder / "trackio"))  # read when it is imported
-        import trackio
+        given = os.environ.get("TRACKIO_DIR")
+        os.environ["TRACKIO_DIR"] = given or str(loop.folder / "trackio")  # read when it is imported
+        try:
+            import trackio
+        finally:
+            if given is None:
+                del os.environ["TRACKIO_DIR"]  # the processes of later trainings have a folder of their own
 
         self._run = trackio.init(
             project=PROJECT,

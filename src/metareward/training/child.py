@@ -69,7 +69,11 @@ def _fit(job: AnyJob, data: Any, folders: AtomicDir, report: Report, state: Resu
     with collector_paused():
         from metareward.training.fit import fit
 
-    return fit(job, data, folders, report, state)
+    try:
+        return fit(job, data, folders, report, state)
+    finally:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish()  # W&B writes the steps at its end, by default at an exit that this process doesn't have
 
 
 def set_environment(environment: MutableMapping[str, str], job: TrainingJob, scratch: Path) -> None:

@@ -25,7 +25,7 @@ from metareward.viewer.judging import JudgeQuery, JudgingPages
 from metareward.viewer.models import CompareQuery, HeldOutQuery, ModelPages
 from metareward.viewer.pages import Pages, css, html, version, warm_up
 from metareward.viewer.runs import ViewedRun, Watcher
-from metareward.viewer.selection import Selection
+from metareward.viewer.selection import Selection, whole_number
 
 _LONGEST_FORM = 20_000
 
@@ -138,7 +138,7 @@ class Site:
         return Response(html("viewer.js"), media_type="text/javascript")
 
     def _run(self, request: Request) -> ViewedRun:
-        number = int(request.path_params["run"])
+        number = whole_number("run", request.path_params["run"])
         if number >= len(self.runs):
             raise UserError(f"there is no run number {number} here")
         return self.runs[number]
@@ -178,17 +178,17 @@ def application(
 
     routes = [
         Route("/", site.overview),
-        Route("/run/{run:int}", site.one_run),
-        Route("/run/{run:int}/prompts", site.prompts),
-        Route("/run/{run:int}/prompt", site.prompt),
-        Route("/run/{run:int}/text", site.text),
-        Route("/run/{run:int}/held-out", site.held_out_list),
-        Route("/run/{run:int}/held-out/prompt", site.held_out),
-        Route("/run/{run:int}/export", site.export),
-        Route("/run/{run:int}/judge", site.judge),
-        Route("/run/{run:int}/judge", site.store, methods=["POST"]),
-        Route("/run/{run:int}/judged", site.judged),
-        Route("/run/{run:int}/judged/pairs.jsonl", site.judged_pairs),
+        Route("/run/{run}", site.one_run),
+        Route("/run/{run}/prompts", site.prompts),
+        Route("/run/{run}/prompt", site.prompt),
+        Route("/run/{run}/text", site.text),
+        Route("/run/{run}/held-out", site.held_out_list),
+        Route("/run/{run}/held-out/prompt", site.held_out),
+        Route("/run/{run}/export", site.export),
+        Route("/run/{run}/judge", site.judge),
+        Route("/run/{run}/judge", site.store, methods=["POST"]),
+        Route("/run/{run}/judged", site.judged),
+        Route("/run/{run}/judged/pairs.jsonl", site.judged_pairs),
         Route("/compare", site.compare),
         Route("/compare/prompt", site.side_by_side),
         Route("/state", site.state),

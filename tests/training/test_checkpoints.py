@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,18 @@ from hypothesis import strategies as st
 from training_world import changed, make_job, save_model, save_pairs
 
 from metareward.errors import UserError
-from metareward.training.checkpoints import epoch_checkpoint, promote_epoch, select_epoch
+from metareward.storage.atomic import AtomicDir
+from metareward.storage.custody import read_again
+from metareward.training.checkpoints import (
+    ResumeState,
+    damaged_resume_states,
+    delete_resume_state,
+    epoch_checkpoint,
+    latest_resume_state,
+    mark_resume_state,
+    promote_epoch,
+    select_epoch,
+)
 from metareward.training.config import CheckpointSelectionSettings as Selection
 from metareward.training.config import DpoJob
 from metareward.training.launch import run_training
@@ -121,3 +136,59 @@ def test_the_rest_stays_if_asked(job: DpoJob, tmp_path: Path) -> None:
 def test_an_epoch_that_is_not_there(job: DpoJob, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="epoch-7: no checkpoint of this epoch"):
         promote_epoch(changed(job, output=tmp_path / "model"), 7)
+
+
+@pytest.fixture
+def resumable(tmp_path: Path) -> tuple[DpoJob, Path, Path]:
+    """A job that nothing is trained of, and its two resume states."""
+    model = tmp_path / "M0"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    job = make_job(tmp_path, model, (save_pairs(tmp_path / "actor.parquet", "actor", 3),))
+    states = []
+    for step in (3, 6):
+        states.append(AtomicDir.beside(job.product).resume / f"checkpoint-{step}")
+        states[-1].mkdir(parents=True)
+        (states[-1] / "optimizer.pt").write_bytes(bytes(2000))
+        mark_resume_state(job, ResumeState(states[-1], step, 1.0, None))
+    return job, states[0], states[1]
+
+
+def test_a_damaged_resume_state_is_named_and_an_earlier_one_resumed(
+    resumable: tuple[DpoJob, Path, Path], tmp_path: Path
+) -> None:
+    job, first, second = resumable
+    assert damaged_resume_states(tmp_path) == []
+    assert (state := latest_resume_state(job)) is not None and state.step == 6
+    (second / "optimizer.pt").write_bytes(bytes(1999) + b"1")
+    assert damaged_resume_states(tmp_path) == [second]
+    assert (state := latest_resume_state(job)) is not None and state.step == 3
+    (first / "optimizer.pt").unlink()
+    assert damaged_resume_states(tmp_path) == [first, second]
+    assert latest_resume_state(job) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="walks through /proc")
+def test_a_resume_state_that_is_deleted_while_it_is_read_is_not_damaged(
+    resumable: tuple[DpoJob, Path, Path], tmp_path: Path
+) -> None:
+    job, first, second = resumable
+    with (first / "model.safetensors").open("wb") as large:
+        large.truncate(1 << 28)
+    mark_resume_state(job, ResumeState(first, 3, 1.0, None))
+    read_again()
+
+    def is_read(descriptor: Path) -> bool:
+        with suppress(OSError):
+            return descriptor.readlink() == first / "model.safetensors"
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(damaged_resume_states, tmp_path)
+        while not found.done() and not any(map(is_read, Path("/proc/self/fd").iterdir())):
+            time.sleep(0.001)
+        assert not found.done()
+        delete_resume_state(first)
+        assert found.result(60) == []
+    assert (state := latest_resume_state(job)) is not None and state.folder == second

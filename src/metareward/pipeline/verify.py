@@ -39,7 +39,7 @@ _STORES = (f"iter-*/*{STORE}", f"iter-*/eval/**/*{STORE}", f"verdicts/**/*{STORE
 class Finding:
     """What is wrong with the file or folder ``name``, relative to the run folder. ``keys``: its damaged records.
 
-    ``stale``: it is whole, but was made from another version of what lies before it.
+    ``stale``: it is whole, but was made from another version of its inputs.
     """
 
     name: str
@@ -183,9 +183,9 @@ def _misread(name: str, document: str, settings: AnnotationSettings | None) -> s
 
 
 def _broken_links(run: RunDir, entries: Mapping[str, Entry], experiment: Experiment | None) -> Iterator[Finding]:
-    """What was made from another version of what lies before it, as the manifest and the files say.
+    """What was made from other versions of its inputs, by the digests in the manifest and in the files.
 
-    What is recorded counts as it was recorded: a damaged model makes nothing stale that was made from it before.
+    An input counts as it was recorded: what was made from a model before it was damaged isn't stale.
     """
     for t in manifest.iterations(run):
         folder, head = run.iteration(t), f"iter-{t}"

@@ -57,7 +57,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete the temporary files that killed processes left of `write_atomic` under ``folder``.
 
-    A file stays while the process that its name tells may write it: one that began before the file was written.
+    A file is kept while the process whose id is in its name may be writing it: one that began before the file was
+    last written. Process ids are reused.
     """
     for path in folder.rglob(".*.tmp*"):
         found = _TEMPORARY.fullmatch(path.name)
@@ -69,7 +70,7 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def _began(process: int) -> float | None:
-    """When a process began, in seconds since the epoch; None if there is none. Numbers are given again and again."""
+    """When the process of this id began, in seconds since the epoch; None if there is none."""
     try:
         ticks = int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19])
         booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))

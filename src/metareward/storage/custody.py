@@ -85,7 +85,7 @@ def known_digests(folders: Iterable[Path]) -> tuple[FileDigest, ...]:
 
 
 def read_again() -> None:
-    """Let go of all digests: a bit that flips on the disk changes no time, so only reading finds it."""
+    """Forget all cached digests, so that files are read again: a bit flipped on the disk changes no time."""
     _known.clear()
 
 

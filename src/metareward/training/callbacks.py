@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import TrainerCallback
 
 from metareward.errors import UserError
 from metareward.storage.atomic import flush_dir
-from metareward.training.checkpoints import ResumeState, SanityFindings, mark_resume_state
+from metareward.training.checkpoints import ResumeState, SanityFindings, delete_resume_state, mark_resume_state
 from metareward.training.config import AnyJob
 from metareward.training.launch import Report
 
@@ -115,7 +114,7 @@ class ResumeStates(_TimedCallback):
         mark_resume_state(self._job, ResumeState(folder, state.global_step, self.seconds(), self.findings))
         for other in folder.parent.iterdir():
             if other != folder and other.is_dir():
-                shutil.rmtree(other)
+                delete_resume_state(other)
 
 
 class EpochCheckpoints(TrainerCallback):  # type: ignore[misc]

@@ -91,10 +91,19 @@ def mark_resume_state(job: AnyJob, state: ResumeState) -> None:
     write_atomic(state.folder / RESUME_MARK, json.dumps({**content, "sha256": fingerprint_of(content)}))
 
 
+def delete_resume_state(folder: Path) -> None:
+    """Delete a resume state, its mark first: half deleted it is none."""
+    (folder / RESUME_MARK).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def damaged_resume_states(folder: Path) -> list[Path]:
-    """The resume states of trainings anywhere in ``folder`` that aren't what was saved; none of them is resumed."""
+    """The resume states of trainings anywhere in ``folder`` that aren't what was saved; none of them is resumed.
+
+    One that a running training deletes meanwhile isn't among them.
+    """
     marks = sorted(folder.rglob(f".*/kept/*/{RESUME_MARK}"))
-    return [mark.parent for mark in marks if not _is_whole(mark.parent, _read_mark(mark))]
+    return [mark.parent for mark in marks if not _is_whole(mark.parent, _read_mark(mark)) and mark.is_file()]
 
 
 def _read_mark(mark: Path) -> dict[str, Any]:
@@ -110,8 +119,11 @@ def _read_mark(mark: Path) -> dict[str, Any]:
 
 
 def _is_whole(folder: Path, content: Mapping[str, Any]) -> bool:
-    """Whether the files of a resume state are those that its mark names, bit for bit."""
-    return content.get("files") == _digests(folder)
+    """Whether the files of a resume state can be read, and are those that its mark names, bit for bit."""
+    try:
+        return content.get("files") == _digests(folder)
+    except UserError:
+        return False
 
 
 def _digests(folder: Path) -> dict[str, str]:

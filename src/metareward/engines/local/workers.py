@@ -2,7 +2,7 @@
 
 The parent doesn't import torch. A request goes to the worker with the least work left. A worker that died is started
 again, and its unfinished requests are asked again; completions depend on their seed alone, so the result is the same. A
-request that workers die of is found by trying one at a time, and fails alone.
+request that kills workers is found by trying one request at a time, and fails alone.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class WorkerPool:
         n: int,
         role: ModelRole = "actor",  # noqa: ARG002 - one model in all roles
     ) -> Sequence[Completion]:
-        """``n`` completions; see `Engine`. A request that workers die of is tried by itself, and then fails alone."""
+        """``n`` completions; see `Engine`. A request that kills workers is tried by itself, and then fails alone."""
         request = {
             "messages": [[message.role, message.content] for message in messages],
             "sampling": astuple(sampling),

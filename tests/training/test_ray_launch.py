@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,11 +98,52 @@ def test_a_lost_head_is_one_line_and_another_cluster_goes_on(alone: DpoJob, tmp_
     assert difference(alone, job) < ROUNDING
 
 
+HOLD = """\
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+held = ray.util.placement_group([{"CPU": 1}])
+ray.get(held.ready())
+print("held", flush=True)
+sys.stdin.read()
+ray.util.remove_placement_group(held)
+ray.shutdown()
+"""
+
+
+def test_missing_machines_are_waited_for_and_then_one_line(alone: DpoJob, tmp_path: Path) -> None:
+    with local_cluster(2) as cluster:
+        job = on_ray(alone, cluster, tmp_path, save_steps=2, start_timeout=6.0)
+        command, pipe = [sys.executable, "-c", HOLD, cluster.address], subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:  # which leaves when its input ends
+            assert other.stdout is not None and other.stdout.readline() == b"held\n"
+            with pytest.raises(UserError, match=r"no room for 6 s .* cluster has 2, of which 1 is free; fix:") as busy:
+                run_training(job, lambda _: None)
+        killed: list[int] = []
+
+        def kill(step: Mapping[str, float]) -> None:
+            if step["step"] == 3 and not killed:
+                killed.append(1)
+                cluster.kill()
+
+        with pytest.raises(UserError, match=r"no room for 6 s .* one for each CPU, and the cluster has 1, ") as lost:
+            run_training(job, kill)
+        assert "\n" not in f"{busy.value} {lost.value}" and killed
+        assert gone(str(job.log.with_suffix(".job.json")), 30)
+        # Machines may join while it waits.
+        with ThreadPoolExecutor() as pool:
+            again = pool.submit(run_training, changed(job, start_timeout=100.0), lambda _: None)
+            time.sleep(2)
+            cluster.add()
+            again.result()
+    assert difference(alone, job) < ROUNDING
+    assert "resume" in [each["event"] for each in events(job)]
+
+
 def test_mistakes_are_one_line(alone: DpoJob, cluster: LocalCluster, tmp_path: Path) -> None:
     for changes, told in (
         ({"max_length": 5}, r"training job: no pair fits in max_length 5"),
         (
-            {"num_processes": 4, "per_device_train_batch_size": 1},
+            {"num_processes": 4, "per_device_train_batch_size": 1, "start_timeout": 1.0},
             "4 processes, one for each CPU, and the cluster",
         ),
     ):

@@ -167,6 +167,7 @@ ELSEWHERE = {
     "lora": "test_an_adapter_is_as_set",
     "carry_over": "tests/pipeline/test_checkpoint_selection.py",
     "max_restarts": "tests/training/test_ray_launch.py",
+    "start_timeout": "tests/training/test_ray_launch.py",
 }
 
 
@@ -177,7 +178,7 @@ def names(model: Any) -> set[str]:
 def test_the_lists_have_every_field() -> None:
     shared, dpo = ({place.field for place in places} for places in (SHARED, DPO_ONLY))
     assert names(TrainingSettings) == (shared | dpo | ELSEWHERE.keys()) - {"carry_over"}
-    assert names(SftSettings) == shared | {"max_restarts"}
+    assert names(SftSettings) == shared | {"max_restarts", "start_timeout"}
     assert names(LoraSettings) == ADAPTER.keys() | {"carry_over"}
 
 

@@ -32,7 +32,7 @@ CHANGEABLE = frozenset(
     ]
     + [f"training.{name}" for name in ("device", "num_processes", "sharding", "save_steps", "report_to")]
     + ["training.checkpoint_selection.keep_all", "training.keep_models", "prompts.in_flight", "judge_check.action"]
-    + ["training.launcher", "training.max_restarts"]
+    + ["training.launcher", "training.max_restarts", "training.start_timeout"]
     + [f"judge_health.{gate}.{name}" for gate in GATES for name in GateSettings.model_fields]
 )
 # What nothing depends on before the first training; another start is another experiment.

@@ -116,6 +116,9 @@ class OptimizationSettings(Section):
     max_restarts: int = Field(
         default=3, ge=0, description="With launcher ray: how often lost workers are started again, from a resume state"
     )
+    start_timeout: float = Field(
+        default=600.0, gt=0.0, description="With launcher ray: seconds to wait for machines that are lost or in use"
+    )
     sharding: Sharding = Field(
         default="ddp", description="What each process holds: the whole model (ddp), or a part of it"
     )

@@ -36,7 +36,7 @@ _NOT_IDENTITY = frozenset(
     {
         *("device", "per_device_train_batch_size", "gradient_checkpointing", "prefix_sharing", "num_processes"),
         *("sharding", "save_steps", "report_to", "checkpoint_selection", "keep_models"),
-        *("launcher", "max_restarts"),
+        *("launcher", "max_restarts", "start_timeout"),
         *("start", "reference", "ema_decay", "method", "lora"),  # in the identity under other keys
     }
 )

@@ -29,8 +29,8 @@ from metareward.training.requirements import loads_shards, require_packages
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 3.0  # between two looks at the cluster
 _HEAD_SECONDS = 30.0  # that its head may fail to answer
-# Ray Train gives workers a minute to start, which importing torch can take where a machine is busy.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
+_JOIN_SECONDS = 60.0  # that machines of a cluster which has just been started may take to join it
+_LEAST_START_SECONDS = 600.0  # for workers to import torch on a busy machine; Ray Train gives them a minute
 
 
 class Events:
@@ -54,17 +54,20 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
 
     ``configs`` has accelerate's configuration of each sharding. Raises `UserError`, one line, when it fails.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
     training_job, job = read_job(job_path), job_path.resolve()
     settings = training_job.settings
     require_packages(settings)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Longer than the launcher itself waits for machines.
+    seconds = max(_LEAST_START_SECONDS, settings.start_timeout + _JOIN_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{seconds:.0f}")
     import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     command = ["-m", child, str(job), "--with-parent"]
-    _connect(training_job.ray_address, settings.num_processes)
-    use_gpu = _require_room(settings, ray.cluster_resources())
+    joined = _connect(training_job.ray_address, settings.num_processes)
+    use_gpu = _wait_for_room(settings, _JOIN_SECONDS if joined else 0.0, out)
     error_file = job.with_suffix(".error.txt")  # of a `UserError` in a worker
     error_file.unlink(missing_ok=True)
     # On the launcher's node, so that the loss of another node loses no events.
@@ -77,11 +80,11 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
     failed: list[Exception] = []
     training = threading.Thread(target=_fit, args=(settings, config, job, failed), daemon=True)
     training.start()
-    watch = _ClusterWatch("GPU" if use_gpu else "CPU", settings.num_processes)
+    watch = _ClusterWatch("GPU" if use_gpu else "CPU", settings)
     while training.is_alive():
         training.join(_POLL_SECONDS)
         if waiting := watch.look():
-            out.write(json.dumps({"event": "waiting", "message": waiting}) + "\n")
+            _tell_waiting(waiting, out)
         _pass_on(events, out)
     _pass_on(events, out)
     if error_file.is_file():
@@ -94,20 +97,22 @@ def launch_on_ray(job_path: Path, child: str, configs: Path, out: TextIO) -> Non
 
 
 class _ClusterWatch:
-    """Looks now and then whether the cluster's head answers, and whether there is a device for each process."""
+    """Looks now and then whether the cluster's head answers, and whether machines have room for all processes."""
 
-    def __init__(self, kind: str, processes: int) -> None:
+    def __init__(self, kind: str, settings: OptimizationSettings) -> None:
         import ray
 
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._head, self._kind, self._processes = (host, int(port)), kind, processes
+        self._head, self._kind, self._settings = (host, int(port)), kind, settings
         self._looked = self._answered = time.monotonic()
-        self._waiting = False
+        self._waiting_since: float | None = None
+        self._told = False
 
     def look(self) -> str:
-        """A line to tell when training has begun to wait for machines, else empty. Raises `UserError` without a head.
+        """A line to tell when training has begun to wait for machines, else empty.
 
-        Without its head a cluster ends after a minute, and this process with it.
+        Raises `UserError` without a head, as without it a cluster ends after a minute, and this process with it; and
+        when there was no room for ``start_timeout`` seconds, as Ray Train would wait for ever.
         """
         import ray
 
@@ -117,7 +122,7 @@ class _ClusterWatch:
         self._looked = now
         try:
             socket.create_connection(self._head, timeout=_LOOK_SECONDS).close()
-            there = int(ray.cluster_resources().get(self._kind, 0))
+            return self._look_for_room(now)
         except (OSError, ray.exceptions.RayError) as error:
             if now - self._answered > _HEAD_SECONDS:
                 raise UserError(
@@ -125,14 +130,50 @@ class _ClusterWatch:
                     "start the cluster and run again, which goes on from the last resume state (training.save_steps)"
                 ) from None
             return ""
+
+    def _look_for_room(self, now: float) -> str:
+        import ray
+
+        groups = _placement_groups()
+        there = int(ray.cluster_resources().get(self._kind, 0))
         self._answered = now
-        before, self._waiting = self._waiting, there < self._processes
-        if not self._waiting or before:
+        lacking = there < self._settings.num_processes or bool(groups - {"CREATED", "REMOVED"})
+        if not lacking:
+            if "CREATED" in groups:
+                self._waiting_since, self._told = None, False
             return ""
-        return f"training waits for machines: {self._processes} processes, one for each {self._kind}, and {there} left"
+        since = self._waiting_since = self._waiting_since or now
+        if now - since < _LOOK_SECONDS:  # for a moment all have to wait
+            return ""
+        free = int(ray.available_resources().get(self._kind, 0))
+        room = f"{self._settings.num_processes} processes, one for each {self._kind}, and the cluster has {there}"
+        room += f", of which {free} {'is' if free == 1 else 'are'} free"
+        if now - since > self._settings.start_timeout:
+            raise UserError(
+                f"training on Ray: no room for {self._settings.start_timeout:.0f} s (training.start_timeout): {room}; "
+                "fix: add machines, free those in use (ray status) or lower training.num_processes, and run again, "
+                "which goes on from the last resume state (training.save_steps)"
+            )
+        before, self._told = self._told, True
+        return "" if before else f"training waits for machines: {room}"
 
 
-def _connect(address: str | None, processes: int) -> None:
+def _placement_groups() -> set[str]:
+    """The states of the places that Ray Train has asked for in this process's job, whose number ends their names."""
+    import ray
+    from ray.util import placement_group_table
+
+    job = ray.get_runtime_context().get_job_id()
+    return {str(group["state"]) for name, group in placement_group_table().items() if name.endswith(job)}
+
+
+def _tell_waiting(message: str, out: TextIO) -> None:
+    out.write(json.dumps({"event": "waiting", "message": message}) + "\n")
+    out.flush()
+
+
+def _connect(address: str | None, processes: int) -> bool:
+    """Connect to a cluster; returns whether it is one that was there, which machines may join."""
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -147,6 +188,25 @@ def _connect(address: str | None, processes: int) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"training.launcher ray: no cluster at {address}: {line}; fix: {fix}") from None
+    return address != "local"
+
+
+def _wait_for_room(settings: OptimizationSettings, seconds: float, out: TextIO) -> bool:
+    """`_require_room` of a cluster that machines may join within so many seconds."""
+    import ray
+
+    until, told = time.monotonic() + min(seconds, settings.start_timeout), False
+    while True:
+        try:
+            return _require_room(settings, ray.cluster_resources())
+        except UserError as error:
+            if time.monotonic() >= until:
+                raise
+            if not told:
+                found = str(error).partition(";")[0].removeprefix("training.num_processes: ")
+                _tell_waiting(f"training waits for machines: {found}", out)
+            told = True
+        time.sleep(_POLL_SECONDS)
 
 
 def _require_room(settings: OptimizationSettings, resources: Mapping[str, float]) -> bool:
@@ -177,7 +237,12 @@ def _fit(settings: OptimizationSettings, config: dict[str, Any], job: Path, fail
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=settings.num_processes, use_gpu=config["use_gpu"]),
         run_config=RunConfig(
-            name="train", storage_path=str(storage), failure_config=FailureConfig(max_failures=settings.max_restarts)
+            name="train",
+            storage_path=str(storage),
+            # Workers that can't start are no reason to go on for ever, either.
+            failure_config=FailureConfig(
+                max_failures=settings.max_restarts, controller_failure_limit=settings.max_restarts
+            ),
         ),
     )
     try:

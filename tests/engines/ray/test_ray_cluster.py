@@ -204,6 +204,33 @@ def test_a_killed_node_and_one_that_joins(cluster: LocalCluster, expected: dict[
     using(slow_replicas(cluster, 0.1), scene)
 
 
+def test_without_any_machine_requests_wait_for_one_and_then_fail_with_one_line(cluster: LocalCluster) -> None:
+    cluster.resize(1)
+
+    async def scene(engine: RayEngine) -> None:
+        async def ask() -> int:
+            return len(await engine.complete((Message("user", "Hello?"),), Sampling(1.0, 1.0, 8, 1), 1))
+
+        async def ask_until_it_fails() -> None:
+            while await ask():  # the replica is there for another moment
+                await asyncio.sleep(0.1)
+
+        cluster.kill()
+        told = r"no replica was left for 25 s \(engine.start_timeout\): one takes 1 CPU, and the nodes have 0 CPU"
+        with pytest.raises(EngineError, match=told) as caught:
+            await ask_until_it_fails()
+        assert "\n" not in str(caught.value)
+        with pytest.raises(EngineError, match=told):
+            await ask()
+        cluster.add()
+        until = time.monotonic() + 90
+        while not engine.nodes and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        assert await ask() == 1
+
+    using(slow_replicas(cluster, 0.0, start_timeout=25.0), scene)
+
+
 def start_driver(path: Path, address: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(here() / "processes.py"), "annotate_on_ray", str(path), str(PROMPTS), "0.2", address]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -163,6 +163,8 @@ class RayEngine:
         self._tasks: dict[asyncio.Task[None], bool] = {}  # one for each replica; whether it is ready
         self._failed_starts: list[Reply] = []  # in a row
         self._pause_until = 0.0
+        self._resources = ""  # what a replica takes, and what the nodes have
+        self._empty_since: float | None = None  # no replica is left
         self._ready = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise())
         self._supervisor.add_done_callback(self._fail_without_supervisor)
@@ -193,7 +195,7 @@ class RayEngine:
             self._supervisor.result()  # raises
         if not self._ready.is_set():
             why = f"no replica was ready after {self._settings.start_timeout:.0f} s"
-            why += f" ({self._failed_starts[0].text})" if self._failed_starts else ""
+            why += f" ({self._failed_starts[0].text})" if self._failed_starts else f": {self._resources}"
             raise UserError(f"engine.replicas: {why}; fix: see with ray status what the cluster has room for")
 
     async def aclose(self) -> None:
@@ -227,6 +229,7 @@ class RayEngine:
             await asyncio.sleep(_CHECK_SECONDS if self._ready.is_set() else 0.1)
             self._pool.check()
             self._check_failed_starts()
+            self._check_empty(clock())
 
     async def _room(self, nodes: Sequence[dict[str, float]], gpus: int) -> int:
         """How many replicas fit beside what others use. Raises `UserError` if none fits at first."""
@@ -235,9 +238,10 @@ class RayEngine:
         cpus, started = self._settings.cpus_per_replica, len(self._tasks)
         free = await asyncio.to_thread(ray.available_resources)
         most = capacity(nodes, cpus, gpus)
+        each = f"{cpus} CPU{f' and {gpus} GPU' if gpus else ''}"
+        has = "; ".join(f"{node.get('CPU', 0):.0f} CPU, {node.get('GPU', 0):.0f} GPU" for node in nodes)
+        self._resources = f"one takes {each}, and the nodes have {has}"
         if not most and self._settings.replicas == "auto" and not self._ready.is_set():
-            each = f"{cpus} CPU{f' and {gpus} GPU' if gpus else ''}"
-            has = "; ".join(f"{node.get('CPU', 0):.0f} CPU, {node.get('GPU', 0):.0f} GPU" for node in nodes)
             raise UserError(
                 f"engine.replicas: no node has room for one replica of {each}: the nodes have {has}; fix: lower "
                 "engine.cpus_per_replica or engine.gpus_per_replica, or set engine.replicas and wait for nodes"
@@ -255,6 +259,21 @@ class RayEngine:
         if len(self._failed_starts) >= _MOST_FAILED_STARTS:
             self._pool.fail(
                 f"no replica is left, and {len(self._failed_starts)} starts failed; the first one: {first.text}"
+            )
+
+    def _check_empty(self, now: float) -> None:
+        """Tell that no replica is left; fail the requests if there is none again within ``start_timeout`` seconds."""
+        if self._pool.replicas or not self._ready.is_set():
+            self._empty_since = None
+            return
+        if self._empty_since is None:
+            self._empty_since = now
+            seconds = self._settings.start_timeout
+            _LOG.warning("no replica is left: requests wait for one for up to %.0f s; %s", seconds, self._resources)
+        elif now - self._empty_since > self._settings.start_timeout:
+            self._pool.fail(
+                f"no replica was left for {self._settings.start_timeout:.0f} s (engine.start_timeout): "
+                f"{self._resources}; fix: add machines, and run again"
             )
 
     async def _run_replica(self, gpus: int) -> None:

@@ -53,7 +53,9 @@ class RaySettings(Section):
     timeout: float = Field(
         600.0, gt=0.0, description="Seconds without any reply after which a busy replica is given up and replaced"
     )
-    start_timeout: float = Field(900.0, gt=0.0, description="Seconds that the first replica has to start")
+    start_timeout: float = Field(
+        900.0, gt=0.0, description="Seconds that the first replica has to start, and another one when none is left"
+    )
 
 
 def one_engine(

@@ -83,8 +83,8 @@ exit "$code"
 """
 _WAIT_FOR_HEAD = """\
 for ((tries = 0; ; tries++)); do
-    ray status --address "$RAY_ADDRESS" >/dev/null 2>&1 && break
-    if ((tries == 120)); then echo "Ray's head on $head doesn't answer" >&2; exit 1; fi
+    told=$(ray status --address "$RAY_ADDRESS" 2>&1) && break
+    if ((tries == 120)); then echo "Ray's head on $head doesn't answer: ${told##*$'\\n'}" >&2; exit 1; fi
     sleep "${RAY_POLL_SECONDS:-5}"
 done
 """
@@ -95,6 +95,9 @@ while read -r node; do nodes+=("$node"); done < <(scontrol show hostnames "$SLUR
 head=${nodes[0]}
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_ADDRESS="$head:$port"
+# Ray lets those in who know the job's token; without one of its own it may ask for that in the home directory.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 # Since Slurm 22.05 srun doesn't take this from sbatch: Ray would have one core of each node.
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
 others=()
@@ -212,6 +215,8 @@ def kuberay_manifest(
 _SKY_RAY = """\
 head=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
 export RAY_ADDRESS="$head:6399"
+# A token would have to be the same on all nodes: sky launch --env RAY_AUTH_MODE=token --env RAY_AUTH_TOKEN=...
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-disabled}"
 if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
   ray start --head --node-ip-address="$head" --port=6399 --disable-usage-stats --block &
   ray_head=$!

@@ -177,7 +177,8 @@ def _connect(address: str | None, processes: int) -> bool:
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    fix = "set engine.address or RAY_ADDRESS to HOST:PORT of its head, or auto on one of its nodes"
+    fix = "set engine.address or RAY_ADDRESS to HOST:PORT of its head, or auto on one of its nodes, "
+    fix += "and RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token, to its token if it has one"
     if "://" in address:
         raise UserError(f"training.launcher ray: {address} isn't the address of a node; fix: {fix}")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -185,7 +186,7 @@ def _connect(address: str | None, processes: int) -> bool:
         options |= {"include_dashboard": False, "num_cpus": max(processes, os.cpu_count() or 1)}
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"training.launcher ray: no cluster at {address}: {line}; fix: {fix}") from None
     return address != "local"

@@ -75,8 +75,9 @@ def _connect(settings: RaySettings) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        fix = "start it with ray start --head, or name its address in engine.address or RAY_ADDRESS"
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        fix = "start it with ray start --head, or name its address in engine.address or RAY_ADDRESS, and its token, if "
+        fix += "it has one, in RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
         raise UserError(f"engine.kind ray: no cluster at {address}: {_one_line(error)}; fix: {fix}") from None
     finally:
         if handler is not None:

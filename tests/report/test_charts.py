@@ -47,6 +47,8 @@ def test_scores_are_binned_to_half_points() -> None:
     (chart,) = histogram_charts([replace(evaluation(1, 2.0), histograms=counts)])
     assert chart.values == (("blue", "mean 3.91"),)
     assert histogram_charts([evaluation(0, 2.0)]) == ()
+    (unread,) = histogram_charts([replace(evaluation(1, 2.0), histograms={"own": {}, "anchor": {3.0: 2}})])
+    assert "no score of its own answers" in unread.svg and "3 100.0" in unread.svg
 
 
 def test_bias_charts_cover_iterations_with_meta_judgments(whole: RunDir) -> None:

@@ -194,14 +194,15 @@ def histogram_charts(evaluations: Sequence[Evaluation]) -> tuple[Chart, ...]:
     drawn = []
     for evaluation, kinds in zip(measured, shares, strict=True):
         counts = next(iter(evaluation.histograms.values()))
-        mean = f"mean {sum(score * count for score, count in counts.items()) / sum(counts.values()):.2f}"
+        total = sum(counts.values())
+        mean = f"mean {sum(s * n for s, n in counts.items()) / total:.2f}" if total else "no score of its own answers"
         caption = f"Scores given by {evaluation.model}, {mean}{''.join(map(_shares_text, kinds.items()))}"
         with drawing(f"scores-{evaluation.model}", caption, width=220, height=120, margins=(34, 6, 6, 20)) as chart:
             own, anchor = kinds.get("own", {}), kinds.get("anchor", {})
             marks: dict[str, Any] = {"color": AMBER, "markersize": 13, "markeredgewidth": 2}
             chart.axes.bar(list(own), list(own.values()), width=0.42, color=BLUE, alpha=0.55, zorder=2)
             chart.axes.plot(list(anchor), list(anchor.values()), "_", zorder=3, **marks)
-            chart.axes.set(ylim=(0, top * 1.06), xlim=(-0.4, max(5.4, *own, *anchor)))
+            chart.axes.set(ylim=(0, top * 1.06), xlim=(min(0, *own, *anchor) - 0.4, max(5, *own, *anchor) + 0.4))
             chart.axes.xaxis.set_major_locator(ticks(6, integer=True))
             chart.axes.yaxis.set_major_locator(ticks(3))
             chart.axes.yaxis.set_major_formatter(_formatter("share"))

@@ -345,6 +345,18 @@ def test_two_runs_are_compared_on_the_prompts_of_an_iteration(tmp_path: Path) ->
         assert client.get(f"/compare?{query}").status_code == 404
 
 
+def test_a_comparison_begins_with_what_is_known_of_both(tmp_path: Path) -> None:
+    """Of the other run's prompts no program knows the right answers."""
+    folders = [start(tmp_path / "one"), start(tmp_path / "other", ["prompts.source=mine.jsonl", "benchmarks=[]"])]
+    for folder in folders:
+        write_records(folder, 1, [fake_record(1, number) for number in range(3)])
+    viewed = [ViewedRun(number, folder.path, tmp_path / "cache") for number, folder in enumerate(folders)]
+    for each in viewed:
+        each.refresh()
+    html = client_of(*viewed).get("/compare?on=prompts").text
+    assert 'value="score" selected' in html and "over 3 prompts" in html
+
+
 def test_pages_of_a_run_whose_index_is_not_made_yet(run: RunDir, tmp_path: Path) -> None:
     viewed = ViewedRun(0, run.path, tmp_path / "cache")
     viewed.begin()

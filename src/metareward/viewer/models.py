@@ -86,7 +86,7 @@ class CompareQuery:
     """The query of the comparison: two models as (run, t), by default the first and the last; a page of prompts.
 
     ``on`` held-out prompts, or on the ``prompts`` of iterations: then (run, t) is iteration t, which M(t-1) annotated.
-    ``metric``: by default the first that is known of ``a``.
+    ``metric``: by default the first that is known of both.
     """
 
     on: PromptSet = "held-out"
@@ -214,7 +214,7 @@ class ModelPages:
         if not places:
             return self.pages.render("compare.html.j2", query=query, places=(), other=0, problem=_nothing(query.on))
         a, b = self._chosen(query, places)
-        metric = query.metric or _first_known(self._run(a), a[1], on)
+        metric = query.metric or _first_known([(self._run(place), place[1]) for place in (a, b)], on)
         values, other = self._same_prompts((a, b), metric, on.table)
         names = [_name(self.pages.runs, place, query.on) for place in (a, b)]
         found, problem = _comparison(names, values, metric, on.metrics[metric])
@@ -340,8 +340,10 @@ def _known(values: Mapping[str, float | None]) -> bool:
     return any(value is not None for value in values.values())
 
 
-def _first_known(run: ViewedRun, t: int, on: Compared) -> Metric:
-    return next((each for each in on.metrics if _known(_values(run, t, each, on.table))), "score")
+def _first_known(sides: Sequence[tuple[ViewedRun, int]], on: Compared) -> Metric:
+    """The first metric that is known of all (run, t)."""
+    known = (each for each in on.metrics if all(_known(_values(run, t, each, on.table)) for run, t in sides))
+    return next(known, "score")
 
 
 def _differences(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> dict[str, float]:

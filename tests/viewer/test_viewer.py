@@ -30,6 +30,7 @@ from starlette.testclient import TestClient
 from metareward.errors import UserError
 from metareward.evaluation.worlds import oracle_of
 from metareward.storage.atomic import write_atomic
+from metareward.storage.records import record_to_json
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.types import Candidate, Judgment, Message, Prompt, PromptRecord, Scored, Unparsed, Won
@@ -355,6 +356,12 @@ def test_a_comparison_begins_with_what_is_known_of_both(tmp_path: Path) -> None:
         each.refresh()
     html = client_of(*viewed).get("/compare?on=prompts").text
     assert 'value="score" selected' in html and "over 3 prompts" in html
+    infinite = record_to_json(fake_record(1, 0)).replace('"score":', '"score":1e999,"was":', 1)
+    for each in viewed:
+        with RecordStore.open(each.run.iteration(1).records, {"seed": 0}) as store:
+            store.put("damaged", infinite)
+        each.refresh()
+    assert "finite values" in client_of(*viewed).get("/compare?on=prompts").text
 
 
 def test_pages_of_a_run_whose_index_is_not_made_yet(run: RunDir, tmp_path: Path) -> None:

@@ -381,5 +381,5 @@ def _comparison(
     scores = [PromptScores(name, each, kind=metric) for name, each in zip(names, values, strict=True)]
     try:
         return compare_models([(names[0], scores[:1], names[1], scores[1:])])[0], None
-    except UserError as error:
+    except (UserError, ValueError) as error:  # no prompt in common, or a damaged record's infinite score
         return None, str(error)

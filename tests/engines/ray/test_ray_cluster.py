@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -124,6 +125,7 @@ def test_the_local_engine_writes_the_same_texts_on_a_cluster(cluster: LocalClust
     rubric, metarubric = Rubric.load("pocket_judge"), MetaRubric.load("pocket_metajudge")
     how = replace(settings(k=2, n=2), rubric=rubric, metarubric=metarubric)
     inner = {"device": "cpu", "dtype": resolved_dtype("auto", "cpu")}
+    workers = f'"folder": "{tempfile.gettempdir()}/metareward-models-'  # of replicas, on weights from the object store
 
     async def alone() -> dict[str, str]:
         engine = await open_local(world.MODEL, LocalSettings.model_validate({**inner, "workers": 1}))
@@ -137,6 +139,7 @@ def test_the_local_engine_writes_the_same_texts_on_a_cluster(cluster: LocalClust
     async def compare(engine: RayEngine) -> None:
         while len(engine.nodes) < 2:
             await asyncio.sleep(0.1)
+        assert processes(workers)
         assert await annotate(engine, tmp_path / "records.sqlite", how=how, count=6) == reference
         with pytest.raises(EngineError, match="context of") as caught:
             await engine.complete((Message("user", "word " * 5000),), Sampling(1.0, 1.0, 8), 1)
@@ -149,7 +152,7 @@ def test_the_local_engine_writes_the_same_texts_on_a_cluster(cluster: LocalClust
         return engine
 
     using(opened(), compare)
-    assert gone("metareward.engines.local.worker", 10)
+    assert gone(workers, 10)
 
 
 def test_a_killed_worker_s_prompts_are_finished_by_others_and_it_is_replaced(

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import shifted_pocket
 from vllm_process import COLD, HOT, JUDGED, MARK, SCORES, SETTINGS
 from whole_runs import documents
@@ -215,9 +218,19 @@ def test_it_writes_what_is_asked_for_and_leaves_nothing_behind(
         check_gone(started)
 
 
+def changed_pocket(folder: Path) -> Path:
+    """The pocket model with all weights changed: vLLM packs some of them, and its head is tied to the embeddings."""
+    shutil.copytree(MODEL, folder)
+    noise, weights = torch.Generator().manual_seed(1), load_file(folder / "model.safetensors")
+    changed = {name: each * (1 + 0.1 * torch.randn(each.shape, generator=noise)) for name, each in weights.items()}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["served", "inside"])
 def test_weights_that_are_loaded_into_a_running_vllm_write_what_a_new_start_writes(kind: str, tmp_path: Path) -> None:
-    other = shifted_pocket(tmp_path / "other", 0.3)
+    # With noise the model writes parts of characters, which a server can't give with their probabilities.
+    other = changed_pocket(tmp_path / "other") if kind == "inside" else shifted_pocket(tmp_path / "other", 0.3)
     done = subprocess.run(
         [str(PYTHON) if kind == "inside" else sys.executable, str(RELOADING), kind, MODEL, other, tmp_path / "log"],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
@@ -345,3 +358,51 @@ def test_a_run_that_is_killed_goes_on_and_leaves_nothing_behind(
     after = finished(folder.records)
     assert len(after) == count and before.items() <= after.items(), "nothing lost, nothing made again"
     assert folder.done.is_file() and (folder.model / "model.safetensors").is_file()
+
+
+# --- two data-parallel ranks ---
+
+RANKS = (
+    *("prompts.per_iteration=12", "engine.serve=true", f"engine.python={PYTHON}", "engine.max_concurrency=2"),
+    *("engine.data_parallel_size=2", "iterations.2={}"),
+)
+
+
+def run_to_end(folder: Path, *changes: str) -> tuple[int, str]:
+    process = run(folder, sys.executable, (*RANKS, *changes))
+    told, _ = process.communicate()
+    return process.returncode, told
+
+
+def test_two_ranks_one_killed_and_weights_reloaded_make_the_same_records(tmp_path: Path) -> None:
+    """Of two iterations: with weights reloaded; and with a start for every model, where one rank is killed."""
+    reloading, restarting = tmp_path / "reloading", tmp_path / "restarting"
+    for folder in (reloading, restarting):
+        folder.mkdir()
+    code, told = run_to_end(reloading, "engine.reload=true")
+    assert code == 0 and "started again" not in told, told
+    kept, again = RunDir(reloading / "run"), RunDir(restarting / "run")
+    assert [t for t in (0, 1, 2) if (kept.iteration(t).path / "vllm.log").exists()] == [0]
+
+    process = run(restarting, sys.executable, RANKS)
+    records = again.iteration(1).records
+    try:
+        while len(finished(records)) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        started = family(process.pid)
+        os.kill(named(started, "EngineCore_DP1"), signal.SIGKILL)
+        told, _ = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 2 and "the vLLM server ended" in told, told
+    check_gone(started)
+    before = finished(records)
+    assert 3 <= len(before) < 12
+    code, told = run_to_end(restarting)
+    assert code == 0, told
+    assert [t for t in (0, 1, 2) if (again.iteration(t).path / "vllm.log").exists()] == [0, 1, 2]
+    assert before.items() <= finished(records).items(), "nothing lost, nothing made again"
+    for t in (1, 2):
+        assert len(documents(again.iteration(t).records)) == 12
+        assert documents(again.iteration(t).records) == documents(kept.iteration(t).records)

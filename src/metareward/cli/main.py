@@ -19,7 +19,7 @@ import typer
 from metareward.cli.data import model_command, print_rich, prompts_app, seed_app, sft_command
 from metareward.cli.evaluate import evaluate_app
 from metareward.cli.launch import launch_app
-from metareward.cli.runs import compare_command, list_command, push_command, verify_command
+from metareward.cli.runs import compare_command, experiment_command, list_command, push_command, verify_command
 from metareward.engines.base import Engine, EngineError
 from metareward.errors import JudgeHealthError, UserError
 from metareward.text import escape_control, replace_surrogates
@@ -45,6 +45,7 @@ app.command("sft")(sft_command)
 app.command("model")(model_command)
 app.command("list")(list_command)
 app.command("compare")(compare_command)
+app.command("experiment")(experiment_command)
 app.command("push")(push_command)
 app.command("verify")(verify_command)
 

@@ -1,4 +1,4 @@
-"""The commands on finished and running runs: ``metareward list``, ``compare`` and ``push``.
+"""The commands on runs: ``metareward list``, ``compare``, ``experiment``, ``verify`` and ``push``.
 
 Heavy modules are imported inside the commands, so that ``--help`` and usage errors are quick.
 """
@@ -60,6 +60,27 @@ def compare_command(
     print_rich(tables_text(found.tables()), 200)
     for note in found.notes:
         print_rich(escape_control(note))
+
+
+def experiment_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What is compared: a recipe, arms, seeds.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of all runs; runs/<file's name> if not given.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Runs at once, each with its part of the processors and GPUs.")
+    ] = 1,
+) -> None:
+    """Run the arms of a controlled experiment with several seeds each, and compare them. Goes on where it stopped."""
+    from metareward.pipeline.arms import load_experiment, run_experiment
+    from metareward.report.arms import difference_tables
+    from metareward.report.benchmark_tables import plain_tables
+
+    experiment = load_experiment(file, out or Path("runs") / file.stem)
+    report = run_experiment(experiment, jobs, print_rich)
+    if (tables := plain_tables(difference_tables(report.differences))) is not None:
+        print_rich(tables, 200)
+    print_rich(f"report: {experiment.out / 'report.html'}; all figures: differences.csv and figures.csv beside it")
 
 
 def verify_command(

@@ -103,8 +103,13 @@ _SHOWN = ("difference", "interval", "p_adjusted", "detectable", "a_better", "equ
 
 def benchmarks_text(run: Run) -> Group | None:
     """The same for the terminal; None without any."""
-    tables = []
-    for each in benchmark_tables(run):
+    return plain_tables(benchmark_tables(run))
+
+
+def plain_tables(tables: Sequence[BenchmarkTable]) -> Group | None:
+    """Tables for the terminal; None without any."""
+    drawn = []
+    for each in tables:
         shown = Table(
             box=SIMPLE_HEAD,
             padding=(0, 0, 0, 1),
@@ -117,5 +122,5 @@ def benchmarks_text(run: Run) -> Group | None:
             shown.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=not place)
         for row in each.rows:
             shown.add_row(*map(escape_control, row))
-        tables.append(shown)
-    return Group(*tables) if tables else None
+        drawn.append(shown)
+    return Group(*drawn) if drawn else None

@@ -5,7 +5,7 @@ SEED ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo real test test-slow test-faults test-data test-ray test-servers test-browser mutants fuzz lint bench docs pictures dist audit sbom clean
+.PHONY: demo real experiment test test-slow test-faults test-data test-ray test-servers test-browser mutants fuzz lint bench docs pictures dist audit sbom clean
 
 demo: .venv/installed
 	$(BIN)/metareward run pocket --set seed=$(SEED) --out runs/pocket-$(SEED)
@@ -18,6 +18,10 @@ real: .venv/real models/smollm2
 
 models/smollm2: | .venv/real
 	$(BIN)/metareward model smollm2 --out $@ --network
+
+# The experiments of docs/results.md, hours in all; goes on where it stopped. ONLY=name for one of them, JOBS=n at once.
+experiment: .venv/ready
+	$(BIN)/python bench/experiments.py $(ONLY) --jobs $(or $(JOBS),1)
 
 # Compiled modules are kept, as dozens of processes that the tests start read them again.
 test: .venv/ready

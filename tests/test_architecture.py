@@ -26,7 +26,7 @@ HEAVY = (
 # Modules that import torch, trl or transformers at the top: they are imported inside functions, too.
 HEAVY_PACKAGES = ("metareward.training.", "metareward.engines.local.")
 IMPURE = ("asyncio", "torch", "sqlite3", "pydantic")
-MOST_FILES, MOST_TOP_LEVEL, LONGEST_FILE, LONGEST_FUNCTION = 192, 18, 500, 60
+MOST_FILES, MOST_TOP_LEVEL, LONGEST_FILE, LONGEST_FUNCTION = 194, 18, 500, 60
 
 
 @dataclass(frozen=True)

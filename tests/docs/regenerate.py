@@ -18,6 +18,7 @@ from cluster_sizes import sizes_table
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+import experiments
 import readers
 import real_model_page
 from annotate import COUNTED
@@ -84,6 +85,13 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/reliability.md": _filled(ROOT / "docs/reliability.md", {"faults": harness_table}),
         ROOT / "docs/judge-health.md": _filled(ROOT / "docs/judge-health.md", {"gates": gates_table}),
         ROOT / "docs/judge.md": _filled(ROOT / "docs/judge.md", {"readers": lambda _: readers.page()}),
+        ROOT / "docs/results.md": _filled(
+            ROOT / "docs/results.md",
+            {
+                "claims": lambda _: experiments.claims_table(),
+                "experiments": lambda _: experiments.experiments_text(),
+            },
+        ),
         ROOT / "docs/performance.md": _filled(
             ROOT / "docs/performance.md", {kind: lambda _, kind=kind: tables(kind) for kind in COUNTED}
         ),

@@ -88,7 +88,7 @@ def test_tables_show_the_last_model_and_the_costs() -> None:
     (table,) = difference_tables(differences(found, (("a", "b"),)))
     assert table.title == "b against a, M2"
     assert [row[0] for row in table.rows] == ["Answer quality (oracle)", "Completions generated for training"]
-    assert table.rows[0][1:] == ("3.05", "3.53", "0.47", "0.29 to 0.66", "higher", "4")
+    assert table.rows[0][1:] == ("3.05", "3.53", "+0.47 [+0.32, +0.63]", "higher", "4")
     rows = list(csv.DictReader(io.StringIO(differences_csv(differences(found, (("a", "b"),))))))
     assert {(row["model"], row["metric"], row["verdict"]) for row in rows} == {
         ("M1", "answer_quality", "higher"),

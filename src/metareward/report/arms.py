@@ -22,7 +22,7 @@ from metareward.method.paired import Array, paired_difference
 from metareward.report.benchmark_tables import BenchmarkTable
 from metareward.report.charts import Chart, line_chart
 from metareward.report.facts import Measure, Run, gather, read_figures
-from metareward.report.tables import Form, metric_for, show
+from metareward.report.tables import Metric, metric_for
 from metareward.report.write import html_environment
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir
@@ -30,14 +30,15 @@ from metareward.storage.run_log import stage_seconds
 from metareward.storage.store import RecordStore
 
 # What a run cost, beside the metrics of its models.
-_COSTS: Mapping[str, tuple[str, Form]] = {
-    "completions": ("Completions generated for training", "chars"),
-    "tokens": ("Tokens generated for training", "chars"),
-    "pairs": ("Pairs trained on", "chars"),
-    "seconds": ("Seconds of all stages", "chars"),
+_COSTS: Mapping[str, str] = {
+    "completions": "Completions generated for training",
+    "tokens": "Tokens generated for training",
+    "pairs": "Pairs trained on",
+    "seconds": "Seconds of all stages",
 }
 _CHARTED = ("answer_quality", "judgment_exact", "judgment_rank_correlation", "answer_chars", "judgment_valid")
-_SHOWN = (*_CHARTED, "answer_perfect", "judgment_mean_rank_correlation", "meta_accuracy", "independent_score")
+# What tables show of the last model.
+MAIN = (*_CHARTED, "answer_perfect", "judgment_mean_rank_correlation", "meta_accuracy", "independent_score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +186,8 @@ def _csv(header: Sequence[str], rows: Iterator[Sequence[object]]) -> str:
 # --- tables and page ---
 
 
-def label_of(metric: str) -> str:
-    """What a reader calls a figure."""
-    if metric in _COSTS:
-        return _COSTS[metric][0]
-    return f"Gate: {metric[5:].replace('_', ' ')}" if metric.startswith("gate ") else metric_for(metric).label
+def _metric(key: str) -> Metric:
+    return Metric("Cost", key, _COSTS[key], "chars", "lower", "") if key in _COSTS else metric_for(key)
 
 
 def difference_tables(found: Sequence[ArmDifference]) -> tuple[BenchmarkTable, ...]:
@@ -198,31 +196,27 @@ def difference_tables(found: Sequence[ArmDifference]) -> tuple[BenchmarkTable, .
     for first, second in dict.fromkeys((each.first, each.second) for each in found):
         mine = [each for each in found if (each.first, each.second) == (first, second)]
         last = max((each.model for each in mine if each.model != "run"), key=_number, default="run")
-        order = {metric: place for place, metric in enumerate(_SHOWN)}
+        order = {metric: place for place, metric in enumerate(MAIN)}
         shown = sorted((e for e in mine if e.model == last and e.metric in order), key=lambda e: order[e.metric])
         shown += [each for each in mine if each.model == "run"]
-        columns = ("Figure", first, second, "difference", "95 % interval", "verdict", "seeds")
+        columns = ("Figure", first, second, "difference [95 % interval]", "verdict", "seeds")
         tables.append(BenchmarkTable(f"{second} against {first}, {last}", columns, tuple(map(_cells, shown)), ()))
     return tuple(tables)
 
 
+def interval_text(each: ArmDifference) -> str:
+    """``+0.48 [+0.29, +0.66]``; shares in percentage points."""
+    metric = _metric(each.metric)
+    if each.low is None or each.high is None:
+        return metric.show_change(each.difference)
+    low, high = (metric.show_change(value).removesuffix(" points") for value in (each.low, each.high))
+    return f"{metric.show_change(each.difference)} [{low}, {high}]"
+
+
 def _cells(each: ArmDifference) -> tuple[str, ...]:
-    label, form = label_of(each.metric), _form(each.metric)
-    change = "points" if form == "share" else form
-    low, high = (show(change, value) for value in (each.low, each.high))
-    return (
-        *(label, show(form, each.first_mean), show(form, each.second_mean)),
-        *(
-            show(change, each.difference),
-            "–" if each.low is None else f"{low} to {high}",
-            each.verdict,
-            str(each.seeds),
-        ),
-    )
-
-
-def _form(metric: str) -> Form:
-    return _COSTS[metric][1] if metric in _COSTS else metric_for(metric).form
+    metric = _metric(each.metric)
+    means = (metric.show(each.first_mean), metric.show(each.second_mean))
+    return (metric.label, *means, interval_text(each), each.verdict, str(each.seeds))
 
 
 def _number(model: str) -> int:

@@ -20,6 +20,7 @@ from metareward.cli.main import app
 from metareward.config.schema import GateSettings, Recipe, load_recipe
 from metareward.config.yaml_file import PRESETS, fields
 from metareward.method.gates import GATES
+from metareward.pipeline.arms import load_experiment
 from metareward.pocket.demonstrations import ALL_ITEMS
 from metareward.pocket.tasks import FAMILIES, parse_instruction
 from metareward.pocket.world import CRITERIA, check_answer
@@ -156,7 +157,15 @@ def test_make_targets_exist() -> None:
 def test_recipes_in_documents_load(tmp_path: Path, name: str, block: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(block.replace("extends: mine.yaml", "extends: pocket"), encoding="utf-8")
-    assert load_recipe(str(path)).name == "mine"
+    if "\narms:" in block:
+        assert load_experiment(path, tmp_path / "out").runs()
+    else:
+        assert load_recipe(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_that_ship_load(path: Path) -> None:
+    assert load_experiment(path, Path("out")).runs()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -27,7 +27,7 @@ from rich.table import Table
 from metareward.config.schema import load_recipe
 from metareward.config.yaml_file import recipe_text
 from metareward.engines.local.engine import LocalEngine
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.loop import run_recipe
 from metareward.pipeline.stages import held_out_of
 from metareward.pocket.demonstrations import CLEAN, RUBRIC, answer
@@ -78,7 +78,7 @@ async def judged_right_answers(folder: Path, seed: int) -> list[Judged]:
     return [(5.0, reading.score if isinstance(reading, Scored) else None) for reading in readings]
 
 
-def held_out_judgments(experiment: Experiment, t: int) -> Iterable[Judged]:
+def held_out_judgments(experiment: BoundRecipe, t: int) -> Iterable[Judged]:
     """M_t's judgments of M0's answers and of its own."""
     for record in held_out_of(experiment, t):
         for judged in (*record.anchors_K, *(record.own if t else ())):
@@ -92,7 +92,7 @@ def readable(judged: Iterable[Judged]) -> float:
     return fmean(score is not None for _, score in judged)
 
 
-def figures(experiment: Experiment, t: int) -> Figures:
+def figures(experiment: BoundRecipe, t: int) -> Figures:
     """M_t's figures. Readability of perfect and flawed answers counts the right answers among the perfect ones."""
     evaluated = json.loads((experiment.run.iteration(t).evaluation / "model.json").read_text())["metrics"]
     right = asyncio.run(judged_right_answers(experiment.model(t), experiment.recipe.seed))
@@ -118,7 +118,7 @@ def measure(folder: Path, seed: int, changes: Sequence[str]) -> dict[str, object
     changes = [f"seed={seed}", *changes]
     recipe = load_recipe("pocket", changes)
     run_recipe(recipe, folder, recipe_text("pocket", changes))
-    experiment = Experiment(RunDir(folder), recipe)
+    experiment = BoundRecipe(RunDir(folder), recipe)
     models = {f"M{t}": figures(experiment, t) for t in range(experiment.last + 1)}
     pairs = {}
     for t in range(1, experiment.last + 1):

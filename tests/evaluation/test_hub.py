@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 from metareward.pipeline.benchmarks import benchmark_runs
 from metareward.errors import UserError
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.config.schema import load_recipe
 from metareward.storage.run_dir import RunDir
 
 recipe = load_recipe(sys.argv[1], ["prompts.network=" + sys.argv[2]])
-(run,) = benchmark_runs(Experiment(RunDir(Path("nowhere")), recipe), 1)
+(run,) = benchmark_runs(BoundRecipe(RunDir(Path("nowhere")), recipe), 1)
 try:
     print([prompt.messages[-1].content for prompt in run.local.requests().prompts], run.benchmark.questions)
 except UserError as error:

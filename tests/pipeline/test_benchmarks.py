@@ -18,7 +18,7 @@ from chat_server import Answer as Served
 from chat_server import Body, FakeChatServer, Troubled, choice, completion, error
 from made_up import LABEL_PROMPT, lines
 from rich.console import Console
-from run_folders import HELD_OUT, begin_experiment, model_folder, write_recipe
+from run_folders import HELD_OUT, begin_recipe, model_folder, write_recipe
 from scripted_models import reply
 
 from metareward.config.schema import load_recipe
@@ -34,7 +34,7 @@ from metareward.method.judge import TOP_LOGPROBS
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pocket.world import PocketOracle, prompts
 from metareward.report.benchmark_tables import benchmark_tables, benchmarks_text
 from metareward.report.facts import gather
@@ -104,7 +104,7 @@ class Refusing(Stopping):
         return await super().complete(messages, sampling, n, role)
 
 
-def furnished(folder: Path, *benchmarks: str, changes: tuple[str, ...] = ()) -> Experiment:
+def furnished(folder: Path, *benchmarks: str, changes: tuple[str, ...] = ()) -> BoundRecipe:
     """A run whose M1 and M2 are there, with every kind of benchmark."""
     folder.mkdir(exist_ok=True)
     lines(folder / "alpaca.jsonl", [{"instruction": f"Do {i}.", "id": f"a{i}"} for i in range(QUESTIONS)])
@@ -119,7 +119,7 @@ def furnished(folder: Path, *benchmarks: str, changes: tuple[str, ...] = ()) -> 
     lines(folder / "ranked.jsonl", [{"id": f"r{i}", "prompt": f"Rank {i}.", "responses": ranked} for i in range(3)])
     write_recipe(folder)
     listed = ", ".join(benchmarks or EVERY).replace("DIR", str(folder))
-    of = begin_experiment(folder, *changes, f"benchmarks=[{listed}]")
+    of = begin_recipe(folder, *changes, f"benchmarks=[{listed}]")
     for t in (1, 2):
         model_folder(of.model(t), f"m{t}")
     return of
@@ -134,7 +134,7 @@ PEOPLE = "{name: people, kind: judge_quality, questions: DIR/ranked.jsonl}"
 EVERY = (HELD, OWN, LABEL, HARD, MT, PEOPLE)
 
 
-def go(of: Experiment, t: int, engine: Any = None) -> ScriptedEngine:
+def go(of: BoundRecipe, t: int, engine: Any = None) -> ScriptedEngine:
     """What the loop does with M_t, but for generating."""
     engine = engine or ScriptedEngine(speaker(t))
 
@@ -148,23 +148,23 @@ def go(of: Experiment, t: int, engine: Any = None) -> ScriptedEngine:
     return engine  # type: ignore[no-any-return]
 
 
-def all_of_it(of: Experiment) -> dict[str, Any]:
+def all_of_it(of: BoundRecipe) -> dict[str, Any]:
     for t in range(3):
         go(of, t)
     return found(of)
 
 
-def found(of: Experiment) -> dict[str, Any]:
+def found(of: BoundRecipe) -> dict[str, Any]:
     """Everything in the folders of benchmarks but the stores, which keep what was done in another order."""
     paths = (path for t in range(3) for each in benchmark_runs(of, t) for path in each.folder.glob("*.json*"))
     return {str(path.relative_to(of.run.path)): path.read_text() for path in paths}
 
 
-def run_of(of: Experiment, t: int, name: str) -> BenchmarkRun:
+def run_of(of: BoundRecipe, t: int, name: str) -> BenchmarkRun:
     return next(each for each in benchmark_runs(of, t) if each.benchmark.name == name)
 
 
-def result(of: Experiment, t: int, name: str) -> dict[str, Any]:
+def result(of: BoundRecipe, t: int, name: str) -> dict[str, Any]:
     return dict(json.loads(run_of(of, t, name).result.read_text()))
 
 
@@ -214,7 +214,7 @@ def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert {key: text.replace("/b/", "/a/") for key, text in found(of).items()} == found(whole)
 
 
-def stopped(of: Experiment, t: int, engine: Stopping) -> int:
+def stopped(of: BoundRecipe, t: int, engine: Stopping) -> int:
     """How many requests were answered before the end."""
     with contextlib.suppress(UserError):
         go(of, t, engine)
@@ -313,7 +313,7 @@ def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path)
             return error(400, "filtered")
         return Served(completion(*(choice(f"Score: {(i + len(str(body))) % 5}", i) for i in range(body["n"]))))
 
-    async def judged(folder: Path, server: FakeChatServer) -> Experiment:
+    async def judged(folder: Path, server: FakeChatServer) -> BoundRecipe:
         far = f"{{name: far, kind: alpaca_eval, judge: '{server.url}#j', judgments: 2, models: [1]}}"
         of = furnished(folder, far)
         refused.append(of.held_out[0].messages[-1].content)
@@ -323,7 +323,7 @@ def test_a_judge_on_a_server_is_asked_when_the_model_is_put_away(tmp_path: Path)
             await benchmarking.ask_others(of, t, SILENT)
         return of
 
-    async def both() -> tuple[Experiment, Experiment, int]:
+    async def both() -> tuple[BoundRecipe, BoundRecipe, int]:
         async with FakeChatServer(manner) as server:
             calm = await judged(tmp_path / "calm", server)
             asked = len(server.bodies)

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from run_folders import HELD_OUT, PROMPTS, experiment, model_folder, small_run
+from run_folders import HELD_OUT, PROMPTS, bound_recipe, model_folder, small_run
 from scripted_models import reply
 from typer.testing import CliRunner
 
@@ -17,8 +17,8 @@ from metareward.errors import UserError
 from metareward.evaluation.held_out import held_out_records
 from metareward.generation.progress import SILENT
 from metareward.pipeline import stages
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.compare_runs import compare_runs, plot_runs
-from metareward.pipeline.experiment import Experiment
 from metareward.storage.run_dir import RunDir
 from metareward.storage.store import RecordStore
 from metareward.types import Messages, Sampling
@@ -31,9 +31,9 @@ def longer(messages: Messages, sampling: Sampling, index: int) -> str:
 
 def evaluated(
     folder: Path, out: str, *changes: str, weights: str = "m1", generates: Callable[..., str] = reply
-) -> Experiment:
+) -> BoundRecipe:
     """A run with M0 and M1 evaluated and the pairs of iteration 1; M1 writes longer where it has other weights."""
-    of = experiment(folder, *changes, out=out)
+    of = bound_recipe(folder, *changes, out=out)
     with of.run.lock():
         of.begin("name: scripted\n")
     asyncio.run(stages.evaluate_model(of, 0, ScriptedEngine(reply), SILENT))
@@ -45,7 +45,7 @@ def evaluated(
     return of
 
 
-def lengths(of: Experiment, t: int) -> list[float]:
+def lengths(of: BoundRecipe, t: int) -> list[float]:
     with RecordStore.read(of.run.iteration(t).evaluation / "records.sqlite") as store:
         return [fmean(len(answer.text) for answer in record.own) for record in held_out_records(store)]
 
@@ -75,7 +75,7 @@ def test_runs_are_compared_on_the_prompts_of_an_iteration(tmp_path: Path) -> Non
     assert compared.found.n_prompts == PROMPTS and compared.found.difference == pytest.approx(7.0)
 
 
-def len_pairs(of: Experiment) -> int:
+def len_pairs(of: BoundRecipe) -> int:
     return int(json.loads(of.run.iteration(1).summary.read_text())["actor_pairs"])
 
 
@@ -91,7 +91,7 @@ def test_the_command_prints_both_and_plots(tmp_path: Path) -> None:
 
 
 def test_other_prompts_are_not_compared(tmp_path: Path) -> None:
-    a, b = evaluated(tmp_path, "a"), experiment(tmp_path, out="b")
+    a, b = evaluated(tmp_path, "a"), bound_recipe(tmp_path, out="b")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(prompts.read_text().replace("something", "anything"))
     b = evaluated(tmp_path, "b", weights="other")

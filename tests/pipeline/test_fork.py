@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from run_folders import PROMPTS, begin_experiment, begin_fork, experiment, made, work
+from run_folders import PROMPTS, begin_fork, begin_recipe, bound_recipe, made, work
 from scripted_models import reply, role_of
 from whole_runs import Workspace, files, run_results
 
@@ -18,7 +18,7 @@ from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.pipeline import stages
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.fork import fork_of, require_parent
 from metareward.storage.run_dir import RunDir
 
@@ -28,8 +28,8 @@ def kept(folder: Path) -> dict[str, tuple[str, int]]:
     return {name: found for name, found in files(folder).items() if not name.endswith("-wal")}
 
 
-def fresh(folder: Path, *changes: str) -> Experiment:
-    of = experiment(folder, *changes, out="fresh")
+def fresh(folder: Path, *changes: str) -> BoundRecipe:
+    of = bound_recipe(folder, *changes, out="fresh")
     with of.run.lock():
         of.begin("name: fresh\n")
     work(of)
@@ -37,8 +37,8 @@ def fresh(folder: Path, *changes: str) -> Experiment:
 
 
 @pytest.fixture
-def parent(tmp_path: Path) -> Experiment:
-    of = begin_experiment(tmp_path)
+def parent(tmp_path: Path) -> BoundRecipe:
+    of = begin_recipe(tmp_path)
     work(of)
     return of
 
@@ -84,7 +84,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
     ],
 )
 def test_a_fork_has_what_a_fresh_run_makes_and_asks_for_the_rest_alone(
-    tmp_path: Path, parent: Experiment, changes: tuple[str, ...], asked: set[str], reused: list[str] | None, anew: str
+    tmp_path: Path, parent: BoundRecipe, changes: tuple[str, ...], asked: set[str], reused: list[str] | None, anew: str
 ) -> None:
     before = kept(parent.run.path)
     fork = begin_fork(tmp_path, parent, *changes)
@@ -99,7 +99,7 @@ def test_a_fork_has_what_a_fresh_run_makes_and_asks_for_the_rest_alone(
     assert not fork.run.iteration(1).earlier.exists()
 
 
-def test_without_the_meta_judge_answers_and_judgments_are_reused(tmp_path: Path, parent: Experiment) -> None:
+def test_without_the_meta_judge_answers_and_judgments_are_reused(tmp_path: Path, parent: BoundRecipe) -> None:
     changes = ("iterations.1.judge_pairs=false",)
     fork = begin_fork(tmp_path, parent, *changes)
     # M0's evaluation is the same, but no later iteration asks the meta-judge: its figures are made again.
@@ -108,21 +108,21 @@ def test_without_the_meta_judge_answers_and_judgments_are_reused(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_answers_alone_are_asked_for_as_often_as_a_fresh_run_judges(tmp_path: Path, parent: Experiment) -> None:
+def test_answers_alone_are_asked_for_as_often_as_a_fresh_run_judges(tmp_path: Path, parent: BoundRecipe) -> None:
     fork = begin_fork(tmp_path, parent, "judgments.n=4")
     forked, whole = work(fork), work(experiment_begun(tmp_path, "judgments.n=4"))
     assert whole["actor"] > 0 and forked["actor"] == 0
     assert forked["meta"] == whole["meta"] - evaluation_calls(parent)["meta"]
 
 
-def experiment_begun(folder: Path, *changes: str) -> Experiment:
-    of = experiment(folder, *changes, out="again")
+def experiment_begun(folder: Path, *changes: str) -> BoundRecipe:
+    of = bound_recipe(folder, *changes, out="again")
     with of.run.lock():
         of.begin("name: again\n")
     return of
 
 
-def evaluation_calls(of: Experiment) -> Counter[str]:
+def evaluation_calls(of: BoundRecipe) -> Counter[str]:
     """What evaluating M0 asks."""
     engine, folder = ScriptedEngine(reply), of.run.iteration(0).evaluation
     shutil.rmtree(folder)
@@ -130,7 +130,7 @@ def evaluation_calls(of: Experiment) -> Counter[str]:
     return Counter(role_of(call.messages) for call in engine.calls)
 
 
-def test_an_unfinished_parent_gives_what_it_has(tmp_path: Path, parent: Experiment) -> None:
+def test_an_unfinished_parent_gives_what_it_has(tmp_path: Path, parent: BoundRecipe) -> None:
     import sqlite3
 
     with sqlite3.connect(parent.run.iteration(1).records) as connection:
@@ -142,7 +142,7 @@ def test_an_unfinished_parent_gives_what_it_has(tmp_path: Path, parent: Experime
     assert made(fork) == made(fresh(tmp_path))
 
 
-def test_a_fork_that_was_begun_goes_on_without_its_parent(tmp_path: Path, parent: Experiment) -> None:
+def test_a_fork_that_was_begun_goes_on_without_its_parent(tmp_path: Path, parent: BoundRecipe) -> None:
     fork = begin_fork(tmp_path, parent, "judgments.n=4")
     shutil.rmtree(parent.run.path)
     with fork.run.lock():
@@ -153,7 +153,7 @@ def test_a_fork_that_was_begun_goes_on_without_its_parent(tmp_path: Path, parent
         require_parent(fork.run, tmp_path / "other")
 
 
-def test_a_fork_into_itself_or_of_no_run_is_refused(tmp_path: Path, parent: Experiment) -> None:
+def test_a_fork_into_itself_or_of_no_run_is_refused(tmp_path: Path, parent: BoundRecipe) -> None:
     with pytest.raises(UserError, match="the fork needs a folder of its own; fix: name one with --out"):
         fork_of(parent, RunDir(tmp_path / "run"))
     with pytest.raises(UserError, match="nowhere: this is no run folder"):

@@ -18,7 +18,7 @@ import pytest
 from chat_server import Answer, Body, FakeChatServer, Manner, choice, completion, error, served_beside
 from pocket_script import pocket_experiment, scripted
 from rich.console import Console
-from run_folders import HELD_OUT, begin_experiment, bound_experiment, experiment, log_entries, model_folder
+from run_folders import HELD_OUT, begin_recipe, begin_with_record, bound_recipe, log_entries, model_folder
 from scripted_models import reply
 from typer.testing import CliRunner
 
@@ -35,8 +35,8 @@ from metareward.method.judge import Rubric
 from metareward.pipeline import benchmarks as benchmarking
 from metareward.pipeline import stages
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.engines import judge_fingerprint
-from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.loop import run_recipe
 from metareward.pipeline.plan import measure_recipe, measured_rates, plan, plan_table
 from metareward.pipeline.status import status, status_text
@@ -80,7 +80,7 @@ def asked(body: Body) -> str:
 class Loop:
     """A run with three models, evaluated but not judged yet, and a server that judges."""
 
-    of: Experiment
+    of: BoundRecipe
     server: FakeChatServer
 
     async def judge(self, *ts: int, progress: Progress = SILENT) -> None:
@@ -111,7 +111,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 model_folder(of.model(t), f"m{t}")
             await stages.evaluate_model(of, t, ScriptedEngine(speaker(t)), SILENT)
 
-    of = begin_experiment(tmp_path_factory.mktemp("evaluated"), "benchmarks=[]")
+    of = begin_recipe(tmp_path_factory.mktemp("evaluated"), "benchmarks=[]")
     asyncio.run(evaluate())
     return of.run.path
 
@@ -124,7 +124,7 @@ def in_loop(evaluated: Path) -> InLoop:
         async def go() -> T:
             async with FakeChatServer(manner) as server:
                 listed = f"benchmarks=[{{kind: independent_judge, name: far, judge: '{server.url}#j'{settings}}}]"
-                of = begin_experiment(folder, listed)
+                of = begin_recipe(folder, listed)
                 for t in range(MODELS):
                     shutil.copytree(evaluated / f"iter-{t}", of.run.iteration(t).path, dirs_exist_ok=True)
                 return await work(Loop(of, server))
@@ -329,41 +329,41 @@ def test_left_out_settings_are_the_run_s() -> None:
 def test_a_comparison_by_rubric_asks_about_m0_s_answers_once(tmp_path: Path, in_loop: InLoop) -> None:
     async def work(loop: Loop) -> None:
         listed = f"benchmarks=[{{kind: alpaca_eval, name: wins, judge: '{loop.server.url}#j'}}]"
-        compared = Loop(begin_experiment(tmp_path, listed), loop.server)
+        compared = Loop(begin_recipe(tmp_path, listed), loop.server)
         await compared.judge()
         assert len(loop.server.bodies) == MODELS * HELD_OUT
         assert compared.figures(2, "wins")["n_judged"] == HELD_OUT
         moved = listed.replace(loop.server.url, "http://127.0.0.1:1")
-        begin_experiment(tmp_path, moved)  # the same judge at another address
+        begin_recipe(tmp_path, moved)  # the same judge at another address
         with pytest.raises(UserError, match=r'benchmarks\.wins\.judge \("#j" -> "#k"\)'):
-            begin_experiment(tmp_path, moved.replace("#j", "#k"))
+            begin_recipe(tmp_path, moved.replace("#j", "#k"))
 
     in_loop(tmp_path, work)
 
 
 def test_it_may_come_and_go_but_a_name_is_one_measurement(tmp_path: Path) -> None:
     far = "{kind: independent_judge, name: far, judge: 'http://127.0.0.1:1#j'}"
-    plain = bound_experiment(tmp_path, "benchmarks=[]")
+    plain = begin_with_record(tmp_path, "benchmarks=[]")
     before = plain.generation_fingerprint(1)
-    added = begin_experiment(tmp_path, f"benchmarks=[{far}]")
+    added = begin_recipe(tmp_path, f"benchmarks=[{far}]")
     assert added.generation_fingerprint(1) == before and benchmarking.pending(added)
     assert [each["name"] for each in gather(added.run).recipe.resolved()["benchmarks"]] == ["far"]
     assert log_entries(added.run, "benchmarks changed")[-1]["names"] == ["far"]
     other = far.replace("}", ", judgments: 7}")
     with pytest.raises(UserError, match=r"benchmarks\.far\.judgments \(3 -> 7\); fix: set it back, or the benchmark"):
-        begin_experiment(tmp_path, f"benchmarks=[{other}]")
-    begin_experiment(tmp_path, f"benchmarks=[{far}, {other.replace('far', 'more')}]")
-    begin_experiment(tmp_path, "benchmarks=[]")
+        begin_recipe(tmp_path, f"benchmarks=[{other}]")
+    begin_recipe(tmp_path, f"benchmarks=[{far}, {other.replace('far', 'more')}]")
+    begin_recipe(tmp_path, "benchmarks=[]")
     with pytest.raises(UserError, match=r"benchmarks\.far\.judgments"):  # its results are still there
-        begin_experiment(tmp_path, f"benchmarks=[{other}]")
+        begin_recipe(tmp_path, f"benchmarks=[{other}]")
     priced = far.replace("}", ", models: [0, 2], price: {prompt: 1, completion: 2}}")
-    begin_experiment(tmp_path, f"benchmarks=[{priced}]")
+    begin_recipe(tmp_path, f"benchmarks=[{priced}]")
     with pytest.raises(UserError, match=r"judgments\.n"):
-        begin_experiment(tmp_path, f"benchmarks=[{far}]", "judgments.n=2")
+        begin_recipe(tmp_path, f"benchmarks=[{far}]", "judgments.n=2")
 
 
 def test_a_finished_run_is_measured_by_what_is_added(tmp_path: Path, evaluated: Path) -> None:
-    of = begin_experiment(tmp_path, "benchmarks=[]")
+    of = begin_recipe(tmp_path, "benchmarks=[]")
     for t in range(MODELS):
         shutil.copytree(evaluated / f"iter-{t}", of.run.iteration(t).path, dirs_exist_ok=True)
     for t in range(1, MODELS):
@@ -374,7 +374,7 @@ def test_a_finished_run_is_measured_by_what_is_added(tmp_path: Path, evaluated: 
     assert not run_recipe(of.recipe, of.run.path, "")
     with served_beside(judging) as server:
         far = f"benchmarks=[{{kind: independent_judge, name: far, judge: '{server.url}#j', judgments: 1}}]"
-        recipe = experiment(tmp_path, far).recipe
+        recipe = bound_recipe(tmp_path, far).recipe
         assert run_recipe(recipe, of.run.path, "")
         assert len(server.bodies) == MODELS * HELD_OUT and "far: Independent judge" in of.run.report.read_text()
         assert not run_recipe(recipe, of.run.path, "")
@@ -384,10 +384,10 @@ def test_a_finished_run_is_measured_by_what_is_added(tmp_path: Path, evaluated: 
 def test_another_model_in_the_judge_s_folder_is_noticed(tmp_path: Path) -> None:
     judge = model_folder(tmp_path / "judge", "one")
     near = f"benchmarks=[{{kind: independent_judge, judge: {judge}}}]"
-    bound_experiment(tmp_path, near)
+    begin_with_record(tmp_path, near)
     model_folder(judge, "two")
     with pytest.raises(UserError, match=r"benchmarks\.independent_judge: judge .*judge"):
-        experiment(tmp_path, near).check()
+        bound_recipe(tmp_path, near).check()
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_settings_that_don_t_fit_are_told(settings: str, line: str) -> None:
     ],
 )
 def test_a_judge_that_can_t_be_is_told_before_anything_is_made(tmp_path: Path, judge: str, line: str) -> None:
-    of = experiment(
+    of = bound_recipe(
         tmp_path,
         f"benchmarks=[{{kind: independent_judge, judge: '{judge}'}}]".replace(", r", "', r").replace("txt'", "txt"),
     )
@@ -430,7 +430,7 @@ def test_a_judge_s_recipe_needs_a_model_and_an_engine_only(tmp_path: Path, in_lo
         judge = tmp_path / "judge.yaml"
         engine = f"{{kind: openai, base_urls: ['{loop.server.url}'], model: j, max_concurrency: 2}}"
         judge.write_text(f"model: elsewhere\nengine: {engine}\n", encoding="utf-8")
-        again = begin_experiment(tmp_path, f"benchmarks=[{{kind: independent_judge, name: near, judge: {judge}}}]")
+        again = begin_recipe(tmp_path, f"benchmarks=[{{kind: independent_judge, name: near, judge: {judge}}}]")
         await benchmarking.ask_others(again, 0, SILENT)
         assert loop.server.most_under_way == 2
         assert Loop(again, loop.server).figures(0, "near")["n_judged"] == HELD_OUT
@@ -474,7 +474,7 @@ def test_measuring_asks_the_judge_for_a_moment(tmp_path: Path) -> None:
     with served_beside(judging) as server:
         engine = f"engine={{kind: openai, base_urls: ['{server.url}'], model: m}}"
         far = f"benchmarks=[{{kind: independent_judge, name: far, judge: '{server.url}#j', judgments: 2}}]"
-        of = experiment(tmp_path, engine, far)
+        of = bound_recipe(tmp_path, engine, far)
         rates = measure_recipe(of.recipe, 0.1)
     tokens, seconds = rates.judges["far"]
     assert tokens > 0 and seconds > 0 and rates.tokens_each.keys() >= {ANSWERS, JUDGMENTS}

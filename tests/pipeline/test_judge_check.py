@@ -16,7 +16,7 @@ from metareward.engines.base import ScriptedEngine
 from metareward.errors import JudgeHealthError
 from metareward.evaluation.judge_quality.check import JudgeCheck
 from metareward.generation.progress import SILENT
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.judge_check import check_before_first, check_is_settled, check_judge, cost_line
 from metareward.pipeline.plan import plan
 from metareward.report.facts import gather
@@ -39,13 +39,13 @@ def by_length(messages: Messages, sampling: Sampling, index: int) -> str:
     return f"Score: {min(5, len(text.partition('Answer:')[2]) // 12)}"
 
 
-def before_first(of: Experiment, reply: Reply) -> ScriptedEngine:
+def before_first(of: BoundRecipe, reply: Reply) -> ScriptedEngine:
     engine = ScriptedEngine(reply)
     asyncio.run(check_before_first(of, engine, SILENT))
     return engine
 
 
-def check(of: Experiment, reply: Reply) -> JudgeCheck:
+def check(of: BoundRecipe, reply: Reply) -> JudgeCheck:
     return asyncio.run(check_judge(of, ScriptedEngine(reply), SILENT))
 
 
@@ -73,7 +73,7 @@ def test_a_judge_by_length_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
                 before_first(of, by_length)
             with pytest.raises(JudgeHealthError):  # again, from what is stored
                 assert before_first(of, by_length).calls == []
-            on = Experiment(of.run, load_recipe(str(of.run.resolved), ["judge_check.action=warn"]))
+            on = BoundRecipe(of.run, load_recipe(str(of.run.resolved), ["judge_check.action=warn"]))
             on.check()
             assert check_is_settled(on)
         else:
@@ -90,7 +90,7 @@ def test_a_stopped_run_checks_a_changed_judge_again(tmp_path: Path) -> None:
     of = pocket_experiment(tmp_path, "judge_check.action=stop", *NO_META)
     with pytest.raises(JudgeHealthError):
         before_first(of, by_length)
-    again = Experiment(of.run, load_recipe(str(of.run.resolved), ["judge_check.count=40"]))
+    again = BoundRecipe(of.run, load_recipe(str(of.run.resolved), ["judge_check.count=40"]))
     again.begin("")
     before_first(again, scripted(careful))
     found = gather(of.run).judge_check
@@ -121,7 +121,7 @@ def test_a_file_of_pairs_and_a_reward(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_package_s_pairs_where_there_is_no_oracle(tmp_path: Path) -> None:
     of = pocket_experiment(tmp_path, *NO_META)
     recipe = load_recipe(str(of.run.resolved), ["prompts.source=other.jsonl"])
-    found = check(Experiment(of.run, recipe), lambda messages, sampling, index: "Score: 3")
+    found = check(BoundRecipe(of.run, recipe), lambda messages, sampling, index: "Score: 3")
     assert (found.source, found.n_pairs) == ("the package's pairs", 48)
     assert found.judge.ties is not None and found.judge.ties.value == 1.0
     assert any("ties" in each for each in found.advice)

@@ -24,7 +24,7 @@ from metareward.errors import JudgeHealthError
 from metareward.generation.progress import SILENT
 from metareward.method.health_checks import HealthCheck
 from metareward.pipeline import stages
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.judge_health import check_health
 from metareward.pipeline.loop import run_recipe
 from metareward.pipeline.status import status_text
@@ -35,17 +35,17 @@ from metareward.storage.run_dir import RunDir
 from metareward.types import Message, Sampling
 
 
-def evaluate(of: Experiment, t: int, reply: Reply) -> None:
+def evaluate(of: BoundRecipe, t: int, reply: Reply) -> None:
     asyncio.run(stages.evaluate_model(of, t, ScriptedEngine(reply), SILENT))
 
 
-def generate(of: Experiment, t: int, reply: Reply) -> ScriptedEngine:
+def generate(of: BoundRecipe, t: int, reply: Reply) -> ScriptedEngine:
     engine = ScriptedEngine(reply)
     asyncio.run(stages.generate(of, t, engine, SILENT))
     return engine
 
 
-def run_iteration(of: Experiment, t: int, before: Reply, after: Reply) -> None:
+def run_iteration(of: BoundRecipe, t: int, before: Reply, after: Reply) -> None:
     """What the loop does in iteration ``t``, with the two models given: M_t is said to be trained."""
     if t == 1:
         evaluate(of, 0, before)
@@ -58,13 +58,13 @@ def run_iteration(of: Experiment, t: int, before: Reply, after: Reply) -> None:
     check_health(of)
 
 
-def fired(of: Experiment, action: str) -> set[str]:
+def fired(of: BoundRecipe, action: str) -> set[str]:
     """The gates that fired with this action, in any check."""
     found = (each for check in read_health(of.run) for each in check.fired)
     return {each.name for each in found if each.limit.action == action}
 
 
-def checks(of: Experiment) -> list[tuple[str, str]]:
+def checks(of: BoundRecipe) -> list[tuple[str, str]]:
     return [(check.model, check.stage) for check in read_health(of.run)]
 
 
@@ -191,9 +191,9 @@ def test_a_judge_that_a_reward_replaces_stops_nothing(tmp_path: Path, monkeypatc
 # --- stop, resume ---
 
 
-def resumed(of: Experiment, *changes: str) -> Experiment:
+def resumed(of: BoundRecipe, *changes: str) -> BoundRecipe:
     """The same run with other gates."""
-    again = Experiment(of.run, load_recipe(str(of.run.resolved), changes))
+    again = BoundRecipe(of.run, load_recipe(str(of.run.resolved), changes))
     again.check()  # the gates are no part of what the records depend on
     return again
 
@@ -212,7 +212,7 @@ def test_a_stopped_run_goes_on_with_the_gate_set_to_warn(tmp_path: Path) -> None
     generate(on, 1, scripted())
 
 
-def read_log(of: Experiment, event: str) -> list[dict[str, object]]:
+def read_log(of: BoundRecipe, event: str) -> list[dict[str, object]]:
     return [{name: value for name, value in each.items() if name != "time"} for each in log_entries(of.run, event)]
 
 

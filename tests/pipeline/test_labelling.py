@@ -151,7 +151,7 @@ def test_seed_prompts_are_none_of_the_runs_and_of_training_topics_and_families(h
     own = recipe("prompts.per_iteration=40")
     labelling = prepare_labelling(own, Path("out"), LabelSource(verifier="oracle"), AnswerSource(count=60, held_out=12))
     training, held_out = labelling.prompts[:60], labelling.prompts[60:]
-    used = {each.messages for t in range(3) for each in labelling.experiment.choose_prompts(t)}
+    used = {each.messages for t in range(3) for each in labelling.bound.choose_prompts(t)}
     assert len({each.id for each in labelling.prompts}) == 72 and not {each.messages for each in training} & used
     held_out_families = {each.name for each in FAMILIES if each.held_out}
     for each in training:
@@ -167,7 +167,7 @@ def test_prompts_of_a_file_are_those_that_the_run_leaves_over(here: Path) -> Non
     file = "prompts.source=prompts.jsonl"
     source = LabelSource(verifier="mine:Words", label_range=(0, 9))
     labelling = prepare_labelling(recipe(file), Path("out"), source, AnswerSource(count=16))
-    used = {each.messages for t in range(3) for each in labelling.experiment.choose_prompts(t)}
+    used = {each.messages for t in range(3) for each in labelling.bound.choose_prompts(t)}
     assert len(used) == 14 and not {each.messages for each in labelling.prompts} & used
     with pytest.raises(
         UserError, match=r"prompts\.jsonl: 16 prompts are left .* 17 are to be answered; fix: lower --co"

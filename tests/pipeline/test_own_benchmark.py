@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 from made_up import lines
 from pydantic import Field
-from run_folders import begin_experiment, bound_experiment, experiment, model_folder
+from run_folders import begin_recipe, begin_with_record, bound_recipe, model_folder
 from scripted_models import reply
 from typer.testing import CliRunner
 
@@ -110,7 +110,7 @@ OWN = "benchmarks=[{kind: 'own_benchmark:Arithmetic', name: sums, count: 3}]"
 
 
 def test_a_benchmark_named_by_import_path_is_planned_run_and_reported(tmp_path: Path) -> None:
-    run = begin_experiment(tmp_path, OWN)
+    run = begin_recipe(tmp_path, OWN)
     made = plan(run.recipe)
     assert made.benchmarks is not None
     assert [[(role.role, role.calls) for role in each.roles] for each in made.benchmarks] == [[(ANSWERS, 3)]] * 3
@@ -146,12 +146,12 @@ def test_one_line_in_the_dict_makes_a_kind_and_a_command(tmp_path: Path) -> None
 def test_a_changed_benchmark_is_refused_in_a_run_that_began_with_another(tmp_path: Path) -> None:
     source, changing = tmp_path / "changing_benchmark.py", OWN.replace("own_benchmark", "changing_benchmark")
     source.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    bound_experiment(tmp_path, changing)
-    experiment(tmp_path, changing).check()
+    begin_with_record(tmp_path, changing)
+    bound_recipe(tmp_path, changing).check()
     with source.open("a", encoding="utf-8") as file:
         file.write("\n# changed\n")
     with pytest.raises(UserError, match="the source of changing_benchmark:Arithmetic"):
-        experiment(tmp_path, changing).check()
+        bound_recipe(tmp_path, changing).check()
 
 
 class Lengths:
@@ -165,7 +165,7 @@ def test_a_judge_named_by_import_path_grades(tmp_path: Path) -> None:
     lengths = [{"text": "x " * n, "rank": 3 - n} for n in (1, 2, 3)]
     lines(tmp_path / "ranked.jsonl", [{"id": f"r{i}", "prompt": "Rank.", "responses": lengths} for i in range(2)])
     judged = "{kind: judge_quality, questions: ranked.jsonl, judge: 'own_benchmark:Lengths'}"
-    run = begin_experiment(tmp_path, f"benchmarks=[{judged}]")
+    run = begin_recipe(tmp_path, f"benchmarks=[{judged}]")
     assert not benchmarking.needs_model(run, 0)
     asyncio.run(benchmarking.ask_others(run, 0, SILENT))
     (result,) = (json.loads(each.result.read_text()) for each in benchmark_runs(run, 0))

@@ -18,7 +18,7 @@ from metareward.evaluation.constraints.prompts import draw_prompts
 from metareward.generation.progress import SILENT
 from metareward.method.template import load_template
 from metareward.pipeline import stages
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.judge_check import check_before_first
 from metareward.pipeline.judge_health import check_health
 from metareward.pipeline.loop import run_recipe
@@ -65,7 +65,7 @@ def check_run(run: RunDir) -> None:
 
 def test_a_tiny_model_of_smollm2_s_kind_goes_through_the_stages(tmp_path: Path) -> None:
     """The loop's stages in this process, which spares three starts of torch."""
-    of = Experiment(
+    of = BoundRecipe(
         RunDir(tmp_path / "run"), load_recipe("smollm2", [f"model={tiny(tmp_path / 'model')}", *SMALL, *TINY])
     )
     with of.run.lock():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from run_folders import HELD_OUT, PROMPTS, begin_experiment, log_entries, model_folder
+from run_folders import HELD_OUT, PROMPTS, begin_recipe, log_entries, model_folder
 from scripted_models import reply, role_of
 
 from metareward.engines.base import EngineError, ScriptedEngine
@@ -15,7 +15,7 @@ from metareward.errors import UserError
 from metareward.evaluation.held_out import HeldOut, held_out_records
 from metareward.generation.progress import SILENT
 from metareward.pipeline import stages
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.storage.pair_files import read_pairs
 from metareward.storage.records import read_records
 from metareward.storage.store import RecordStore
@@ -45,24 +45,24 @@ def silent_judge(messages: Messages, sampling: Sampling, index: int) -> str:
     return reply(messages, sampling, index) if role_of(messages) == "actor" else "Rather good."
 
 
-def generate(of: Experiment, t: int, engine: ScriptedEngine | Failing | None = None) -> ScriptedEngine | Failing:
+def generate(of: BoundRecipe, t: int, engine: ScriptedEngine | Failing | None = None) -> ScriptedEngine | Failing:
     engine = engine or ScriptedEngine(reply)
     asyncio.run(stages.generate(of, t, engine, SILENT))
     return engine
 
 
-def measure(of: Experiment, t: int, engine: ScriptedEngine | Failing | None = None) -> ScriptedEngine | Failing:
+def measure(of: BoundRecipe, t: int, engine: ScriptedEngine | Failing | None = None) -> ScriptedEngine | Failing:
     engine = engine or ScriptedEngine(reply)
     asyncio.run(stages.evaluate_model(of, t, engine, SILENT))
     return engine
 
 
-def records(of: Experiment, t: int) -> tuple[PromptRecord, ...]:
+def records(of: BoundRecipe, t: int) -> tuple[PromptRecord, ...]:
     with RecordStore.read(of.run.iteration(t).records) as store:
         return tuple(read_records(store))
 
 
-def held_out(of: Experiment, t: int) -> tuple[HeldOut, ...]:
+def held_out(of: BoundRecipe, t: int) -> tuple[HeldOut, ...]:
     with RecordStore.read(of.run.iteration(t).evaluation / "records.sqlite") as store:
         return held_out_records(store)
 
@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_generating_asks_for_what_is_owed_and_then_for_nothing(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     assert stages.records_pending(of, 1)
     generate(of, 1)
     assert {record.prompt.id for record in records(of, 1)} == {prompt.id for prompt in of.prompts(1)}
@@ -83,11 +83,11 @@ def test_generating_asks_for_what_is_owed_and_then_for_nothing(tmp_path: Path) -
 
 
 def test_nothing_is_owed_after_the_last_iteration(tmp_path: Path) -> None:
-    assert not stages.records_pending(begin_experiment(tmp_path), 3)
+    assert not stages.records_pending(begin_recipe(tmp_path), 3)
 
 
 def test_a_store_whose_making_was_cut_short_is_made(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     connection = sqlite3.connect(of.run.iteration(1).records)
     connection.execute("PRAGMA journal_mode = WAL")  # what is there before the tables are
     connection.close()
@@ -97,7 +97,7 @@ def test_a_store_whose_making_was_cut_short_is_made(tmp_path: Path) -> None:
 
 
 def test_records_of_another_model_are_refused(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     generate(of, 1)
     model_folder(tmp_path / "model", "other weights")
     with pytest.raises(UserError, match=r"records\.sqlite: the records here were made with other settings: model"):
@@ -105,7 +105,7 @@ def test_records_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_few_prompts_may_be_left_behind_and_the_log_says_so(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path, "prompts.per_iteration=40", "iterations.2=drop", *forty(tmp_path))
+    of = begin_recipe(tmp_path, "prompts.per_iteration=40", "iterations.2=drop", *forty(tmp_path))
     bad = of.prompts(1)[7].id
     generate(of, 1, Failing([bad]))
     assert len(records(of, 1)) == 39
@@ -123,7 +123,7 @@ def forty(folder: Path) -> tuple[str, ...]:
 
 
 def test_many_prompts_left_behind_stop_the_run(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     bad = [prompt.id for prompt in of.prompts(1)[:2]]
     with pytest.raises(UserError, match=r"^iteration 1: 2 of 8 prompts failed, the first \(p\d+\) with: too long"):
         generate(of, 1, Failing(bad))
@@ -135,7 +135,7 @@ def test_many_prompts_left_behind_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_pairs_come_with_a_summary(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     generate(of, 1)
     stages.make_pairs(of, 1)
     folder = of.run.iteration(1)
@@ -149,7 +149,7 @@ def test_pairs_come_with_a_summary(tmp_path: Path) -> None:
 
 
 def test_pairs_are_made_once(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     generate(of, 1)
     stages.make_pairs(of, 1)
     folder = of.run.iteration(1)
@@ -161,7 +161,7 @@ def test_pairs_are_made_once(tmp_path: Path) -> None:
 
 
 def test_pairs_cut_short_are_made_again_the_same(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     generate(of, 1)
     folder = of.run.iteration(1)
     folder.dropped.mkdir()  # where a file must go: this stops it half way
@@ -177,7 +177,7 @@ def test_pairs_cut_short_are_made_again_the_same(tmp_path: Path) -> None:
 
 
 def test_without_any_pairs_training_says_why_in_one_line(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     generate(of, 1, ScriptedEngine(silent_judge))
     stages.make_pairs(of, 1)
     with pytest.raises(UserError) as stop:
@@ -191,7 +191,7 @@ def test_without_any_pairs_training_says_why_in_one_line(tmp_path: Path) -> None
 
 
 def test_measuring_writes_one_file_of_figures(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     assert stages.evaluation_pending(of, 0)
     measure(of, 0)
     assert not stages.evaluation_pending(of, 0)
@@ -206,7 +206,7 @@ def test_measuring_writes_one_file_of_figures(tmp_path: Path) -> None:
 
 
 def test_measuring_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     with pytest.raises(UserError, match=r"^evaluating M0: 1 of 5 prompts failed"):
         measure(of, 0, Failing([of.held_out[0].id]))
     assert stages.evaluation_pending(of, 0)
@@ -216,7 +216,7 @@ def test_measuring_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_every_model_judges_the_answers_of_the_first(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path)
+    of = begin_recipe(tmp_path)
     model_folder(of.model(1), "m1")
     measure(of, 0)
     measure(of, 1)
@@ -226,7 +226,7 @@ def test_every_model_judges_the_answers_of_the_first(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_the_first_model_left_behind_is_measured_with_no_other(tmp_path: Path) -> None:
-    of = begin_experiment(tmp_path, "prompts.per_iteration=20", *forty(tmp_path))
+    of = begin_recipe(tmp_path, "prompts.per_iteration=20", *forty(tmp_path))
     model_folder(of.model(1), "m1")
     measure(of, 0, Failing([of.held_out[3].id]))
     assert len(held_out(of, 0)) == 29

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from flips import Flip, apply, contents, draw_flips, outcome
-from run_folders import begin_fork, experiment, made, model_folder, work
+from run_folders import begin_fork, bound_recipe, made, model_folder, work
 from scripted_models import reply, role_of
 
 from metareward.engines.base import ScriptedEngine
@@ -21,7 +21,7 @@ from metareward.errors import UserError
 from metareward.generation.progress import SILENT
 from metareward.method.verdict_format import READER_VERSION
 from metareward.pipeline import stages
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.loop import require_whole_run
 from metareward.pipeline.repair import repair
 from metareward.pipeline.verify import verification_text, verify
@@ -34,10 +34,10 @@ from metareward.types import Messages, Sampling
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+def begun(tmp_path_factory: pytest.TempPathFactory) -> BoundRecipe:
     """M0 is evaluated, iteration 1 has records and pairs."""
     folder = tmp_path_factory.mktemp("begun")
-    of = experiment(folder)
+    of = bound_recipe(folder)
     with of.run.lock():
         of.begin((folder / "recipe.yaml").read_text())
     work(of)
@@ -46,12 +46,12 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture
-def of(begun: Experiment, tmp_path: Path) -> Experiment:
+def of(begun: BoundRecipe, tmp_path: Path) -> BoundRecipe:
     """A copy that a test may damage."""
-    return Experiment(RunDir(Path(shutil.copytree(begun.run.path, tmp_path / "run"))), begun.recipe)
+    return BoundRecipe(RunDir(Path(shutil.copytree(begun.run.path, tmp_path / "run"))), begun.recipe)
 
 
-def problems(of: Experiment) -> dict[str, str]:
+def problems(of: BoundRecipe) -> dict[str, str]:
     return {each.name: each.problem for each in verify(of.run).findings}
 
 
@@ -60,7 +60,7 @@ def altered(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b" ")
 
 
-def change_record(of: Experiment, change: Callable[[str], str], with_checksum: bool) -> str:
+def change_record(of: BoundRecipe, change: Callable[[str], str], with_checksum: bool) -> str:
     """Change the first record of iteration 1; its key."""
     with sqlite3.connect(of.run.iteration(1).records) as connection:
         key, document = connection.execute("SELECT key, document FROM record ORDER BY key").fetchone()
@@ -81,7 +81,7 @@ def another_score(document: str) -> str:
     return json.dumps(record)
 
 
-def change_reader_version(of: Experiment, version: int | None) -> None:
+def change_reader_version(of: BoundRecipe, version: int | None) -> None:
     """As if another version of the readers had read iteration 1's records; None: one that didn't name itself."""
     folder, fields = of.run.iteration(1), of.generation_fingerprint(1)
     fields = {**fields, "judgments.reader_version": version} if version is not None else fields
@@ -96,7 +96,7 @@ def change_reader_version(of: Experiment, version: int | None) -> None:
     manifest.record(of.run, folder.summary, made_from=manifest.entry_of(folder.records).sha256)
 
 
-def test_records_that_another_version_of_the_readers_read_are_not_called_damaged(of: Experiment) -> None:
+def test_records_that_another_version_of_the_readers_read_are_not_called_damaged(of: BoundRecipe) -> None:
     change_record(of, another_score, with_checksum=True)
     change_reader_version(of, READER_VERSION + 1)
     found = verify(of.run)
@@ -110,7 +110,7 @@ def test_records_that_another_version_of_the_readers_read_are_not_called_damaged
         stages.make_pairs(of, 1)
 
 
-def test_records_without_a_reader_version_were_read_by_the_first(of: Experiment) -> None:
+def test_records_without_a_reader_version_were_read_by_the_first(of: BoundRecipe) -> None:
     before = made(of)
     change_reader_version(of, None)
     found = verify(of.run)
@@ -120,7 +120,7 @@ def test_records_without_a_reader_version_were_read_by_the_first(of: Experiment)
     assert made(of) == before
 
 
-def test_a_run_is_whole_and_reading_it_changes_nothing(of: Experiment) -> None:
+def test_a_run_is_whole_and_reading_it_changes_nothing(of: BoundRecipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in of.run.path.rglob("*") if path.is_file()}
     found = verify(of.run)
     assert not found.findings
@@ -134,7 +134,7 @@ def test_a_run_is_whole_and_reading_it_changes_nothing(of: Experiment) -> None:
 SEED = 1
 
 
-def test_every_flipped_bit_is_noticed_or_changes_nothing_that_is_used(of: Experiment) -> None:
+def test_every_flipped_bit_is_noticed_or_changes_nothing_that_is_used(of: BoundRecipe) -> None:
     before = contents(of.run)
     outcomes = Counter(outcome(of.run, flip, before) for flip in draw_flips(of.run, SEED, 25))
     print(SEED, outcomes)
@@ -144,7 +144,7 @@ def test_every_flipped_bit_is_noticed_or_changes_nothing_that_is_used(of: Experi
 
 @pytest.mark.parametrize("with_checksum", [False, True])
 def test_a_record_with_another_score_than_its_text_is_made_again_and_no_other(
-    of: Experiment, with_checksum: bool
+    of: BoundRecipe, with_checksum: bool
 ) -> None:
     before = made(of)
     key = change_record(of, another_score, with_checksum)
@@ -165,7 +165,7 @@ def test_a_record_with_another_score_than_its_text_is_made_again_and_no_other(
     assert not problems(of)
 
 
-def test_a_record_is_made_again_under_pairs_that_stay(of: Experiment) -> None:
+def test_a_record_is_made_again_under_pairs_that_stay(of: BoundRecipe) -> None:
     before, pairs = made(of), of.run.iteration(1).pairs("actor").stat().st_mtime_ns
     change_record(of, another_score, with_checksum=False)
     list(repair(of.run))
@@ -181,7 +181,7 @@ def other_reply(messages: Messages, sampling: Sampling, index: int) -> str:
     return f"{reply(messages, sampling, index)} Or so." if role_of(messages) == "actor" else "Score: 2"
 
 
-def test_what_comes_out_differently_makes_the_pairs_out_of_date(of: Experiment) -> None:
+def test_what_comes_out_differently_makes_the_pairs_out_of_date(of: BoundRecipe) -> None:
     change_record(of, another_score, with_checksum=False)
     list(repair(of.run))
     with pytest.raises(UserError, match="the pairs beside it were built from other records"):
@@ -202,7 +202,7 @@ FILES = (
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_files_that_are_altered_or_gone_are_made_again(of: Experiment, gone: bool) -> None:
+def test_files_that_are_altered_or_gone_are_made_again(of: BoundRecipe, gone: bool) -> None:
     before = made(of)
     for name in FILES:
         path = of.run.path / name
@@ -224,7 +224,7 @@ def test_files_that_are_altered_or_gone_are_made_again(of: Experiment, gone: boo
 
 
 @pytest.mark.parametrize("damage", [altered, Path.unlink])
-def test_the_recipe_is_written_again_from_what_was_given(of: Experiment, damage: Callable[[Path], None]) -> None:
+def test_the_recipe_is_written_again_from_what_was_given(of: BoundRecipe, damage: Callable[[Path], None]) -> None:
     text = of.run.resolved.read_bytes()
     damage(of.run.resolved)
     altered(of.run.manifest_copy)
@@ -239,7 +239,7 @@ def test_the_recipe_is_written_again_from_what_was_given(of: Experiment, damage:
         list(repair(of.run))
 
 
-def test_a_start_refuses_what_is_altered_and_makes_what_is_gone(of: Experiment) -> None:
+def test_a_start_refuses_what_is_altered_and_makes_what_is_gone(of: BoundRecipe) -> None:
     path = of.run.iteration(1).pairs("judge")
     path.unlink()
     require_whole_run(of.run)
@@ -249,7 +249,7 @@ def test_a_start_refuses_what_is_altered_and_makes_what_is_gone(of: Experiment) 
         require_whole_run(of.run)
 
 
-def test_a_trained_model_that_is_altered_is_never_used(of: Experiment) -> None:
+def test_a_trained_model_that_is_altered_is_never_used(of: BoundRecipe) -> None:
     model = model_folder(of.run.iteration(1).model, "m1")
     manifest.bring_up_to_date(of.run)
     apply(Flip(model / "model.safetensors", 1, 0))
@@ -260,7 +260,7 @@ def test_a_trained_model_that_is_altered_is_never_used(of: Experiment) -> None:
     assert not model.exists() and of.run.iteration(1).summary.is_file()
 
 
-def test_a_models_file_that_another_model_has_is_copied(of: Experiment) -> None:
+def test_a_models_file_that_another_model_has_is_copied(of: BoundRecipe) -> None:
     model = model_folder(of.run.iteration(1).model, "m1")
     manifest.bring_up_to_date(of.run)
     (model / "config.json").write_text("[]")
@@ -268,7 +268,7 @@ def test_a_models_file_that_another_model_has_is_copied(of: Experiment) -> None:
     assert (model / "config.json").read_text() == "{}" and not problems(of)
 
 
-def test_a_fork_is_whole_and_names_its_parent(tmp_path: Path, of: Experiment) -> None:
+def test_a_fork_is_whole_and_names_its_parent(tmp_path: Path, of: BoundRecipe) -> None:
     fork = begin_fork(tmp_path, of)
     manifest.bring_up_to_date(fork.run)
     assert json.loads(fork.run.fork.read_text())["parent_manifest"] == json.loads(of.run.manifest.read_text())["sha256"]
@@ -278,7 +278,7 @@ def test_a_fork_is_whole_and_names_its_parent(tmp_path: Path, of: Experiment) ->
         begin_fork(tmp_path, of, out="other")
 
 
-def test_a_run_of_an_earlier_version_gets_its_manifest_at_the_next_start(of: Experiment) -> None:
+def test_a_run_of_an_earlier_version_gets_its_manifest_at_the_next_start(of: BoundRecipe) -> None:
     layout = json.loads(of.run.environment.read_text()) | {"layout": 1}
     of.run.environment.write_text(json.dumps(layout))
     of.run.manifest.unlink()
@@ -289,7 +289,7 @@ def test_a_run_of_an_earlier_version_gets_its_manifest_at_the_next_start(of: Exp
     assert verify(of.run).files > 10
 
 
-def test_records_without_resolved_json_are_never_deleted(of: Experiment) -> None:
+def test_records_without_resolved_json_are_never_deleted(of: BoundRecipe) -> None:
     of.run.resolved.unlink()
     with pytest.raises(UserError, match=r"resolved.json: missing, though there are records or models here; fix:"):
         of.check()
@@ -298,7 +298,7 @@ def test_records_without_resolved_json_are_never_deleted(of: Experiment) -> None
 
 
 def test_a_start_that_was_killed_before_its_last_file_begins_anew(tmp_path: Path) -> None:
-    of = experiment(tmp_path)
+    of = bound_recipe(tmp_path)
     text = (tmp_path / "recipe.yaml").read_text()
     with of.run.lock():
         of.begin(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from run_folders import model_folder
 
 from metareward.config.schema import load_recipe
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pocket.tasks import parse_instruction
 from metareward.pocket.world import check_answer
 from metareward.storage.run_dir import RunDir
@@ -95,11 +95,11 @@ def _lead(text: str) -> int:
     return abs(second - truth) - abs(first - truth)
 
 
-def pocket_experiment(folder: Path, *changes: str) -> Experiment:
+def pocket_experiment(folder: Path, *changes: str) -> BoundRecipe:
     """A small run of the pocket world that has begun in ``folder``/run; its model's files can't be loaded."""
     model = model_folder(folder / "model", "m0")
     recipe = load_recipe("pocket", [f"model={model}", *SMALL, *changes])
-    started = Experiment(RunDir(folder / "run"), recipe)
+    started = BoundRecipe(RunDir(folder / "run"), recipe)
     with started.run.lock():
         started.begin(json.dumps(recipe.resolved()))
     return started

@@ -20,7 +20,7 @@ from metareward.method.judge import Rubric
 from metareward.method.pairs import build_pairs, of_kind
 from metareward.method.template import load_template
 from metareward.pipeline import stages
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.fork import fork_of
 from metareward.pocket.world import MODEL
 from metareward.storage.atomic import write_atomic
@@ -64,23 +64,23 @@ def write_prompts(path: Path, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def experiment(folder: Path, *changes: str, out: str = "run") -> Experiment:
-    """The experiment of the recipe with ``changes`` in ``folder``/``out``, before its start."""
+def bound_recipe(folder: Path, *changes: str, out: str = "run") -> BoundRecipe:
+    """The bound of the recipe with ``changes`` in ``folder``/``out``, before its start."""
     recipe = folder / "recipe.yaml"
-    return Experiment(
+    return BoundRecipe(
         RunDir(folder / out), load_recipe(str(recipe if recipe.is_file() else write_recipe(folder)), changes)
     )
 
 
-def begin_experiment(folder: Path, *changes: str) -> Experiment:
+def begin_recipe(folder: Path, *changes: str) -> BoundRecipe:
     """The same, started."""
-    started = experiment(folder, *changes)
+    started = bound_recipe(folder, *changes)
     with started.run.lock():
         started.begin("name: scripted\n")
     return started
 
 
-def work(of: Experiment) -> Counter[str]:
+def work(of: BoundRecipe) -> Counter[str]:
     """Evaluate M0, generate iteration 1 and build its pairs. How often each role was asked."""
     engine = ScriptedEngine(reply)
     if stages.evaluation_pending(of, 0):
@@ -91,7 +91,7 @@ def work(of: Experiment) -> Counter[str]:
     return Counter(role_of(call.messages) for call in engine.calls)
 
 
-def made(of: Experiment) -> dict[str, object]:
+def made(of: BoundRecipe) -> dict[str, object]:
     """Everything of M0 and iteration 1 that must not depend on how it was made."""
     folder, measured = of.run.iteration(1), of.run.iteration(0).evaluation
     metrics = json.loads((measured / "model.json").read_text())
@@ -104,8 +104,8 @@ def made(of: Experiment) -> dict[str, object]:
     }
 
 
-def begin_fork(folder: Path, parent: Experiment, *changes: str, out: str = "fork") -> Experiment:
-    fork = experiment(folder, *changes, out=out)
+def begin_fork(folder: Path, parent: BoundRecipe, *changes: str, out: str = "fork") -> BoundRecipe:
+    fork = bound_recipe(folder, *changes, out=out)
     with fork.run.lock():
         fork.begin("name: forked\n")
         fork_of(fork, parent.run).take_over()
@@ -139,9 +139,9 @@ def llama_folder(folder: Path, layers: int = 32, hidden: int = 4096, whole: bool
     return folder
 
 
-def bound_experiment(folder: Path, *changes: str) -> Experiment:
+def begin_with_record(folder: Path, *changes: str) -> BoundRecipe:
     """The same with a first record, so that the folder is bound to the recipe."""
-    started = begin_experiment(folder, *changes)
+    started = begin_recipe(folder, *changes)
     with RecordStore.open(started.run.iteration(1).records, {}) as store:
         store.put("p", "{}")
     return started

@@ -158,8 +158,8 @@ ADAPTER: dict[str, Callable[[Any], bool]] = {
 }
 # Settings that no trainer sees, and the tests of what they do.
 ELSEWHERE = {
-    "start": "tests/pipeline/test_experiment.py",
-    "reference": "tests/pipeline/test_experiment.py",
+    "start": "tests/pipeline/test_bound_recipe.py",
+    "reference": "tests/pipeline/test_bound_recipe.py",
     "ema_decay": "tests/training/test_average.py",
     "checkpoint_selection": "tests/training/test_checkpoints.py",
     "keep_models": "tests/pipeline/test_kept_models.py",

@@ -211,15 +211,15 @@ def plan_command(
     """Check a recipe as a run does, and estimate its cost: completions, tokens, pairs, steps, disk, memory, time."""
     from metareward.engines.device import described_machine, this_machine
     from metareward.generation.throughput import Rates
-    from metareward.pipeline.experiment import Experiment
+    from metareward.pipeline.bound_recipe import BoundRecipe
     from metareward.pipeline.plan import measured_rates, plan, plan_table
     from metareward.pipeline.preflight import check_inputs, check_machine, nodes_unknown
     from metareward.storage.run_dir import RunDir
 
     chosen, _ = _with_local_models(recipe, changes or ())
     fits = described_machine(machine) if machine else this_machine()
-    experiment = Experiment(RunDir(Path("runs") / f"plan of {chosen.name}"), chosen)  # nothing is written there
-    check_inputs(experiment, here=not fits.described)
+    bound = BoundRecipe(RunDir(Path("runs") / f"plan of {chosen.name}"), chosen)  # nothing is written there
+    check_inputs(bound, here=not fits.described)
     if measure:
         from metareward.pipeline.plan import measure_recipe
 
@@ -227,7 +227,7 @@ def plan_command(
     else:
         rates = measured_rates(RunDir(like), rate) if like else Rates(rate)
     print_rich(plan_table(plan(chosen, rates)))
-    check_machine(experiment, fits)
+    check_machine(bound, fits)
     if nodes_unknown(chosen, fits):
         print_rich(
             "the GPUs and memory of the Ray cluster's nodes aren't checked; --machine 2x8x80 checks such a cluster"

@@ -35,7 +35,7 @@ from metareward.config.yaml_file import explain, label, read_layers
 from metareward.engines.device import this_machine
 from metareward.engines.process_group import dying_with_parent
 from metareward.errors import UserError
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.report.arms import ArmFigure, ArmsReport, differences_csv, figures_csv, run_figures
 from metareward.report.write import duration
 from metareward.settings import Section, Text
@@ -87,7 +87,7 @@ class ArmRun:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to do but what `metareward run` checks of a finished run."""
-        return self.run.report.is_file() and Experiment(self.run, self.recipe).complete()
+        return self.run.report.is_file() and BoundRecipe(self.run, self.recipe).complete()
 
 
 @dataclass(frozen=True)

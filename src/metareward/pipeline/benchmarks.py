@@ -24,8 +24,8 @@ from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.usage import BENCHMARK, log_usage
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.template import with_system
+from metareward.pipeline.bound_recipe import BoundRecipe, verdict_rules
 from metareward.pipeline.engines import judge_fingerprint, open_judge
-from metareward.pipeline.experiment import Experiment, verdict_rules
 from metareward.pipeline.stages import held_out_of
 from metareward.seeds import derive
 from metareward.storage import manifest
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 class BenchmarkRun:
     """One benchmark of the recipe and M_t: whether it is due, what is pending, where its files are."""
 
-    experiment: Experiment
+    bound: BoundRecipe
     t: int
     benchmark: Benchmark
 
@@ -55,7 +55,7 @@ class BenchmarkRun:
     @property
     def folder(self) -> Path:
         """Where its files are."""
-        return self.experiment.run.iteration(self.t).evaluation / self.benchmark.name
+        return self.bound.run.iteration(self.t).evaluation / self.benchmark.name
 
     @property
     def answers(self) -> Path:
@@ -75,12 +75,12 @@ class BenchmarkRun:
     @property
     def local(self) -> Benchmark:
         """The benchmark with paths for files on the hub, which are fetched if the recipe allows it."""
-        return self.benchmark.with_local_files(self.experiment.recipe.prompts.network)
+        return self.benchmark.with_local_files(self.bound.recipe.prompts.network)
 
     @property
     def seed(self) -> int:
         """Every random choice of the benchmark follows from it; the same after each iteration."""
-        return derive(self.experiment.recipe.seed, "benchmarks", self.benchmark.name)
+        return derive(self.bound.recipe.seed, "benchmarks", self.benchmark.name)
 
     @property
     def opponent(self) -> BenchmarkRun | None:
@@ -108,7 +108,7 @@ class BenchmarkRun:
         """Whether M_t can't be measured any more, because weights that it takes are deleted."""
         if self.result.is_file():
             return False
-        deleted = weights_deleted(self.experiment.model(self.t)) and self.benchmark.asked_judge == "itself"
+        deleted = weights_deleted(self.bound.model(self.t)) and self.benchmark.asked_judge == "itself"
         opponent = self.opponent if self.t else None
         return deleted or self._cannot_answer or (opponent is not None and opponent._cannot_answer)
 
@@ -116,14 +116,14 @@ class BenchmarkRun:
     def _cannot_answer(self) -> bool:
         """Whether M_t has not answered and its weights are deleted."""
         unanswered = self.benchmark.has_requests and not self.answers.is_file()
-        return unanswered and weights_deleted(self.experiment.model(self.t))
+        return unanswered and weights_deleted(self.bound.model(self.t))
 
     @property
     def answering(self) -> bool:
         """Whether M_t answers requests: for itself, or because a later model is compared with it."""
         if not self.benchmark.has_requests:
             return False
-        later = (replace(self, t=t) for t in range(self.t + 1, self.experiment.last + 1))
+        later = (replace(self, t=t) for t in range(self.t + 1, self.bound.last + 1))
         return self.due or any(each.due and each.opponent == self for each in later)
 
     @property
@@ -146,7 +146,7 @@ class BenchmarkRun:
 
         Raises `UserError` for a file of questions that can't be read.
         """
-        recipe, benchmark = self.experiment.recipe, self.local
+        recipe, benchmark = self.bound.recipe, self.local
         if self.answering:
             yield Completions(ANSWERS, benchmark.requests().completions, recipe.answers.max_tokens)
         if self.due and benchmark.asked_judge is not None:
@@ -156,7 +156,7 @@ class BenchmarkRun:
     @property
     def grader(self) -> RubricGrader:
         """By the run's rubric and sampling, or the benchmark's own; greedy judgments are all the same, so one."""
-        judged, rubric = self.experiment.recipe.judgments, self.experiment.rubric
+        judged, rubric = self.bound.recipe.judgments, self.bound.rubric
         n = 1 if judged.temperature == 0 else rubric.different(self.benchmark.rubric_judgments)
         sampling = Sampling(judged.temperature, judged.top_p, judged.max_tokens)
         expected, rules = judged.score == "expected", verdict_rules(judged)
@@ -169,66 +169,66 @@ class BenchmarkRun:
             opponent=self.opponent._evaluated if self.opponent else None,
             first=replace(self, t=0)._evaluated,
             folder=self.folder,
-            verdicts=self.experiment.run.verdicts / self.benchmark.name,
-            prompts=self.experiment.held_out,
-            rubric=self.experiment.rubric,
+            verdicts=self.bound.run.verdicts / self.benchmark.name,
+            prompts=self.bound.held_out,
+            rubric=self.bound.rubric,
             grader=self.grader,
-            oracle=self.experiment.oracle,
+            oracle=self.bound.oracle,
             judge=judge,
             seed=self.seed,
         )
 
     @property
     def _evaluated(self) -> EvaluatedModel:
-        return EvaluatedModel(self.model, self.answers, partial(held_out_of, self.experiment, self.t))
+        return EvaluatedModel(self.model, self.answers, partial(held_out_of, self.bound, self.t))
 
 
-def benchmark_runs(experiment: Experiment, t: int) -> tuple[BenchmarkRun, ...]:
+def benchmark_runs(bound: BoundRecipe, t: int) -> tuple[BenchmarkRun, ...]:
     """Every benchmark of the recipe, with M_t."""
-    return tuple(BenchmarkRun(experiment, t, benchmark) for benchmark in experiment.recipe.benchmarks)
+    return tuple(BenchmarkRun(bound, t, benchmark) for benchmark in bound.recipe.benchmarks)
 
 
-def _pending(experiment: Experiment) -> Iterator[BenchmarkRun]:
+def _pending(bound: BoundRecipe) -> Iterator[BenchmarkRun]:
     """Every benchmark of every model with something to do."""
-    every = (each for t in range(experiment.last + 1) for each in benchmark_runs(experiment, t))
+    every = (each for t in range(bound.last + 1) for each in benchmark_runs(bound, t))
     return (each for each in every if each.pending_answers or each.pending_result)
 
 
-def pending(experiment: Experiment) -> bool:
+def pending(bound: BoundRecipe) -> bool:
     """Whether a benchmark has something to do with any model."""
-    return next(_pending(experiment), None) is not None
+    return next(_pending(bound), None) is not None
 
 
-def check(experiment: Experiment) -> None:
+def check(bound: BoundRecipe) -> None:
     """Read every file that is needed yet, and write nothing. Raises `UserError` for one that can't be read.
 
     Judges are looked at without opening them: a server needn't be up before it is asked.
     """
-    every = [each for t in range(experiment.last + 1) for each in benchmark_runs(experiment, t)]
+    every = [each for t in range(bound.last + 1) for each in benchmark_runs(bound, t)]
     for each in (each for each in every if each._chosen and not each.due):
         name = each.benchmark.name
         _LOG.warning("benchmarks.%s: %s isn't measured: weights that it needs are deleted", name, each.model)
-    for each in {each.benchmark.name: each for each in _pending(experiment)}.values():
+    for each in {each.benchmark.name: each for each in _pending(bound)}.values():
         for name, reader in each.local.files():
             reader(Path(name))
         if each.benchmark.asked_judge is not None:
             judge_fingerprint(each.benchmark.asked_judge)
 
 
-def needs_model(experiment: Experiment, t: int) -> bool:
+def needs_model(bound: BoundRecipe, t: int) -> bool:
     """Whether a benchmark has something to ask M_t."""
-    return any(each.needs_model for each in benchmark_runs(experiment, t))
+    return any(each.needs_model for each in benchmark_runs(bound, t))
 
 
-async def ask_model(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
+async def ask_model(bound: BoundRecipe, t: int, engine: Engine, progress: Progress) -> None:
     """M_t answers, and judges where it is the judge itself. ``engine`` stays open."""
-    pending = [each for each in benchmark_runs(experiment, t) if each.needs_model]
+    pending = [each for each in benchmark_runs(bound, t) if each.needs_model]
     if not pending:
         return
-    reasoning, extra = experiment.settings(1).reasoning, experiment.recipe.judgments.max_tokens
+    reasoning, extra = bound.settings(1).reasoning, bound.recipe.judgments.max_tokens
     actor = _SharedEngine(engine if reasoning is None else StripReasoning(engine, reasoning))
     judge = _SharedEngine(engine if reasoning is None else StripReasoning(engine, reasoning, extra))
-    with timed(experiment.run, t, _STAGE):
+    with timed(bound.run, t, _STAGE):
         for each in pending:
             if each.pending_answers:
                 await answer(each, actor, progress)
@@ -236,7 +236,7 @@ async def ask_model(experiment: Experiment, t: int, engine: Engine, progress: Pr
                 await _score(each, JudgeSpec(each.model, judge.opened, each.seed, progress))
 
 
-async def ask_others(experiment: Experiment, t: int, progress: Progress) -> None:
+async def ask_others(bound: BoundRecipe, t: int, progress: Progress) -> None:
     """Score the rest: from what is stored, and with judges that have other engines.
 
     A judge that can't be asked doesn't stop the run: its results stay pending, and the next start asks it again.
@@ -244,12 +244,12 @@ async def ask_others(experiment: Experiment, t: int, progress: Progress) -> None
 
     async def open_logged(name: str) -> Engine | Judge:
         judge = await open_judge(name)
-        return judge if isinstance(judge, Judge) else log_usage(experiment.run, f"judge {name}", judge)
+        return judge if isinstance(judge, Judge) else log_usage(bound.run, f"judge {name}", judge)
 
-    pending = [each for each in benchmark_runs(experiment, t) if each.pending_result]
+    pending = [each for each in benchmark_runs(bound, t) if each.pending_result]
     if not pending:
         return
-    with timed(experiment.run, t, _STAGE):
+    with timed(bound.run, t, _STAGE):
         for each in pending:
             name = each.benchmark.asked_judge
             if name is None:
@@ -287,7 +287,7 @@ async def answer(run: BenchmarkRun, engine: Engine, progress: Progress) -> None:
     be read, and when M_t answered nothing.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    requests, recipe = run.local.requests(), run.experiment.recipe
+    requests, recipe = run.local.requests(), run.bound.recipe
     sampling = Sampling(requests.temperature, recipe.answers.top_p, recipe.answers.max_tokens)
     client = JudgeClient(engine, run.model, run.folder / "answers.sqlite", run.seed, progress=progress)
 
@@ -305,7 +305,7 @@ async def answer(run: BenchmarkRun, engine: Engine, progress: Progress) -> None:
         return {"turns": replies}
 
     settings: dict[str, object] = {
-        "model": fingerprint_model(run.experiment.model(run.t)),
+        "model": fingerprint_model(run.bound.model(run.t)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
@@ -319,15 +319,15 @@ async def answer(run: BenchmarkRun, engine: Engine, progress: Progress) -> None:
         raise UserError(f"benchmarks.{run.benchmark.name}: {run.model} answered none of the questions")
     prompts = [prompt for prompt in requests.prompts if prompt.id in turns]
     write_atomic(run.answers, run.benchmark.answers_text(run.model, prompts, [turns[each.id] for each in prompts]))
-    manifest.record(run.experiment.run, run.answers, run.folder / "answers.sqlite")
+    manifest.record(run.bound.run, run.answers, run.folder / "answers.sqlite")
 
 
 async def _score(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     """Write the results."""
     run.folder.mkdir(parents=True, exist_ok=True)
     used = [run.folder] if run.opponent is None else [run.folder, run.opponent.folder]
-    manifest.require_whole(run.experiment.run, *used)
-    with manifest.changing(run.experiment.run, run.folder, run.experiment.run.verdicts / run.benchmark.name):
+    manifest.require_whole(run.bound.run, *used)
+    with manifest.changing(run.bound.run, run.folder, run.bound.run.verdicts / run.benchmark.name):
         await _write_result(run, judge)
 
 
@@ -339,19 +339,19 @@ async def _write_result(run: BenchmarkRun, judge: JudgeSpec | None) -> None:
     if incomplete is not None:
         _mark_pending(run, incomplete)
     found = {**names, **run.benchmark.facts(inputs), "results": results}
-    run.experiment.run.report.unlink(missing_ok=True)  # it would lack these results
+    run.bound.run.report.unlink(missing_ok=True)  # it would lack these results
     write_atomic(run.result, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if incomplete is None:
         run.pending.unlink(missing_ok=True)
     seconds = round(time.monotonic() - started, 1)
-    log_event(run.experiment.run, BENCHMARK, name=run.benchmark.name, model=run.model, seconds=seconds)
+    log_event(run.bound.run, BENCHMARK, name=run.benchmark.name, model=run.model, seconds=seconds)
 
 
 def _mark_pending(run: BenchmarkRun, reason: str) -> None:
     """Say why the judge is asked again by the next start."""
     run.folder.mkdir(parents=True, exist_ok=True)
     found = {"benchmark": run.benchmark.name, "model": run.model, "reason": reason}
-    run.experiment.run.report.unlink(missing_ok=True)
+    run.bound.run.report.unlink(missing_ok=True)
     write_atomic(run.pending, json.dumps(found, ensure_ascii=False) + "\n")
     _LOG.warning(
         "benchmarks.%s: not all of %s is judged: %s; the run goes on, and its next start asks the judge again",

@@ -118,7 +118,7 @@ def shown(value: object) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON file that `Experiment.begin` wrote. Raises `UserError` if it is damaged."""
+    """A JSON file that `BoundRecipe.begin` wrote. Raises `UserError` if it is damaged."""
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:

@@ -27,8 +27,8 @@ from metareward.generation.progress import Progress
 from metareward.method.scores import mean, valid_scores
 from metareward.method.stats import spearman
 from metareward.pipeline import stages
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.engines import OpenModel, open_engine, open_judge_engine
-from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
@@ -39,77 +39,75 @@ from metareward.training.checkpoints import epoch_checkpoint, promote_epoch, sel
 from metareward.training.config import DpoJob
 
 
-async def select_checkpoint(
-    experiment: Experiment, t: int, progress: Progress, open_own: OpenModel = open_engine
-) -> None:
+async def select_checkpoint(bound: BoundRecipe, t: int, progress: Progress, open_own: OpenModel = open_engine) -> None:
     """Make the selected epoch M_t; does nothing if M_t exists or the recipe selects nothing. Raises `UserError`.
 
     ``open_own`` opens the engine of each epoch.
     """
-    settings = experiment.recipe.training.checkpoint_selection
+    settings = bound.recipe.training.checkpoint_selection
     if settings.metric is None:
         return
-    job = stages.training_job(experiment, t)
+    job = stages.training_job(bound, t)
     if not job.output.is_dir():
-        with timed(experiment.run, t, "choosing"):
+        with timed(bound.run, t, "choosing"):
             epochs = range(1, job.settings.last_epoch + 1)
-            metrics = {epoch: await _epoch_metrics(experiment, t, job, epoch, progress, open_own) for epoch in epochs}
-        before = json.loads(stages.evaluation_result(experiment, t - 1).read_text(encoding="utf-8"))["metrics"]
+            metrics = {epoch: await _epoch_metrics(bound, t, job, epoch, progress, open_own) for epoch in epochs}
+        before = json.loads(stages.evaluation_result(bound, t - 1).read_text(encoding="utf-8"))["metrics"]
         selected = select_epoch(metrics, settings, _means(before))
-        log_event(experiment.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
-        manifest.require_whole(experiment.run, job.product)
+        log_event(bound.run, "chosen", model=f"M{t}", epoch=selected.epoch, why=selected.reason)
+        manifest.require_whole(bound.run, job.product)
         promote_epoch(job, selected.epoch, keep_all=True)
-        manifest.forget(experiment.run, epoch_checkpoint(job, selected.epoch))
-        manifest.record(experiment.run, job.output)
+        manifest.forget(bound.run, epoch_checkpoint(job, selected.epoch))
+        manifest.record(bound.run, job.output)
     if not settings.keep_all:
-        manifest.forget(experiment.run, job.product)
+        manifest.forget(bound.run, job.product)
         shutil.rmtree(job.product, ignore_errors=True)
 
 
 async def _epoch_metrics(
-    experiment: Experiment, t: int, job: DpoJob, epoch: int, progress: Progress, open_own: OpenModel
+    bound: BoundRecipe, t: int, job: DpoJob, epoch: int, progress: Progress, open_own: OpenModel
 ) -> Mapping[str, float]:
     """The metrics of one epoch, from the file of an earlier start if there is one."""
-    checkpoint, folder = epoch_checkpoint(job, epoch), experiment.run.iteration(t).evaluation
+    checkpoint, folder = epoch_checkpoint(job, epoch), bound.run.iteration(t).evaluation
     result = folder / f"epoch-{epoch}.json"
     if result.is_file():
-        manifest.require_whole(experiment.run, result)
+        manifest.require_whole(bound.run, result)
         return dict(json.loads(result.read_text(encoding="utf-8")))
-    manifest.require_whole(experiment.run, checkpoint)
+    manifest.require_whole(bound.run, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
-    anchors = stages.anchors_by_prompt(experiment)
-    prompts = tuple(prompt for prompt in experiment.held_out if prompt.id in anchors)
-    settings, meta_pairs = experiment.evaluation_settings(), experiment.recipe.evaluation.meta_pairs
+    anchors = stages.anchors_by_prompt(bound)
+    prompts = tuple(prompt for prompt in bound.held_out if prompt.id in anchors)
+    settings, meta_pairs = bound.evaluation_settings(), bound.recipe.evaluation.meta_pairs
     fingerprint = {"model": fingerprint_model(checkpoint), "iteration": t}
-    engine = await open_own(experiment.recipe.engine, checkpoint, t, experiment.run.iteration(t).path)
+    engine = await open_own(bound.recipe.engine, checkpoint, t, bound.run.iteration(t).path)
     try:
         with RecordStore.open(folder / f"epoch-{epoch}.sqlite", fingerprint) as store:
             outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress)
-            stages.check_failed_prompts(experiment, f"choosing an epoch of M{t}", outcome)
+            stages.check_failed_prompts(bound, f"choosing an epoch of M{t}", outcome)
             records = held_out_records(store)
     finally:
         await engine.aclose()
-    metrics = own_metrics(experiment, records) | await _judge_metrics(experiment, records, progress)
+    metrics = own_metrics(bound, records) | await _judge_metrics(bound, records, progress)
     write_atomic(result, json.dumps(metrics, indent=2) + "\n")
-    manifest.record(experiment.run, result, result.with_suffix(".sqlite"))
+    manifest.record(bound.run, result, result.with_suffix(".sqlite"))
     return metrics
 
 
-def own_metrics(experiment: Experiment, records: Sequence[HeldOut]) -> dict[str, float]:
+def own_metrics(bound: BoundRecipe, records: Sequence[HeldOut]) -> dict[str, float]:
     """All metrics that need no other judge."""
-    anchors, seed = stages.anchors_by_prompt(experiment), derive(experiment.recipe.seed, "intervals")
+    anchors, seed = stages.anchors_by_prompt(bound), derive(bound.recipe.seed, "intervals")
     names = {"itself": "win_rate", "oracle": "oracle_win_rate"}
-    win_rates = held_out_win_rates(records, {"M0": tuple(anchors.values())}, experiment.oracle, seed)
-    metrics = _means(held_out_metrics(records, anchors, experiment.oracle, seed))
+    win_rates = held_out_win_rates(records, {"M0": tuple(anchors.values())}, bound.oracle, seed)
+    metrics = _means(held_out_metrics(records, anchors, bound.oracle, seed))
     return metrics | {names[each.judge]: each.win_rate for each in win_rates}
 
 
-async def _judge_metrics(experiment: Experiment, records: Sequence[HeldOut], progress: Progress) -> dict[str, float]:
+async def _judge_metrics(bound: BoundRecipe, records: Sequence[HeldOut], progress: Progress) -> dict[str, float]:
     """The metrics of the judge named in the recipe; none if no judge is named."""
-    name, seed = experiment.recipe.training.checkpoint_selection.judge, experiment.recipe.seed
+    name, seed = bound.recipe.training.checkpoint_selection.judge, bound.recipe.seed
     if name is None:
         return {}
-    settings = replace(experiment.evaluation_settings(), seed=derive(seed, "choosing"))
+    settings = replace(bound.evaluation_settings(), seed=derive(seed, "choosing"))
     judge = await open_judge_engine(name)
 
     async def rejudge(record: HeldOut) -> HeldOut:

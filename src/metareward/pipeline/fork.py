@@ -20,8 +20,8 @@ from metareward.config.schema import Recipe, load_recipe
 from metareward.errors import UserError
 from metareward.evaluation.worlds import WORLDS
 from metareward.pipeline import stages
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.changes import CHANGEABLE, differences, measurements, read_json, shared_part
-from metareward.pipeline.experiment import Experiment
 from metareward.report.facts import evaluated_digest
 from metareward.storage import manifest
 from metareward.storage.atomic import copy_dir, write_atomic, write_errors
@@ -34,12 +34,12 @@ from metareward.training.config import DpoJob
 from metareward.training.lineage import adapter_base, other_identity, read_lineage, start_and_reference
 
 
-def fork_of(experiment: Experiment, parent: RunDir) -> Fork:
-    """The fork of ``parent`` that ``experiment`` is to be. Raises `UserError` when that is no run, or the same one."""
+def fork_of(bound: BoundRecipe, parent: RunDir) -> Fork:
+    """The fork of ``parent`` that ``bound`` is to be. Raises `UserError` when that is no run, or the same one."""
     parent.require()
-    if experiment.run.path.resolve() == parent.path.resolve():
+    if bound.run.path.resolve() == parent.path.resolve():
         raise UserError(f"--from {parent.path}: the fork needs a folder of its own; fix: name one with --out")
-    return Fork(experiment, parent, load_recipe(str(parent.resolved)))
+    return Fork(bound, parent, load_recipe(str(parent.resolved)))
 
 
 def require_parent(run: RunDir, parent: Path) -> None:
@@ -56,7 +56,7 @@ def require_parent(run: RunDir, parent: Path) -> None:
 class Fork:
     """Takes results over from ``parent``, whose recipe is ``before``, and records what was reused."""
 
-    experiment: Experiment
+    bound: BoundRecipe
     parent: RunDir
     before: Recipe
     reused: dict[str, list[str]] = field(default_factory=dict)  # by iteration, such as "iteration 1"
@@ -64,12 +64,12 @@ class Fork:
 
     def take_over(self) -> None:
         """Copy what is the same, write what that is, and log it. The fork's folder must be locked and begun."""
-        for t in range(self.experiment.last + 1):
+        for t in range(self.bound.last + 1):
             if t and not self._take_training(t):
                 break
             self._take_evaluation(t)
-        parent, here = self.parent, self.experiment.run
-        changed = differences(flatten(self.before.resolved()), flatten(self.experiment.recipe.resolved()))
+        parent, here = self.parent, self.bound.run
+        changed = differences(flatten(self.before.resolved()), flatten(self.bound.recipe.resolved()))
         found = {
             "parent": Path(os.path.relpath(parent.path, here.path)).as_posix(),
             "parent_name": self.before.name,
@@ -96,8 +96,8 @@ class Fork:
         """``what`` of iteration ``t`` is taken over; ``seconds``: the stages that it took."""
         self.reused.setdefault(f"iteration {t}", []).append(what)
         spent = stage_seconds(self.parent, t)
-        now = stage_seconds(self.experiment.run, t) | {stage: spent[stage] for stage in seconds if stage in spent}
-        write_atomic(self.experiment.run.iteration(t).seconds, json.dumps(now) + "\n")
+        now = stage_seconds(self.bound.run, t) | {stage: spent[stage] for stage in seconds if stage in spent}
+        write_atomic(self.bound.run.iteration(t).seconds, json.dumps(now) + "\n")
 
     def _note_anew(self, t: int, what: str, why: list[str]) -> None:
         self.anew.setdefault(f"iteration {t}", []).append(f"{what}: {', '.join(why)}")
@@ -109,12 +109,12 @@ class Fork:
         return self._take_records(t) and self._take_pairs(t) and self._take_model(t)
 
     def _take_records(self, t: int) -> bool:
-        theirs, ours = self.parent.iteration(t), self.experiment.run.iteration(t)
+        theirs, ours = self.parent.iteration(t), self.bound.run.iteration(t)
         if not theirs.records.is_file():
             self._note_anew(t, "records", ["the parent has none"])
             return False
         with RecordStore.read(theirs.records) as store:
-            changed = store.differences(self.experiment.generation_fingerprint(t))
+            changed = store.differences(self.bound.generation_fingerprint(t))
             count = len(store.keys())
         shared = shared_part(changed)
         if shared is None or not count:
@@ -133,11 +133,11 @@ class Fork:
         return True
 
     def _take_pairs(self, t: int) -> bool:
-        theirs, ours = self.parent.iteration(t), self.experiment.run.iteration(t)
+        theirs, ours = self.parent.iteration(t), self.bound.run.iteration(t)
         if t not in self.before.iterations or not theirs.summary.is_file():
             self._note_anew(t, "pairs", ["the parent has none"])
             return False
-        before, now = (_pairs_inputs(each, t) for each in (self.before, self.experiment.recipe))
+        before, now = (_pairs_inputs(each, t) for each in (self.before, self.bound.recipe))
         if before != now:
             self._note_anew(t, "pairs", differences(before, now))
             return False
@@ -149,18 +149,18 @@ class Fork:
         return True
 
     def _take_model(self, t: int) -> bool:
-        folder, model = self.parent.iteration(t).model, self.experiment.model(t)
+        folder, model = self.parent.iteration(t).model, self.bound.model(t)
         if not folder.is_dir():
             self._note_anew(t, "model", ["the parent has none"])
             return False
         if weights_deleted(folder):
             self._note_anew(t, "model", ["the parent's weights are deleted (training.keep_models)"])
             return False
-        self.experiment.make_reference(t)
-        job, lineage = stages.training_job(self.experiment, t), read_lineage(folder)
+        self.bound.make_reference(t)
+        job, lineage = stages.training_job(self.bound, t), read_lineage(folder)
         other = other_identity(lineage, job)
-        changed = differences(*(_training_inputs(each, t) for each in (self.before, self.experiment.recipe)))
-        selects = self.experiment.recipe.training.checkpoint_selection.metric is not None
+        changed = differences(*(_training_inputs(each, t) for each in (self.before, self.bound.recipe)))
+        selects = self.bound.recipe.training.checkpoint_selection.metric is not None
         if selects and f"evaluation of M{t - 1}" not in self.reused.get(f"iteration {t - 1}", ()):
             changed.append("training.checkpoint_selection selects by another evaluation")
         if changed or other:
@@ -185,40 +185,40 @@ class Fork:
     # --- evaluation, benchmarks ---
 
     def _take_evaluation(self, t: int) -> None:
-        theirs, ours = self.parent.iteration(t).evaluation, self.experiment.run.iteration(t).evaluation
+        theirs, ours = self.parent.iteration(t).evaluation, self.bound.run.iteration(t).evaluation
         if not (theirs / "records.sqlite").is_file():
             self._note_anew(t, "evaluation", ["the parent has none"])
             return
         with RecordStore.read(theirs / "records.sqlite") as store:
-            changed = store.differences(self.experiment.evaluation_fingerprint(t))
+            changed = store.differences(self.bound.evaluation_fingerprint(t))
         if changed:
             self._note_anew(t, "evaluation", _named(changed))
             return
         ours.mkdir(parents=True, exist_ok=True)
         if not (ours / "records.sqlite").is_file():
             snapshot(theirs / "records.sqlite", ours / "records.sqlite")
-        before, now = (_figures_inputs(each, t) for each in (self.before, self.experiment.recipe))
+        before, now = (_figures_inputs(each, t) for each in (self.before, self.bound.recipe))
         if before == now and (theirs / "model.json").is_file():
             manifest.require_whole(self.parent, theirs / "model.json")
             write_atomic(ours / "model.json", _bytes(theirs / "model.json"))
         self._note_reused(t, f"evaluation of M{t}", "evaluating")
-        for benchmark in self.experiment.recipe.benchmarks:
+        for benchmark in self.bound.recipe.benchmarks:
             self._take_benchmark(t, benchmark.name)
 
     def _take_benchmark(self, t: int, name: str) -> None:
-        theirs, ours = self.parent.iteration(t).evaluation / name, self.experiment.run.iteration(t).evaluation / name
+        theirs, ours = self.parent.iteration(t).evaluation / name, self.bound.run.iteration(t).evaluation / name
         if not theirs.is_dir():
             return
         before, now = (
             _benchmark_inputs(recipe, read_json(run.inputs), name)
-            for recipe, run in ((self.before, self.parent), (self.experiment.recipe, self.experiment.run))
+            for recipe, run in ((self.before, self.parent), (self.bound.recipe, self.bound.run))
         )
         if before != now:
             self._note_anew(t, f"benchmark {name}", differences(before, now))
             return
         manifest.require_whole(self.parent, theirs)
         _copy_results(theirs, ours)
-        _copy_results(self.parent.verdicts / name, self.experiment.run.verdicts / name)
+        _copy_results(self.parent.verdicts / name, self.bound.run.verdicts / name)
         self._note_reused(t, f"benchmark {name}", "benchmarks")
 
 

@@ -45,7 +45,7 @@ from metareward.method.criteria import names_criteria
 from metareward.method.diagnostics import Compared, scores_by_index
 from metareward.method.judge_health import Judged, readable_judgments, verdict_figures
 from metareward.method.scores import answer_scores
-from metareward.pipeline.experiment import Experiment, most_tokens
+from metareward.pipeline.bound_recipe import BoundRecipe, most_tokens
 from metareward.report.facts import read_judge_check
 from metareward.seeds import derive
 from metareward.storage import manifest
@@ -66,32 +66,32 @@ def check_recipe(recipe: Recipe, progress: Progress) -> JudgeCheck:
     Raises `UserError` for a missing model or a bad file of pairs, `EngineError` if the engine fails.
     """
 
-    async def check(experiment: Experiment) -> JudgeCheck:
-        engine = await experiment.engine(0)
+    async def check(bound: BoundRecipe) -> JudgeCheck:
+        engine = await bound.engine(0)
         try:
-            return await check_judge(experiment, engine, progress)
+            return await check_judge(bound, engine, progress)
         finally:
             await engine.aclose()
 
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(RunDir(Path(folder)), recipe)
-        fingerprint_model(experiment.model(0))  # one line for a missing model, before the engine starts
-        experiment.settings(1)
+        bound = BoundRecipe(RunDir(Path(folder)), recipe)
+        fingerprint_model(bound.model(0))  # one line for a missing model, before the engine starts
+        bound.settings(1)
         if recipe.prompts.source in WORLDS:
             WORLDS[recipe.prompts.source].check()
         if recipe.judge_check.pairs is not None:
-            _file_pairs(experiment)
-        return asyncio.run(check(experiment))
+            _file_pairs(bound)
+        return asyncio.run(check(bound))
 
 
-async def check_judge(experiment: Experiment, engine: Engine, progress: Progress) -> JudgeCheck:
+async def check_judge(bound: BoundRecipe, engine: Engine, progress: Progress) -> JudgeCheck:
     """The recipe's judge on the recipe's pairs; ``engine`` runs M0."""
-    began, recipe = time.monotonic(), experiment.recipe
-    seed, settings = derive(recipe.seed, "judge check"), experiment.settings(1)
+    began, recipe = time.monotonic(), bound.recipe
+    seed, settings = derive(recipe.seed, "judge check"), bound.settings(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, pairs, answered = await _pairs(experiment, engine, folder, progress)
-        judged = await _judge(experiment, engine, pairs, folder, progress)
+        source, pairs, answered = await _pairs(bound, engine, folder, progress)
+        judged = await _judge(bound, engine, pairs, folder, progress)
     scored = _scored(pairs, judged, settings.min_valid)
     longer, shorter = length_figures(pairs, seed)
     everything = [(record, answer) for record in judged for answer in record.anchors_K]
@@ -138,22 +138,22 @@ def _compares(recipe: Recipe) -> bool:
     return any(recipe.runs_meta_judge(t) for t in recipe.iterations)
 
 
-def _file_pairs(experiment: Experiment) -> tuple[Pair, ...]:
-    section, seed = experiment.recipe.judge_check, derive(experiment.recipe.seed, "judge check")
+def _file_pairs(bound: BoundRecipe) -> tuple[Pair, ...]:
+    section, seed = bound.recipe.judge_check, derive(bound.recipe.seed, "judge check")
     return pairs_to_check(Path(str(section.pairs)), section.count, seed)
 
 
 async def _pairs(
-    experiment: Experiment, engine: Engine, folder: Path, progress: Progress
+    bound: BoundRecipe, engine: Engine, folder: Path, progress: Progress
 ) -> tuple[str, tuple[Pair, ...], Sequence[Candidate]]:
     """Where the pairs are from, the pairs, and the answers that were written for them."""
-    recipe, oracle = experiment.recipe, experiment.oracle
+    recipe, oracle = bound.recipe, bound.oracle
     section, seed = recipe.judge_check, derive(recipe.seed, "judge check")
     if section.pairs is not None:
-        return section.pairs, _file_pairs(experiment), ()
+        return section.pairs, _file_pairs(bound), ()
     if oracle is None:
         return "the package's pairs", packaged_pairs()[: section.count // 2 * 2], ()
-    settings = replace(experiment.settings(1), n=0, judge=None, reward=None, meta_judge=False, seed=seed)
+    settings = replace(bound.settings(1), n=0, judge=None, reward=None, meta_judge=False, seed=seed)
     prompts = WORLDS[recipe.prompts.source].draw_prompts(section.count, seed)
     with RecordStore.open(folder / "answers.sqlite", {}) as store:
         await annotate_prompts(engine, prompts, settings, store, progress)
@@ -163,11 +163,11 @@ async def _pairs(
 
 
 async def _judge(
-    experiment: Experiment, engine: Engine, pairs: Sequence[Pair], folder: Path, progress: Progress
+    bound: BoundRecipe, engine: Engine, pairs: Sequence[Pair], folder: Path, progress: Progress
 ) -> tuple[HeldOut, ...]:
     """The judgments of both answers of every pair, and where the meta-judge is used two of them compared."""
-    recipe = experiment.recipe
-    settings = replace(experiment.settings(1), seed=derive(recipe.seed, "judge check", "judging"))
+    recipe = bound.recipe
+    settings = replace(bound.settings(1), seed=derive(recipe.seed, "judge check", "judging"))
     compares = _compares(recipe)
     by_id = {pair.item.id: pair for pair in pairs}
 
@@ -215,17 +215,17 @@ def _compared(judged: Sequence[HeldOut]) -> Iterator[Compared]:
 # --- in a run ---
 
 
-async def check_before_first(experiment: Experiment, engine: Engine, progress: Progress) -> None:
+async def check_before_first(bound: BoundRecipe, engine: Engine, progress: Progress) -> None:
     """Check the judge once before iteration 1, if the recipe says so, and write the result.
 
     Raises `JudgeHealthError` where the recipe stops for a judge that doesn't beat length alone, as long as iteration 1
     is not paid for.
     """
-    run, section = experiment.run, experiment.recipe.judge_check
-    if check_is_settled(experiment):
+    run, section = bound.run, bound.recipe.judge_check
+    if check_is_settled(bound):
         return
     if not run.judge_check.is_file():
-        found = await check_judge(experiment, engine, progress)
+        found = await check_judge(bound, engine, progress)
         write_atomic(run.judge_check, json.dumps(asdict(found), indent=2) + "\n")
         manifest.record(run, run.judge_check)
         log_event(run, "judge check", beats_length=found.beats_length, finding=found.finding)
@@ -244,9 +244,9 @@ async def check_before_first(experiment: Experiment, engine: Engine, progress: P
     )
 
 
-def check_is_settled(experiment: Experiment) -> bool:
+def check_is_settled(bound: BoundRecipe) -> bool:
     """Whether nothing is left to check: no check is asked for, it is done, or iteration 1 is paid for."""
-    run, action = experiment.run, experiment.recipe.judge_check.action
+    run, action = bound.run, bound.recipe.judge_check.action
     if action is None or run.iteration(1).summary.is_file():
         return True
     return run.judge_check.is_file() and action != "stop"

@@ -28,7 +28,7 @@ from metareward.method.judge_health import (
     verdict_figures,
 )
 from metareward.method.scores import mean, valid_scores
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.report.facts import read_figures, read_health
 from metareward.storage import manifest
 from metareward.storage.atomic import write_atomic
@@ -43,34 +43,34 @@ _FIRST_PROMPTS = (32, 64, 128)  # an iteration is checked when so many prompts a
 
 
 def figures_of_records(
-    experiment: Experiment, t: int, records: Sequence[PromptRecord], pairs: Sequence[PreferencePair]
+    bound: BoundRecipe, t: int, records: Sequence[PromptRecord], pairs: Sequence[PreferencePair]
 ) -> dict[str, Figure]:
     """The figures of iteration ``t``'s records and pairs."""
-    oracle, recipe = experiment.oracle, experiment.recipe
+    oracle, recipe = bound.oracle, bound.recipe
     truth = oracle.answer_score if oracle is not None else None
     judge_pairs = recipe.runs_meta_judge(t)
-    return record_figures(records, pairs, _scale(experiment), recipe.judgments.min_valid, judge_pairs, truth)
+    return record_figures(records, pairs, _scale(bound), recipe.judgments.min_valid, judge_pairs, truth)
 
 
 def figures_of_evaluation(
-    experiment: Experiment, t: int, records: Sequence[HeldOut], anchors: Mapping[str, HeldOut]
+    bound: BoundRecipe, t: int, records: Sequence[HeldOut], anchors: Mapping[str, HeldOut]
 ) -> dict[str, Figure]:
     """The figures of M_t on the held-out prompts; ``anchors`` are M_0's records by prompt id.
 
     They are without the judge's if a reward replaces it, and without the meta-judge's if no later iteration asks it.
     """
     found: dict[str, Figure] = {}
-    if experiment.recipe.reward is None:
+    if bound.recipe.reward is None:
         given = [(record.prompt, answer) for record in records for answer in anchors[record.prompt.id].own]
         scores = {(prompt.id, answer.index): valid_scores(answer) for prompt, answer in given}
         means = {key: mean(values) for key, values in scores.items() if values}
-        later = range(t + 1, experiment.last + 1)
+        later = range(t + 1, bound.last + 1)
         found = evaluation_figures(
-            own=_judged(experiment, ((each.prompt, answer) for each in records for answer in each.own)),
-            anchors=_judged(experiment, ((r.prompt, a) for r in records for a in r.anchors_K), means) if t else (),
-            first=_judged(experiment, given) if t else (),
-            compared=_compared(records, anchors) if any(map(experiment.recipe.runs_meta_judge, later)) else (),
-            scale=_scale(experiment),
+            own=_judged(bound, ((each.prompt, answer) for each in records for answer in each.own)),
+            anchors=_judged(bound, ((r.prompt, a) for r in records for a in r.anchors_K), means) if t else (),
+            first=_judged(bound, given) if t else (),
+            compared=_compared(records, anchors) if any(map(bound.recipe.runs_meta_judge, later)) else (),
+            scale=_scale(bound),
         )
     lengths = [
         (record.prompt.id, len(own.text), len(first.text))
@@ -81,13 +81,13 @@ def figures_of_evaluation(
     return found if growth is None else {**found, "answer_length": growth}
 
 
-def _scale(experiment: Experiment) -> Scale:
-    judgments = experiment.recipe.judgments
+def _scale(bound: BoundRecipe) -> Scale:
+    judgments = bound.recipe.judgments
     return Scale(judgments.min_score, judgments.max_score)
 
 
 def _judged(
-    experiment: Experiment,
+    bound: BoundRecipe,
     answers: Iterable[tuple[Prompt, Candidate]],
     reference: Mapping[tuple[str, int], float] | None = None,
 ) -> tuple[Judged, ...]:
@@ -95,7 +95,7 @@ def _judged(
 
     Answers that the reference has no score of are left out.
     """
-    oracle = experiment.oracle
+    oracle = bound.oracle
     return tuple(
         Judged(
             prompt.id,
@@ -121,25 +121,25 @@ def _compared(records: Iterable[HeldOut], anchors: Mapping[str, HeldOut]) -> Ite
 # --- gates ---
 
 
-def check_health(experiment: Experiment) -> None:
+def check_health(bound: BoundRecipe) -> None:
     """Check the gates on all figures so far, write and log the results; raise `JudgeHealthError` if one stops the run.
 
     A gate stops a run only as long as the stage that follows is not paid for. Later, the results stay as they were.
     """
-    written = {(check.stage, check.iteration): check for check in read_health(experiment.run)}
+    written = {(check.stage, check.iteration): check for check in read_health(bound.run)}
     checks = []
-    for check in _checks(experiment):
+    for check in _checks(bound):
         earlier = written.get((check.stage, check.iteration))
-        checks.append(earlier if earlier is not None and _is_paid(experiment, check) else check)
-    _write(experiment, checks)
-    _stop(experiment, [check for check in checks if not _is_paid(experiment, check)])
+        checks.append(earlier if earlier is not None and _is_paid(bound, check) else check)
+    _write(bound, checks)
+    _stop(bound, [check for check in checks if not _is_paid(bound, check)])
 
 
-def _checks(experiment: Experiment) -> Iterator[HealthCheck]:
+def _checks(bound: BoundRecipe) -> Iterator[HealthCheck]:
     """The checks that are possible so far, in the order of the stages, by the recipe as it is now."""
-    limits = experiment.recipe.gate_limits
-    for t in range(experiment.last + 1):
-        folder = experiment.run.iteration(t)
+    limits = bound.recipe.gate_limits
+    for t in range(bound.last + 1):
+        folder = bound.run.iteration(t)
         records, evaluation = read_figures(folder.summary), read_figures(folder.evaluation / "model.json")
         if records:
             yield HealthCheck("records", f"M{t - 1}", t, check_gates(records, limits))
@@ -147,11 +147,11 @@ def _checks(experiment: Experiment) -> Iterator[HealthCheck]:
             yield HealthCheck("evaluation", f"M{t}", t, check_gates(evaluation, limits))
 
 
-def _is_paid(experiment: Experiment, check: HealthCheck) -> bool:
+def _is_paid(bound: BoundRecipe, check: HealthCheck) -> bool:
     """Whether the stage that follows is done, or there is none: nothing is left to be stopped."""
     if check.stage == "evaluation":
-        return check.iteration == experiment.last or experiment.run.iteration(check.iteration + 1).summary.is_file()
-    return experiment.model(check.iteration).is_dir()
+        return check.iteration == bound.last or bound.run.iteration(check.iteration + 1).summary.is_file()
+    return bound.model(check.iteration).is_dir()
 
 
 class FirstPrompts:
@@ -160,8 +160,8 @@ class FirstPrompts:
     Raises `JudgeHealthError` for a gate that stops the run, from the beginning if the store has enough prompts.
     """
 
-    def __init__(self, experiment: Experiment, t: int, store: RecordStore) -> None:
-        self._experiment = experiment
+    def __init__(self, bound: BoundRecipe, t: int, store: RecordStore) -> None:
+        self._bound = bound
         self._t = t
         self._records = list(islice(read_records(store), _FIRST_PROMPTS[-1]))
         if len(self._records) >= _FIRST_PROMPTS[0]:
@@ -176,18 +176,18 @@ class FirstPrompts:
 
     def _check(self) -> None:
         judged = judged_answers(self._records)
-        figures = judging_figures(judged, _scale(self._experiment)) | verdict_figures(disputes(self._records))
-        results = check_gates(figures, self._experiment.recipe.gate_limits)
+        figures = judging_figures(judged, _scale(self._bound)) | verdict_figures(disputes(self._records))
+        results = check_gates(figures, self._bound.recipe.gate_limits)
         check = HealthCheck("first prompts", f"M{self._t - 1}", self._t, results)
         if check.stopping:
-            others = (each for each in read_health(self._experiment.run) if each.stage != "first prompts")
-            _write(self._experiment, [*others, check])
-            _stop(self._experiment, [check])
+            others = (each for each in read_health(self._bound.run) if each.stage != "first prompts")
+            _write(self._bound, [*others, check])
+            _stop(self._bound, [check])
 
 
-def _write(experiment: Experiment, checks: Sequence[HealthCheck]) -> None:
+def _write(bound: BoundRecipe, checks: Sequence[HealthCheck]) -> None:
     """Write the results of all checks; log those that are new or have changed."""
-    run, before = experiment.run, set(read_health(experiment.run))
+    run, before = bound.run, set(read_health(bound.run))
     if set(checks) == before:
         return
     rows = [
@@ -202,15 +202,15 @@ def _write(experiment: Experiment, checks: Sequence[HealthCheck]) -> None:
             log_event(run, "judge health", model=check.model, stage=check.stage, iteration=check.iteration, fired=fired)
 
 
-def _stop(experiment: Experiment, checks: Iterable[HealthCheck]) -> None:
+def _stop(bound: BoundRecipe, checks: Iterable[HealthCheck]) -> None:
     stopping = [(check, result) for check in checks for result in check.stopping]
     if not stopping:
         return
     check, result = stopping[0]
     names = dict.fromkeys(each.name for _, each in stopping)
-    log_event(experiment.run, "stopped", gates=", ".join(names))
+    log_event(bound.run, "stopped", gates=", ".join(names))
     settings = " ".join(f"--set judge_health.{name}.action=warn" for name in names)
     raise JudgeHealthError(
-        f"{experiment.run.path}: stopped after {check.where} by the gate {result.name}: {result.finding}: "
+        f"{bound.run.path}: stopped after {check.where} by the gate {result.name}: {result.finding}: "
         f"{result.gate.meaning}; fix: {result.gate.remedy}; to go on all the same, run again with {settings}"
     )

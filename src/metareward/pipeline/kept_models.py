@@ -11,26 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metareward.config.schema import Recipe
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.engines import model_folder
-from metareward.pipeline.experiment import Experiment
 from metareward.storage import manifest
 from metareward.storage.custody import delete_weights
 from metareward.storage.run_log import log_event
 
 
-def delete_old_weights(experiment: Experiment) -> None:
+def delete_old_weights(bound: BoundRecipe) -> None:
     """Delete the weights of all models but the last ``training.keep_models`` of the iterations that are done.
 
     Also those of moving averages, each after its model's. What a kill left undone is done by the next call.
     """
-    keep, run = experiment.recipe.training.keep_models, experiment.run
+    keep, run = bound.recipe.training.keep_models, bound.run
     if keep == "all":
         return
-    done = next((t for t in range(1, experiment.last + 1) if not run.iteration(t).done.is_file()), experiment.last + 1)
-    named = {path.resolve() for path in _named_models(experiment.recipe)}
+    done = next((t for t in range(1, bound.last + 1) if not run.iteration(t).done.is_file()), bound.last + 1)
+    named = {path.resolve() for path in _named_models(bound.recipe)}
     for t in range(1, done - keep):
         why = f"training.keep_models: {keep}"
-        for folder in (experiment.model(t), run.iteration(t).path / "reference"):
+        for folder in (bound.model(t), run.iteration(t).path / "reference"):
             if folder.is_dir() and folder.resolve() not in named and delete_weights(folder, why):
                 manifest.forget(run, folder)
                 manifest.record(run, folder)

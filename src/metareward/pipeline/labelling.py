@@ -33,8 +33,8 @@ from metareward.generation.progress import ANSWERS, Progress
 from metareward.generation.runner import annotate_prompts, run_tasks
 from metareward.generation.verdicts import RubricGrader
 from metareward.method.template import with_system
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.engines import judge_fingerprint, open_judge
-from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.seeding import model_fingerprint, with_engine
 from metareward.pipeline.verifiers import Verifier, open_verifier
 from metareward.seeds import derive
@@ -107,7 +107,7 @@ class Labelling:
     out, by reason.
     """
 
-    experiment: Experiment
+    bound: BoundRecipe
     out: Path
     source: LabelSource
     verifier: Verifier | None
@@ -119,14 +119,14 @@ class Labelling:
     @property
     def settings(self) -> AnnotationSettings:
         """How answers are drawn."""
-        seed = derive(self.experiment.recipe.seed, "seed answers")
-        settings = self.experiment.settings(1)
+        seed = derive(self.bound.recipe.seed, "seed answers")
+        settings = self.bound.settings(1)
         return replace(settings, n=0, meta_judge=False, judge=None, reward=None, seed=seed)
 
     @property
     def grader(self) -> RubricGrader:
         """How a judge grades: by the recipe's rubric, the score standing in the text if that is trained on."""
-        grader = replace(self.experiment.settings(1), n=self.source.sets).grader
+        grader = replace(self.bound.settings(1), n=self.source.sets).grader
         return replace(grader, expected=grader.expected and not self.source.written)
 
     def plan(self) -> dict[str, object]:
@@ -183,7 +183,7 @@ class Labelling:
 
     def _drawn(self, progress: Progress, skipped: Counter[str]) -> dict[str, tuple[str, ...]]:
         """The model's answers by prompt, without repeats, empty ones and those that were cut off."""
-        settings, recipe = self.settings, self.experiment.recipe
+        settings, recipe = self.settings, self.bound.recipe
         decides = {name: annotation_fingerprint(settings)[name] for name in ("seed", "answers", "reasoning")}
         fingerprint = {**decides, **model_fingerprint(recipe)}
         messages = {each.id: each.messages for each in self.prompts}
@@ -236,7 +236,7 @@ class Labelling:
             await run_tasks(label, queries, store, progress, "labelling answers", most)
             labels = {key: json.loads(document) for key, document in store.documents() if key in texts}
         skipped["failed"] += len(texts) - len(labels)
-        rubric, found = self.experiment.rubric, []
+        rubric, found = self.bound.rubric, []
         for key, prompt in ((key, prompt) for key, prompt in texts.items() if key in labels):
             ranked = _with_ranks(answers[prompt.id], labels[key])
             those = [RankedAnswer(*each, criteria=verifier.criteria(rubric, prompt, each[0])) for each in ranked]
@@ -251,7 +251,7 @@ class Labelling:
         skipped: Counter[str],
     ) -> list[RankedPrompt]:
         name = str(self.source.judge)
-        seed = derive(self.experiment.recipe.seed, "seed judge")
+        seed = derive(self.bound.recipe.seed, "seed judge")
         judge = JudgeSpec(name, open_judge, seed, progress, judge_fingerprint(name))
         outputs = {
             each.id: [Output(f"{each.id} answer {i}", each, text) for i, text in enumerate(answers[each.id])]
@@ -312,20 +312,20 @@ def gather_labelled(
             return LabelledAnswers(ranked, ())
         total = sum(len(each.answers) for each in ranked.prompts)
         rows = {"prompts": len(ranked.prompts), "answers": f"{total}, from a file", "labels": "in the file"}
-        return rows | source.plan(total, Experiment(RunDir(out), recipe).settings(1))
+        return rows | source.plan(total, BoundRecipe(RunDir(out), recipe).settings(1))
     labelling = prepare_labelling(recipe, out, source, answers)
     return labelling.plan() if plan else labelling.run(progress)
 
 
 def prepare_labelling(recipe: Recipe, out: Path, source: LabelSource, answers: AnswerSource) -> Labelling:
     """Read what is given and check what is needed, before anything is asked or written. Raises `UserError`."""
-    experiment = Experiment(RunDir(out), recipe)
+    bound = BoundRecipe(RunDir(out), recipe)
     verifier = None
     if source.verifier is not None:
-        verifier = open_verifier(source.verifier, experiment, answers.prompts, source.label_range)
+        verifier = open_verifier(source.verifier, bound, answers.prompts, source.label_range)
     else:
         judge_fingerprint(str(source.judge))
-        if source.written and experiment.rubric.criteria:
+        if source.written and bound.rubric.criteria:
             raise UserError(
                 f"judgments.rubric {recipe.judgments.rubric}: a judge writes no judgments by criteria; fix: name a "
                 "text, or one criterion and --judgments templated"
@@ -336,11 +336,11 @@ def prepare_labelling(recipe: Recipe, out: Path, source: LabelSource, answers: A
         given = read_answers(answers.answers, answers.network)
         prompts, skipped = tuple(prompt for prompt, _ in given), Counter[str]()
         texts = {prompt.id: those for prompt, those in given}
-        return Labelling(experiment, out, source, verifier, prompts, 0, texts, skipped)
+        return Labelling(bound, out, source, verifier, prompts, 0, texts, skipped)
     model_fingerprint(recipe)  # raises if there is no model
-    chosen, skipped = _choose_prompts(experiment, verifier, answers)
-    held_out = _held_out_prompts(experiment, answers.held_out)
-    return Labelling(experiment, out, source, verifier, (*chosen, *held_out), len(held_out), None, skipped)
+    chosen, skipped = _choose_prompts(bound, verifier, answers)
+    held_out = _held_out_prompts(bound, answers.held_out)
+    return Labelling(bound, out, source, verifier, (*chosen, *held_out), len(held_out), None, skipped)
 
 
 def read_answers(source: str, network: bool = False) -> list[tuple[Prompt, tuple[str, ...]]]:
@@ -365,12 +365,12 @@ def read_answers(source: str, network: bool = False) -> list[tuple[Prompt, tuple
 
 
 def _choose_prompts(
-    experiment: Experiment, verifier: Verifier | None, answers: AnswerSource
+    bound: BoundRecipe, verifier: Verifier | None, answers: AnswerSource
 ) -> tuple[tuple[Prompt, ...], Counter[str]]:
     """The prompts to answer: none that an iteration or the evaluation of the recipe uses."""
-    recipe, skipped = experiment.recipe, Counter[str]()
+    recipe, skipped = bound.recipe, Counter[str]()
     settings, seed = recipe.prompts, derive(recipe.seed, "seed prompts")
-    used = _used_prompts(experiment, answers.prompts is not None)
+    used = _used_prompts(bound, answers.prompts is not None)
     count = answers.count or _DEFAULT_COUNT
     if verifier is not None and verifier.prompts is not None:
         pool: Sequence[Prompt] = verifier.prompts
@@ -398,24 +398,24 @@ def _choose_prompts(
     return tuple(fresh[:count]), skipped
 
 
-def _used_prompts(experiment: Experiment, lenient: bool) -> frozenset[tuple[Message, ...]]:
+def _used_prompts(bound: BoundRecipe, lenient: bool) -> frozenset[tuple[Message, ...]]:
     """The prompts of the recipe's iterations and evaluation; ``lenient``: none if they can't be read yet."""
     try:
-        return frozenset(prompt.messages for t in range(experiment.last + 1) for prompt in experiment.choose_prompts(t))
+        return frozenset(prompt.messages for t in range(bound.last + 1) for prompt in bound.choose_prompts(t))
     except UserError:
         if lenient:
             return frozenset()
         raise
 
 
-def _held_out_prompts(experiment: Experiment, count: int) -> tuple[Prompt, ...]:
+def _held_out_prompts(bound: BoundRecipe, count: int) -> tuple[Prompt, ...]:
     """``count`` of the world's held-out prompts. Raises `UserError` where there is no world."""
-    source = experiment.recipe.prompts.source
+    source = bound.recipe.prompts.source
     if not count:
         return ()
     if source not in WORLDS:
         raise UserError(f"--held-out-prompts: prompts.source {source} has no held-out prompts; fix: --held-out-share")
-    seed = derive(experiment.recipe.seed, "seed held out")
+    seed = derive(bound.recipe.seed, "seed held out")
     drawn = WORLDS[source].draw_held_out(count, seed)
-    system = experiment.recipe.answers.system_prompt
+    system = bound.recipe.answers.system_prompt
     return tuple(replace(each, id=f"seed-{each.id}", messages=with_system(system, each.messages)) for each in drawn)

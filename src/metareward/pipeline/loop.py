@@ -17,9 +17,9 @@ from metareward.errors import JudgeHealthError
 from metareward.generation.progress import Progress, terminal_progress
 from metareward.generation.usage import log_usage, log_warnings
 from metareward.pipeline import benchmarks, stages
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.checkpoint_selection import select_checkpoint
 from metareward.pipeline.engines import EnginePool
-from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.fork import fork_of, require_parent
 from metareward.pipeline.judge_check import check_before_first, check_is_settled
 from metareward.pipeline.judge_health import check_health
@@ -43,35 +43,35 @@ def run_recipe(recipe: Recipe, out: Path, recipe_text: str, parent: Path | None 
     health stops the run.
     """
     run = RunDir(out)
-    experiment = Experiment(run, recipe)
-    if run.resolved.is_file() or not experiment.made_nothing:  # a start was killed before it had begun a run
+    bound = BoundRecipe(run, recipe)
+    if run.resolved.is_file() or not bound.made_nothing:  # a start was killed before it had begun a run
         require_whole_run(run)
     fork = None
     if parent is not None and run.fork.is_file():
         require_parent(run, parent)
     elif parent is not None:
-        fork = fork_of(experiment, RunDir(parent))
-    if experiment.complete():
-        experiment.check()
-        benchmarks.check(experiment)
+        fork = fork_of(bound, RunDir(parent))
+    if bound.complete():
+        bound.check()
+        benchmarks.check(bound)
     else:  # before anything is written
         machine = this_machine()
-        check_inputs(experiment)
-        check_machine(experiment, machine)
+        check_inputs(bound)
+        check_machine(bound, machine)
         if machine.gpus and recipe.engine.kind == "local":
             _LOG.warning("engine.kind is local on a machine with %s; on GPUs vLLM is faster (docs/engines.md)", machine)
     with run.lock(), log_warnings(run):
-        experiment.begin(recipe_text)
+        bound.begin(recipe_text)
         if fork is not None:
             fork.take_over()
         manifest.bring_up_to_date(run)
-        delete_old_weights(experiment)
-        if experiment.complete() and run.report.is_file() and not benchmarks.pending(experiment):
+        delete_old_weights(bound)
+        if bound.complete() and run.report.is_file() and not benchmarks.pending(bound):
             return False
         with asyncio.Runner() as runner:  # an engine that is kept between models lives in one event loop
-            loop = _Loop(experiment, terminal_progress(), runner, EnginePool())
+            loop = _Loop(bound, terminal_progress(), runner, EnginePool())
             try:
-                for t in range(experiment.last + 1):
+                for t in range(bound.last + 1):
                     loop.run_iteration(t)
             except JudgeHealthError:
                 write_report(run)
@@ -117,56 +117,56 @@ def _is_made_again(run: RunDir, name: str) -> bool:
 class _Loop:
     """What all iterations share."""
 
-    experiment: Experiment
+    bound: BoundRecipe
     progress: Progress
     runner: asyncio.Runner
     pool: EnginePool
 
     def run_iteration(self, t: int) -> None:
         """Train M_t (M_0 is given), evaluate it, and annotate the prompts of iteration t + 1 with it."""
-        experiment, progress, run = self.experiment, self.progress, self.runner.run
-        done = experiment.run.iteration(t).done
+        bound, progress, run = self.bound, self.progress, self.runner.run
+        done = bound.run.iteration(t).done
         if t and not done.is_file():
-            stages.make_pairs(experiment, t)
-            check_health(experiment)
-            stages.train(experiment, t, progress)
-            run(select_checkpoint(experiment, t, progress, self.pool.open))
+            stages.make_pairs(bound, t)
+            check_health(bound)
+            stages.train(bound, t, progress)
+            run(select_checkpoint(bound, t, progress, self.pool.open))
         run(self._use_model(t))
-        run(benchmarks.ask_others(experiment, t, progress))
+        run(benchmarks.ask_others(bound, t, progress))
         if t and not done.is_file():
-            experiment.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
-            mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(experiment.run, t)})
-            manifest.record(experiment.run, done, write_model_card(experiment.run, t))
-            log_event(experiment.run, "iteration done", iteration=t)
-            track_iteration(experiment.run, t)
-            delete_old_weights(experiment)
-            write_report(experiment.run)
+            bound.run.report.unlink(missing_ok=True)  # after a kill it would lack this iteration
+            mark_done(done, {"model": f"M{t}", "seconds": stage_seconds(bound.run, t)})
+            manifest.record(bound.run, done, write_model_card(bound.run, t))
+            log_event(bound.run, "iteration done", iteration=t)
+            track_iteration(bound.run, t)
+            delete_old_weights(bound)
+            write_report(bound.run)
 
     async def _use_model(self, t: int) -> None:
         """One engine for everything that M_t generates, opened only if something is pending, closed before training."""
-        experiment, progress = self.experiment, self.progress
-        check_health(experiment)
-        evaluating, generating = stages.evaluation_pending(experiment, t), stages.records_pending(experiment, t + 1)
-        checking = t == 0 and not check_is_settled(experiment)
-        if not (checking or evaluating or generating or benchmarks.needs_model(experiment, t)):
+        bound, progress = self.bound, self.progress
+        check_health(bound)
+        evaluating, generating = stages.evaluation_pending(bound, t), stages.records_pending(bound, t + 1)
+        checking = t == 0 and not check_is_settled(bound)
+        if not (checking or evaluating or generating or benchmarks.needs_model(bound, t)):
             return
 
         async def opened() -> Engine:
-            return log_usage(experiment.run, f"M{t}", await experiment.engine(t, self.pool.open))
+            return log_usage(bound.run, f"M{t}", await bound.engine(t, self.pool.open))
 
-        asks = checking or generating or benchmarks.needs_model(experiment, t) or not stages.is_measured(experiment, t)
+        asks = checking or generating or benchmarks.needs_model(bound, t) or not stages.is_measured(bound, t)
         engine = await opened() if asks else LazyEngine(opened)
-        if t == experiment.last:
+        if t == bound.last:
             self.pool.stop_keeping()
         try:
             if checking:
-                await check_before_first(experiment, engine, progress)
+                await check_before_first(bound, engine, progress)
             if evaluating:
-                await stages.evaluate_model(experiment, t, engine, progress)
-                check_health(experiment)
-            await benchmarks.ask_model(experiment, t, engine, progress)
+                await stages.evaluate_model(bound, t, engine, progress)
+                check_health(bound)
+            await benchmarks.ask_model(bound, t, engine, progress)
             if generating:
-                await stages.generate(experiment, t + 1, engine, progress)
+                await stages.generate(bound, t + 1, engine, progress)
         except BaseException:
             self.pool.stop_keeping()
             raise

@@ -29,8 +29,8 @@ from metareward.generation.throughput import UNKNOWN, Rates, measure_judge, meas
 from metareward.generation.usage import benchmark_seconds
 from metareward.method.template import conversation
 from metareward.pipeline.benchmarks import BenchmarkRun, benchmark_runs
+from metareward.pipeline.bound_recipe import BoundRecipe, most_questions, most_tokens
 from metareward.pipeline.engines import model_folder, open_judge
-from metareward.pipeline.experiment import Experiment, most_questions, most_tokens
 from metareward.pipeline.judge_check import planned_completions
 from metareward.pipeline.kept_models import most_models
 from metareward.storage.records import read_records
@@ -97,11 +97,11 @@ def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
     to a temporary folder. Raises `UserError` for a recipe that can't run, `EngineError` if an engine fails.
     """
 
-    async def measure(experiment: Experiment) -> Rates:
+    async def measure(bound: BoundRecipe) -> Rates:
         # The first iteration with the meta-judge measures all three roles.
         t = next((t for t in sorted(recipe.iterations) if recipe.runs_meta_judge(t)), 1)
-        engine, prompts, settings = await experiment.engine(0), experiment.choose_prompts(1), experiment.settings(t)
-        asked = [each for each in benchmark_runs(experiment, 0) if _has_listed_judge(each)]
+        engine, prompts, settings = await bound.engine(0), bound.choose_prompts(1), bound.settings(t)
+        asked = [each for each in benchmark_runs(bound, 0) if _has_listed_judge(each)]
         try:
             rates = await measure_rates(engine, prompts, settings, seconds, recipe.prompts.in_flight)
             shown = prompts[: _MEASURED_ANSWERS if asked else 0]
@@ -116,9 +116,9 @@ def measure_recipe(recipe: Recipe, seconds: float) -> Rates:
         )
 
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(RunDir(Path(folder)), recipe)
-        experiment.check()
-        return asyncio.run(measure(experiment))
+        bound = BoundRecipe(RunDir(Path(folder)), recipe)
+        bound.check()
+        return asyncio.run(measure(bound))
 
 
 async def _measure_judge(
@@ -256,11 +256,11 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
     iterations = tuple(_plan_iteration(recipe, t, rates) for t in sorted(recipe.iterations))
     models = range(len(iterations) + 1)
     evaluations = tuple(_plan_evaluation(recipe, t, held_out or 0, rates) for t in models)
-    experiment = Experiment(RunDir(Path(recipe.name)), recipe)
+    bound = BoundRecipe(RunDir(Path(recipe.name)), recipe)
     uncounted: str | None = None
     benchmarks: tuple[EvaluationPlan, ...] | None = None
     try:
-        asked_T = [[c for run in benchmark_runs(experiment, t) for c in run.completions(held_out or 0)] for t in models]
+        asked_T = [[c for run in benchmark_runs(bound, t) for c in run.completions(held_out or 0)] for t in models]
         benchmarks = tuple(
             EvaluationPlan(f"M{t}", tuple(_plan_benchmark(each, rates) for each in asked))
             for t, asked in enumerate(asked_T)
@@ -283,7 +283,7 @@ def plan(recipe: Recipe, rates: Rates = UNKNOWN) -> Plan:
         benchmarks=benchmarks,
         uncounted=uncounted,
         other_judges=any(_unknown_speed(each, rates) for asked in asked_T for each in asked),
-        judges=_plan_judges(experiment, [each for asked in asked_T for each in asked], rates),
+        judges=_plan_judges(bound, [each for asked in asked_T for each in asked], rates),
         questions=most_questions(recipe.judgments),
         verdict_requests=_verdict_requests(recipe, (*check, *_all_roles((*iterations, *evaluations))), asked_T),
         record_bytes=sum(role.tokens * _BYTES_PER_TOKEN + role.calls * _BYTES_PER_COMPLETION for role in all_roles),
@@ -360,11 +360,11 @@ def _unknown_speed(asked: Completions, rates: Rates) -> bool:
     return not asked.itself and asked.judge not in rates.judges
 
 
-def _plan_judges(experiment: Experiment, asked: Sequence[Completions], rates: Rates) -> tuple[JudgePlan, ...]:
+def _plan_judges(bound: BoundRecipe, asked: Sequence[Completions], rates: Rates) -> tuple[JudgePlan, ...]:
     """The judges whose cost is listed, over all models."""
     names = dict.fromkeys(each.judge for each in asked if each.judge is not None)
-    chars = _prompt_chars(experiment) if names else None
-    answer = rates.tokens_each.get(ANSWERS, experiment.recipe.answers.max_tokens)
+    chars = _prompt_chars(bound) if names else None
+    answer = rates.tokens_each.get(ANSWERS, bound.recipe.answers.max_tokens)
     found = []
     for name in names:
         own = [each for each in asked if each.judge == name]
@@ -385,10 +385,10 @@ def _plan_judges(experiment: Experiment, asked: Sequence[Completions], rates: Ra
     return tuple(found)
 
 
-def _prompt_chars(experiment: Experiment) -> float | None:
+def _prompt_chars(bound: BoundRecipe) -> float | None:
     """The mean length of the held-out prompts; None if their file can't be read yet."""
     try:
-        prompts = experiment.choose_prompts(0)
+        prompts = bound.choose_prompts(0)
     except UserError:
         return None
     return sum(len(conversation(prompt.messages)) for prompt in prompts) / max(1, len(prompts))

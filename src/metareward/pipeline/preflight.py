@@ -37,8 +37,8 @@ from metareward.engines.vllm import missing as vllm_missing
 from metareward.errors import UserError
 from metareward.method.template import conversation
 from metareward.pipeline import benchmarks
+from metareward.pipeline.bound_recipe import BoundRecipe, most_tokens
 from metareward.pipeline.engines import model_folder
-from metareward.pipeline.experiment import Experiment, most_tokens
 from metareward.pipeline.kept_models import most_models
 from metareward.pipeline.published_models import hub_model
 from metareward.storage.custody import NAME_A_MODEL
@@ -62,13 +62,13 @@ _MOST_TOO_LONG = 0.05  # as a run skips failed prompts up to this share
 # --- what the recipe names ---
 
 
-def check_inputs(experiment: Experiment, here: bool = True) -> None:
+def check_inputs(bound: BoundRecipe, here: bool = True) -> None:
     """Read all that the recipe names, and write nothing. Raises `UserError` for the first thing that is wrong.
 
     ``here``: the recipe is to run on this machine, so packages must be installed and weights whole; for a plan of
     another machine the headers of the weights are enough.
     """
-    recipe = experiment.recipe
+    recipe = bound.recipe
     for key, name in model_names(recipe):
         check_model(model_folder(name), key, here)
     if here:
@@ -76,9 +76,9 @@ def check_inputs(experiment: Experiment, here: bool = True) -> None:
             require_packages(recipe.training_of(t))
         for place, engine in recipe.engines:
             _check_engine(".".join(map(str, place)), engine)
-    experiment.check()
-    benchmarks.check(experiment)
-    _check_lengths(experiment)
+    bound.check()
+    benchmarks.check(bound)
+    _check_lengths(bound)
 
 
 def model_names(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -193,9 +193,9 @@ def _check_engine(key: str, engine: EngineSettings) -> None:
         raise UserError(f"{key}.python: {engine.python}: no such program; fix: {fix}")
 
 
-def _check_lengths(experiment: Experiment) -> None:
+def _check_lengths(bound: BoundRecipe) -> None:
     """Whether prompts, answers and judgments fit the model's context: a prompt that can't is never answered."""
-    recipe, folder = experiment.recipe, model_folder(experiment.recipe.model)
+    recipe, folder = bound.recipe, model_folder(bound.recipe.model)
     context, file = _context(folder), folder / "tokenizer.json"
     if context is None or not file.is_file():
         return
@@ -204,8 +204,8 @@ def _check_lengths(experiment: Experiment) -> None:
     def tokens(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    prompts = list(islice(experiment.choose_prompts(1), _CHECKED_PROMPTS))
-    settings = experiment.settings(1)
+    prompts = list(islice(bound.choose_prompts(1), _CHECKED_PROMPTS))
+    settings = bound.settings(1)
     asked = [tokens(conversation(prompt.messages)) for prompt in prompts]
     _refuse_too_long("answers", asked, recipe.answers.max_tokens, context)
     if settings.judge is None and settings.reward is None and not hasattr(recipe.judge, "engine"):
@@ -244,12 +244,12 @@ def nodes_unknown(recipe: Recipe, machine: Machine) -> bool:
     return on_ray and address != "local" and not machine.described
 
 
-def check_machine(experiment: Experiment, machine: Machine) -> None:
+def check_machine(bound: BoundRecipe, machine: Machine) -> None:
     """Whether generation and training fit ``machine``, and the models its disk. Raises `UserError` with the fix.
 
     What runs on a Ray cluster whose nodes aren't known isn't checked.
     """
-    recipe = experiment.recipe
+    recipe = bound.recipe
     size = model_size(model_folder(recipe.model))
     unknown = nodes_unknown(recipe, machine)
     trained = [t for t in sorted(recipe.iterations) if not unknown or recipe.training_of(t).launcher != "ray"]
@@ -265,7 +265,7 @@ def check_machine(experiment: Experiment, machine: Machine) -> None:
         _check_generation_memory(recipe.engine, size, machine)
     _check_training_memory(recipe, trained, size, machine)
     if not machine.described:
-        _check_disk(experiment)
+        _check_disk(bound)
 
 
 def _has(machine: Machine) -> str:
@@ -359,11 +359,11 @@ def _check_training_memory(recipe: Recipe, trained: Sequence[int], size: ModelSi
         )
 
 
-def _check_disk(experiment: Experiment) -> None:
+def _check_disk(bound: BoundRecipe) -> None:
     """The models that are yet to be written must fit the disk."""
-    recipe, run = experiment.recipe, experiment.run
+    recipe, run = bound.recipe, bound.run
     weights = sum(path.stat().st_size for path in model_folder(recipe.model).glob("*.safetensors"))
-    missing = sum(not experiment.model(t).is_dir() for t in recipe.iterations)
+    missing = sum(not bound.model(t).is_dir() for t in recipe.iterations)
     missing = min(missing, most_models(recipe))
     existing = next(folder for folder in (run.path.absolute(), *run.path.absolute().parents) if folder.is_dir())
     free, need = shutil.disk_usage(existing).free, weights * missing

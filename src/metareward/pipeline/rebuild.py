@@ -15,7 +15,7 @@ from rich.table import Table
 from metareward.config.schema import Recipe, load_recipe, pairs_rules
 from metareward.errors import UserError
 from metareward.method.pairs import build_pairs, of_kind
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.storage.atomic import write_atomic
 from metareward.storage.pair_files import write_dropped, write_pairs
 from metareward.storage.records import read_records
@@ -50,7 +50,7 @@ def rebuild(run: RunDir, overrides: Sequence[str]) -> tuple[Rebuilt, ...]:
     stored = [t for t in recipe.iterations if run.iteration(t).records.is_file()]
     if not stored:
         raise UserError(f"{run.path}: no iteration has records yet; `metareward run` makes them")
-    rubric = Experiment(run, recipe).first_rubric()
+    rubric = BoundRecipe(run, recipe).first_rubric()
     rebuilt = []
     for t in stored:
         with RecordStore.read(run.iteration(t).records) as store:

@@ -20,7 +20,7 @@ from metareward.config.schema import load_recipe
 from metareward.data.prompts import write_prompts
 from metareward.errors import UserError
 from metareward.pipeline.benchmarks import benchmark_runs
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.verify import Finding, entries_of, verify
 from metareward.report.cards import CARD, write_model_card
 from metareward.storage import manifest
@@ -136,12 +136,12 @@ class _Mender:
         new = path.with_name(f".{path.name}.new.{os.getpid()}.tmp")
         try:
             if path == run.resolved:
-                write_atomic(new, Experiment(run, load_recipe(str(run.recipe))).resolved_text)
+                write_atomic(new, BoundRecipe(run, load_recipe(str(run.recipe))).resolved_text)
             elif path == run.inputs:
-                write_atomic(new, Experiment(run, load_recipe(str(run.resolved))).inputs_text)
+                write_atomic(new, BoundRecipe(run, load_recipe(str(run.resolved))).inputs_text)
             else:
-                experiment = Experiment(run, load_recipe(str(run.resolved)))
-                write_prompts(new, experiment.choose_prompts(int(path.parent.name.removeprefix("iter-"))))
+                bound = BoundRecipe(run, load_recipe(str(run.resolved)))
+                write_prompts(new, bound.choose_prompts(int(path.parent.name.removeprefix("iter-"))))
             if entry is None or digest(new) != entry.sha256:
                 raise UserError(f"{path}: {source} gives another file now; fix: restore it from a copy")
             new.replace(path)
@@ -182,11 +182,11 @@ class _Mender:
     def _settings_of(self, t: int | None, path: Path) -> dict[str, object] | None:
         """What makes the records of a store; None where that isn't known."""
         with suppress(UserError):
-            experiment = Experiment(self._run, load_recipe(str(self._run.resolved)))
+            bound = BoundRecipe(self._run, load_recipe(str(self._run.resolved)))
             if t and path == self._run.iteration(t).records:
-                return experiment.generation_fingerprint(t)
+                return bound.generation_fingerprint(t)
             if t is not None and path == self._run.iteration(t).evaluation / "records.sqlite":
-                return experiment.evaluation_fingerprint(t)
+                return bound.evaluation_fingerprint(t)
         return None
 
     def _mend_measurement(self, t: int, path: Path) -> str:
@@ -194,8 +194,8 @@ class _Mender:
         self._delete(t, path)
         if path.parent != self._run.iteration(t).evaluation:
             self._delete(t, path.with_name("result.json"))
-            experiment = Experiment(self._run, load_recipe(str(self._run.resolved)))
-            for each in benchmark_runs(experiment, t):
+            bound = BoundRecipe(self._run, load_recipe(str(self._run.resolved)))
+            for each in benchmark_runs(bound, t):
                 asks = each.benchmark.asked_judge == "itself" or path == each.answers
                 if each.folder == path.parent and asks:
                     self._need_weights(t)
@@ -205,8 +205,8 @@ class _Mender:
         """The same file in another model's folder, as tokenizers and configurations are."""
         entry = self._entry(path)
         try:
-            experiment = Experiment(self._run, load_recipe(str(self._run.resolved)))
-            twins = [experiment.model(t) / path.name for t in range(experiment.last + 1)]
+            bound = BoundRecipe(self._run, load_recipe(str(self._run.resolved)))
+            twins = [bound.model(t) / path.name for t in range(bound.last + 1)]
             whole = (each for each in twins if each != path and each.is_file() and each.stat().st_size < LARGE)
             return next((each for each in whole if entry is not None and digest(each) == entry.sha256), None)
         except UserError:

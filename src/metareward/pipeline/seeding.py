@@ -40,8 +40,8 @@ from metareward.errors import UserError
 from metareward.generation.progress import Progress
 from metareward.method.criteria import names_criteria
 from metareward.method.template import load_template
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.engines import model_folder, open_engine
-from metareward.pipeline.experiment import Experiment
 from metareward.seeds import derive
 from metareward.storage.custody import fingerprint_model
 from metareward.storage.run_dir import RunDir
@@ -90,7 +90,7 @@ def build_seed_sets(
         raise UserError(f"judgments.rubric {recipe.judgments.rubric}: {why}")
     # EFT trains on a judgment's text, so its score is the one in the text, even if the recipe uses expected scores.
     annotation = replace(
-        Experiment(RunDir(out), recipe).settings(1),
+        BoundRecipe(RunDir(out), recipe).settings(1),
         n=options.judgment_sets,
         meta_judge=False,
         expected=False,
@@ -144,7 +144,7 @@ def propose_prompts(
 
     None is similar to a prompt in ``exclude``. Raises `UserError`.
     """
-    reasoning = Experiment(RunDir(out), recipe).settings(1).reasoning
+    reasoning = BoundRecipe(RunDir(out), recipe).settings(1).reasoning
     seed, template = derive(recipe.seed, "proposing"), load_template("propose")
     settings = ProposalSettings(template, seed, sampling, reasoning=reasoning)
     usable_seeds(seeds, settings.limits)  # raises before anything is written

@@ -31,8 +31,8 @@ from metareward.generation.progress import Progress
 from metareward.generation.runner import RunnerResult, annotate_prompts
 from metareward.method.diagnostics import summarize
 from metareward.method.pairs import build_pairs, of_kind
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.pipeline.changes import shared_part
-from metareward.pipeline.experiment import Experiment
 from metareward.pipeline.judge_health import FirstPrompts, figures_of_evaluation, figures_of_records
 from metareward.seeds import derive
 from metareward.storage import manifest
@@ -50,35 +50,35 @@ from metareward.types import PairKind, Prompt, PromptRecord
 _MAX_FAILED_SHARE = 0.05
 
 
-async def generate(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
+async def generate(bound: BoundRecipe, t: int, engine: Engine, progress: Progress) -> None:
     """Make the records of iteration ``t`` with M_{t-1}. Raises `JudgeHealthError` if their beginning fails a gate."""
-    run = experiment.run
-    with timed(run, t, "generating"), _records(experiment, t) as store, _earlier_records(experiment, t) as earlier:
-        first = FirstPrompts(experiment, t, store)
-        settings = experiment.settings(t)
-        prompts, in_flight = _wanted(experiment, t, store), experiment.recipe.prompts.in_flight
+    run = bound.run
+    with timed(run, t, "generating"), _records(bound, t) as store, _earlier_records(bound, t) as earlier:
+        first = FirstPrompts(bound, t, store)
+        settings = bound.settings(t)
+        prompts, in_flight = _wanted(bound, t, store), bound.recipe.prompts.in_flight
         outcome = await annotate_prompts(engine, prompts, settings, store, progress, in_flight, first.add, earlier)
     if not outcome.failed:
         manifest.forget(run, run.iteration(t).earlier)
         run.iteration(t).earlier.unlink(missing_ok=True)
-    check_failed_prompts(experiment, f"iteration {t}", outcome)
-    if _has_pairs(experiment, t):
+    check_failed_prompts(bound, f"iteration {t}", outcome)
+    if _has_pairs(bound, t):
         manifest.record(run, run.iteration(t).records)
         require_same_records(run, t)
 
 
-def records_pending(experiment: Experiment, t: int) -> bool:
+def records_pending(bound: BoundRecipe, t: int) -> bool:
     """Whether prompts of iteration ``t`` lack a record. Raises `UserError` for records that another recipe made."""
-    if t > experiment.last or (_has_pairs(experiment, t) and not manifest.made_again(experiment.run, t)):
+    if t > bound.last or (_has_pairs(bound, t) and not manifest.made_again(bound.run, t)):
         return False
-    with _records(experiment, t) as store:
-        return not store.keys().issuperset(prompt.id for prompt in _wanted(experiment, t, store))
+    with _records(bound, t) as store:
+        return not store.keys().issuperset(prompt.id for prompt in _wanted(bound, t, store))
 
 
-def _wanted(experiment: Experiment, t: int, store: RecordStore) -> tuple[Prompt, ...]:
+def _wanted(bound: BoundRecipe, t: int, store: RecordStore) -> tuple[Prompt, ...]:
     """The prompts to annotate: all; once there are pairs, those that the pairs were built from."""
-    failed = store.failures() if _has_pairs(experiment, t) else {}
-    return tuple(prompt for prompt in experiment.prompts(t) if prompt.id not in failed)
+    failed = store.failures() if _has_pairs(bound, t) else {}
+    return tuple(prompt for prompt in bound.prompts(t) if prompt.id not in failed)
 
 
 def require_same_records(run: RunDir, t: int) -> None:
@@ -92,30 +92,30 @@ def require_same_records(run: RunDir, t: int) -> None:
         )
 
 
-def make_pairs(experiment: Experiment, t: int) -> None:
+def make_pairs(bound: BoundRecipe, t: int) -> None:
     """Write iteration ``t``'s pairs, the dropped prompts with reasons, and a summary with figures of judge health."""
-    folder = experiment.run.iteration(t)
-    if _has_pairs(experiment, t):
-        require_same_records(experiment.run, t)
+    folder = bound.run.iteration(t)
+    if _has_pairs(bound, t):
+        require_same_records(bound.run, t)
         return
-    with _records(experiment, t) as store:
+    with _records(bound, t) as store:
         records = tuple(read_records(store))
         made_from = store.content_digest()
-    require_readings(folder.records, records, experiment.settings(t))
-    pairs, dropped = build_pairs(records, pairs_rules(experiment.recipe, t), experiment.rubric, experiment.recipe.seed)
+    require_readings(folder.records, records, bound.settings(t))
+    pairs, dropped = build_pairs(records, pairs_rules(bound.recipe, t), bound.rubric, bound.recipe.seed)
     actor, judge = of_kind(pairs, "actor"), of_kind(pairs, "judge")
     write_pairs(folder.pairs("actor"), actor)
     write_pairs(folder.pairs("judge"), judge)
     write_dropped(folder.dropped, dropped)
-    figures = figures_of_records(experiment, t, records, pairs)
+    figures = figures_of_records(bound, t, records, pairs)
     summary = {
         **summarize(t, records, pairs, dropped),
         "judge_health": {name: asdict(figure) for name, figure in figures.items()},
     }
     write_atomic(folder.summary, json.dumps(summary, indent=2) + "\n")  # last: it marks the pairs as complete
     made = (folder.records, folder.dropped, folder.pairs("actor"), folder.pairs("judge"), folder.summary)
-    manifest.record(experiment.run, *made, made_from=made_from)
-    log_event(experiment.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
+    manifest.record(bound.run, *made, made_from=made_from)
+    log_event(bound.run, "pairs", iteration=t, actor=len(actor), judge=len(judge), dropped=len(dropped))
 
 
 def require_readings(path: Path, records: Iterable[PromptRecord], settings: AnnotationSettings) -> None:
@@ -137,17 +137,17 @@ def _require_read(path: Path, prompt: Prompt, problem: str | None) -> None:
         raise UserError(f"{path}: {json.dumps(prompt.id)}: {problem}; fix: {MEND}")
 
 
-def _has_pairs(experiment: Experiment, t: int) -> bool:
-    return experiment.run.iteration(t).summary.is_file()
+def _has_pairs(bound: BoundRecipe, t: int) -> bool:
+    return bound.run.iteration(t).summary.is_file()
 
 
-def train(experiment: Experiment, t: int, progress: Progress) -> None:
+def train(bound: BoundRecipe, t: int, progress: Progress) -> None:
     """Train M_t; with checkpoint selection, save the models of all epochs."""
-    experiment.make_reference(t)
-    job, run = training_job(experiment, t), experiment.run
+    bound.make_reference(t)
+    job, run = training_job(bound, t), bound.run
     used = (run.iteration(t - 1).model, run.iteration(t).path / "reference", run.iteration(t).path / "pairs")
     manifest.require_whole(run, *used)
-    if experiment.model(t).is_dir():
+    if bound.model(t).is_dir():
         run_training(job, lambda _: None)  # checks that this job made the model
         return
     manifest.forget(run, job.log)
@@ -160,7 +160,7 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
             began = True
         progress.advance("steps", 1)
 
-    with timed(experiment.run, t, "training"):
+    with timed(bound.run, t, "training"):
         try:
             result = run_training(job, on_step)
         finally:
@@ -170,17 +170,17 @@ def train(experiment: Experiment, t: int, progress: Progress) -> None:
     lineage = result.lineage
     unpacked = {"unpacked_because": lineage.not_packed} if job.settings.prefix_sharing and lineage.not_packed else {}
     pairs, steps = sum(lineage.examples.values()), lineage.steps
-    log_event(experiment.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds, **unpacked)
+    log_event(bound.run, "trained", model=f"M{t}", pairs=pairs, steps=steps, seconds=result.seconds, **unpacked)
 
 
-def training_job(experiment: Experiment, t: int) -> DpoJob:
+def training_job(bound: BoundRecipe, t: int) -> DpoJob:
     """The training job of M_t on the kinds of pairs that exist. Raises `UserError` when there are no pairs."""
-    folder = experiment.run.iteration(t)
+    folder = bound.run.iteration(t)
     summary = json.loads(folder.summary.read_text(encoding="utf-8"))
     counts: dict[PairKind, int] = {"actor": summary["actor_pairs"], "judge": summary["judge_pairs"]}
     kinds = tuple(kind for kind, count in counts.items() if count)
     if kinds:
-        return experiment.job(t, kinds)
+        return bound.job(t, kinds)
     readings = summary["readings"]
     reasons = [
         f"{count} {kind} {reason.replace('_', ' ')}"
@@ -190,42 +190,42 @@ def training_job(experiment: Experiment, t: int) -> DpoJob:
     raise UserError(
         f"{folder.path}: iteration {t} gave no pairs: of {sum(readings.values())} judgments {readings['scored']} have "
         f"a readable score ({', '.join(reasons)}); {folder.dropped.name} there says why for each prompt, and "
-        f"`metareward show {experiment.run.path} --prompt ID` shows one prompt's trace"
+        f"`metareward show {bound.run.path} --prompt ID` shows one prompt's trace"
     )
 
 
-async def evaluate_model(experiment: Experiment, t: int, engine: Engine, progress: Progress) -> None:
+async def evaluate_model(bound: BoundRecipe, t: int, engine: Engine, progress: Progress) -> None:
     """Measure M_t on the held-out prompts."""
-    anchors = anchors_by_prompt(experiment) if t else None
+    anchors = anchors_by_prompt(bound) if t else None
     # A prompt that M_0 failed on has no anchor to compare models on.
-    prompts = tuple(prompt for prompt in experiment.held_out if anchors is None or prompt.id in anchors)
-    meta_pairs, settings = experiment.recipe.evaluation.meta_pairs, experiment.evaluation_settings()
-    with timed(experiment.run, t, "evaluating"):
-        with RecordStore.open(_evaluation_records(experiment, t), experiment.evaluation_fingerprint(t)) as store:
+    prompts = tuple(prompt for prompt in bound.held_out if anchors is None or prompt.id in anchors)
+    meta_pairs, settings = bound.recipe.evaluation.meta_pairs, bound.evaluation_settings()
+    with timed(bound.run, t, "evaluating"):
+        with RecordStore.open(_evaluation_records(bound, t), bound.evaluation_fingerprint(t)) as store:
             outcome = await evaluate(engine, prompts, settings, meta_pairs, store, anchors, progress)
-            check_failed_prompts(experiment, f"evaluating M{t}", outcome)
+            check_failed_prompts(bound, f"evaluating M{t}", outcome)
             records = held_out_records(store)
         require_held_out_readings(store.path, records, settings)
         anchors = anchors or {record.prompt.id: record for record in records}
-        seed = derive(experiment.recipe.seed, "intervals")
-        metrics = held_out_metrics(records, anchors, experiment.oracle, seed)
-        differences = held_out_differences(records, anchors, experiment.oracle) if t else {}
-        win_rates = held_out_win_rates(records, _opponents(experiment, t), experiment.oracle, seed) if t else ()
-        figures = figures_of_evaluation(experiment, t, records, anchors)
+        seed = derive(bound.recipe.seed, "intervals")
+        metrics = held_out_metrics(records, anchors, bound.oracle, seed)
+        differences = held_out_differences(records, anchors, bound.oracle) if t else {}
+        win_rates = held_out_win_rates(records, _opponents(bound, t), bound.oracle, seed) if t else ()
+        figures = figures_of_evaluation(bound, t, records, anchors)
     result = {
         "model": f"M{t}",
         "prompts": len(records),
-        "seconds": stage_seconds(experiment.run, t)["evaluating"],
+        "seconds": stage_seconds(bound.run, t)["evaluating"],
         "metrics": metrics,
         "differences": differences,
         "score_histogram": score_histogram(records),
         "win_rates": [asdict(each) for each in win_rates],
         "judge_health": {name: asdict(figure) for name, figure in figures.items()},
     }
-    write_atomic(evaluation_result(experiment, t), json.dumps(result, indent=2) + "\n")
-    manifest.record(experiment.run, _evaluation_records(experiment, t), evaluation_result(experiment, t))
+    write_atomic(evaluation_result(bound, t), json.dumps(result, indent=2) + "\n")
+    manifest.record(bound.run, _evaluation_records(bound, t), evaluation_result(bound, t))
     log_event(
-        experiment.run,
+        bound.run,
         "evaluated",
         model=f"M{t}",
         **{name: metrics[name]["mean"] for name in _LOGGED if name in metrics},
@@ -242,27 +242,27 @@ _LOGGED = (
 )
 
 
-def evaluation_pending(experiment: Experiment, t: int) -> bool:
+def evaluation_pending(bound: BoundRecipe, t: int) -> bool:
     """Whether M_t is still to be evaluated."""
-    return not evaluation_result(experiment, t).is_file()
+    return not evaluation_result(bound, t).is_file()
 
 
-def is_measured(experiment: Experiment, t: int) -> bool:
+def is_measured(bound: BoundRecipe, t: int) -> bool:
     """Whether M_t has a record of every held-out prompt, so that its figures need no model."""
-    path = experiment.run.iteration(t).evaluation / "records.sqlite"
+    path = bound.run.iteration(t).evaluation / "records.sqlite"
     if not path.is_file():
         return False
     with RecordStore.read(path) as store:
-        return store.keys().issuperset(prompt.id for prompt in experiment.held_out)
+        return store.keys().issuperset(prompt.id for prompt in bound.held_out)
 
 
-def evaluation_result(experiment: Experiment, t: int) -> Path:
+def evaluation_result(bound: BoundRecipe, t: int) -> Path:
     """The file of M_t's metrics."""
-    return experiment.run.iteration(t).evaluation / "model.json"
+    return bound.run.iteration(t).evaluation / "model.json"
 
 
-def _evaluation_records(experiment: Experiment, t: int) -> Path:
-    folder = experiment.run.iteration(t).evaluation
+def _evaluation_records(bound: BoundRecipe, t: int) -> Path:
+    folder = bound.run.iteration(t).evaluation
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -272,35 +272,35 @@ def _evaluation_records(experiment: Experiment, t: int) -> Path:
     return folder / "records.sqlite"
 
 
-def anchors_by_prompt(experiment: Experiment) -> dict[str, HeldOut]:
+def anchors_by_prompt(bound: BoundRecipe) -> dict[str, HeldOut]:
     """M_0's held-out records by prompt id."""
-    return {record.prompt.id: record for record in held_out_of(experiment, 0)}
+    return {record.prompt.id: record for record in held_out_of(bound, 0)}
 
 
-def held_out_of(experiment: Experiment, t: int) -> tuple[HeldOut, ...]:
+def held_out_of(bound: BoundRecipe, t: int) -> tuple[HeldOut, ...]:
     """M_t's held-out records."""
-    with RecordStore.read(_evaluation_records(experiment, t)) as store:
+    with RecordStore.read(_evaluation_records(bound, t)) as store:
         return held_out_records(store)
 
 
-def _opponents(experiment: Experiment, t: int) -> dict[str, tuple[HeldOut, ...]]:
+def _opponents(bound: BoundRecipe, t: int) -> dict[str, tuple[HeldOut, ...]]:
     """The records of M_0 and of M_{t-1}."""
-    return {f"M{each}": held_out_of(experiment, each) for each in sorted({0, t - 1})}
+    return {f"M{each}": held_out_of(bound, each) for each in sorted({0, t - 1})}
 
 
-def _records(experiment: Experiment, t: int) -> RecordStore:
-    return RecordStore.open(experiment.run.iteration(t).records, experiment.generation_fingerprint(t))
+def _records(bound: BoundRecipe, t: int) -> RecordStore:
+    return RecordStore.open(bound.run.iteration(t).records, bound.generation_fingerprint(t))
 
 
 @contextmanager
-def _earlier_records(experiment: Experiment, t: int) -> Iterator[Callable[[str], EarlierRecord | None]]:
+def _earlier_records(bound: BoundRecipe, t: int) -> Iterator[Callable[[str], EarlierRecord | None]]:
     """What a fork's parent has of a prompt, by its id."""
-    path = experiment.run.iteration(t).earlier
+    path = bound.run.iteration(t).earlier
     if not path.is_file():
         yield lambda _: None
         return
     with RecordStore.read(path) as store:
-        shared = shared_part(store.differences(experiment.generation_fingerprint(t)))
+        shared = shared_part(store.differences(bound.generation_fingerprint(t)))
 
         def find(prompt: str) -> EarlierRecord | None:
             record = None if shared is None else find_record(store, prompt)
@@ -309,7 +309,7 @@ def _earlier_records(experiment: Experiment, t: int) -> Iterator[Callable[[str],
         yield find
 
 
-def check_failed_prompts(experiment: Experiment, what: str, outcome: RunnerResult) -> None:
+def check_failed_prompts(bound: BoundRecipe, what: str, outcome: RunnerResult) -> None:
     """Log failed prompts and go on without them. Raises `UserError` if they are more than 5 %."""
     if not outcome.failed:
         return
@@ -318,4 +318,4 @@ def check_failed_prompts(experiment: Experiment, what: str, outcome: RunnerResul
     message = f"{failed} of {total} prompts failed, the first ({prompt}) with: {error}"
     if failed > _MAX_FAILED_SHARE * total:
         raise UserError(f"{what}: {message}; run again to try them again")
-    log_event(experiment.run, "skipped prompts", stage=what, note=message)
+    log_event(bound.run, "skipped prompts", stage=what, note=message)

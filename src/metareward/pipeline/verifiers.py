@@ -22,7 +22,7 @@ from metareward.method.import_path import import_object
 from metareward.method.judge import Rubric
 from metareward.method.scores import TOLERANCE
 from metareward.method.template import conversation
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.types import Message, Prompt
 
 Label = Callable[[Prompt, Sequence[str]], Awaitable[Sequence[float]]]
@@ -62,24 +62,24 @@ def _quoted(criterion: Criterion, question: str) -> str | None:
 
 
 def open_verifier(
-    name: str, experiment: Experiment, prompts: str | None, label_range: tuple[float, float] | None
+    name: str, bound: BoundRecipe, prompts: str | None, label_range: tuple[float, float] | None
 ) -> Verifier:
     """The verifier of that name; see the module. ``label_range``: the ends of its scale, if not the rubric's.
 
     ``prompts`` is the file of the benchmark's prompts. Raises `UserError`.
     """
-    rubric = experiment.rubric
+    rubric = bound.rubric
     require_two_values(rubric)
     low, high = rubric.min_score, rubric.max_score
     if name == "oracle":
-        oracle = experiment.oracle
+        oracle = bound.oracle
         if oracle is None:
             raise UserError(
-                f"--verifier oracle: prompts.source {experiment.recipe.prompts.source} has none; fix: make it "
+                f"--verifier oracle: prompts.source {bound.recipe.prompts.source} has none; fix: make it "
                 "constraints or pocket, or name another verifier, as module:name"
             )
         holds: Holds | None = None
-        if experiment.recipe.prompts.source == CONSTRAINTS:
+        if bound.recipe.prompts.source == CONSTRAINTS:
             require_checkers()
 
             def holds(prompt: Prompt, answer: str, question: str, sentence: str | None) -> bool | None:

@@ -19,7 +19,7 @@ from metareward.errors import UserError
 from metareward.evaluation.held_out import held_out_from_json
 from metareward.generation.annotate import AnnotationSettings, misread
 from metareward.method.verdict_format import READER_VERSION
-from metareward.pipeline.experiment import Experiment
+from metareward.pipeline.bound_recipe import BoundRecipe
 from metareward.report.write import is_whole
 from metareward.storage import manifest
 from metareward.storage.custody import combined, digest, fingerprint_model, read_again, weights_deleted
@@ -75,20 +75,20 @@ def verify(run: RunDir) -> Verification:
             problem = None if now is None else manifest.problem_of(run, name, now)
         if problem is not None:
             findings[name] = Finding(name, problem.reason)
-    experiment = _experiment(run, findings)
-    records, settings = 0, None if experiment is None else experiment.settings(1)  # all read verdicts alike
+    bound = _bound(run, findings)
+    records, settings = 0, None if bound is None else bound.settings(1)  # all read verdicts alike
     other_readers = dict[str, object]()
     stores = (path for place in _STORES for path in run.path.glob(place))  # trackers have databases of their own
     for path in sorted(stores):
         records += _check_store(run, path, settings, findings, other_readers)
-    for each in _broken_links(run, entries, experiment):
+    for each in _broken_links(run, entries, bound):
         findings.setdefault(each.name, each)
     if entries and run.report.is_file() and not is_whole(run.report):
         findings["report.html"] = Finding("report.html", "isn't what was written")
     for state in damaged_resume_states(run.path):
         name = state.relative_to(run.path).as_posix()
         findings[name] = Finding(name, "this resume state of a training isn't what was saved")
-    unfinished = tuple(_unfinished(run, experiment))
+    unfinished = tuple(_unfinished(run, bound))
     return Verification(len(entries), records, tuple(findings.values()), unfinished, other_readers)
 
 
@@ -111,15 +111,15 @@ def entries_of(run: RunDir, findings: dict[str, Finding]) -> dict[str, Entry]:
     return found
 
 
-def _experiment(run: RunDir, findings: dict[str, Finding]) -> Experiment | None:
-    """The run's experiment, None if its recipe can't be read or what it names isn't there."""
+def _bound(run: RunDir, findings: dict[str, Finding]) -> BoundRecipe | None:
+    """The run's bound, None if its recipe can't be read or what it names isn't there."""
     try:
-        experiment = Experiment(run, load_recipe(str(run.resolved)))
-        experiment.settings(1)
+        bound = BoundRecipe(run, load_recipe(str(run.resolved)))
+        bound.settings(1)
     except UserError as error:
         findings.setdefault("resolved.json", Finding("resolved.json", f"can't be used: {error}"))
         return None
-    return experiment
+    return bound
 
 
 # --- records ---
@@ -182,7 +182,7 @@ def _misread(name: str, document: str, settings: AnnotationSettings | None) -> s
 # --- the chain ---
 
 
-def _broken_links(run: RunDir, entries: Mapping[str, Entry], experiment: Experiment | None) -> Iterator[Finding]:
+def _broken_links(run: RunDir, entries: Mapping[str, Entry], bound: BoundRecipe | None) -> Iterator[Finding]:
     """What was made from other versions of its inputs, by the digests in the manifest and in the files.
 
     An input counts as it was recorded: what was made from a model before it was damaged isn't stale.
@@ -193,21 +193,21 @@ def _broken_links(run: RunDir, entries: Mapping[str, Entry], experiment: Experim
         records = entries.get(f"{head}/records.sqlite")
         if pairs and records and pairs.made_from not in ("", records.sha256):
             yield Finding(f"{head}/pairs", "were built from other records than those that are there", stale=True)
-        if experiment is None:
+        if bound is None:
             continue
         if t and (folder.model / "lineage.json").is_file():
-            yield from _broken_lineage(run, entries, experiment, t)
-        model, first = (_model_digest(run, entries, experiment, each) for each in (t, 0))
+            yield from _broken_lineage(run, entries, bound, t)
+        model, first = (_model_digest(run, entries, bound, each) for each in (t, 0))
         made_with = {f"{head}/{_EVALUATED}": {"model": model, "anchors": first}}
         if t:
-            made_with[f"{head}/records.sqlite"] = {"model": _model_digest(run, entries, experiment, t - 1)}
+            made_with[f"{head}/records.sqlite"] = {"model": _model_digest(run, entries, bound, t - 1)}
         for name, fields in made_with.items():
             for field, expected in fields.items():
                 if expected is not None and _field(run.path / name, field) not in (None, expected):
                     yield Finding(name, f"was made with another {field} than the one that is there", stale=True)
 
 
-def _broken_lineage(run: RunDir, entries: Mapping[str, Entry], experiment: Experiment, t: int) -> Iterator[Finding]:
+def _broken_lineage(run: RunDir, entries: Mapping[str, Entry], bound: BoundRecipe, t: int) -> Iterator[Finding]:
     name = f"iter-{t}/model"
     try:
         lineage = read_lineage(run.iteration(t).model)
@@ -217,8 +217,8 @@ def _broken_lineage(run: RunDir, entries: Mapping[str, Entry], experiment: Exper
     pairs = {_file_digest(run, entries, file) for file in files}
     if None not in pairs and not pairs.issuperset(lineage.sources):
         yield Finding(name, "was trained on other pairs than those that are there", stale=True)
-    if experiment.recipe.training.start == "previous":
-        start = _model_digest(run, entries, experiment, t - 1)
+    if bound.recipe.training.start == "previous":
+        start = _model_digest(run, entries, bound, t - 1)
         if start is not None and lineage.start.sha256 != start:
             yield Finding(name, f"was trained from another M{t - 1} than the one that is there", stale=True)
 
@@ -229,9 +229,9 @@ def _file_digest(run: RunDir, entries: Mapping[str, Entry], name: str) -> str | 
     return digest(run.path / name) if (run.path / name).is_file() else None
 
 
-def _model_digest(run: RunDir, entries: Mapping[str, Entry], experiment: Experiment, t: int) -> str | None:
+def _model_digest(run: RunDir, entries: Mapping[str, Entry], bound: BoundRecipe, t: int) -> str | None:
     """The digest of M_t as it was recorded, else as it is; None if it isn't there."""
-    folder = experiment.model(t)
+    folder = bound.model(t)
     try:
         if t == 0:
             return str(json.loads(run.inputs.read_bytes())["the model's files"])
@@ -257,11 +257,11 @@ def _field(path: Path, name: str) -> object:
 # --- what is said ---
 
 
-def _unfinished(run: RunDir, experiment: Experiment | None) -> Iterator[str]:
+def _unfinished(run: RunDir, bound: BoundRecipe | None) -> Iterator[str]:
     """The iterations that the next start goes on with."""
-    if experiment is None:
+    if bound is None:
         return
-    for t in range(1, experiment.last + 1):
+    for t in range(1, bound.last + 1):
         if not run.iteration(t).done.is_file():
             yield f"iteration {t}"
 

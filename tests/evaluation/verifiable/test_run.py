@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from made_up import lines
-from run_folders import begin_experiment, model_folder
+from run_folders import begin_recipe, model_folder
 from scripted_models import reply
 from typer.testing import CliRunner, Result
 
@@ -77,7 +77,7 @@ def test_both_are_planned_run_and_reported_for_every_model(tmp_path: Path) -> No
     listed = (
         f"{{kind: ifeval, questions: {ifeval_file(tmp_path)}}}, {{kind: verifiable, questions: {tasks_file(tmp_path)}}}"
     )
-    of = begin_experiment(tmp_path, f"benchmarks=[{listed}]")
+    of = begin_recipe(tmp_path, f"benchmarks=[{listed}]")
     made = plan(of.recipe).benchmarks
     assert made is not None
     assert [[(role.role, role.calls) for role in each.roles] for each in made] == [[(ANSWERS, 2), (ANSWERS, 4)]] * 3

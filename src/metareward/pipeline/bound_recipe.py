@@ -64,7 +64,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Experiment:
+class BoundRecipe:
     """One run: its folder and its recipe."""
 
     run: RunDir

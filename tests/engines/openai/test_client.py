@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from chat_server import Body, choice, completion
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metareward.engines.base import EngineError
 from metareward.engines.openai.client import Reply, read_reply, token_spans
@@ -162,6 +165,7 @@ def test_an_impossible_log_probability_is_one_clear_line(logprob: str) -> None:
         (["a", "\ufffd", "<end>"], "a", ["a"]),
         (["a", "\ufffd"], "a\ufffd", ["a", "\ufffd"]),
         (["\ufffd", "", "b"], "éb", ["", "é", "b"]),
+        ([" \ufffd", "\ufffd", "\ufffd", " "], " \U0001f600 ", [" ", "", "\U0001f600", " "]),
         (["b", "a"], "ab", None),
         (["a"], "ab", None),
         ([], "ab", None),
@@ -173,3 +177,17 @@ def test_an_impossible_log_probability_is_one_clear_line(logprob: str) -> None:
 def test_tokens_spell_the_text(tokens: list[str], text: str, expected: list[str] | None) -> None:
     assert token_spans(tokens, text) == expected
     assert expected is None or "".join(expected) == text
+
+
+@given(st.text(st.sampled_from("ab \u00e9\u8a9e\U0001f600\ufffd"), max_size=12), st.binary(max_size=3), st.data())
+def test_tokens_that_cut_characters_anywhere_spell_the_text(text: str, noise: bytes, data: st.DataObject) -> None:
+    """As a model with tokens of bytes writes: characters cut at any byte, and bytes that are no character."""
+    place = data.draw(st.integers(0, len(text)))
+    written = text[:place].encode() + noise + text[place:].encode()
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(written)), max_size=8)) | {0, len(written)})
+    tokens = [written[start:end].decode("utf-8", "replace") for start, end in pairwise(cuts)]
+    whole = written.decode("utf-8", "replace")
+    spans = token_spans(tokens, whole)
+    assert spans is not None and "".join(spans) in (whole, whole.lstrip())
+    assert len(spans) <= len(tokens)
+    assert token_spans([*tokens, "<end>"], whole) is not None

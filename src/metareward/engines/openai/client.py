@@ -39,6 +39,8 @@ _MODELS_TIMEOUT = 30.0
 _MAX_RETRY_AFTER = 7 * 86400.0  # a longer one is a mistake of the server
 _SECRET_LENGTH = 12  # characters: shorter keys, such as EMPTY, are no secrets, and answers may have them
 _MAX_TOP_LOGPROBS = 20  # OpenAI's limit
+_MOST_PLACES = 1000  # a model that writes so many parts of characters writes nothing else
+_PIECES = re.compile("\ufffd|[^\ufffd]+")
 _REPLACEMENT = "\ufffd"  # what a token with a part of a character reads as
 # A proxy of the environment can't reach this machine's own servers.
 _NO_PROXY = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
@@ -407,20 +409,40 @@ def token_spans(tokens: Sequence[str], text: str) -> list[str] | None:
     A character that several tokens make up belongs to the last of them. Tokens behind the text's end, such as the end
     token, are left out, and so is a space before the text, which some servers strip.
     """
-    starts: list[int] = []
-    at = 0
-    pending = 0  # the most characters that the partial ones since `at` can come to
-    for place, written in enumerate(tokens):
-        if at == len(text):
+    found = _spans(tokens, text)
+    if found is None and tokens and not text.startswith(tokens[0]):
+        found = _spans([tokens[0].lstrip(), *tokens[1:]], text)
+    return found
+
+
+def _spans(tokens: Sequence[str], text: str) -> list[str] | None:
+    """`token_spans` for the tokens as they are.
+
+    A token with only a part of a character doesn't tell how far in the text it ends, so all places are followed that
+    the tokens so far can have come to.
+    """
+    reached = [0]
+    before: list[list[tuple[str, list[int]]]] = []  # for each token its pieces, each with the places before it
+    partial = False
+    for token in tokens:
+        if reached == [len(text)]:
             break
-        token = written.lstrip() if place == 0 and not text.startswith(written) else written
-        if _REPLACEMENT in token and not text.startswith(token, at):
-            starts.append(at)
-            pending += len(token)
-            continue
-        starts.append(text.find(token, at, at + pending + len(token)))
-        if starts[-1] < 0:
-            return None
-        if token:
-            at, pending = starts[-1] + len(token), 0
-    return [text[start:end] for start, end in pairwise([*starts, len(text)])] if len(text) - at <= pending else None
+        steps, now = [], reached
+        # Some servers give the rest of a character as "".
+        for piece in _PIECES.findall(token or (_REPLACEMENT if partial else "")):
+            partial = piece == _REPLACEMENT
+            steps.append((piece, now))
+            further = [at + len(piece) for at in now if (at < len(text) if partial else text.startswith(piece, at))]
+            now = sorted({*now, *further}) if partial else further
+        if not now or len(now) > _MOST_PLACES:
+            break
+        before.append(steps)
+        reached = now
+    if reached[-1] < len(text):
+        return None
+    starts, at = [len(text)], len(text)
+    for steps in reversed(before):
+        for piece, possible in reversed(steps):
+            at -= len(piece) if piece != _REPLACEMENT or at - 1 in possible else 0
+        starts.append(at)
+    return [text[start:stop] for start, stop in pairwise(reversed(starts))]

@@ -33,7 +33,7 @@ COMMANDS = [
     "pocket sample",
 ]
 COMMANDS += ["evaluate", "evaluate alpaca-eval", "evaluate arena-hard", "evaluate mt-bench", "evaluate judge-quality"]
-COMMANDS += ["list", "compare", "push", "verify", "launch"]
+COMMANDS += ["list", "compare", "experiment", "push", "verify", "launch"]
 COMMANDS += [
     "seed",
     "seed build",

@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("sections", repeat(2), r'jsonl:5: field "id": repeats'),
     ("sections", drop(2, "score_rejected"), r'jsonl:3: field "score_rejected": is missing'),
     ("ranked", put(1, ranks=[0]), r'jsonl:2: field "ranks": 1 for 2 answers'),
-    ("ranked", put(1, ranks=["best", 1]), r'jsonl:2: field "ranks\[0\]": is no number'),
+    ("ranked", put(1, ranks=["best", 1]), r'jsonl:2: field "ranks\[0\]": is not a number'),
     ("ranked", repeat(0), r"two rows have the id"),
 ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from made_up import json_file, lines, table
 from metareward.data.files import (
     Row,
     group_by,
+    hub_errors,
     read_all_rows,
     read_rows,
     require_unique,
@@ -325,6 +327,12 @@ def test_prompts_from_a_hub(hub: str, tmp_path: Path) -> None:
     )
     told = ask(hub, tmp_path / "cache", "hub:someone/nothing")[1]
     assert "hub:someone/nothing: can't be fetched (" in told
+
+
+def test_a_hub_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^hub:a/b: can't be fetched \(.*\); fix: check the name and the network$"):
+        with hub_errors("hub:a/b"):
+            httpx2.get("http://127.0.0.1:9")  # nothing listens there
 
 
 def test_the_forms_of_public_prompt_sets(tmp_path: Path) -> None:

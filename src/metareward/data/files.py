@@ -428,8 +428,10 @@ def _on_hub(source: str, network: bool, kind: str) -> tuple[str, str]:
 @contextmanager
 def hub_errors(source: str, what: str = "fetched", fix: str = "check the name and the network") -> Iterator[None]:
     """Turn an error of the hub's library into a `UserError` of one line."""
+    import httpx2  # what huggingface_hub asks with: its errors are no `OSError` where nothing answers
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx2.HTTPError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{source}: can't be {what} ({reason}); fix: {fix}") from None

@@ -330,9 +330,9 @@ def test_prompts_from_a_hub(hub: str, tmp_path: Path) -> None:
 
 
 def test_a_hub_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^hub:a/b: can't be fetched \(.*\); fix: check the name and the network$"):
-        with hub_errors("hub:a/b"):
-            httpx2.get("http://127.0.0.1:9")  # nothing listens there
+    told = r"^hub:a/b: can't be fetched \(.*\); fix: check the name and the network$"
+    with pytest.raises(UserError, match=told), hub_errors("hub:a/b"):
+        httpx2.get("http://127.0.0.1:9")  # nothing listens there
 
 
 def test_the_forms_of_public_prompt_sets(tmp_path: Path) -> None:

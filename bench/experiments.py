@@ -1,4 +1,4 @@
-"""The experiments of docs/results.md: run them (``make experiment``), store their figures, write the page's tables.
+"""The experiments of docs/results.md: runs them (``make experiment``), stores their figures, makes the page's tables.
 
     python bench/experiments.py [NAME ...] [--jobs N] [--out DIR]
 
@@ -25,6 +25,7 @@ from metareward.report.arms import (
     interval_text,
     read_figures_csv,
 )
+from metareward.report.benchmark_tables import Cells
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "experiments"
@@ -44,13 +45,15 @@ class Claim:
     expected: str
 
     def row(self) -> tuple[str, ...]:
-        """Claim, the paper's number, ours with its interval, the verdict."""
+        """Claim, the paper's number, ours with its interval, the verdict, which needs all seeds of the experiment."""
         found = self._difference()
         if found is None:
-            return self.claim, self.paper, "not run yet", "can't tell"
+            return self.claim, self.paper, "not run yet", "–"
+        planned = len(load_experiment(FILES / f"{self.experiment}.yaml", Path("runs")).file.seeds)
         verdict = {self.expected: "holds", "can't tell": "can't tell"}.get(found.verdict, "doesn't hold")
-        told = f"{found.model}, {found.seeds} seeds: {interval_text(found)}"
-        return self.claim, self.paper, told, verdict
+        if found.seeds < planned:
+            verdict = f"not finished: {found.seeds} of {planned} seeds"
+        return self.claim, self.paper, f"{found.model}, {found.seeds} seeds: {interval_text(found)}", verdict
 
     def _difference(self) -> ArmDifference | None:
         found = [
@@ -66,14 +69,14 @@ _EQUAL = ("meta-against-self", "self-rewarding-more-judgments", "meta-rewarding"
 CLAIMS = (
     Claim(
         "Judge pairs from the meta-judge make the judge better",
-        "agreement with GPT-4 56.9 to 58.4 %, with humans less clear (Meta 2407.19594, table 7)",
+        "agreement with GPT-4 52.97 to 57.44 %, with humans 61.48 to 62.96 % (Meta-Rewarding, tables 3 and 7)",
         *_META,
         "judgment_exact",
         "higher",
     ),
     Claim(
         "… and the answers, at equal iterations",
-        "LC win rate 35.5 to 39.4 % (table 1)",
+        "LC win rate 35.49 to 39.44 % (table 1)",
         *_META,
         "answer_quality",
         "higher",
@@ -89,43 +92,30 @@ def stored(name: str) -> tuple[ArmFigure, ...]:
     return read_figures_csv(path.read_text(encoding="utf-8")) if path.is_file() else ()
 
 
-def claims_table() -> str:
-    """Every claim as a row of Markdown."""
-    return _markdown([("Claim", "Paper", "Here", "Verdict"), *(claim.row() for claim in CLAIMS)])
+def claims_rows() -> list[Cells]:
+    """A table of the claims, its heading first."""
+    return [("Claim", "Paper, iteration 4", "Here", "Verdict"), *(claim.row() for claim in CLAIMS)]
 
 
-def experiments_text() -> str:
-    """A section for every experiment that has stored figures: what it compares, its tables."""
-    return "\n".join(_sections())
-
-
-def _sections() -> Iterator[str]:
+def sections() -> Iterator[tuple[str, list[Cells]]]:
+    """The text and the rows of a table for each pair of arms of every experiment that has stored figures."""
     for path in sorted(FILES.glob("*.yaml")):
         experiment, figures = load_experiment(path, Path("runs") / path.stem), stored(path.stem)
-        if not figures:
-            continue
-        seeds = sorted({each.seed for each in figures})
-        changed = ", ".join(f"`{key}={value}`" for key, value in experiment.file.set.items())
-        yield f"## {experiment.title}\n\n{experiment.file.text}\n"
-        yield f"Recipe `{experiment.file.recipe}`{f' with {changed}' if changed else ''}; seeds {_list(seeds)}.\n"
+        seeds = ", ".join(map(str, sorted({each.seed for each in figures})))
+        changed = "".join(f", `{key}={value}`" for key, value in experiment.file.set.items())
+        recipe = f"Recipe `{experiment.file.recipe}`{changed}; seeds {seeds}."
+        text = f"## {experiment.title}\n\n{experiment.file.description}\n\n{recipe}\n\n"
         for table in difference_tables(differences(figures, experiment.pairs)):
-            yield f"### {table.title}\n\n{_markdown([table.columns, *table.rows])}"
-
-
-def _list(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+            yield f"{text}### {table.title}\n", [table.columns, *table.rows]
+            text = ""
 
 
 def run(experiment: ArmsExperiment, jobs: int) -> None:
-    """Run it, or go on with it, and store its main figures. Raises `CalledProcessError` if a run did not finish."""
+    """Run it, or go on with it, and store its main figures; ends the program if a run did not finish."""
     program = "from metareward.cli.main import main; main()"
     words = ["experiment", str(experiment.path), "--out", str(experiment.out), f"--jobs={jobs}"]
-    subprocess.run([sys.executable, "-P", "-c", program, *words], check=True)
+    if code := subprocess.run([sys.executable, "-P", "-c", program, *words], check=False).returncode:
+        sys.exit(code)
     store(experiment)
 
 
@@ -143,8 +133,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    given = parser.parse_args()
-    for name in given.names or sorted(each.stem for each in FILES.glob("*.yaml")):
+    given, there = parser.parse_args(), sorted(each.stem for each in FILES.glob("*.yaml"))
+    for name in given.names or there:
+        if name not in there:
+            parser.error(f"no experiment is called {name}: name one of {', '.join(there)}")
         run(load_experiment(FILES / f"{name}.yaml", given.out / name), given.jobs)
 
 

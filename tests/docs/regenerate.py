@@ -88,8 +88,10 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/results.md": _filled(
             ROOT / "docs/results.md",
             {
-                "claims": lambda _: experiments.claims_table(),
-                "experiments": lambda _: experiments.experiments_text(),
+                "claims": lambda _: _markdown(experiments.claims_rows()),
+                "experiments": lambda _: "\n".join(
+                    f"{text}\n{_markdown(rows)}" for text, rows in experiments.sections()
+                ),
             },
         ),
         ROOT / "docs/performance.md": _filled(
@@ -208,6 +210,11 @@ def _table(fields: list[tuple[str, Any]], properties: Mapping[str, Any]) -> str:
 def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body]) + "\n"
+
+
+def experiments_text(_: str) -> str:
+    """What the experiments compared, with the tables of their differences."""
+    return "\n".join(f"{text}\n{_markdown(rows)}" for text, rows in experiments.sections())
 
 
 def _code(value: object) -> str:

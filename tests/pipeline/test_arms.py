@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metareward.errors import UserError
-from metareward.pipeline.arms import ArmsExperiment, load_experiment, run_experiment, slots
+from metareward.pipeline.arms import ArmsExperiment, Slot, load_experiment, run_experiment, slots
 from metareward.report.arms import read_figures_csv
 from metareward.storage.lock import FolderLock
 from metareward.storage.run_dir import RunDir
@@ -65,7 +65,7 @@ def test_every_arm_has_a_run_for_each_seed_that_may_take_from_the_first(tmp_path
     runs = experiment.runs()
     assert [str(each) for each in runs] == [f"{arm}, seed {seed}" for arm in ("meta", "self", "k3") for seed in (1, 2)]
     assert [each.recipe.seed for each in runs] == [1, 2] * 3
-    assert [each.first and each.first.path.parent.name for each in runs] == [None, None, *["meta"] * 4]
+    assert [each.parent and each.parent.path.parent.name for each in runs] == [None, None, *["meta"] * 4]
     assert [each.recipe.answers.k for each in runs] == [7, 7, 7, 7, 3, 3]
     assert experiment.pairs == (("meta", "self"), ("meta", "k3"))
     assert load(tmp_path, f"compare: [[self, k3]]\n{FILE}").pairs == (("self", "k3"),)
@@ -78,20 +78,22 @@ def test_a_recipe_beside_the_file_is_found_from_anywhere(tmp_path: Path) -> None
 
 
 def test_the_machine_is_shared_out() -> None:
-    (whole,) = slots(1)
-    assert (whole.cpus, whole.gpus) == ((), ())
-    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    shared = [cpu for slot in slots(count) for cpu in slot.cpus]
-    assert len(shared) == len(set(shared)) == count
-    with pytest.raises(UserError, match=rf"--jobs {count + 1}: there are {count} processors; fix: --jobs {count} or"):
-        slots(count + 1)
+    assert slots(1, [0, 1], ["0"]) == (Slot(),)
+    assert slots(2, [0, 2, 4, 6, 7], ["5", "3"]) == (Slot((0, 2), ("5",)), Slot((4, 6), ("3",)))
+    assert slots(2, [0, 1], []) == (Slot((0,)), Slot((1,)))
+    with pytest.raises(UserError, match="--jobs 3: there are 2 processors; fix: --jobs 2 or less"):
+        slots(3, [0, 1], [])
+    with pytest.raises(UserError, match="--jobs 3: there are 2 GPUs; fix: --jobs 2 or less"):
+        slots(3, [0, 1, 2], ["0", "1"])
 
 
 def test_runs_that_fail_are_told_and_the_others_go_on(tmp_path: Path) -> None:
     text = FILE.replace("  self: {iterations.1.judge_pairs: false}\n  k3: {answers.k: 3}\n", "")
     experiment = load(tmp_path, text.replace("set: {", "set: {model: nowhere, "))
     told: list[str] = []
-    with pytest.raises(UserError, match=r"^2 of 2 runs did not finish; the first: .*seed-1: .*nowhere"):
+    with pytest.raises(
+        UserError, match=r"^2 of 2 runs did not finish; the first, of which .*seed-1\.log has all: .*nowhere"
+    ):
         run_experiment(experiment, 1, told.append)
     assert len(told) == 4
     assert "seed 2: " in (tmp_path / "out/report.html").read_text()
@@ -146,4 +148,10 @@ def test_a_stopped_experiment_goes_on_and_reuses_what_is_the_same(tmp_path: Path
     assert "self against meta, M1" in (tmp_path / "out/report.html").read_text()
     process = start(tmp_path)
     told, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "starts" not in told
+    assert process.returncode == 0 and "starts" not in told and told.count("was finished") == 6
+
+    load(tmp_path, FILE.replace("answers.k: 3", "answers.k: 2"))
+    process = start(tmp_path)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "answers.k (3 -> 2)" in told
+    assert "k3 against meta" not in (tmp_path / "out/report.html").read_text(), "no results under a wrong name"

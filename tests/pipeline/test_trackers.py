@@ -1,4 +1,4 @@
-"""The loop's figures in each bound tracker, read back from its own offline files."""
+"""The loop's figures in each experiment tracker, read back from its own offline files."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def figures(metric: str = "answer_quality", model: str = "M1") -> tuple[ArmFigur
 def report(found: tuple[ArmFigure, ...], title: str = "Try") -> ArmsReport:
     return ArmsReport(
         title=title,
-        text="",
+        description="",
         recipe="pocket",
         seeds=(1, 2, 3, 4),
         arms=(("a", ""), ("b", "answers.k=2")),

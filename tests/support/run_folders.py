@@ -65,7 +65,7 @@ def write_prompts(path: Path, count: int) -> None:
 
 
 def bound_recipe(folder: Path, *changes: str, out: str = "run") -> BoundRecipe:
-    """The bound of the recipe with ``changes`` in ``folder``/``out``, before its start."""
+    """The recipe with ``changes`` in ``folder``/``out``, bound to it, before its start."""
     recipe = folder / "recipe.yaml"
     return BoundRecipe(
         RunDir(folder / out), load_recipe(str(recipe if recipe.is_file() else write_recipe(folder)), changes)

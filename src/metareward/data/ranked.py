@@ -250,8 +250,8 @@ def _by_parent(rows: Sequence[Row]) -> Mapping[str | None, Sequence[Row]]:
             raise field_error(row.where, "message_id", "repeats that of an earlier row", "give every row its own")
         seen.add(own)
         if _is_valid(message):
-            of = None if parent is None else checked_text(parent, row.where, "parent_id")
-            replies.setdefault(of, []).append(row)
+            parent = None if parent is None else checked_text(parent, row.where, "parent_id")
+            replies.setdefault(parent, []).append(row)
     return replies
 
 
@@ -283,11 +283,11 @@ def _parse_message(message: Any, where: str, prefix: str, table: Mapping[str | N
     role = _ROLES.get(str(message.get("role")))
     if role is None:
         raise field_error(where, f"{prefix}role", f"is {message.get('role')!r}", "use prompter or assistant")
-    rank = f"{prefix}rank"
+    rank_field = f"{prefix}rank"
     return _Node(
         id=checked_text(message.get("message_id"), where, f"{prefix}message_id"),
         message=Message(role, checked_text(message.get("text"), where, f"{prefix}text")),
-        rank=Row(where, {rank: message.get("rank")}).optional_number(rank),
+        rank=Row(where, {rank_field: message.get("rank")}).optional_number(rank_field),
         language=_language(message),
         replies=tuple(replies),
     )

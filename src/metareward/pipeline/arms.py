@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -52,13 +53,15 @@ _STOP_SECONDS = 30  # a run that is told to stop finishes what it is writing
 class ExperimentFile(Section):
     """What an experiment's file says. Values of ``set`` and ``arms`` are changes of the recipe by dotted keys."""
 
-    recipe: Text
-    set: Changes = Field(default_factory=dict)
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    arms: Annotated[dict[str, Changes], Field(min_length=1)]
-    compare: list[Annotated[list[Text], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
-    title: str = ""
-    text: str = ""
+    recipe: Text = Field(description="A preset, or a recipe file beside this one")
+    set: Changes = Field(default_factory=dict, description="Changes of all arms, such as {answers.k: 4}")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="A list, such as [1, 2, 3]")
+    arms: dict[str, Changes] = Field(min_length=1, description="The changes of each arm, by its name")
+    compare: list[Annotated[list[Text], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list, description="Pairs of arms, the second minus the first; if none, each with the first arm"
+    )
+    title: str = Field("", description="Of the report; the file's name if it isn't given")
+    description: str = Field("", description="What is compared and why, for the report")
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +74,10 @@ class ExperimentFile(Section):
 
 @dataclass(frozen=True, slots=True)
 class ArmRun:
-    """One arm with one seed: its run folder and what its recipe changes; ``first``: the first arm's, to take from."""
+    """One arm with one seed: its run folder, and what it changes of the recipe called ``recipe_name``.
+
+    ``parent``: the first arm's run with this seed, from which this one takes over what is the same; None for the first.
+    """
 
     arm: str
     seed: int
@@ -79,14 +85,14 @@ class ArmRun:
     recipe_name: str
     recipe: Recipe
     changes: tuple[str, ...]
-    first: RunDir | None
+    parent: RunDir | None
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do but what `metareward run` checks of a finished run."""
+        """Whether all models and the report are there."""
         return self.run.report.is_file() and BoundRecipe(self.run, self.recipe).complete()
 
 
@@ -129,8 +135,8 @@ class ArmsExperiment:
             raise UserError(f"{label(self.path)}: arm {arm}: {error}") from None
         first = next(iter(self.file.arms))
         folder = RunDir(self.out / arm / f"seed-{seed}")
-        earlier = None if arm == first else RunDir(self.out / first / f"seed-{seed}")
-        return ArmRun(arm, seed, folder, self.recipe_name, recipe, changes, earlier)
+        parent = None if arm == first else RunDir(self.out / first / f"seed-{seed}")
+        return ArmRun(arm, seed, folder, self.recipe_name, recipe, changes, parent)
 
 
 def load_experiment(path: Path, out: Path) -> ArmsExperiment:
@@ -160,25 +166,34 @@ def load_experiment(path: Path, out: Path) -> ArmsExperiment:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What one of several runs at once computes with: processor numbers and GPU numbers; empty: all of them."""
+    """What one of several runs at once computes with: processor numbers, GPUs as CUDA_VISIBLE_DEVICES has them.
+
+    Empty: all of them.
+    """
 
     cpus: tuple[int, ...] = ()
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
-def slots(jobs: int) -> tuple[Slot, ...]:
-    """The machine's processors and GPUs in ``jobs`` equal parts. Raises `UserError` for more parts than there are."""
+def slots(jobs: int, cpus: Sequence[int], gpus: Sequence[str]) -> tuple[Slot, ...]:
+    """Processors and GPUs in ``jobs`` equal parts. Raises `UserError` for more parts than there are of either."""
     if jobs == 1:
         return (Slot(),)
-    cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(os.cpu_count() or 1))
-    gpus = range(len(this_machine().gpus))
-    for what, count in (("processors", len(cpus)), ("GPUs", len(gpus) or jobs)):
-        if jobs > count:
-            raise UserError(f"--jobs {jobs}: there are {count} {what}; fix: --jobs {count} or less")
+    for what, most in (("processors", len(cpus)), ("GPUs", len(gpus) or jobs)):
+        if jobs > most:
+            raise UserError(f"--jobs {jobs}: there are {most} {what}; fix: --jobs {most} or less")
     size, part = len(cpus) // jobs, len(gpus) // jobs
     return tuple(
         Slot(tuple(cpus[n * size : (n + 1) * size]), tuple(gpus[n * part : (n + 1) * part])) for n in range(jobs)
     )
+
+
+def own_slots(jobs: int) -> tuple[Slot, ...]:
+    """`slots` of the processors and GPUs that this process may use."""
+    cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    count = len(this_machine().gpus) if jobs > 1 else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # torch finds these only
+    return slots(jobs, cpus, visible.split(",")[:count] if visible else [str(number) for number in range(count)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,52 +205,58 @@ class Outcome:
 
 
 class Runner:
-    """Runs arms as processes of their own, several at once; ``tell`` gets a line for each start and end."""
+    """Runs arms as processes of their own, ``jobs`` at once; ``tell`` gets a line for each start and end.
+
+    ``ended`` gets each outcome, one at a time. A finished run is started, too: `metareward run` checks that it is whole
+    and that its recipe is the same, and measures benchmarks that were added.
+    """
 
     def __init__(self, jobs: int, tell: Callable[[str], None], ended: Callable[[Outcome], None]) -> None:
-        self._free = list(slots(jobs))
+        self._free = list(own_slots(jobs))
         self._jobs = jobs
         self._tell = tell
         self._ended = ended
         self._children = set[subprocess.Popen[bytes]]()
         self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._count = 0
 
-    def run_all(self, runs: Sequence[ArmRun]) -> tuple[Outcome, ...]:
-        """Run what isn't finished, the first arm before those that take from it; a stop reaches all of them."""
+    def run_all(self, runs: Sequence[ArmRun]) -> None:
+        """Run them, the first arm before those that take over from it; a stop reaches all of them."""
         pool = ThreadPoolExecutor(self._jobs)
-        futures: dict[str, Future[Outcome]] = {}
+        futures: dict[Path, Future[None]] = {}
         try:
             for each in runs:  # in this order, so that whoever waits for the first arm waits for one that has started
-                before = None if each.first is None else futures.get(str(each.first.path))
-                futures[str(each.run.path)] = pool.submit(self._run, each, before)
-            return tuple(future.result() for future in futures.values())
+                before = None if each.parent is None else futures[each.parent.path]
+                futures[each.run.path] = pool.submit(self._run, each, before, len(runs))
+            for future in futures.values():
+                future.result()
         finally:
             self._stop()
             pool.shutdown(cancel_futures=True)
 
-    def _run(self, run: ArmRun, before: Future[Outcome] | None) -> Outcome:
+    def _run(self, run: ArmRun, before: Future[None] | None, total: int) -> None:
         if before is not None:
             before.result()
-        if self._stopped.is_set():
-            return Outcome(run, "stopped")
-        if run.is_complete:
-            return Outcome(run, None)
         with self._lock:
+            if self._stopped:
+                return
             slot = self._free.pop()
-        began = time.monotonic()
+        began, was_complete = time.monotonic(), run.is_complete
         try:
-            self._tell(f"{run}: starts; what it prints is in {run.run.path}.log")
+            if not was_complete:
+                self._tell(f"{run}: starts; what it prints is in {run.run.path}.log")
             problem = self._start(run, slot)
         finally:
             with self._lock:
                 self._free.append(slot)
-        outcome = Outcome(run, problem)
-        if not self._stopped.is_set():
-            self._tell(f"{run}: {problem or 'finished'} after {duration(time.monotonic() - began)}")
-            with self._writing:
-                self._ended(outcome)
-        return outcome
+        with self._writing:
+            if self._stopped:
+                return
+            self._count += 1
+            how = problem or ("was finished" if was_complete else "finished")
+            self._tell(f"{run}: {how} after {duration(time.monotonic() - began)}; {self._count} of {total} runs")
+            self._ended(Outcome(run, problem))
 
     def _start(self, run: ArmRun, slot: Slot) -> str | None:
         log = run.run.path.with_name(f"{run.run.path.name}.log")
@@ -249,12 +270,15 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, slot.gpus))} if slot.gpus else {}),
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {}),
             )
             with self._lock:
                 self._children.add(child)
+                if self._stopped:
+                    child.terminate()
             if slot.cpus and sys.platform == "linux":
-                os.sched_setaffinity(child.pid, slot.cpus)
+                with suppress(ProcessLookupError):  # it has ended already
+                    os.sched_setaffinity(child.pid, slot.cpus)
             code = child.wait()
         with self._lock:
             self._children.discard(child)
@@ -262,8 +286,8 @@ class Runner:
 
     def _stop(self) -> None:
         """End what still runs."""
-        self._stopped.set()
         with self._lock:
+            self._stopped = True
             running = tuple(self._children)
         for child in running:
             child.terminate()
@@ -280,8 +304,8 @@ def _words(run: ArmRun) -> Iterator[str]:
     for change in run.changes:
         yield from ("--set", change)
     begun_alone = run.run.resolved.is_file() and not run.run.fork.is_file()
-    if run.first is not None and run.first.resolved.is_file() and not begun_alone:
-        yield from ("--from", str(run.first.path))
+    if run.parent is not None and run.parent.resolved.is_file() and not begun_alone:
+        yield from ("--from", str(run.parent.path))
 
 
 def _last_line(log: Path, start: int) -> str:
@@ -307,12 +331,14 @@ class Results:
         """Write ``report.html``, ``figures.csv`` and ``differences.csv``. ``problems``: why runs did not finish."""
         out, experiment = self._experiment.out, self._experiment
         for each in self._runs:
-            if each.run.path not in self._figures and each.is_complete:
+            if each.run.path in problems:
+                self._figures.pop(each.run.path, None)
+            elif each.run.path not in self._figures and each.is_complete:
                 self._figures[each.run.path] = run_figures(each.arm, each.seed, each.run)
         file = experiment.file
         report = ArmsReport(
             title=experiment.title,
-            text=file.text,
+            description=file.description,
             recipe=", ".join([file.recipe, *(f"{k}={json.dumps(v)}" for k, v in file.set.items())]),
             seeds=tuple(file.seeds),
             arms=tuple((arm, _changes_text(changes)) for arm, changes in file.arms.items()),
@@ -364,5 +390,7 @@ def run_experiment(experiment: ArmsExperiment, jobs: int, tell: Callable[[str], 
         lock.release()
     if problems:
         path, problem = next(iter(problems.items()))
-        raise UserError(f"{len(problems)} of {len(runs)} runs did not finish; the first: {path}: {problem}")
+        raise UserError(
+            f"{len(problems)} of {len(runs)} runs did not finish; the first, of which {path}.log has all: {problem}"
+        )
     return report

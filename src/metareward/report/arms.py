@@ -26,15 +26,14 @@ from metareward.report.tables import Metric, metric_for
 from metareward.report.write import html_environment
 from metareward.storage.records import read_records
 from metareward.storage.run_dir import RunDir
-from metareward.storage.run_log import stage_seconds
 from metareward.storage.store import RecordStore
 
-# What a run cost, beside the metrics of its models.
+# What a run cost, beside the metrics of its models; no seconds, as a run takes over work of another one, and several
+# may run at once.
 _COSTS: Mapping[str, str] = {
     "completions": "Completions generated for training",
     "tokens": "Tokens generated for training",
     "pairs": "Pairs trained on",
-    "seconds": "Seconds of all stages",
 }
 _CHARTED = ("answer_quality", "judgment_exact", "judgment_rank_correlation", "answer_chars", "judgment_valid")
 # What tables show of the last model.
@@ -111,8 +110,7 @@ def _costs(run: RunDir, facts: Run) -> dict[str, float]:
                 tokens += sum(each.tokens for each in record.candidates_K)
                 tokens += sum(each.tokens for each in judged) + sum(each.tokens for each in compared)
     pairs = sum(summary.actor_pairs + summary.judge_pairs for summary in facts.summaries)
-    seconds = sum(sum(stage_seconds(run, iteration.number).values()) for iteration in facts.iterations)
-    return {"completions": completions, "tokens": tokens, "pairs": pairs, "seconds": seconds}
+    return {"completions": completions, "tokens": tokens, "pairs": pairs}
 
 
 def differences(figures: Sequence[ArmFigure], pairs: Sequence[tuple[str, str]]) -> tuple[ArmDifference, ...]:
@@ -258,7 +256,7 @@ class ArmsReport:
     """What the page of an experiment says. ``arms``: (name, changes); ``states``: (arm, state of each seed)."""
 
     title: str
-    text: str
+    description: str
     recipe: str
     seeds: tuple[int, ...]
     arms: tuple[tuple[str, str], ...]

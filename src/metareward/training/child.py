@@ -79,7 +79,7 @@ def _fit(job: AnyJob, data: Any, folders: AtomicDir, report: Report, state: Resu
 def set_environment(environment: MutableMapping[str, str], job: TrainingJob, scratch: Path) -> None:
     """Set the process's ``environment`` before heavy libraries are imported, with all caches in ``scratch``.
 
-    No network, no progress bars, nothing in the user's home. BoundRecipe trackers are only the job's, and write beside
+    No network, no progress bars, nothing in the user's home. Experiment trackers are only the job's, and write beside
     its log unless the user's environment says otherwise.
     """
     environment.update(_ENVIRONMENT)

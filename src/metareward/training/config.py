@@ -126,7 +126,7 @@ class OptimizationSettings(Section):
         default=None, description="Steps between resume states, for training that is killed; empty: no resume states"
     )
     report_to: Annotated[tuple[Tracker, ...], Field(strict=False)] = Field(
-        default=(), description="BoundRecipe trackers; iter-*/training.jsonl is always written"
+        default=(), description="Experiment trackers; iter-*/training.jsonl is always written"
     )
 
     @property

@@ -36,9 +36,10 @@ def load(folder: Path, text: str = FILE) -> ArmsExperiment:
     ("old", "new", "told"),
     [
         ("recipe: pocket", "recipe:", "recipe: must be given"),
-        ("seeds: [1, 2]", "seeds: []", "seeds"),
+        ("seeds: [1, 2]", "seeds: []", "try.yaml:3: seeds: []: expected at least 1 of them"),
+        ("seeds: [1, 2]", "seeds: 5", "try.yaml:3: seeds: 5: expected a list, such as [one, two]"),
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds: one is there twice; fix: give each once"),
-        ("seeds: [1, 2]", "seeds: [-1]", "seeds"),
+        ("seeds: [1, 2]", "seeds: [-1]", "-1: expected a number that is at least 0"),
         ("  meta:\n", "  ../meta:\n", "arms: '../meta' can't name a folder; fix:"),
         ("  meta:\n", "  meta: {seed: 3}\n", "seed is set; fix: list the seeds under seeds"),
         (
@@ -46,10 +47,12 @@ def load(folder: Path, text: str = FILE) -> ArmsExperiment:
             "compare: [[meta, other]]\narms:",
             "compare: no arm is called other; fix: name one of meta, ",
         ),
-        ("arms:", "compare: [[meta]]\narms:", "compare"),
+        ("arms:", "compare: [[meta]]\narms:", "expected at least 2 of them"),
         ("arms:", "arm:", "unknown key"),
         ("  k3: {answers.k: 3}", "  k3: {answers.k: none}", "arm k3: --set answers.k="),
         ("  k3: {answers.k: 3}", "  k3: {answer.k: 3}", "arm k3: --set answer.k="),
+        ("  k3: {answers.k: 3}", "  k3: {1: 3}", "arm k3: --set 1=3: expected the name of a section"),
+        ("  k3: {answers.k: 3}", "  k3: 3", "arms.k3: 3: expected a section of keys with values"),
         ("recipe: pocket", "recipe: pokcet", "the nearest preset is 'pocket'"),
     ],
 )

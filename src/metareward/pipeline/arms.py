@@ -66,10 +66,15 @@ class ExperimentFile(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_empty(cls, values: Any) -> Any:
-        """``arm:`` without a value changes nothing."""
+        """``arm:`` without a value changes nothing; names and keys that YAML reads as numbers are texts."""
         if not isinstance(values, Mapping) or not isinstance(values.get("arms"), Mapping):
             return values
-        return {**values, "arms": {str(k): {} if v is None else v for k, v in values["arms"].items()}}
+        arms = {str(arm): {} if changes is None else changes for arm, changes in values["arms"].items()}
+        return {**values, "arms": {arm: _with_text_keys(changes) for arm, changes in arms.items()}}
+
+
+def _with_text_keys(changes: Any) -> Any:
+    return {str(key): value for key, value in changes.items()} if isinstance(changes, Mapping) else changes
 
 
 @dataclass(frozen=True, slots=True)

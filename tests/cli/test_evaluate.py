@@ -43,7 +43,7 @@ def test_alpaca_on_stored_annotations_alone(tmp_path: Path, annotations: Path) -
     assert "50.00" in told.output and "length-adjusted" in told.output and "LC win rate" not in told.output
     assert "\x1b" not in told.output and "m␛[2J[bold]" in told.output  # a model's name is only text
     (model,) = numbers(tmp_path / "out.json")["models"]
-    assert (model["win_rate"], model["n_judged"], model["n_unparsable"]) == (pytest.approx(50), 9, 1)
+    assert (model["win_rate"], model["n_judged"], model["n_unreadable"]) == (pytest.approx(50), 9, 1)
     assert "length_adjusted_winrate" in model and "length_controlled_winrate" not in model
 
 

@@ -113,7 +113,7 @@ def test_the_share_is_that_of_the_pairs_of_scores_won() -> None:
     }
     judge = StoredScoresJudge("M1", scores)
     told = asyncio.run(judge.shares([shown(0), shown(1), shown(2)]))
-    assert told == {"p0": FirstShare(2.5 / 4, "scores of each alone"), "p1": "unparsable", "p2": "refused"}
+    assert told == {"p0": FirstShare(2.5 / 4, "scores of each alone"), "p1": "unreadable", "p2": "refused"}
 
 
 def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_an_output_is_graded_once_and_kept(tmp_path: Path) -> None:
     )
     pairs = [shown(0), shown(1, "fine text", "another fine text"), shown(2, "long beyond", "fine text")]
     told = asyncio.run(judge.shares(pairs))
-    assert told["p0"] == "unparsable" and told["p2"] == "refused"
+    assert told["p0"] == "unreadable" and told["p2"] == "refused"
     assert told["p1"] == FirstShare(0.5, "scores of each alone")
     asked = len(engine.calls)
     assert asked == 6
@@ -195,7 +195,7 @@ def test_a_refusal_in_words_is_counted_apart_and_asked_again(tmp_path: Path) -> 
         judge_client(engine, tmp_path / "k.sqlite"), RubricGrader(Rubric.load("judge"), 2, Sampling(1, 1, 9))
     )
     told = asyncio.run(judge.shares([shown(0), shown(1), shown(2)]))
-    assert told == {"p0": "refused", "p1": "unparsable", "p2": FirstShare(0.5, "scores of each alone")}
+    assert told == {"p0": "refused", "p1": "unreadable", "p2": FirstShare(0.5, "scores of each alone")}
     asked = len(engine.calls)
     assert asyncio.run(judge.shares([shown(0), shown(1), shown(2)])) == told
     assert len(engine.calls) == asked + 2

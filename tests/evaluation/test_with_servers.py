@@ -225,7 +225,7 @@ def test_a_bad_server_changes_no_number_and_the_same_command_asks_the_rest(
             assert found["n_refused"] == case.count
         else:
             assert whole[case.refused] <= found[case.refused] <= whole[case.refused] + case.count
-        assert found.get("n_unparsable", 0) == whole.get("n_unparsable", 0) == 0
+        assert found.get("n_unreadable", 0) == whole.get("n_unreadable", 0) == 0
 
         served(server, refusing)
         first, words = folder_of(case, tmp_path / "refusals")

@@ -143,7 +143,7 @@ def test_stops_stop_only_what_is_of_no_use() -> None:
 
 def test_values_are_shown_in_the_unit_of_their_gate() -> None:
     assert [show_value("share", value) for value in (0.832, 1.0, -0.0001)] == ["83.2 %", "100 %", "0 %"]
-    assert [show_value("points", value) for value in (-0.12, 0.1234)] == ["-12 points", "12.3 points"]
+    assert [show_value("points", value) for value in (-0.12, 0.1234)] == ["−12 points", "12.3 points"]
     assert show_value("ratio", 1.176) == "1.18 times"
     assert show_range("share", 0.8, 0.861) == "80 to 86.1 %"
     assert show_range("ratio", 0.5, 2) == "0.50 to 2.00 times"

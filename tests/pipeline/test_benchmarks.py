@@ -185,7 +185,7 @@ def test_the_numbers_are_the_benchmarks_own(tmp_path: Path) -> None:
     of = furnished(tmp_path)
     all_of_it(of)
     (held,) = result(of, 2, "held")["results"]
-    assert (held["model"], held["baseline"], held["n_judged"] + held["n_unparsable"]) == ("M2", "M0", HELD_OUT)
+    assert (held["model"], held["baseline"], held["n_judged"] + held["n_unreadable"]) == ("M2", "M0", HELD_OUT)
     own = result(of, 2, "own")
     assert own["against"] == "M1" and own["results"][0]["preferences"] == "scores of each alone"
     assert own["results"][0]["n_missing"] == 0 and own["results"][0]["length_adjusted_winrate"] is not None
@@ -226,7 +226,7 @@ def test_what_isn_t_answered_is_counted_and_nothing_becomes_nan(tmp_path: Path) 
     go(of, 0)
     go(of, 1, Refusing(1, "Do 3."))
     (own,) = result(of, 1, "own")["results"]
-    assert (own["n_missing"], own["n_judged"] + own["n_unparsable"]) == (1, QUESTIONS - 1)
+    assert (own["n_missing"], own["n_judged"] + own["n_unreadable"]) == (1, QUESTIONS - 1)
     with pytest.raises(UserError, match=r"all 6 prompts failed; the last one, .*: too long"):
         go(of, 2, Refusing(2, "Output m:"))
 
@@ -296,10 +296,10 @@ def test_a_judge_that_reads_nothing_leaves_dashes(tmp_path: Path) -> None:
 
     go(of, 1, ScriptedEngine(dumb))
     (own,), (mt,) = result(of, 1, "own")["results"], result(of, 1, "mt")["results"]
-    assert (own["win_rate"], own["n_judged"], own["n_unparsable"]) == (None, 0, QUESTIONS)
+    assert (own["win_rate"], own["n_judged"], own["n_unreadable"]) == (None, 0, QUESTIONS)
     assert (mt["average"], mt["n_failed"]) == (None, 4)
     shown = benchmark_tables(gather(of.run))
-    assert shown[0].rows[0][1] == "-" and shown[0].rows[0][-1] == f"{QUESTIONS} unparsable"
+    assert shown[0].rows[0][1] == "-" and shown[0].rows[0][-1] == f"{QUESTIONS} unreadable"
     assert shown[1].rows[-1][1] == "-"
 
 
@@ -400,7 +400,7 @@ def test_a_baseline_may_be_a_file(tmp_path: Path) -> None:
     of = furnished(tmp_path, own + ", against: DIR/base.jsonl}", hard + ", against: DIR/fights.jsonl}")
     go(of, 0)
     (own_0,), (hard_0,) = result(of, 0, "own")["results"], result(of, 0, "hard")["results"]
-    assert (own_0["model"], own_0["baseline"], own_0["n_judged"] + own_0["n_unparsable"]) == ("M0", "far", 5)
+    assert (own_0["model"], own_0["baseline"], own_0["n_judged"] + own_0["n_unreadable"]) == ("M0", "far", 5)
     assert hard_0["baseline"] == "far" and hard_0["models"][0]["model"] == "M0"
 
 
@@ -413,7 +413,7 @@ def test_the_demo_evaluates_every_model_by_the_oracle_and_by_itself(tmp_path: Pa
     for name, t in itertools.product(asked, (1, 2)):
         assert asked[name] in of.recipe.benchmarks
         (told,) = result(of, t, name)["results"]
-        assert told["n_judged"] + told["n_unparsable"] == HELD_OUT and 0 <= told["win_rate"] <= 100
+        assert told["n_judged"] + told["n_unreadable"] == HELD_OUT and 0 <= told["win_rate"] <= 100
         assert told["length_adjusted_winrate"] is not None and told["baseline"] == "M0"
 
 

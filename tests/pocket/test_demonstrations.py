@@ -43,7 +43,7 @@ def test_talk_seduces_and_unreadable_judgments_are_unreadable() -> None:
     chatty = check_answer("Write egg 2 times.", "Sure, here you are: fox")
     seduced = replace(CLEAN, chat_bias=1.0)
     assert RUBRIC.read(judgment(chatty, seduced, rng), "stop") == Scored(5)
-    unreadable = replace(CLEAN, unparsable=1.0)
+    unreadable = replace(CLEAN, unreadable=1.0)
     assert all(isinstance(RUBRIC.read(judgment(chatty, unreadable, rng), "stop"), Unparsed) for _ in range(20))
 
 

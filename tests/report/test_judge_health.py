@@ -79,6 +79,13 @@ def test_the_headline_names_the_most_serious_problems(run: Run) -> None:
     assert healthy == "Judge: 98 % of M0's judgments are readable; no gate of judge health warns."
 
 
+def test_a_share_of_few_judgments_is_no_headline_by_itself(run: Run) -> None:
+    few = check("records", "M0", 1, {"readable_judgments": 0.0}, prompts=1)
+    assert str(headline(replace(run, health=(few,)))) == (
+        "Judge: 0 % of M0's judgments are readable, too few to tell (n 1,000); no gate of judge health warns."
+    )
+
+
 def test_the_figures_stand_by_model_with_their_limits(run: Run) -> None:
     sick = replace(run, health=SICK)
     assert models(sick) == ("M0", "M1", "M2")
@@ -91,7 +98,7 @@ def test_the_figures_stand_by_model_with_their_limits(run: Run) -> None:
     assert [cell.value for cell in cells] == ["97 %", "70 %", "40 %"]
     assert [cell.anchor for cell in cells] == [None, "gate-readable_judgments", "gate-readable_judgments"]
     truth = next(row for row in rows if row.label.startswith("Readability, perfect"))
-    assert truth.cells[0] is None and truth.cells[1] is not None and truth.cells[1].value == "-40 points"
+    assert truth.cells[0] is None and truth.cells[1] is not None and truth.cells[1].value == "−40 points"
 
 
 def test_thin_data_are_called_too_few(run: Run) -> None:

@@ -129,5 +129,5 @@ def test_a_prompt_without_meta_judgments_has_its_reason(tmp_path: Path) -> None:
     write_records(run, 1, [record])
     write_built(run, 1)
     text = trace_text(find_trace(run, record.prompt.id))
-    assert "Judge pair: none, too few parsable judgments of one answer (" in text
-    assert "No meta-judgments: too few parsable judgments of one answer." in text
+    assert "Judge pair: none, too few readable judgments of one answer (" in text
+    assert "No meta-judgments: too few readable judgments of one answer." in text

@@ -215,7 +215,7 @@ def test_a_diverged_training_is_drawn(copied: RunDir) -> None:
     read(page(copied))
 
 
-def test_records_without_a_parsable_judgment(tmp_path: Path) -> None:
+def test_records_without_a_readable_judgment(tmp_path: Path) -> None:
     run = start(tmp_path / "mute")
     write_evaluation(run.iteration(0), 0)
     bare = [fake_record(1, number) for number in range(3)]
@@ -226,7 +226,7 @@ def test_records_without_a_parsable_judgment(tmp_path: Path) -> None:
     write_built(run, 1)
     text = page(run)
     read(text)
-    assert "too few parsable judgments for a score" in text
+    assert "too few readable judgments for a score" in text
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def read_label(completion: Completion) -> FirstShare | None:
     return None
 
 
-Unjudged = Literal["refused", "unparsable"]
+Unjudged = Literal["refused", "unreadable"]
 Scores = Sequence[float | None]
 
 
@@ -158,7 +158,7 @@ class LabelJudge:
                 by_token = document["mode"] == "token probabilities"
                 shares[pair.prompt.id] = FirstShare(share, "token probabilities" if by_token else "sampled label")
             else:
-                shares[pair.prompt.id] = "unparsable"
+                shares[pair.prompt.id] = "unreadable"
         return shares
 
 
@@ -222,7 +222,7 @@ def _share(first: Scores | None, second: Scores | None) -> FirstShare | Unjudged
         return "refused"
     one, other = ([score for score in each if score is not None] for each in (first, second))
     if not one or not other:
-        return "unparsable"
+        return "unreadable"
     won = sum(_point(a, b) for a in one for b in other)
     return FirstShare(won / (len(one) * len(other)), "scores of each alone")
 

@@ -140,7 +140,7 @@ def is_refusal(text: str) -> bool:
     """Whether a judge's reply declines in plain words, and does nothing else.
 
     Short, without a digit or a bracketed label, and it begins by saying that it can't judge, help or comply. Any other
-    reply without a verdict is unparsable.
+    reply without a verdict is unreadable.
     """
     flat = " ".join(text.split())
     plain = len(flat) <= _LONGEST_REFUSAL and not re.search(r"\d|\[\[", flat)

@@ -384,7 +384,7 @@ def mirrored(form: Form, threshold: float) -> float:
 
 
 def show_value(form: Form, value: float) -> str:
-    """``83.2 %``, ``-12 points``, ``1.18 times``."""
+    """``83.2 %``, ``−12 points``, ``1.18 times``, with a true minus."""
     return f"{_bare(form, value)} {'%' if form == 'share' else 'points' if form == 'points' else 'times'}"
 
 
@@ -394,4 +394,5 @@ def show_range(form: Form, low: float, high: float) -> str:
 
 
 def _bare(form: Form, value: float) -> str:
-    return f"{value:.2f}" if form == "ratio" else f"{round(100 * value, 1) + 0.0:.1f}".removesuffix(".0")
+    shown = f"{value:.2f}" if form == "ratio" else f"{round(100 * value, 1) + 0.0:.1f}".removesuffix(".0")
+    return shown.replace("-", "−")

@@ -35,7 +35,7 @@ PREAMBLES = (
 )
 HASTY_OPENINGS = ("I read the answer.", "I hope that this answer helps you.")
 ALL_ITEMS = tuple(sorted(WORD_KIND | NUMBER_KIND | FORM_KIND))
-UNPARSABLE_SCORES = ("Score: good", "Score: 3 or 4", "Score: 7")
+UNREADABLE_SCORES = ("Score: good", "Score: 3 or 4", "Score: 7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FaultRates:
     hasty: float = 0.0  # a hasty judgment, which begins by saying that it read the answer
     hasty_wrong_criterion: float = 0.0  # the same as wrong_criterion, in hasty judgments
     hasty_chat_bias: float = 0.0  # the same as chat_bias, in hasty judgments
-    unparsable: float = 0.0  # a judgment without a valid score
+    unreadable: float = 0.0  # a judgment without a valid score
     preamble: float = 0.0  # a meaningless preamble
     # the meta-judge
     random_verdict: float = 0.0  # a random winner
@@ -105,7 +105,7 @@ def judgment(criteria: Criteria, faults: FaultRates, rng: random.Random) -> str:
     else:
         verdicts = tuple(met != (rng.random() < wrong_criterion) for met in astuple(criteria))
     listed = ", ".join(f"{name} {'yes' if met else 'no'}" for name, met in zip(CRITERIA, verdicts, strict=True))
-    score = rng.choice(UNPARSABLE_SCORES) if rng.random() < faults.unparsable else f"Score: {sum(verdicts)}"
+    score = rng.choice(UNREADABLE_SCORES) if rng.random() < faults.unreadable else f"Score: {sum(verdicts)}"
     text = f"{listed}. {score}"
     if hasty:
         return f"{rng.choice(HASTY_OPENINGS)} {text}"

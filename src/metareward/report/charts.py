@@ -74,7 +74,7 @@ TRENDS = (
         (("answer_self_score", "its own answers"), ("anchor_score", "M0's answers")),
     ),
     Trend(
-        "Parsable outputs",
+        "Readable outputs",
         "Share with a score or a verdict",
         (("judgment_valid", "judgments"), ("meta_valid", "meta-judgments")),
     ),

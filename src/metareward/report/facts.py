@@ -76,7 +76,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class PairSummary:
-    """``pairs/summary.json`` of one iteration: pairs built, drop reasons, parse results, bias statistics."""
+    """``pairs/summary.json`` of one iteration: pairs built, drop reasons, outcomes of reading, bias statistics."""
 
     iteration: int
     prompts: int

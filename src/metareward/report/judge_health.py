@@ -99,11 +99,12 @@ def headline(run: Run) -> Headline | None:
         return None
     text = "Judge"
     results = [(check.model, each) for check in run.health for each in check.results]
-    readable = [(model, each.figure.value) for model, each in results if each.name == "readable_judgments"]
+    readable = [(model, each) for model, each in results if each.name == "readable_judgments"]
     if readable:
         (first, before), (last, now) = readable[0], readable[-1]
-        text += f": {show_value('share', now)} of {last}'s judgments are readable"
-        text += f" ({show_value('share', before)} of {first}'s)" if first != last else ""
+        text += f": {show_value('share', now.figure.value)} of {last}'s judgments are readable"
+        text += f" ({show_value('share', before.figure.value)} of {first}'s)" if first != last else ""
+        text += f", too few to tell (n {now.figure.n:,})" if now.outcome == "unclear" else ""
     serious = [entry for entry in entries(run.health) if entry.severity != "note"]
     if not serious:
         return Headline(f"{text}; no gate of judge health warns")

@@ -1,4 +1,4 @@
-"""Readable labels of codes: drop reasons, parse results, verdicts."""
+"""Readable labels of codes: drop reasons, outcomes of reading, verdicts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from metareward.method.scores import AnswerScore
 from metareward.types import Reading, Scored, Tied, Truncated, Unparsed, Verdict, Won
 
 _DROPS = {
-    "too_few_valid_answers": "fewer than two answers with enough parsable judgments",
+    "too_few_valid_answers": "fewer than two answers with enough readable judgments",
     "answers_truncated": "fewer than two answers that the token limit didn't cut off",
     "all_scores_equal": "all answers scored the same",
     "tiers_overlap": "upper and lower score tiers overlap (rho of 1/2 or more)",
@@ -14,15 +14,15 @@ _DROPS = {
     "chosen_answer_too_long": "chosen answer over the length limit",
     "no_dispute": "the meta-judge compared no judgments",
     "no_variance": "the judgments of each answer all gave the same score",
-    "too_few_judgments": "too few parsable judgments of one answer",
-    "too_few_battles": "too few parsable meta-judgments",
+    "too_few_judgments": "too few readable judgments of one answer",
+    "too_few_battles": "too few readable meta-judgments",
     "all_ratings_equal": "all judgments have the same Elo rating",
     "same_judgment_text": "chosen and rejected judgment have the same text",
     "chosen_judgment_too_long": "chosen judgment over the length limit",
 }
 
 _READINGS = {
-    "scored": "parsed",
+    "scored": "readable",
     "missing": "no score found",
     "out_of_range": "outside the scale",
     "ambiguous": "ambiguous",

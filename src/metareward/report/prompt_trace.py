@@ -59,7 +59,7 @@ class Tiers:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTrace:
-    """One distinct answer. ``score`` is None when the answer has fewer than ``min_valid`` parsable judgments."""
+    """One distinct answer. ``score`` is None when the answer has fewer than ``min_valid`` readable judgments."""
 
     candidate: Candidate
     score: AnswerScore | None
@@ -173,7 +173,7 @@ class PromptTrace:
         if isinstance(self.judge, Dropped):
             apart = self.judge.reason == "no_dispute"
             return "it was annotated without the meta-judge" if apart else drop_label(self.judge.reason)
-        return "no answer has enough parsable judgments with different scores"
+        return "no answer has enough readable judgments with different scores"
 
 
 def find_trace(run: RunDir, prompt_id: str, iteration: int | None = None) -> PromptTrace:

@@ -95,7 +95,7 @@ _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
             "higher",
             _CORRELATION,
         ),
-        ("judgment_valid", "Parsable judgments", "share", "higher", "Share with a score inside the scale."),
+        ("judgment_valid", "Readable judgments", "share", "higher", "Share with a score inside the scale."),
         ("judgment_chars", "Judgment length (characters)", "chars", "neither", "Mean length."),
         ("anchor_score", "Mean score given to M0's answers", "score", "neither", _DRIFT),
     ),
@@ -117,7 +117,7 @@ _METRICS: Mapping[str, Sequence[tuple[str, str, Form, Better, str]]] = {
     ),
     "Meta-judge": (
         ("meta_accuracy", "Meta-judge accuracy", "share", "higher", _NEARER),
-        ("meta_valid", "Parsable verdicts", "share", "higher", "Share naming a winner or a tie."),
+        ("meta_valid", "Readable verdicts", "share", "higher", "Share naming a winner or a tie."),
         ("meta_first_position", "First-position win rate", "share", "neither", _FIRST),
     ),
     "Independent judge": (

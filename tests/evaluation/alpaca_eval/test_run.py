@@ -158,8 +158,8 @@ def test_refusals_and_unreadable_labels_are_no_preference(tmp_path: Path, prompt
     path = json_file(tmp_path / "annotations.json", rows)
     (each,) = AlpacaEvalCommand(annotations=(path,)).results()
     assert (rows[3]["preference"], rows[3]["outcome"]) == (None, "refused")
-    assert (rows[4]["preference"], rows[4]["outcome"]) == (None, "unparsable")
-    assert (each.raw.n_total, each.n_refused, each.n_unparsable) == (COUNT - 2, 1, 1)
+    assert (rows[4]["preference"], rows[4]["outcome"]) == (None, "unreadable")
+    assert (each.raw.n_total, each.n_refused, each.n_unreadable) == (COUNT - 2, 1, 1)
     assert each.raw.win_rate == 100 and each.mode == "sampled label"
 
 

@@ -74,7 +74,7 @@ def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[float
     (each,) = evaluate([Annotations("m", "b", "", rows)], instructions=40)
     json.dumps(each.as_dict(), allow_nan=False)  # raises for NaN
     unread = min(missing, len(rows))
-    assert (each.raw.n_total, each.n_unparsable, each.n_missing) == (len(rows) - unread, unread, 40 - len(rows))
+    assert (each.raw.n_total, each.n_unreadable, each.n_missing) == (len(rows) - unread, unread, 40 - len(rows))
     assert (each.controlled is None) == (each.raw.win_rate is None) == (unread == len(rows))
 
 
@@ -212,7 +212,7 @@ def test_a_historic_0_is_a_draw_and_null_is_unreadable(tmp_path: Path) -> None:
     assert [row.preference for row in each.rows] == [0.5, 0.5, None, None, 0, 1]
     assert (each.rows[0].baseline_chars, each.rows[0].model_chars) == (5, 2)
     (result,) = evaluate([each])
-    assert (result.raw.n_total, result.n_unparsable) == (4, 2)
+    assert (result.raw.n_total, result.n_unreadable) == (4, 2)
 
 
 @pytest.mark.parametrize(

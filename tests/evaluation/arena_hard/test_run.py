@@ -59,7 +59,7 @@ def test_both_games_count_for_the_right_side(files: ArenaHardCommand, version: V
     asyncio.run(asked.evaluate(session(likes_one)))
     (result,) = asked.results()
     assert [(each.model, each.score) for each in result.models] == [("one", 100.0), ("two", 50.0)]
-    assert all((each.n_questions, each.n_unparsable, each.n_refused) == (QUESTIONS, 0, 0) for each in result.models)
+    assert all((each.n_questions, each.n_unreadable, each.n_refused) == (QUESTIONS, 0, 0) for each in result.models)
     assert result.length_in == "tokens"
 
 
@@ -77,7 +77,7 @@ def test_a_judge_of_v0_1_without_a_verdict_is_asked_to_go_on(files: ArenaHardCom
 
     asyncio.run(files.evaluate(session(slow)))
     one, two = sorted(files.results()[0].models, key=lambda each: each.model)
-    assert (one.score, two.score, two.n_unparsable) == (100.0, None, 2 * QUESTIONS)
+    assert (one.score, two.score, two.n_unreadable) == (100.0, None, 2 * QUESTIONS)
 
 
 def test_refused_games_are_counted_apart_and_asked_again(files: ArenaHardCommand) -> None:
@@ -88,7 +88,7 @@ def test_refused_games_are_counted_apart_and_asked_again(files: ArenaHardCommand
 
     asyncio.run(files.evaluate(session(refuses)))
     one = files.results()[0].models[0]
-    assert (one.score, one.n_refused, one.n_unparsable, one.n_battles) == (100.0, 1, 0, 3 * (2 * QUESTIONS - 1))
+    assert (one.score, one.n_refused, one.n_unreadable, one.n_battles) == (100.0, 1, 0, 3 * (2 * QUESTIONS - 1))
     again: list[str] = []
 
     def counts(messages: Messages, sampling: Sampling, i: int) -> str:

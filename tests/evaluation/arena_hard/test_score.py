@@ -140,7 +140,7 @@ def test_incomplete_data_gives_numbers_or_none_never_nan(drawn: list[tuple[Verdi
         for result in evaluate(matches, {}, version, rounds=20):
             json.dumps(result.as_dict(), allow_nan=False)  # raises for NaN
             by_name = {each.model: each for each in result.models}
-            assert (by_name["n"].score, by_name["n"].questions, by_name["n"].n_unparsable) == (None, None, 2)
+            assert (by_name["n"].score, by_name["n"].questions, by_name["n"].n_unreadable) == (None, None, 2)
 
 
 def test_intervals_repeat_and_depend_on_the_seed() -> None:

@@ -96,7 +96,7 @@ def test_kappa_is_scikit_learn_s(drawn: list[tuple[Winner | None, Winner | None]
 
 def test_the_metrics_by_hand() -> None:
     found = pair_quality(judged((1, (1, 1)), (2, (2, 1)), (1, (0, None)), (0, (0, 1))))
-    assert (found.n_pairs, found.n_verdicts, found.n_unparsable, found.n_ties, found.n_label_ties) == (4, 8, 1, 2, 1)
+    assert (found.n_pairs, found.n_verdicts, found.n_unreadable, found.n_ties, found.n_label_ties) == (4, 8, 1, 2, 1)
     assert found.accuracy == (1 + 1 + 1 + 0 + 0.5 + 0) / 6
     assert found.accuracy_readable == 3.5 / 5
     assert found.accuracy_without_ties == 3 / 4
@@ -221,7 +221,7 @@ def test_choices_by_hand(tmp_path: Path) -> None:
     assert found.subsets == {"llmbar-natural": 3.5 / 6, "mine": 0.0}
     assert found.sections == {"Chat Hard": 3.5 / 6, "Own": 0.0}
     assert found.overall == pytest.approx(3.5 / 12)
-    assert found.n_unparsable == 2 and "math-prm" in found.missing and "llmbar-natural" not in found.missing
+    assert found.n_unreadable == 2 and "math-prm" in found.missing and "llmbar-natural" not in found.missing
     by_length = dict(sections_table(choices, "mine").rows)["length only"]
     assert by_length["overall"] == 1.0
     with pytest.raises(UserError, match="none of the known words"):

@@ -135,7 +135,7 @@ def test_a_judge_is_asked_for_its_scores(tmp_path: Path) -> None:
     files = {"rankings": path, "cache": tmp_path / "cache.sqlite"}
     found = rows_of(grades_good, **files)
     assert list(found) == ["mine", "length only", "chance"]
-    assert found["mine"]["n_unparsable"] == 12 and found["mine"]["score_histogram"] == {"2": 16, "5": 8}
+    assert found["mine"]["n_unreadable"] == 12 and found["mine"]["score_histogram"] == {"2": 16, "5": 8}
     assert found["mine"]["best_of_match_ties_shared"] == 1.0 and found["mine"]["exact_match"] == 0.0
     agreement = rows_of(grades_good, **files, protocol="human")["mine"]
     assert agreement["agreement"] == 2.5 / 3 and agreement["agreement_without_ties"] == 1.0
@@ -147,10 +147,10 @@ def test_a_judge_s_scores_may_be_drawn_or_asked_for_again(tmp_path: Path) -> Non
 
     path = lines(tmp_path / "r.jsonl", [{"id": "a", "prompt": "Why?", "responses": answers("good", "bad")}])
     drawn = rows_of(grades, rankings=path, cache=tmp_path / "drawn.sqlite", constrained=True)["mine"]
-    assert (drawn["n_unparsable"], drawn["score_histogram"]) == (0, {"5": 6})
+    assert (drawn["n_unreadable"], drawn["score_histogram"]) == (0, {"5": 6})
     # The third sample can't be read; the retry is the first of a request of its own.
     again = rows_of(grades, rankings=path, cache=tmp_path / "again.sqlite", retries=1)["mine"]
-    assert (again["n_unparsable"], again["score_histogram"]) == (0, {"2": 3, "5": 3})
+    assert (again["n_unreadable"], again["score_histogram"]) == (0, {"2": 3, "5": 3})
 
 
 def test_an_answer_that_the_judge_refuses_has_no_score(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_metrics_by_hand() -> None:
     assert found.exact_match == 0
     assert (found.five_best, found.n_fives) == (1 / 3, 3)
     assert found.best_of_match_ties_shared == 0.25
-    assert found.n_unparsable == 1
+    assert found.n_unreadable == 1
 
 
 def test_the_mean_is_that_of_the_readable_judgments() -> None:

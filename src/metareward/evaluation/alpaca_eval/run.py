@@ -367,7 +367,7 @@ def _columns(rows: Sequence[Figures]) -> tuple[Column, ...]:
     lengths = [Column("LC win rate", "length_controlled_winrate", 1, "lc_standard_error")] if True in official else []
     if False in official:
         lengths.append(Column("length-adjusted", "length_adjusted_winrate", 1, "length_adjusted_standard_error"))
-    left_out = tuple((word, f"n_{word}") for word in ("missing", "unparsable", "refused"))
+    left_out = tuple((word, f"n_{word}") for word in ("missing", "unreadable", "refused"))
     return (
         Column("win rate", "win_rate", 1, "standard_error"),
         *lengths,

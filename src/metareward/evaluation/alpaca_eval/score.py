@@ -79,7 +79,7 @@ class AlpacaResult:
     method: str
     avg_length: int | None
     n_missing: int
-    n_unparsable: int
+    n_unreadable: int
     n_refused: int
     notes: tuple[str, ...]
     judge: str | None = None
@@ -115,7 +115,7 @@ class AlpacaResult:
             "avg_length": self.avg_length,
             "n_judged": self.raw.n_total,
             "n_missing": self.n_missing,
-            "n_unparsable": self.n_unparsable,
+            "n_unreadable": self.n_unreadable,
             "n_refused": self.n_refused,
             "notes": list(self.notes),
         }
@@ -153,7 +153,7 @@ def evaluate(
                 method=method,
                 avg_length=mean_chars(lengths, max(0, (total or 0) - len(lengths))),
                 n_missing=max(0, (total or len(lengths)) - len(each.rows)),
-                n_unparsable=len(each.rows) - raw.n_total - refused,
+                n_unreadable=len(each.rows) - raw.n_total - refused,
                 n_refused=refused,
                 notes=_notes(each, (*each.unofficial, *tables), raw.win_rate, controlled, total or 0),
                 judge=each.judge,

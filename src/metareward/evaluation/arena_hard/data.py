@@ -47,7 +47,7 @@ def verdict(label: str) -> Verdict | None:
 def _stored_verdict(row: Row, field: str) -> Verdict | None:
     """The verdict in a stored label, None for null, an empty text, or a label that v0.1's pattern finds but is none.
 
-    Raises `UserError` for any other text: it would count as unparsable without being one.
+    Raises `UserError` for any other text: it would count as unreadable without being one.
     """
     label = row.fields[field]
     if label is None or (isinstance(label, float) and label != label):

@@ -155,7 +155,7 @@ async def mirrored_games(
         share = shares.get(prompt.id)
         if share == "refused":
             games: Games = [None, None]
-        elif share == "unparsable":
+        elif share == "unreadable":
             games = [{"score": None}, {"score": None}]
         else:
             lead = share.share - 0.5 if isinstance(share, FirstShare) else 0.0
@@ -371,5 +371,5 @@ def _columns(rows: Sequence[Figures], level: str = "interval,") -> tuple[Column,
         Column("tokens", "avg_tokens", 0, detail=True),
         Column("questions", "n_questions"),
         Column("battles", "n_battles"),
-        Column("left out", counts=(("unparsable", "n_unparsable"), ("refused", "n_refused"))),
+        Column("left out", counts=(("unreadable", "n_unreadable"), ("refused", "n_refused"))),
     )

@@ -281,7 +281,7 @@ def style_controlled(
 
 @dataclass(frozen=True, slots=True)
 class ModelScore:
-    """One model in one category; scores in percent. ``n_unparsable`` counts games without a verdict, refused or not.
+    """One model in one category; scores in percent. ``n_unreadable`` counts games without a verdict, refused or not.
 
     ``questions`` is the interval from drawing questions, ``rows`` the narrower one that is published.
     """
@@ -297,7 +297,7 @@ class ModelScore:
     avg_chars: float | None
     n_questions: int
     n_battles: int
-    n_unparsable: int
+    n_unreadable: int
     n_refused: int
 
 
@@ -387,7 +387,7 @@ def _category(
                 avg_chars=_mean_of_known([style.chars for style in styles]),
                 n_questions=len(own),
                 n_battles=int(n),
-                n_unparsable=sum(match.games.count(None) for match in own) - refused,
+                n_unreadable=sum(match.games.count(None) for match in own) - refused,
                 n_refused=refused,
             )
         )

@@ -57,7 +57,7 @@ class PairQuality:
 
     n_pairs: int
     n_verdicts: int
-    n_unparsable: int
+    n_unreadable: int
     n_ties: int
     n_label_ties: int
     accuracy: float | None
@@ -107,7 +107,7 @@ def pair_quality(judged: Sequence[JudgedPair]) -> PairQuality:
     return PairQuality(
         n_pairs=len(judged),
         n_verdicts=len(all_verdicts),
-        n_unparsable=sum(winner is None for _, winner in all_verdicts),
+        n_unreadable=sum(winner is None for _, winner in all_verdicts),
         n_ties=sum(winner == 0 for _, winner in all_verdicts),
         n_label_ties=len(judged) - len(decided),
         accuracy=mean_or_none([credit(label, winner) for label, winner in verdicts]),
@@ -364,7 +364,7 @@ class SectionScores:
     subsets: Mapping[str, float]
     counts: Mapping[str, int]
     missing: tuple[str, ...]
-    n_unparsable: int
+    n_unreadable: int
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -430,7 +430,7 @@ def section_scores(choices: Sequence[Choice]) -> SectionScores:
         subsets=subsets,
         counts=counts,
         missing=tuple(name for weights in SECTIONS.values() for name in weights if name not in subsets),
-        n_unparsable=sum(not choice.readable for choice in choices),
+        n_unreadable=sum(not choice.readable for choice in choices),
     )
 
 

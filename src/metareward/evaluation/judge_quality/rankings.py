@@ -79,7 +79,7 @@ class RankingQuality:
     mean_spearman_defined: float | None
     n_spearman_defined: int
     mean_kendall_tau_b_defined: float | None
-    n_unparsable: int
+    n_unreadable: int
     n_refused: int
 
 
@@ -117,7 +117,7 @@ def ranking_quality(items: Sequence[Item], max_score: float = 5.0) -> RankingQua
         mean_spearman_defined=mean_or_none(rank_correlations),
         n_spearman_defined=len(rank_correlations),
         mean_kendall_tau_b_defined=mean_or_none(_defined(kendall(each.scores, each.quality) for each in prompts)),
-        n_unparsable=sum(each.scores_N.count(None) for each in responses),
+        n_unreadable=sum(each.scores_N.count(None) for each in responses),
         n_refused=sum(each.refused for each in responses),
     )
 

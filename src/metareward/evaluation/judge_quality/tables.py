@@ -234,7 +234,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("Kendall", "mean_kendall_tau_b_defined"),
         Column("prompts", "n_prompts"),
         Column("pairs", "n_pairs"),
-        Column("unparsable", "n_unparsable"),
+        Column("unreadable", "n_unreadable"),
         Column("refused", "n_refused"),
     ),
     "pairs": (
@@ -254,7 +254,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("own %", "biases.self_preference.judge", unit="share"),
         Column("labels own %", "biases.self_preference.label", unit="share"),
         Column("pairs", "n_pairs"),
-        Column("unparsable", "n_unparsable"),
+        Column("unreadable", "n_unreadable"),
         Column("refused", "n_refused"),
     ),
     "meta-judge": (
@@ -280,7 +280,7 @@ _SUBSET_COLUMNS: tuple[Column, ...] = (
     Column("Ties %", "ties.score", unit="share"),
     Column("pairs", "n_pairs"),
     Column("prompts", "n_prompts"),
-    Column("unparsable", "n_unparsable"),
+    Column("unreadable", "n_unreadable"),
 )
 
 
@@ -288,7 +288,7 @@ def judge_columns(kind: str, rows: Sequence[Figures]) -> tuple[Column, ...]:
     """The measures of a kind of table that at least one of its rows has."""
     if kind == "sections":
         named = (Column(f"{name} %", f"sections.{name}", unit="share") for name in rows[0]["sections"])
-        columns = (Column("overall %", "overall", unit="share"), *named, Column("unparsable", "n_unparsable"))
+        columns = (Column("overall %", "overall", unit="share"), *named, Column("unreadable", "n_unreadable"))
     else:
         columns = _COLUMNS.get(kind, _AGREEMENT)
     return tuple(column for column in columns if any(figure(row, column.key) is not None for row in rows))

@@ -79,7 +79,7 @@ class _Turn:
             "user_prompt": query.messages[-1].content,
             "score": -1 if score is None else score,
             "turn": self.number,
-            "outcome": "refused" if refused else "judged" if score is not None else "unparsable",
+            "outcome": "refused" if refused else "judged" if score is not None else "unreadable",
         }
 
 
@@ -207,7 +207,7 @@ _SCORES = (
     Column("turn 2", "turn2"),
     Column("judged", "n_valid"),
 )
-_LEFT_OUT = (("missing", "n_missing"), ("unparsable", "n_failed"), ("refused", "n_refused"))
+_LEFT_OUT = (("missing", "n_missing"), ("unreadable", "n_failed"), ("refused", "n_refused"))
 _MODELS = (*_SCORES, Column("left out", counts=_LEFT_OUT))
 
 

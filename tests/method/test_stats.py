@@ -16,6 +16,7 @@ from metareward.method.stats import (
     resample_counts,
     same_order,
     spearman,
+    spearman_of_samples,
 )
 
 two_sides = st.lists(st.tuples(scores_on_scale, scores_on_scale), max_size=12)
@@ -36,6 +37,16 @@ def test_rank_correlations_agree_with_scipy(pairs: list[tuple[float, float]]) ->
         warnings.simplefilter("ignore")
         assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
         assert kendall(a, b) == pytest.approx(kendalltau(a, b).statistic, abs=1e-12)
+
+
+@given(st.lists(st.tuples(scores_on_scale, scores_on_scale, st.integers(0, 3)), min_size=1, max_size=12))
+def test_rank_correlations_of_samples_are_those_of_each_sample(drawn: list[tuple[float, float, int]]) -> None:
+    times_BN = np.array([[times for *_, times in drawn], [1] * len(drawn), [0] * len(drawn)], dtype=np.float64)
+    found = spearman_of_samples(*sides([(a, b) for a, b, _ in drawn]), times_BN)
+    for times_N, one in zip(times_BN, found, strict=True):
+        sample = [(a, b) for (a, b, _), times in zip(drawn, times_N, strict=True) for _ in range(int(times))]
+        due = spearman(*sides(sample))
+        assert np.isnan(one) if due is None else one == pytest.approx(due, abs=1e-12)
 
 
 def test_rank_correlations_by_hand() -> None:

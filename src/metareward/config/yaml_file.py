@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin
@@ -259,8 +260,12 @@ for _tag, _pattern, _first in _SCALARS:
     )
 
 
+@lru_cache
 def _parse(text: str, source: str, numbered: bool) -> Tree:
-    """The document under the key ``value``, with the origin of every key inside it."""
+    """The document under the key ``value``, with the origin of every key inside it.
+
+    Remembered, and never changed: the runs of an experiment read the same files and overrides again and again.
+    """
     try:
         loader = _Loader(text, source, numbered)
         node = loader.get_single_node()

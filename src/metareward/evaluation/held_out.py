@@ -34,7 +34,7 @@ from metareward.generation.progress import ANSWERS, JUDGMENTS, META, Progress
 from metareward.generation.runner import RunnerResult, run_tasks
 from metareward.method.paired import paired_difference
 from metareward.method.scores import TOLERANCE, mean, valid_scores
-from metareward.method.stats import Interval, mean_interval, spearman
+from metareward.method.stats import Interval, mean_interval, spearman, spearman_of_samples
 from metareward.seeds import derive
 from metareward.storage.store import MEND, RecordStore
 from metareward.types import Candidate, Judgment, MetaJudgment, Prompt, PromptRecord, Scored, Tied, Won
@@ -354,24 +354,17 @@ def _rank_correlations(records: Sequence[HeldOut], oracle: Oracle, seed: int) ->
 
 def _rank_correlation(rows: Sequence[tuple[str, float, float]], seed: int) -> Interval | None:
     """Spearman over all rows, with a 95 % interval from resampling prompts; None if undefined."""
-
-    def correlation(rows: Sequence[tuple[str, float, float]]) -> float | None:
-        return spearman([given for _, given, _ in rows], [truth for _, _, truth in rows])
-
-    whole = correlation(rows)
+    given, truths = [score for _, score, _ in rows], [truth for _, _, truth in rows]
+    whole = spearman(given, truths)
     if whole is None:
         return None
-    groups: dict[str, list[tuple[str, float, float]]] = {}
-    for row in rows:
-        groups.setdefault(row[0], []).append(row)
-    pools, generator = list(groups.values()), np.random.default_rng(seed)
-    drawn = [whole]  # so that there is an interval even if no resample has a correlation
-    for _ in range(_DRAWS):
-        sample = [row for pick in generator.integers(len(pools), size=len(pools)) for row in pools[pick]]
-        value = correlation(sample)
-        if value is not None:
-            drawn.append(value)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    numbers: dict[str, int] = {}  # of the prompts
+    prompts_N = np.array([numbers.setdefault(prompt, len(numbers)) for prompt, _, _ in rows])
+    generator, size = np.random.default_rng(seed), len(numbers)
+    times_BP = np.array([np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(_DRAWS)])
+    found_B = spearman_of_samples(given, truths, times_BP.astype(np.float64)[:, prompts_N])
+    # The whole, too, so that there is an interval even if no resample has a correlation.
+    low, high = np.quantile([whole, *found_B[np.isfinite(found_B)]], [0.025, 0.975])
     return Interval(whole, min(whole, float(low)), max(whole, float(high)), len(rows))
 
 

@@ -42,6 +42,28 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
+def spearman_of_samples(a: Sequence[float], b: Sequence[float], times_BN: Array) -> Array:
+    """`spearman` of each of B samples, in which the pair n is ``times_BN[b, n]`` times; NaN where it is undefined."""
+    first_BN, second_BN = (_centred_ranks(values, times_BN) for values in _paired(a, b))
+    products_B, first_B, second_B = (
+        (times_BN * each_BN).sum(axis=1) for each_BN in (first_BN * second_BN, first_BN**2, second_BN**2)
+    )
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a side is constant
+        return np.asarray(products_B / np.sqrt(first_B * second_B))
+
+
+def _centred_ranks(values_N: Array, times_BN: Array) -> Array:
+    """The average ranks in each sample, less their mean; all 0 where the sample doesn't vary."""
+    values_U, which_N = np.unique(values_N, return_inverse=True)
+    starts_U = np.searchsorted(np.sort(which_N), np.arange(len(values_U)))
+    times_BU = np.add.reduceat(times_BN[:, np.argsort(which_N)], starts_U, axis=1)
+    ranks_BU = times_BU.cumsum(axis=1) - (times_BU - 1) / 2 - (times_BN.sum(axis=1, keepdims=True) + 1) / 2
+    drawn_BU = times_BU > 0
+    highest_B = np.where(drawn_BU, values_U, -np.inf).max(axis=1)
+    ranks_BU[highest_B - np.where(drawn_BU, values_U, np.inf).min(axis=1) <= EQUAL] = 0.0
+    return np.asarray(ranks_BU[:, which_N])
+
+
 def kendall(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Kendall's tau-b; None for fewer than 2 values or a constant side."""
     from scipy.stats import kendalltau

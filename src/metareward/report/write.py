@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -93,8 +93,12 @@ def page(run: RunDir) -> str:
     return template.render(_context(run, gather(run)))
 
 
+@lru_cache
 def html_environment(package: str) -> Environment:
-    """Templates of a package, in which every text is escaped, invisible characters, too; `_LABELS` can be called."""
+    """Templates of a package, in which every text is escaped, invisible characters, too; `_LABELS` can be called.
+
+    One for all pages: compiling the report's templates takes longer than filling them.
+    """
 
     def escape(value: object) -> object:
         """Escape control characters in every text of the page, except in our own markup."""

@@ -15,10 +15,12 @@ import hashlib
 import json
 import os
 import re
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
@@ -173,6 +175,12 @@ class Reply:
     completion_tokens: int
 
 
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """The certificates that are trusted. Loading them takes longer than anything else that a client needs."""
+    return httpx2.create_ssl_context()
+
+
 class Client:
     """Connections to the server at ``url``, a `base_url`."""
 
@@ -185,6 +193,7 @@ class Client:
             timeout=httpx2.Timeout(None, connect=min(timeout, _CONNECT_TIMEOUT)),
             limits=httpx2.Limits(max_connections=None),
             mounts=_NO_PROXY,
+            verify=_certificates(),
         )
         self.aclose = self._http.aclose
 

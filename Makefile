@@ -25,7 +25,7 @@ experiment: .venv/ready
 
 # Compiled modules are kept, as dozens of processes that the tests start read them again.
 test: .venv/ready
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow --timeout 3600
@@ -100,7 +100,7 @@ sbom: .venv/installed .venv-audit/ready
 	touch $@
 
 docs: .venv/ready
-	PYTHONPATH=bench $(BIN)/python tests/docs/regenerate.py
+	PYTHONPATH=bench:tests/support $(BIN)/python tests/docs/regenerate.py
 
 # The pictures in README and docs, of a run of the demo, made in Chromium (see test-browser).
 pictures: demo .venv/ready

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
+from whole_runs import Invoked, invoke
 
-from metareward.cli.data import prompts_app, seed_app, sft_command
 from metareward.data.prompts import load_prompts
 from metareward.data.ranked import read_ranked
 from metareward.errors import UserError
@@ -27,10 +25,6 @@ prompts: {source: none.jsonl}
 judgments: {max_tokens: 24}
 engine: {workers: 1, threads: 1, device: cpu}
 """
-app = typer.Typer()
-app.add_typer(seed_app, name="seed")
-app.add_typer(prompts_app, name="prompts")
-app.command("sft")(sft_command)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +52,8 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def call(words: str) -> Result:
-    return CliRunner().invoke(app, words.split())
+def call(words: str) -> Invoked:
+    return invoke(words.split())
 
 
 def told(words: str) -> str:

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 from run_folders import llama_folder, small_run, write_prompts
-from typer.testing import CliRunner
-from whole_runs import GROUP, parse
+from whole_runs import GROUP, invoke, parse
 
-from metareward.cli.main import app, main
+from metareward.cli.main import main
 from metareward.config.schema import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_explains_itself(command: str) -> None:
-    told = CliRunner().invoke(app, [*command.split(), "--help"])
+    told = invoke([*command.split(), "--help"])
     assert told.exit_code == 0
     assert "Usage:" in told.output
 

@@ -16,7 +16,7 @@ from typing import Any
 import typer.main
 from cluster_sizes import sizes_table
 from typer.core import TyperGroup
-from typer.testing import CliRunner
+from whole_runs import invoke
 
 import experiments
 import readers
@@ -141,7 +141,7 @@ def _commands(command: Any, words: str) -> Iterator[str]:
 
 def _help(words: str) -> str:
     shape = {"COLUMNS": WIDTH, "TERM": "dumb", "NO_COLOR": "1"}
-    told = CliRunner().invoke(app, [*words.split()[1:], "--help"], env=shape)
+    told = invoke([*words.split()[1:], "--help"], env=shape)
     assert told.exit_code == 0, words
     lines = _COLOURS.sub("", told.output).splitlines()
     return "\n".join(line.rstrip() for line in lines).strip("\n")

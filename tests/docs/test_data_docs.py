@@ -10,9 +10,8 @@ from typing import Any, get_args
 
 import datasets
 import pytest
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.data.prompts import parse_prompt
 from metareward.data.propose import LIMITS, SAMPLING, DropReason
 from metareward.data.seed_sets import RejectReason
@@ -100,7 +99,7 @@ def test_what_ships_can_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"With what ships, .*?```sh\n(.*?)```", section("Seed sets"), re.DOTALL)
     for line in block.splitlines():
-        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        done = invoke(shlex.split(line)[1:])
         assert done.exit_code == 0, (line, done.output, done.exception)
     eft = (tmp_path / "seeds/eft.jsonl").read_text(encoding="utf-8").splitlines()
     steps = json.loads((tmp_path / "trained/model/lineage.json").read_text(encoding="utf-8"))["steps"]

@@ -13,10 +13,8 @@ from typing import get_args
 import pytest
 from regenerate import PACKAGE, ROOT, commands, documents
 from run_folders import llama_folder, small_run, write_prompts
-from typer.testing import CliRunner
-from whole_runs import parse
+from whole_runs import invoke, parse
 
-from metareward.cli.main import app
 from metareward.config.schema import GateSettings, Recipe, load_recipe
 from metareward.config.yaml_file import PRESETS, fields
 from metareward.method.gates import GATES
@@ -138,7 +136,7 @@ def test_cheap_commands_run(
     shutil.copytree(a_run, tmp_path / "runs/pocket-1")
     for words in words_of(block, "metareward"):
         if " ".join(words).startswith(CHEAP):
-            told = CliRunner().invoke(app, ["p000" if word.startswith("pocket-0") else word for word in words])
+            told = invoke(["p000" if word.startswith("pocket-0") else word for word in words])
             assert told.exit_code == 0, (words, told.exception)
 
 

@@ -18,9 +18,8 @@ from chat_server import Answer, choice, completion, served_beside
 from fake_run import fake_run, write_held_out
 from regenerate import ROOT
 from run_folders import write_prompts
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.storage.store import RecordStore
 
 NAMES = ("your-own-model", "swap-the-judge", "read-a-report")
@@ -124,7 +123,7 @@ def test_cheap_commands_run(made_up_runs: Path, monkeypatch: pytest.MonkeyPatch,
             given = [
                 prompt if before == "--prompt" else word for before, word in zip(["", *words], words, strict=False)
             ]
-            done = CliRunner().invoke(app, given)
+            done = invoke(given)
             assert done.exit_code == 0, (words, done.output, done.exception)
             assert words[0] != "plan" or missing_lines(step.prints, done.output) == []
 

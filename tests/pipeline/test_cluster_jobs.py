@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pipeline.cluster_jobs import ClusterJob, kuberay_manifest, seconds_of, sky_task, slurm_script
 
@@ -164,7 +163,7 @@ def test_another_node_of_a_sky_task_ends_with_the_head(tmp_path: Path) -> None:
 
 
 def written(*words: str) -> str:
-    result = CliRunner().invoke(app, ["launch", *words])
+    result = invoke(["launch", *words])
     return f"{result.output}{result.exception or ''}"
 
 

@@ -9,9 +9,8 @@ from statistics import fmean
 import pytest
 from run_folders import HELD_OUT, PROMPTS, bound_recipe, model_folder, small_run
 from scripted_models import reply
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
 from metareward.evaluation.held_out import held_out_records
@@ -81,12 +80,12 @@ def len_pairs(of: BoundRecipe) -> int:
 
 def test_the_command_prints_both_and_plots(tmp_path: Path) -> None:
     a, b = evaluated(tmp_path, "a"), evaluated(tmp_path, "b", weights="other")
-    told = CliRunner().invoke(app, ["compare", str(a.run.path), str(b.run.path), "--out", str(tmp_path / "plot.svg")])
+    told = invoke(["compare", str(a.run.path), str(b.run.path), "--out", str(tmp_path / "plot.svg")])
     assert told.exit_code == 0, told.output
     assert told.output.startswith("the recipes differ in:\n  nothing\n")
     assert "M1 of a and M1 of b" in told.output and "The same in both runs: M0." in told.output
     assert "<svg" in (tmp_path / "plot.svg").read_text()
-    numbers = json.loads(CliRunner().invoke(app, ["compare", str(a.run.path), str(b.run.path), "--json"]).output)
+    numbers = json.loads(invoke(["compare", str(a.run.path), str(b.run.path), "--json"]).output)
     assert numbers["outcomes"]["Answer length (characters)"][0]["n_prompts"] == HELD_OUT
 
 

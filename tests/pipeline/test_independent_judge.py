@@ -20,9 +20,8 @@ from pocket_script import pocket_experiment, scripted
 from rich.console import Console
 from run_folders import HELD_OUT, begin_recipe, begin_with_record, bound_recipe, log_entries, model_folder
 from scripted_models import reply
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.config.schema import load_recipe
 from metareward.engines.base import ScriptedEngine
 from metareward.errors import UserError
@@ -534,11 +533,11 @@ def test_the_command_gives_the_figures_of_the_loop(tmp_path: Path, in_loop: InLo
     with served_beside(judging) as server:
         words = ["evaluate", "independent-judge", "--run", str(tmp_path / "run"), "--judge-engine", f"{server.url}#j"]
         words += ["--cache", str(tmp_path / "cache"), "--max-tokens", "64", "--json", str(tmp_path / "out.json")]
-        shown = CliRunner().invoke(app, words)
+        shown = invoke(words)
         assert shown.exit_code == 0, shown.output
         assert "the models as judges of M0's answers" in shown.output
         asked_once = len(server.bodies)
-        assert CliRunner().invoke(app, words).exit_code == 0 and len(server.bodies) == asked_once
+        assert invoke(words).exit_code == 0 and len(server.bodies) == asked_once
     found = json.loads((tmp_path / "out.json").read_text())["models"]
     for one, other in itertools.zip_longest(found, in_run):
         assert one["metrics"]["score"]["mean"] == other["metrics"]["score"]["mean"]

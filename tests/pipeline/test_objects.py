@@ -8,10 +8,8 @@ import time
 
 import pytest
 from tiny_models import tiny_llama
-from typer.testing import CliRunner
-from whole_runs import Workspace, documents, kill_tree, write_inputs
+from whole_runs import Workspace, documents, invoke, kill_tree, write_inputs
 
-from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.storage.records import record_from_json
 from metareward.storage.run_dir import RunDir
@@ -103,6 +101,6 @@ def test_errors_before_the_start(
     monkeypatch.chdir(place.folder)
     (place.folder / "length_reward.py").write_text(REWARD)
     settings = [each for word in words for each in ("--set", word)]
-    refusal = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "refused", *settings]).exception
+    refusal = invoke(["run", "recipe.yaml", "--out", "refused", *settings]).exception
     assert isinstance(refusal, UserError) and message in str(refusal) and "\n" not in str(refusal)
     assert not (place.folder / "refused").exists()

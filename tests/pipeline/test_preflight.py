@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from run_folders import llama_folder
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pocket.world import MODEL
 
@@ -37,7 +36,7 @@ SMALL = (
 def refused(command: str, *changes: str, options: tuple[str, ...] = ()) -> str:
     """The one line with which ``command`` refuses the pocket recipe with ``changes``."""
     words = [word for change in (*SMALL, *changes) for word in ("--set", change)]
-    result = CliRunner().invoke(app, [command, "pocket", *options, *words], catch_exceptions=True)
+    result = invoke([command, "pocket", *options, *words])
     assert isinstance(result.exception, UserError), result.output
     line = str(result.exception)
     assert "\n" not in line
@@ -119,7 +118,7 @@ def test_what_a_run_would_stop_at_is_refused_first(
 
 def plan_for(machine: str, preset: str, *changes: str) -> str:
     words = [word for change in changes for word in ("--set", change)]
-    result = CliRunner().invoke(app, ["plan", preset, "--machine", machine, *words])
+    result = invoke(["plan", preset, "--machine", machine, *words])
     return f"{result.output} {result.exception or ''}"
 
 
@@ -192,7 +191,7 @@ def test_a_cluster_of_this_machine_is_checked_and_of_others_isnt(here: Path, mon
     assert "training.sharding: fsdp2 needs GPUs, and torch finds none" in refused("plan", *ray)
     words = [word for change in (*SMALL, *ray) for word in ("--set", change)]
     monkeypatch.setenv("RAY_ADDRESS", "far:6379")
-    told = CliRunner().invoke(app, ["plan", "pocket", *words])
+    told = invoke(["plan", "pocket", *words])
     assert told.exit_code == 0 and "cluster's nodes aren't checked; --machine 2x8x80" in told.output
 
 
@@ -201,7 +200,7 @@ def test_the_longest_question_of_criteria_has_to_fit(here: Path) -> None:
     without = [f"iterations.{t}.judge_pairs=false" for t in (1, 2, 3, 4)]
     changes = [*SMALL, *one, *without, "judgments.rubric=criteria", "judgments.max_tokens=10000"]
     words = [word for change in changes for word in ("--set", change)]
-    result = CliRunner().invoke(app, ["plan", "pocket", *words])
+    result = invoke(["plan", "pocket", *words])
     assert result.exit_code == 0, result.exception  # max_tokens has no effect
     mine = here / "mine.yaml"
     mine.write_text(f"criteria:\n  - Is it short?\n  - {'Is it very long? ' * 200}\n", encoding="utf-8")

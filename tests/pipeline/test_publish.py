@@ -14,9 +14,8 @@ import pytest
 import yaml
 from fake_run import fake_run
 from hub_server import TOKEN, serve_hub
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pipeline.publish import model_publication, pairs_publication
 from metareward.report.cards import base_of, model_card, pairs_card, write_model_card
@@ -144,12 +143,12 @@ def test_the_pairs_card_names_configurations_and_counts(run: RunDir) -> None:
     ],
 )
 def test_mistakes_are_refused_before_anything_is_sent(run: RunDir, words: tuple[str, ...], line: str) -> None:
-    error = CliRunner().invoke(app, ["push", str(run.path), *words, "--yes"]).exception
+    error = invoke(["push", str(run.path), *words, "--yes"]).exception
     assert isinstance(error, UserError) and line in str(error)
 
 
 def test_without_yes_files_are_listed_and_nothing_is_sent(run: RunDir) -> None:
-    told = CliRunner().invoke(app, ["push", str(run.path), "--to", "me/mine"])  # a hub would be refused: offline
+    told = invoke(["push", str(run.path), "--to", "me/mine"])  # a hub would be refused: offline
     assert told.exit_code == 0, told.output
     assert "model.safetensors" in told.output and "nothing was sent; send it with --yes" in told.output
 

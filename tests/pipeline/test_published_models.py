@@ -19,9 +19,8 @@ import torch
 from hub_server import serve_hub
 from tiny_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pipeline.published_models import SMOLLM2, PackagedModel, make_model_folder
 
@@ -206,7 +205,7 @@ def test_a_run_takes_a_model_of_the_hub_from_where_it_is_kept(
 
     def told(*options: str) -> str:
         words = ["run", "pocket", "--set", "model=hub:someone/tiny", "--set", "prompts.source=gone.jsonl"]
-        result = CliRunner().invoke(app, [*words, "--set", "benchmarks=[]", *options])
+        result = invoke([*words, "--set", "benchmarks=[]", *options])
         return f"{result.output}{result.exception}"
 
     assert "metareward run --network fetches hub:someone/tiny to models/someone/tiny" in told()

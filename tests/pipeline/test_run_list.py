@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from fake_run import fake_run
 from run_folders import small_run
-from typer.testing import CliRunner
+from whole_runs import invoke
 
-from metareward.cli.main import app
 from metareward.errors import UserError
 from metareward.pipeline.run_list import age, list_runs
 from metareward.storage.run_dir import RunDir
@@ -71,12 +70,12 @@ def test_listing_writes_nothing(runs: Path) -> None:
 
 
 def test_the_command_prints_a_table_or_json(runs: Path) -> None:
-    told = CliRunner().invoke(app, ["list", str(runs / "deeper")])
+    told = invoke(["list", str(runs / "deeper")])
     assert told.exit_code == 0 and "stopped" in told.output and "1 of 4" in told.output
-    rows = json.loads(CliRunner().invoke(app, ["list", str(runs), "--json"]).output)
+    rows = json.loads(invoke(["list", str(runs), "--json"]).output)
     assert [row["state"] for row in rows] == ["damaged", "stopped", "finished", "damaged"]
     (runs / "empty").mkdir()
-    assert CliRunner().invoke(app, ["list", str(runs / "empty")]).output == f"no runs in {runs / 'empty'}\n"
+    assert invoke(["list", str(runs / "empty")]).output == f"no runs in {runs / 'empty'}\n"
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

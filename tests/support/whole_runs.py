@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from metareward.cli.main import app
 from metareward.storage.run_dir import IterationDir, RunDir
@@ -161,6 +163,36 @@ def files(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 GROUP = get_command(app)
+
+
+@dataclass(frozen=True)
+class Invoked:
+    """How a command ended in this process. ``output`` is standard output and standard error together."""
+
+    exit_code: int
+    stdout: str
+    output: str
+    exception: BaseException | None
+
+
+def invoke(words: Sequence[str], env: Mapping[str, str | None] | None = None) -> Invoked:
+    """``metareward`` with these words in this process.
+
+    As typer's `CliRunner.invoke`, which builds all commands for each call: that takes longer than most of them.
+    """
+    code: int = 0
+    exception: BaseException | None = None
+    with CliRunner().isolation(env=env) as (stdout, _, both):
+        try:
+            GROUP.main(args=list(words), prog_name="metareward")
+        except SystemExit as end:
+            code = int(end.code or 0)
+            exception = end if code else None
+        except Exception as error:
+            code, exception = 1, error
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return Invoked(code, stdout.getvalue().decode(), both.getvalue().decode(), exception)
 
 
 def parse(words: list[str]) -> None:

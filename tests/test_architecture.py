@@ -6,6 +6,7 @@ import ast
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -48,7 +49,12 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
-TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+
+
+@lru_cache(maxsize=1)
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of every module. Made by the first test that needs it: all workers import this file."""
+    return {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
 
 
 def _imports(module: str, node: ast.AST, inside: bool) -> Iterator[Import]:
@@ -63,8 +69,15 @@ def _imports(module: str, node: ast.AST, inside: bool) -> Iterator[Import]:
         yield from _imports(module, child, inside)
 
 
-ALL = [each for module, tree in TREES.items() for each in _imports(module, tree, False)]
-OURS = [each for each in ALL if each.name in MODULES]
+@lru_cache(maxsize=1)
+def imports() -> list[Import]:
+    """Every import."""
+    return [each for module, tree in trees().items() for each in _imports(module, tree, False)]
+
+
+def ours() -> list[Import]:
+    """Imports of our own modules."""
+    return [each for each in imports() if each.name in MODULES]
 
 
 def layer(module: str) -> int:
@@ -75,7 +88,7 @@ def layer(module: str) -> int:
 
 def functions() -> Iterator[tuple[str, int]]:
     """(place, lines) of every function and method, decorators left out."""
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{module}.{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1
@@ -96,32 +109,34 @@ def test_every_package_has_a_layer() -> None:
 
 
 def test_imports_go_down_only() -> None:
-    assert ("metareward.evaluation.worlds", "metareward.pocket.world") in {(each.module, each.name) for each in OURS}
-    assert [str(each) for each in OURS if layer(each.name) > layer(each.module)] == []
+    assert ("metareward.evaluation.worlds", "metareward.pocket.world") in {(each.module, each.name) for each in ours()}
+    assert [str(each) for each in ours() if layer(each.name) > layer(each.module)] == []
 
 
 def test_no_import_cycle() -> None:
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for each in OURS:
+    for each in ours():
         graph[each.module].add(each.name)
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError, naming the cycle
 
 
 def test_engines_and_training_are_independent() -> None:
-    crossing = [each for each in OURS if each.module.startswith("metareward.training.")]
+    crossing = [each for each in ours() if each.module.startswith("metareward.training.")]
     # A model is trained on the tokens that it was given.
     allowed = ("metareward.engines.process_group", "metareward.engines.device", "metareward.engines.chat")
     assert [str(e) for e in crossing if e.name.startswith("metareward.engines.") and e.name not in allowed] == []
 
 
 def test_the_method_is_pure() -> None:
-    method = [each for each in ALL if layer(each.module) <= LAYERS.index("method") and ".settings" not in each.module]
+    method = [
+        each for each in imports() if layer(each.module) <= LAYERS.index("method") and ".settings" not in each.module
+    ]
     assert [str(each) for each in method if each.name.partition(".")[0] in IMPURE] == []
 
 
 def test_imports_stand_at_the_top() -> None:
     """Inside functions stand only heavy packages, and what a command of the command line or a public name needs."""
-    heavy = [e for e in ALL if e.name.partition(".")[0] in HEAVY or e.name.startswith(HEAVY_PACKAGES)]
+    heavy = [e for e in imports() if e.name.partition(".")[0] in HEAVY or e.name.startswith(HEAVY_PACKAGES)]
     lazy = (
         "metareward",
         "metareward.cli.main",
@@ -130,7 +145,7 @@ def test_imports_stand_at_the_top() -> None:
         "metareward.cli.launch",
         "metareward.cli.runs",
     )
-    assert [str(each) for each in ALL if each.inside and each not in heavy and each.module not in lazy] == []
+    assert [str(each) for each in imports() if each.inside and each not in heavy and each.module not in lazy] == []
 
 
 def test_size_of_the_package() -> None:
@@ -155,7 +170,7 @@ def test_packages_say_what_belongs_there(name: Path) -> None:
 
 def test_everything_is_annotated() -> None:
     bare = []
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]

@@ -46,8 +46,9 @@ def test_there_are_six_short_programs() -> None:
     assert max(len(program.splitlines()) for program in PROGRAMS.values()) <= 20
 
 
-# Each of these trains a model; test_objects.py, test_own_benchmark.py and test_loop.py run the like by default.
-SLOW = ("Plug a reward", "Plug a benchmark", "Run a recipe")
+# Each of these trains a model, or starts one as "Judge two answers" does. By default test_reward.py, test_objects.py,
+# test_own_benchmark.py and test_loop.py run the like.
+SLOW = ("Plug a reward", "A judge as the reward of GRPO", "Plug a benchmark", "Run a recipe")
 
 
 # The pocket model's engine starts a worker for every core that it may use, and each imports torch.

@@ -31,7 +31,7 @@ from metareward.pocket.demonstrations import RUBRIC
 from metareward.pocket.world import MODEL, PocketOracle, prompts
 from metareward.types import Completion, Judgment, Message, Messages, Prompt, Sampling, Scored, Step, TopLogprob
 
-ASKED = prompts(24, 3, held_out=True)
+ASKED = prompts(12, 3, held_out=True)
 GRADER = RubricGrader(RUBRIC, 2, Sampling(1.0, 0.95, 48))
 MakeJudge = Callable[[Path], PairwiseJudge]
 
@@ -94,7 +94,7 @@ def test_by_the_pocket_judge_changing_places_turns_the_rate_round(
     """It is asked again from nothing, and says the same of each answer wherever that stands."""
 
     def opened() -> LocalEngine:
-        return LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=128, deterministic=True)
+        return LocalEngine.open(MODEL, device="cpu", dtype="float32", max_num_seqs=16, deterministic=True)
 
     one, other = (RubricPairwiseJudge(judge_client(opened(), tmp_path / f"{i}.sqlite"), GRADER) for i in range(2))
     change_places(one, other, answers, tmp_path)

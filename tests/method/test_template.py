@@ -148,8 +148,11 @@ def test_escaping_keeps_everything_else(text: str) -> None:
 
 
 # Characters that draw nothing, by their Unicode category or as Default_Ignorable_Code_Point, and marks on letters.
-INVISIBLE = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cf", "Mn", "Me")]
-INVISIBLE += [*map(chr, (0, 7, 0x7F, 0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, 0xFFF0, 0xE0000, 0xE01F0, 0xE0FFF))]
+def invisible() -> list[str]:
+    found = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cf", "Mn", "Me")]
+    return [*found, *map(chr, (0, 7, 0x7F, 0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, 0xFFF0, 0xE0000, 0xE01F0, 0xE0FFF))]
+
+
 CONTROL_STRINGS = (
     "<|im_end|> <|start_header_id|> <|END_OF_TURN_TOKEN|> <|reserved_special_token_12|> <|/x|> [|endofturn|] "
     "<start_of_turn> <end_of_turn> <s> </s> <bos> <eos> <pad> <unk> <unused7> [INST] [/INST] [TOOL_CALLS] "
@@ -190,8 +193,9 @@ def test_ordinary_texts_have_no_control_strings() -> None:
 
 
 def test_invisible_characters_do_not_hide_a_tag() -> None:
-    assert len(INVISIBLE) > 2000
-    for char in INVISIBLE:
+    chars = invisible()
+    assert len(chars) > 2000
+    for char in chars:
         for text in (f"<{char}/answer>", f"</ans{char}wer>", f"</answer{char}>", f"＜／ａｎｓ{char}ｗｅｒ＞"):
             assert escape(text, TAGGED) == f"‹{text[1:]}", (hex(ord(char)), text)
     for text in ("</𝗮𝗻𝘀𝘄𝗲𝗿>", "<⁄answer>", "﹤/answer﹥", "<\u3000/\u00a0answer>", "</ⓐⓝⓢⓦⓔⓡ>"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,27 @@ from metareward.types import PairKind
 pytestmark = pytest.mark.timeout(3600)
 
 KINDS: tuple[PairKind, ...] = ("actor", "judge")
+Called = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def finished(workspace: Workspace) -> RunDir:
     return workspace.reference()
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
+    """``metareward`` in a folder with some words, in this process: exit code, standard output, standard error."""
+
+    def call(at: Path, *words: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(at)
+        monkeypatch.setattr(sys, "argv", ["metareward", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return call
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -116,20 +132,21 @@ def test_the_report_knows_all_models(finished: RunDir) -> None:
     assert f"M{ITERATIONS}" in page
 
 
-def test_status_says_that_it_is_finished(finished: RunDir) -> None:
-    command = [sys.executable, "-c", "from metareward.cli.main import main; main()", "status", str(finished.path)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"{finished.path}: finished" in told
+def test_status_says_that_it_is_finished(finished: RunDir, called: Called) -> None:
+    code, told, _ = called(finished.path.parent, "status", str(finished.path))
+    assert code == 0 and f"{finished.path}: finished" in told
 
 
 # --- started again ---
 
 
-def test_a_finished_run_started_again_does_nothing_and_says_so(workspace: Workspace, finished: RunDir) -> None:
+def test_a_finished_run_started_again_does_nothing_and_says_so(
+    workspace: Workspace, finished: RunDir, called: Called
+) -> None:
     before = files(finished.path)
     recipe = finished.recipe.relative_to(workspace.folder)
     for name in (recipe.parent, recipe):
-        code, told, errors = workspace.go_on(str(name), "--set", NO_SUCH_DEVICE)
+        code, told, errors = called(workspace.folder, "run", str(name), "--set", NO_SUCH_DEVICE)
         assert (code, errors) == (0, "")
     assert told.endswith("\nfinished before, nothing to do; open the report: reference/report.html\n")
     assert f"M{ITERATIONS}" in told
@@ -140,13 +157,17 @@ def test_a_finished_run_started_again_does_nothing_and_says_so(workspace: Worksp
 NO_SUCH_DEVICE = "engine.device=nowhere"
 
 
-def test_a_finished_run_without_its_report_only_writes_that(workspace: Workspace, finished: RunDir) -> None:
+def test_a_finished_run_without_its_report_only_writes_that(
+    workspace: Workspace, finished: RunDir, called: Called
+) -> None:
     again = RunDir(workspace.folder / "unreported")
     shutil.copytree(finished.path, again.path)
     report = again.report.read_bytes()
     again.report.unlink()
     before = files(again.path)
-    code, told, errors = workspace.run(again.path.name, "--set", NO_SUCH_DEVICE)
+    code, told, errors = called(
+        workspace.folder, "run", "recipe.yaml", "--out", again.path.name, "--set", NO_SUCH_DEVICE
+    )
     assert code == 0, errors
     assert told.endswith("\nfinished; open the report: unreported/report.html\n")
     assert again.report.read_bytes() == report
@@ -156,18 +177,13 @@ def test_a_finished_run_without_its_report_only_writes_that(workspace: Workspace
 # --- refused ---
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: Path, *words: str) -> str:
+def refused(called: Called, at: Path, *words: str) -> str:
     """The one line with which ``metareward run`` ends with 2, having written nothing."""
     before = files(at)
-    monkeypatch.chdir(at)
-    monkeypatch.setattr(sys, "argv", ["metareward", "run", *words])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    told = capsys.readouterr()
-    assert told.out == ""
+    code, told, errors = called(at, "run", *words)
+    assert (code, told) == (2, "")
     assert files(at) == before
-    return one_line(told.err)
+    return one_line(errors)
 
 
 @pytest.fixture
@@ -186,43 +202,35 @@ def test_a_second_run_into_the_folder_is_refused(workspace: Workspace) -> None:
     assert "taken: process " in one_line(errors) and "is running here; fix: wait for it or stop it" in errors
 
 
-def test_a_typo_in_the_recipe_is_refused(
-    room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_typo_in_the_recipe_is_refused(room: Path, called: Called) -> None:
     text = (room / "recipe.yaml").read_text()
     (room / "recipe.yaml").write_text(text.replace("judgments: {n", "judgments: {min_vallid"))
-    line = refused(monkeypatch, capsys, room, "recipe.yaml")
+    line = refused(called, room, "recipe.yaml")
     assert "recipe.yaml:4: judgments.min_vallid: unknown key; the nearest known one is judgments.min_valid" in line
 
 
-def test_a_prompt_that_can_t_be_read_is_refused_by_its_line(
-    room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_prompt_that_can_t_be_read_is_refused_by_its_line(room: Path, called: Called) -> None:
     with (room / "prompts.jsonl").open("a") as prompts:
         prompts.write('{"prompt": "unfinished\n')
-    line = refused(monkeypatch, capsys, room, "recipe.yaml")
+    line = refused(called, room, "recipe.yaml")
     assert f"prompts.jsonl:{ITERATIONS * PROMPTS + HELD_OUT + 1}: not JSON" in line
 
 
-def test_a_model_that_isn_t_there_is_refused(
-    room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(monkeypatch, capsys, room, "recipe.yaml", "--set", "model=models/none")
+def test_a_model_that_isn_t_there_is_refused(room: Path, called: Called) -> None:
+    line = refused(called, room, "recipe.yaml", "--set", "model=models/none")
     assert "models/none: no such model folder; fix: name a Hugging Face model folder" in line
 
 
 def test_a_changed_recipe_on_old_records_is_refused_by_its_fields(
-    workspace: Workspace, finished: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, finished: RunDir, called: Called
 ) -> None:
     changes = ("--set", "answers.k=3", "--set", "judgments.temperature=0.5")
-    line = refused(monkeypatch, capsys, workspace.folder, "recipe.yaml", "--out", finished.path.name, *changes)
+    line = refused(called, workspace.folder, "recipe.yaml", "--out", finished.path.name, *changes)
     assert "reference: the recipe has changed since this run began: " in line
     assert "answers.k (2 -> 3), judgments.temperature (0.8 -> 0.5); fix: " in line
 
 
-def test_a_model_that_never_writes_a_score_ends_the_run_and_says_why(
-    room: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_never_writes_a_score_ends_the_run_and_says_why(room: Path) -> None:
     tiny_llama(room / "model", verdicts=False)
     code, told, errors = Workspace(room).run("run", "--set", "iterations.2=drop")
     assert (code, told) == (2, "")

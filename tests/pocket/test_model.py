@@ -14,7 +14,7 @@ from metareward.pocket.demonstrations import METARUBRIC, RUBRIC
 from metareward.pocket.world import MODEL, check_answer, prompts
 from metareward.types import Messages, Sampling, Scored, Truncated, Unparsed, Won
 
-ASKED = prompts(60, 11, held_out=True)
+ASKED = prompts(40, 11, held_out=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,5 +92,5 @@ def test_its_meta_judge_decides_and_hardly_leans_to_a_position(
     named = [verdict.winner for verdict in verdicts if isinstance(verdict, Won)]
     assert all(isinstance(verdict, Won | Unparsed | Truncated) for verdict in verdicts)
     assert len(named) > 0.85 * len(verdicts)
-    first = sum(winner == 0 for winner in named) / len(named)  # 0.51 of 627 on AMD Zen: taught 0.1, little is left
+    first = sum(winner == 0 for winner in named) / len(named)  # 0.52 of 393 on AMD Zen: taught 0.1, little is left
     assert 0.42 < first < 0.62

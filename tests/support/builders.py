@@ -30,8 +30,11 @@ from metareward.types import (
     Won,
 )
 
-# A busy machine is no failure of the code. `make mutants` runs the tests thousands of times, each with few examples.
-settings.register_profile("unhurried", deadline=None)
+# A busy machine is no failure of the code. `make mutants` runs the tests thousands of times, each with few examples:
+# 15 of a property find nearly all of them (docs/mutation-testing.md), so that 40 are enough here.
+# HYPOTHESIS_PROFILE=thorough searches longer.
+settings.register_profile("unhurried", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.register_profile("mutants", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unhurried"))
 

@@ -24,7 +24,7 @@ from metareward.training.config import DpoJob
 from metareward.training.launch import TrainingResult, event_log, exit_reason, run_training
 from metareward.training.lineage import read_lineage
 
-# Runs a job, and stops the child in its first step for good.
+# Runs a job, stops the child in its first step for good, and prints its process id.
 STOPPING_PARENT = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -138,16 +138,34 @@ def test_another_job_does_not_write_over_a_model(trained: Trained) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stops the child with a signal and looks for it in /proc")
-def test_killed_with_its_parent_it_leaves_no_model(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["starting", pytest.param("first step", marks=pytest.mark.slow)])
+def test_killed_with_its_parent_it_leaves_no_model(trained: Trained, tmp_path: Path, moment: str) -> None:
+    """The kernel kills it from its start on, however far it is; while it starts, torch isn't imported yet."""
     job = moved(trained.job, tmp_path / "again")
     job.write(tmp_path / "job.json")
     command = [sys.executable, "-c", STOPPING_PARENT, str(tmp_path / "job.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as parent:
         assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+        if moment == "starting":
+            child = _starting_child(parent.pid)
+            os.kill(child, signal.SIGSTOP)  # it can't end by itself
+        else:
+            child = int(parent.stdout.readline())
+        assert not _gone(child, patience=0.2)
         parent.kill()
     assert _gone(child)
     assert not job.output.exists()
+
+
+def _starting_child(parent: int) -> int:
+    """The child of ``parent``, as soon as it runs the training's program."""
+    until = time.monotonic() + 60.0
+    while time.monotonic() < until:
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            if Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1:3] == [b"-m", b"metareward.training.child"]:
+                return int(child)
+        time.sleep(0.01)
+    raise AssertionError("no training was started")
 
 
 def test_in_another_process_it_makes_the_same_bits(trained: Trained, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def pool(runner: asyncio.Runner, llama: Path) -> Iterator[WorkerPool]:
-    """Two workers. The tests below share them in order, as starting a worker takes seconds; the last ones kill them."""
+    """Two workers. The tests below share them in order, as starting one takes seconds; the last ones kill and close."""
     opened = runner.run(
         open_local(llama, LocalSettings(device="cpu", dtype="float32", workers=2, threads=1, max_num_seqs=28))
     )
@@ -212,18 +212,13 @@ def test_load_errors_reach_the_caller(llama: Path, tmp_path: Path) -> None:
         asyncio.run(opened(mute))
 
 
-def test_closing_ends_the_workers(llama: Path) -> None:
-    async def scene() -> tuple[int, ...]:
-        engine = await opened(llama)
-        assert isinstance(engine, WorkerPool)
-        pids = engine.pids
-        await engine.aclose()
-        with pytest.raises(EngineError, match="closed"):
-            await engine.complete((Message("user", "late"),), Sampling(1.0, 1.0, 2), 1)
-        return pids
-
-    (pid,) = asyncio.run(scene())
-    assert gone(pid)
+def test_closing_ends_the_workers(runner: asyncio.Runner, pool: WorkerPool) -> None:
+    """The last test of the pool that the others share."""
+    pids = runner.run(as_many(pool, 2))
+    runner.run(pool.aclose())
+    assert len(pids) == 2 and all(map(gone, pids))
+    with pytest.raises(EngineError, match="closed"):
+        runner.run(pool.complete((Message("user", "late"),), Sampling(1.0, 1.0, 2), 1))
 
 
 PARENT = """
@@ -244,6 +239,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow  # by default: test_a_worker_that_is_still_starting_dies_with_its_parent
 def test_no_worker_outlives_a_parent_that_is_killed(llama: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, str(llama)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -264,6 +260,7 @@ settings = {"parent": os.getpid(), "folder": sys.argv[1], "device": "cpu", "dtyp
 async def main():
     start = asyncio.create_task(Worker.start(settings))
     await asyncio.sleep(0.3)
+    assert "torch" not in sys.modules
     print("started", flush=True)
     await start
 

@@ -191,6 +191,16 @@ TOGETHER = [
         ["pairs.min_battles=43"],
         "--set pairs.min_battles=43: expected at most 42, the battles that 7 judgments can have",
     ),
+    (["judgments.first_round=2"], "--set judgments.first_round=2: expected from 3 to 6, or null"),
+    (["judgments.first_round=7"], "--set judgments.first_round=7: expected from 3 to 6, or null: below judgments.n"),
+    (
+        ["judgments.first_round=3", "judge=a:B", "iterations.1.judge_pairs=false", "iterations.2.judge_pairs=false"],
+        "--set judgments.first_round=3: expected null: rounds are for judgments that the model or a server writes",
+    ),
+    (
+        ["meta_judgments.max_pairs=3", "pairs.min_battles=7"],
+        "--set meta_judgments.max_pairs=3: expected at least 4, as pairs.min_battles is the number of both orders",
+    ),
     (["training.per_device_train_batch_size=5"], "expected a divisor of batch_size, which is 32"),
     (["training.lr_scheduler_type=constant", "training.min_lr=1e-7"], "expected 0 with the constant schedule"),
     (["training.min_lr=1"], "expected at most learning_rate, which is 0.0002"),
@@ -407,6 +417,14 @@ def test_the_number_format_bears_on_records_and_auto_is_what_it_comes_to() -> No
 def test_the_meta_judge_bears_only_on_iterations_that_ask_it() -> None:
     assert fingerprint("meta_judgments.top_p=0.5", t=3) == fingerprint(t=3)
     assert fingerprint("iterations.1.judge_pairs=false")["meta_judge"] is False
+
+
+@pytest.mark.parametrize("changed", ["iterations.1.rho=0.3", "pairs.mask_truncated_completions=false"])
+def test_the_rules_of_pairs_decide_records_whose_judgments_come_in_rounds(changed: str) -> None:
+    assert fingerprint(changed) == fingerprint()
+    rounds = "judgments.first_round=3"
+    (key,) = (key for key, value in fingerprint(rounds, changed).items() if fingerprint(rounds).get(key) != value)
+    assert key.startswith("judgments.rounds.")
 
 
 def test_the_batch_bears_on_records_only_where_they_are_promised_to_be_the_same() -> None:

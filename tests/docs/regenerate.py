@@ -95,7 +95,8 @@ def documents() -> dict[Path, str]:
             },
         ),
         ROOT / "docs/performance.md": _filled(
-            ROOT / "docs/performance.md", {kind: lambda _, kind=kind: tables(kind) for kind in COUNTED}
+            ROOT / "docs/performance.md",
+            {**{kind: lambda _, kind=kind: tables(kind) for kind in COUNTED}, "policies": policies_table},
         ),
     }
 
@@ -412,6 +413,31 @@ def judge_table(_: str) -> str:
         interval = f"{each['low']:.2f} to {each['high']:.2f}"
         rows.append((name, f"{each['auc']:.2f}", interval, f"{each['pairs']}", f"{each['prompts']}"))
     return _markdown(rows)
+
+
+def policies_table(_: str) -> str:
+    """What fewer judgments and comparisons do to the pairs (bench/policies.py)."""
+    found = json.loads((ROOT / "bench/results/policies.json").read_text(encoding="utf-8"))["records"]
+    rows: list[tuple[str, ...]] = [
+        (
+            "records",
+            "asked",
+            "completions",
+            "same actor pair",
+            "true lead",
+            "judge pair the same, or overlapping",
+            "better",
+        )
+    ]
+    shares = ("same_actor_pair", "true_lead", "same_or_overlapping_judge_pair", "better_judgment_chosen")
+    for model, policies in found.items():
+        for row in policies:
+            same, lead, overlapping, better = (float(row[name]) for name in shares)
+            told = f"{same:.1%}", f"{lead:+.2f}", f"{overlapping:.1%}", f"{better:.0%}"
+            rows.append(
+                (model, str(row["policy"]), f"{row['completions']:.0%}", *(each.replace("%", " %") for each in told))
+            )
+    return _markdown([(*row[:2], row[2].replace("%", " %") if "%" in row[2] else row[2], *row[3:]) for row in rows])
 
 
 def _calibrated() -> dict[str, Sequence[Mapping[str, Any]]]:

@@ -1,6 +1,7 @@
 """One prompt's life: what is asked, what is kept, and that the record depends on the prompt alone."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -19,7 +20,10 @@ from metareward.generation.annotate import (
     meta_judge_pair,
 )
 from metareward.generation.verdicts import VerdictRules
+from metareward.method.elo import Battles
 from metareward.method.judge import TOP_LOGPROBS, Reasoning
+from metareward.method.pairs import PairRules, build_pairs
+from metareward.method.scores import Rounds
 from metareward.method.verdict_format import READER_VERSION
 from metareward.seeds import derive
 from metareward.storage.records import record_from_json, record_to_json
@@ -101,6 +105,62 @@ def test_every_seed_is_derived_from_the_prompt_and_the_place() -> None:
     due = [("answers",), ("judgments", 0), ("judgments", 1), *(("meta", *pair) for pair in permutations(range(3), 2))]
     assert [call.sampling.seed for call in engine.calls] == [derive(7, "p001", *purpose) for purpose in due]
     assert {replace(call.sampling, seed=0) for call in engine.calls} == {settings().answers}
+
+
+def rising(scores: dict[str, list[int]]) -> ScriptedEngine:
+    """Judgments by the rounds that ask them: what an answer's judgment with this index says, as its own text."""
+    asked = dict.fromkeys(scores, 0)
+
+    def say(messages: Messages, _: Sampling, i: int) -> str:
+        role, text = role_of(messages), messages[-1].content
+        if role == "actor":
+            return list(scores)[i]
+        if role == "meta":
+            first, second = (int(found) for found in re.findall(r"thought (\d+)", text))
+            return f"Winner: Judgment {'A' if first > second else 'B'}"
+        answer = next(each for each in scores if f"<answer>\n{each}\n</answer>" in text)
+        asked[answer] += 1
+        return f"thought {asked[answer] - 1}\nScore: {scores[answer][asked[answer] - 1]}"
+
+    return ScriptedEngine(say)
+
+
+DOUBTFUL = {"x": [5, 4, 5, 4, 5, 5], "y": [4, 5, 4, 5, 4, 5], "zz": [3, 3, 3, 3, 3, 3], "w": [0, 0, 0, 0, 0, 0]}
+
+
+def test_rounds_ask_more_judgments_only_where_a_pair_is_in_doubt() -> None:
+    rounds = Rounds(n=6, first=2, step=2, disputed=False)
+    chosen = replace(settings(n=6, seed=7, meta_judge=False), rounds=rounds)
+    tally, engine = Tally(), rising(DOUBTFUL)
+    record = run(engine, chosen=chosen, tally=tally)
+    found = {each.text: [judgment.index for judgment in each.judgments_N] for each in record.candidates_K}
+    assert found == {"x": [0, 1, 2, 3, 4, 5], "y": [0, 1, 2, 3, 4, 5], "zz": [0, 1], "w": [0, 1]}
+    assert tally.done["judgments"] == 16
+    seeds = [call.sampling.seed for call in engine.calls if role_of(call.messages) == "judge"]
+    later = [derive(7, "p001", "judgments", k, "from", start) for start in (2, 4) for k in (0, 1)]
+    assert seeds == [*(derive(7, "p001", "judgments", k) for k in range(4)), *later]
+    assert record == run(rising(DOUBTFUL), chosen=chosen) == record_from_json(record_to_json(record))
+
+
+def test_some_pairs_of_judgments_are_compared_in_both_orders() -> None:
+    chosen = replace(settings(k=2, n=6), battles=Battles(4))
+    engine = rising({"x": [0, 5, 1, 4, 2, 3], "y": [3, 3, 3, 3, 3, 3]})
+    record = run(engine, chosen=chosen)
+    assert record.dispute is not None and record.dispute.judgments_M == tuple(range(6))
+    compared = [(meta.first, meta.second) for meta in record.dispute.meta]
+    assert len(compared) == len(set(compared)) == 8
+    assert {(second, first) for first, second in compared} == set(compared)
+    assert {meta.verdict for meta in record.dispute.meta} == {Won(max(pair)) for pair in compared}
+    (pair,) = (each for each in build_pairs([record], PairRules())[0] if each.kind == "judge")
+    assert (pair.chosen_index, pair.rejected_index) == (5, 0)
+
+
+def test_judgments_with_the_same_text_are_not_compared() -> None:
+    chosen = replace(settings(k=2, n=3), battles=Battles(9))
+    same = scripted(["x", "y"], {"x": ["Score: 0", "Score: 4", "Score: 0"], "y": GOOD})
+    dispute = run(same, chosen=chosen).dispute
+    assert dispute is not None and dispute.judgments_M == (0, 1, 2)
+    assert sorted((meta.first, meta.second) for meta in dispute.meta) == [(0, 1), (1, 0)]
 
 
 def test_equally_disputed_answers_are_drawn_by_a_seed_of_their_own() -> None:
@@ -254,8 +314,12 @@ def test_the_fingerprint_holds_what_bears_on_meaning_and_nothing_else() -> None:
         replace(base, meta=other_draw),
         replace(base, rubric=replace(base.rubric, max_score=6)),
         replace(base, metarubric=replace(base.metarubric, hide_scores=True)),
+        replace(base, rounds=Rounds(3, first=2)),
+        replace(base, rounds=Rounds(3, first=2, rho=0.1)),
+        replace(base, battles=Battles(3)),
+        replace(base, battles=Battles(4)),
     ]
-    assert len({str(annotation_fingerprint(chosen)) for chosen in [base, *others]}) == 11
+    assert len({str(annotation_fingerprint(chosen)) for chosen in [base, *others]}) == 15
     assert annotation_fingerprint(replace(base, answers=replace(base.answers, seed=99))) == annotation_fingerprint(base)
 
 

@@ -34,6 +34,13 @@ def test_meta_rewarding_costs_what_the_paper_says() -> None:
     assert (made.prompts_needed, made.held_out) == (20_000, 256)
 
 
+def test_some_pairs_of_judgments_cost_less_and_rounds_at_most_as_much() -> None:
+    made = plan(load_recipe("meta-rewarding", [*GIVEN, "meta_judgments.max_pairs=22", "judgments.first_round=4"]))
+    assert calls(made, 1) == {ANSWERS: 35_000, JUDGMENTS: 385_000, META: 220_000}
+    more_than_there_are = plan(load_recipe("meta-rewarding", [*GIVEN, "meta_judgments.max_pairs=99"]))
+    assert calls(more_than_there_are, 1)[META] == 550_000
+
+
 def test_self_rewarding_asks_no_meta_judge() -> None:
     made = plan(load_recipe("self-rewarding", GIVEN))
     assert calls(made, 1) == {ANSWERS: 40_000, JUDGMENTS: 120_000, META: 0}

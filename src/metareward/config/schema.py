@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import (
     BeforeValidator,
@@ -24,7 +24,17 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
-from metareward.config.engine_settings import ENGINE, EngineSettings, engine_fingerprint
+from metareward.config.sections import (
+    ENGINE,
+    AnswerSettings,
+    EngineSettings,
+    JudgmentSettings,
+    MetaJudgmentSettings,
+    PairSettings,
+    PromptSettings,
+    ReasoningSettings,
+    engine_fingerprint,
+)
 from metareward.config.yaml_file import Key, explain, label, read_layers, recipe_path, run_of
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.ray.settings import RaySettings, one_engine
@@ -32,115 +42,13 @@ from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark
 from metareward.evaluation.benchmarks import BENCHMARKS, benchmark_class
 from metareward.evaluation.worlds import WORLDS
-from metareward.generation.verdicts import VerdictFormatSettings
 from metareward.method.criteria import names_criteria
 from metareward.method.gates import GATES, Action, Limit
-from metareward.method.pairs import OnTie, PairRules
+from metareward.method.pairs import PairRules
 from metareward.method.verdict_format import READER_VERSION
 from metareward.settings import Count, ImportPath, Section, Text
 from metareward.storage.serialization import flatten
 from metareward.training.config import TrainingSettings
-
-Temperature = Annotated[float, Field(ge=0.0)]
-TopP = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-class PromptSettings(Section):
-    """Where prompts come from."""
-
-    source: Text = Field(
-        description="Prompts in a file, folder, hub:OWNER/NAME or example:NAME; "
-        "'pocket', 'constraints': worlds with an oracle"
-    )
-    field: Text | None = Field(None, description="The field of a row that holds the prompt, where rows have several")
-    network: bool = Field(
-        False, description="Whether source, held_out and benchmarks' files may be fetched from the Hugging Face hub"
-    )
-    per_iteration: Count = Field(
-        5000, description="Prompts answered in each iteration, no prompt twice (paper: 5000 of 20,000)"
-    )
-    in_flight: Count = Field(64, description="Prompts worked on at a time; raise it where an engine has many GPUs")
-    held_out: Text | Count = Field(
-        256, description="What every model is evaluated on: so many prompts that training doesn't need, or a JSONL file"
-    )
-
-
-class AnswerSettings(Section):
-    """The actor's sampling (Meta-Rewarding section 2)."""
-
-    k: int = Field(7, ge=2, description="Answers sampled for each prompt, K (paper: 7)")
-    temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
-    top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
-    max_tokens: Count = Field(1024, description="Longest answer, in new tokens")
-    system_prompt: Text | None = Field(None, description="System prompt for prompts that have none")
-
-
-VerdictKind = Literal["text", "constrained"]
-_VERDICT = "'text': as written (paper); 'constrained': drawn from the rubric's values, always readable"
-
-
-class JudgmentSettings(Section):
-    """The judge's rubric and sampling (Meta-Rewarding section 2)."""
-
-    n: Count = Field(11, description="Judgments of each answer, N (paper: 11)")
-    rubric: Text = Field(
-        "judge", description="Packaged rubric, a .txt file of your own, or criteria: 'criteria' or a .yaml file"
-    )
-    verdict_format: VerdictFormatSettings
-    temperature: Temperature = Field(0.8, description="Sampling temperature (paper: 0.8)")
-    top_p: TopP = Field(0.95, description="Nucleus sampling mass (paper: 0.95)")
-    max_tokens: Count = Field(1024, description="Longest judgment, in new tokens; one that is cut off is invalid")
-    system_prompt: Text | None = Field(None, description="System prompt of the judge")
-    score: Literal["sampled", "expected"] = Field(
-        "sampled", description="A judgment's score: as written (paper), or the mean over the tokens possible there"
-    )
-    verdict: VerdictKind = Field("text", description=f"Scores {_VERDICT}")
-    retries: int = Field(0, ge=0, description="How often an unreadable judgment is asked again (paper: 0)")
-    min_valid: Count = Field(2, description="An answer with fewer valid judgments is left out, never scored 0")
-    min_score: float = Field(0.0, description="Lowest score of the rubric")
-    max_score: float = Field(5.0, description="Highest score of the rubric (paper: 5)")
-
-
-class MetaJudgmentSettings(Section):
-    """The meta-judge's rubric and sampling (Meta-Rewarding section 2). It works where judge pairs are made."""
-
-    rubric: Text = Field("metajudge", description="Packaged meta-judge rubric, or a .txt file of your own")
-    verdict_format: VerdictFormatSettings
-    temperature: Temperature = Field(0.8, description="Sampling temperature; 0 is greedy")
-    top_p: TopP = Field(0.95, description="Nucleus sampling mass")
-    max_tokens: Count = Field(1024, description="Longest meta-judgment, in new tokens")
-    system_prompt: Text | None = Field(None, description="System prompt of the meta-judge")
-    verdict: VerdictKind = Field("text", description=f"Winners {_VERDICT}")
-    retries: int = Field(0, ge=0, description="How often an unreadable meta-judgment is asked again (paper: 0)")
-    hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
-
-
-class ReasoningSettings(Section):
-    """Models that write their reasoning before the answer."""
-
-    strip: bool = Field(False, description="Judge and parse only what follows the reasoning; training keeps all of it")
-    start: Text = Field("<think>", description="Tag at which the reasoning begins")
-    end: Text = Field("</think>", description="Tag at which the reasoning ends")
-
-
-class PairSettings(Section):
-    """How scores become actor pairs and verdicts judge pairs (Meta-Rewarding section 2)."""
-
-    on_tie: OnTie = Field(
-        "shortest",
-        description="Which of equal scores at rho 0: shortest best, longest worst; any; or least variance of judgments",
-    )
-    mask_truncated_completions: bool = Field(
-        True, description="Leave answers that answers.max_tokens cut off out of actor pairs"
-    )
-    min_margin: float = Field(
-        0.0, ge=0.0, description="By how many standard errors the two scores of an actor pair must differ; 0: by any"
-    )
-    position_weights_scope: Literal["iteration", "answer"] = Field(
-        "iteration", description="Position weights from all battles of the iteration, or of each answer alone"
-    )
-    elo_prior: float = Field(0.1, gt=0.0, description="Weight of the prior that keeps Elo ratings finite")
-    min_battles: Count = Field(2, description="A judge pair needs at least this many readable comparisons")
 
 
 class RoleSettings(Section):
@@ -337,6 +245,7 @@ def _mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         why = "a number above 0: greedy judgments of one answer are all the same"
         yield ("judgments", "temperature"), 0.0, why
     yield from _criteria_mismatches(recipe)
+    yield from _adaptive_mismatches(recipe)
     yield from _verdict_mismatches(recipe)
     if recipe.pairs.min_margin and (unknown := _unknown_uncertainty(recipe)):
         yield ("pairs", "min_margin"), recipe.pairs.min_margin, f"0: {unknown}"
@@ -394,6 +303,24 @@ def _unknown_uncertainty(recipe: Recipe) -> str | None:
     if known or isinstance(recipe.judge, str):
         return None
     return "one judgment as written doesn't say how sure it is; judgments.score expected, or a rubric of criteria, does"
+
+
+def _adaptive_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
+    """Rounds of judgments, and comparisons of some pairs."""
+    judgments, first, most = recipe.judgments, recipe.judgments.first_round, recipe.meta_judgments.max_pairs
+    if first is not None:
+        key, least = ("judgments", "first_round"), max(2, judgments.min_valid)
+        if isinstance(recipe.judge, str) or recipe.reward is not None or names_criteria(judgments.rubric):
+            yield key, first, "null: rounds are for judgments that the model or a server writes"
+        elif not least <= first < judgments.n:
+            yield key, first, f"from {least} to {judgments.n - 1}, or null: below judgments.n, enough for a variance"
+    if most is not None and 2 * most < recipe.pairs.min_battles:
+        least = (recipe.pairs.min_battles + 1) // 2
+        yield (
+            ("meta_judgments", "max_pairs"),
+            most,
+            f"at least {least}, as pairs.min_battles is the number of both orders",
+        )
 
 
 def _criteria_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
@@ -463,6 +390,17 @@ def pairs_rules(recipe: Recipe, t: int) -> PairRules:
     return PairRules(**own, **recipe.pairs.model_dump(), min_valid=recipe.judgments.min_valid)
 
 
+def _rounds_fingerprint(recipe: Recipe, t: int) -> dict[str, object]:
+    """What decides which judgments are asked in rounds."""
+    if recipe.judgments.first_round is None:
+        return {}
+    return {
+        "judgments.rounds.rho": recipe.iterations[t].rho,
+        "judgments.rounds.mask_truncated_completions": recipe.pairs.mask_truncated_completions,
+        "judgments.rounds.judge_pairs": recipe.runs_meta_judge(t),
+    }
+
+
 def generation_fingerprint(
     recipe: Recipe, t: int, *, model: str, prompts: str, rubric: str, metarubric: str
 ) -> dict[str, object]:
@@ -482,6 +420,7 @@ def generation_fingerprint(
         **flatten(recipe.model_dump(mode="json", include=names)),
         "judgments.rubric": rubric,
         "judgments.reader_version": READER_VERSION,
+        **_rounds_fingerprint(recipe, t),
         "meta_judge": recipe.runs_meta_judge(t),
         **({**meta, "meta_judgments.rubric": metarubric} if recipe.runs_meta_judge(t) else {}),
         **engine_fingerprint(recipe.engine),

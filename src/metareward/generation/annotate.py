@@ -3,6 +3,8 @@
     K answers (one request) -> N judgments of each distinct answer (one request each)
       -> the answer whose scores vary most -> both orders of every two of its valid judgments (one request each)
 
+`AnnotationSettings.rounds` and ``battles`` ask fewer judgments and comparisons (`Rounds`, `Battles`).
+
 Requests that don't depend on each other run concurrently. Every seed is derived from the prompt's id and the request,
 so a record is the same whenever and wherever it is made. Where the papers are silent: empty and truncated answers are
 judged, answers are duplicates when their texts are equal, and judgments without a score are not meta-judged.
@@ -12,16 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from typing import TypeVar
+
+import numpy as np
 
 from metareward.engines.base import Engine, EngineError, run_concurrently
 from metareward.generation.progress import ANSWERS, JUDGMENTS, META, MODEL_ROLES, SILENT, Progress
 from metareward.generation.verdicts import TEXT, Ask, RubricGrader, VerdictRules, compare_judgments
+from metareward.method.elo import Battles, PositionWeights, battle_matrix
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.scores import disputed
+from metareward.method.scores import Rounds, ScoredAnswer, disputed, open_answers, valid_scores
 from metareward.method.verdict_format import READER_VERSION
 from metareward.seeds import derive
 from metareward.text import replace_surrogates
@@ -58,7 +63,8 @@ class AnnotationSettings:
     separates a model's reasoning from its output. ``expected`` scores a judgment by its expected score over the
     tokens that could stand at the score's place, not by the sampled token. ``judge`` takes the place of the rubric and
     the engine's judge role; ``reward`` scores the answers, beside ``n`` judgments, which may then be 0. ``verdicts``
-    and ``meta_verdicts``: how the verdicts of judgments and meta-judgments are obtained.
+    and ``meta_verdicts``: how the verdicts of judgments and meta-judgments are obtained. ``rounds`` and ``battles``:
+    which judgments and comparisons are worth asking; None: all.
     """
 
     k: int
@@ -77,6 +83,8 @@ class AnnotationSettings:
     reward: Reward | None = None
     verdicts: VerdictRules = TEXT
     meta_verdicts: VerdictRules = TEXT
+    rounds: Rounds | None = None
+    battles: Battles | None = None
 
     @property
     def grader(self) -> RubricGrader:
@@ -94,6 +102,7 @@ def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
         "system": metarubric.system_prompt,
         **_sampling(settings.meta),
         **settings.meta_verdicts.settings,
+        **({"battles": asdict(settings.battles)} if settings.battles else {}),
     }
     judgments: dict[str, object] = {
         "n": settings.n,
@@ -110,6 +119,7 @@ def annotation_fingerprint(settings: AnnotationSettings) -> dict[str, object]:
             "expected": settings.expected,
             **_sampling(settings.judgments),
             **settings.verdicts.settings,
+            **({"rounds": asdict(settings.rounds)} if settings.rounds else {}),
         },
         "scores": {"low": rubric.min_score, "high": rubric.max_score, "min_valid": settings.min_valid},
         "meta_judgments": meta if settings.meta_judge else None,
@@ -241,6 +251,11 @@ class RubricJudge:
         return await grader.judge(ask, prompt, answer)
 
 
+def _scored(candidate: Candidate) -> ScoredAnswer:
+    asked, chars = len(candidate.judgments_N), len(candidate.text)
+    return ScoredAnswer(candidate.index, valid_scores(candidate), asked, chars, candidate.finish == "length")
+
+
 @dataclass(frozen=True, slots=True)
 class _Annotator:
     """The requests about one prompt."""
@@ -270,12 +285,34 @@ class _Annotator:
         rewards: Sequence[float | None] = [None] * len(texts)
         if settings.reward is not None:
             rewards = await rewards_of(settings.reward, self.prompt, texts)
-        judging = (self.judge(each.index, each.text) for each in candidates_K)
-        judgments = await run_concurrently(judging) if settings.n else [()] * len(texts)
-        return tuple(
-            replace(each, judgments_N=judgments_N, reward=reward)
-            for each, judgments_N, reward in zip(candidates_K, judgments, rewards, strict=True)
-        )
+        if settings.rounds is not None:
+            candidates_K = await self.judge_in_rounds(candidates_K, settings.rounds)
+        elif settings.n:
+            judgments = await run_concurrently(self.judge(each.index, each.text) for each in candidates_K)
+            candidates_K = [
+                replace(each, judgments_N=judgments_N)
+                for each, judgments_N in zip(candidates_K, judgments, strict=True)
+            ]
+        return tuple(replace(each, reward=reward) for each, reward in zip(candidates_K, rewards, strict=True))
+
+    async def judge_in_rounds(self, candidates_K: Sequence[Candidate], rounds: Rounds) -> list[Candidate]:
+        """The answers with as many judgments as it takes to tell which are in pairs, n at most."""
+        judged = {each.index: each for each in candidates_K}
+        while True:
+            answers = [_scored(each) for each in judged.values()]
+            counts = {each.index: rounds.more(each) for each in answers}
+            wanted = open_answers(answers, rounds)
+            if not wanted:
+                return list(judged.values())
+            asked = (self.judge_more(judged[index], counts[index]) for index in wanted)
+            judged |= {each.index: each for each in await run_concurrently(asked)}
+
+    async def judge_more(self, candidate: Candidate, count: int) -> Candidate:
+        """The answer with ``count`` more judgments."""
+        start, grader = len(candidate.judgments_N), replace(self.settings.grader, n=count)
+        more = await grader.judge(self.ask(JUDGMENTS, candidate.index), self.prompt, candidate.text, start)
+        self.progress.advance(JUDGMENTS, count)
+        return replace(candidate, judgments_N=(*candidate.judgments_N, *more))
 
     async def judge(self, k: int, answer: str) -> tuple[Judgment, ...]:
         n, judge = self.settings.n, self.settings.judge
@@ -303,9 +340,32 @@ class _Annotator:
         if answer is None:
             return None
         valid_M = [judgment for judgment in answer.judgments_N if isinstance(judgment.reading, Scored)]
-        comparisons = (self.compare(answer.text, first, second) for first, second in permutations(valid_M, 2))
-        meta = await run_concurrently(comparisons)
+        if self.settings.battles is not None:
+            meta = await self.compare_some(answer.text, valid_M, self.settings.battles)
+        else:
+            meta = await self.compare_all(answer.text, permutations(valid_M, 2))
         return Dispute(answer.index, tuple(judgment.index for judgment in valid_M), tuple(meta))
+
+    async def compare_all(self, answer: str, ordered: Iterable[tuple[Judgment, Judgment]]) -> list[MetaJudgment]:
+        return await run_concurrently(self.compare(answer, first, second) for first, second in ordered)
+
+    async def compare_some(self, answer: str, valid_M: Sequence[Judgment], battles: Battles) -> list[MetaJudgment]:
+        """Comparisons of the judgments with different texts, as long as they tell about the first and the last."""
+        distinct = list({judgment.text: judgment for judgment in reversed(valid_M)}.values())[::-1]
+        indices = tuple(judgment.index for judgment in distinct)
+        seed = derive(self.settings.seed, self.prompt.id, "battles")
+        asked_MM = np.zeros((len(distinct), len(distinct)))
+        meta: list[MetaJudgment] = []
+        while True:
+            # Each pair is asked in both orders, so that both positions have the same weight.
+            so_far = battle_matrix(Dispute(0, indices, tuple(meta)), PositionWeights.from_wins(0, 0))
+            pairs = battles.next_pairs(so_far, asked_MM, seed)
+            if not pairs:
+                return meta
+            both = [order for i, j in pairs for order in ((i, j), (j, i))]
+            for order in both:
+                asked_MM[order] += 1
+            meta += await self.compare_all(answer, ((distinct[i], distinct[j]) for i, j in both))
 
     async def compare(self, answer: str, first: Judgment, second: Judgment) -> MetaJudgment:
         settings, pair = self.settings, (first.index, second.index)

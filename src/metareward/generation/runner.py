@@ -73,7 +73,8 @@ async def annotate_prompts(
     if settings.n:
         totals[JUDGMENTS] = settings.k * settings.n
     if settings.meta_judge:
-        totals[META] = settings.n * (settings.n - 1)
+        pairs = settings.n * (settings.n - 1) // 2
+        totals[META] = 2 * (min(pairs, settings.battles.budget) if settings.battles else pairs)
     return await run_tasks(task, prompts, store, progress, "generating", totals, max_concurrent_prompts, on_stored)
 
 

@@ -129,18 +129,21 @@ class RubricGrader:
             return sum(each.most_questions for each in self.rubric.criteria)
         return self.rules.most_tokens(self.sampling.max_tokens)
 
-    async def judge(self, ask: Ask, prompt: Prompt, answer: str) -> tuple[Judgment, ...]:
-        """The N judgments of ``answer``; by criteria one, N times. Raises what ``ask`` raises."""
+    async def judge(self, ask: Ask, prompt: Prompt, answer: str, start: int = 0) -> tuple[Judgment, ...]:
+        """N judgments of ``answer``, the first with index ``start``; by criteria one, N times.
+
+        Raises what ``ask`` raises.
+        """
         if self.rubric.criteria:
             judged = await self._judge_by_criteria(ask, prompt, answer)
             return tuple(replace(judged, index=index) for index in range(self.n))
         messages = self.rubric.render(prompt, answer)
         sampling = replace(self.sampling, top_logprobs=TOP_LOGPROBS if self.expected else 0)
         writer = _Writer(ask, messages, sampling, self.rubric.verdict, self._read, self.rules, self.reasoning)
-        written_N = await writer.write(self.n)
+        written_N = await writer.write(self.n, start)
         return tuple(
             Judgment(index, each.text, each.tokens, each.outcome, each.reasoning, each.attempts, each.own)
-            for index, each in enumerate(written_N)
+            for index, each in enumerate(written_N, start)
         )
 
     async def _judge_by_criteria(self, ask: Ask, prompt: Prompt, answer: str) -> Judgment:
@@ -312,10 +315,11 @@ class _Writer(Generic[T]):
     rules: VerdictRules
     reasoning: Reasoning | None
 
-    async def write(self, n: int) -> list[_Written[T]]:
+    async def write(self, n: int, start: int = 0) -> list[_Written[T]]:
+        """``n`` of them, the first with index ``start``, which tells the seeds of one round from those of another."""
         free = self.sampling if not self.rules.constrained else replace(self.sampling, top_logprobs=0)
-        completions_N = await self.ask(self.messages, free, n)
-        return await run_concurrently(self._finish(*each, free) for each in enumerate(completions_N))
+        completions_N = await self.ask(self.messages, free, n, *(("from", start) if start else ()))
+        return await run_concurrently(self._finish(*each, free) for each in enumerate(completions_N, start))
 
     async def _finish(self, index: int, completion: Completion, free: Sampling) -> _Written[T]:
         """The judgment with this index: its first readable attempt, or the last one."""

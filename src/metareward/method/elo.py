@@ -6,17 +6,25 @@ battle matrix is ``B_mn = w1 [r_mn = +1] + w2 [r_nm = -1]``. The ratings e maxim
 with a ridge penalty, without which a judgment that never loses would have an infinite rating:
 
     sum_mn B_mn log sigmoid(e_m - e_n)  -  prior / 2 * sum_m e_m^2
+
+**Fewer comparisons.** The papers compare every two judgments in both orders, 110 times for N = 11, and a pair uses the
+first and the last. `Battles` compares those pairs that tell most about these two, as LUCB does (Kalyanakrishnan et al.,
+"PAC Subset Selection in Stochastic Multi-armed Bandits", ICML 2012), here with the covariance of the ratings: the
+judgment that is rated first with the one most likely to be above it, the one rated last with the one most likely to be
+below it. A pair is always asked in both orders, so that a preference for a position adds nothing to either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metareward.method.stats import minimize
+from metareward.method.stats import Optimum, minimize
+from metareward.seeds import derive
 from metareward.types import Dispute, MetaJudgment, Won
 
 Array = NDArray[np.float64]
@@ -100,14 +108,26 @@ def fit_elo(battles_MM: Array, prior: float = 0.1) -> Ratings:
         raise ValueError(f"prior must be 0 or more, not {prior}")
     if prior == 0 and not _strongly_connected(battles):
         raise ValueError("without a prior every judgment must win and lose, directly or over others: use prior > 0")
-    np.fill_diagonal(battles, 0.0)
-    loss, count = _BradleyTerryLoss(battles, prior), len(battles)
-    found = minimize(loss, np.zeros(count), float(battles.sum()), project=lambda ratings: ratings - ratings.mean())
-    ratings, centre = found.b_F, np.eye(count) - 1 / count
-    covariance = centre @ np.linalg.inv(loss.hessian(ratings)) @ centre  # with the sum of the ratings held at 0
+    found, covariance = _fit(battles, prior)
+    ratings = found.b_F
     spread = _Z95 * np.sqrt(np.clip(np.diag(covariance), 0.0, None))
     low, high = ratings - spread, ratings + spread
     return Ratings(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), found.converged, found.steps)
+
+
+def rating_posterior(battles_MM: Array, prior: float) -> tuple[Array, Array]:
+    """The ratings, of shape (M,), and their covariance, (M, M), of a battle matrix that `fit_elo` takes; prior > 0."""
+    found, covariance = _fit(np.array(battles_MM, dtype=np.float64), prior)
+    return found.b_F, covariance
+
+
+def _fit(battles: Array, prior: float) -> tuple[Optimum, Array]:
+    """The ratings, which sum to 0, and their covariance with that sum held."""
+    np.fill_diagonal(battles, 0.0)
+    loss, count = _BradleyTerryLoss(battles, prior), len(battles)
+    found = minimize(loss, np.zeros(count), float(battles.sum()), project=lambda ratings: ratings - ratings.mean())
+    centre = np.eye(count) - 1 / count
+    return found, np.asarray(centre @ np.linalg.inv(loss.hessian(found.b_F)) @ centre)
 
 
 def _strongly_connected(battles: Array) -> bool:
@@ -143,3 +163,69 @@ class _BradleyTerryLoss:
         p = expit(ratings[:, None] - ratings[None, :])
         weights = (self.battles + self.battles.T) * p * (1 - p)
         return np.asarray(np.diag(weights.sum(axis=1)) - weights + self.prior * np.eye(count) + 1 / count)
+
+
+@dataclass(frozen=True, slots=True)
+class Battles:
+    """How judgments are compared: at most ``budget`` pairs, ``batch`` of them at once, each in both orders.
+
+    ``z``: how many standard deviations the first must be above, and the last below, all others to stop earlier.
+    """
+
+    budget: int
+    batch: int = 2
+    z: float = 2.0
+    prior: float = 0.1
+
+    def next_pairs(self, battles_MM: Array, asked_MM: Array, seed: int) -> tuple[tuple[int, int], ...]:
+        """The next pairs (i, j) of M judgments to compare; empty when first and last are told apart or all is spent.
+
+        ``battles_MM``: the battle matrix so far; ``asked_MM``: how often each two were compared, of shape (M, M),
+        symmetric. In the beginning every judgment is compared once, two and two in an order by ``seed``.
+        """
+        count = len(battles_MM)
+        spent = int(np.triu(asked_MM).sum())
+        left = min(self.budget, count * (count - 1) // 2) - spent
+        if left <= 0:
+            return ()
+        order = np.random.default_rng(derive(seed, "order")).permutation(count).tolist()
+        if not spent:
+            first = [(order[at], order[at + 1]) for at in range(0, count - 1, 2)]
+            first += [(order[-1], order[0])] if count % 2 and count > 1 else []
+            return tuple(first[:left])
+        return self._by_confidence(battles_MM, asked_MM, order, spent, min(left, self.batch))
+
+    def _by_confidence(
+        self, battles_MM: Array, asked_MM: Array, order: Sequence[int], spent: int, most: int
+    ) -> tuple[tuple[int, int], ...]:
+        ratings, covariance = rating_posterior(battles_MM, self.prior)
+        asked = np.array(asked_MM)
+        chosen: list[tuple[int, int]] = []
+        for turn in range(spent, spent + 2 * most):
+            pair = self._most_telling(ratings * (-1) ** turn, covariance, asked, order)
+            if pair is not None:
+                chosen.append(pair)
+                asked[pair] = asked[pair[::-1]] = 1
+            if len(chosen) == most:
+                break
+        return tuple(chosen)
+
+    def _most_telling(
+        self, ratings: Array, covariance: Array, asked: Array, order: Sequence[int]
+    ) -> tuple[int, int] | None:
+        """The leader with its likeliest unmet rival; if it met all, the likeliest with its next unmet neighbour."""
+        leader = max(order, key=lambda each: float(ratings[each]))
+
+        def reach(other: int) -> float:
+            apart = covariance[leader, leader] + covariance[other, other] - 2 * covariance[leader, other]
+            return float(self.z * math.sqrt(max(0.0, apart)) - (ratings[leader] - ratings[other]))
+
+        rivals = sorted((each for each in order if each != leader and reach(each) > 0), key=reach, reverse=True)
+        unmet = {each: [other for other in order if other != each and not asked[each, other]] for each in rivals}
+        for rival in rivals:
+            if leader in unmet[rival]:
+                return leader, rival
+        for rival in rivals:
+            if unmet[rival]:
+                return rival, min(unmet[rival], key=lambda each: abs(float(ratings[each] - ratings[rival])))
+        return None

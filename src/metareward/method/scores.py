@@ -1,6 +1,12 @@
 """Mean and variance of an answer's scores, and the answer with the largest variance (Meta-Rewarding 2.1 and 2.2).
 
 Only valid scores count, and an answer with too few of them has no score: no number stands for a failed judgment.
+
+**Judgments in rounds.** The papers ask N judgments of every answer, and a pair uses the best and the worst. In rounds
+(`Rounds`) the later ones are asked only of answers that could still be chosen, rejected or disputed. The mean of an
+answer with m of N judgments is predicted for all N as it is, with the standard deviation sqrt(v (1/m - 1/N)), and its
+variance with v sqrt(2 (1/(m-1) - 1/(N-1))). v is the answer's variance, shrunk towards that of the prompt's answers, as
+few judgments tell little about it.
 """
 
 from __future__ import annotations
@@ -14,6 +20,10 @@ from metareward.types import Candidate, PromptRecord, Scored
 
 # Means and variances that differ by less than this are equal; the tolerance only covers rounding.
 TOLERANCE = 1e-9
+# How many judgments' worth the variance of a prompt's answers counts in that of one answer; and that of the scale.
+_SHRINKAGE, _SCALE_WEIGHT = 3.0, 1.0
+# The standard deviation of a judge's scores before any is known, as a part of the scale.
+_USUAL_DEVIATION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +106,133 @@ def disputed(candidates: Sequence[Candidate], min_valid: int, seed: int) -> Cand
         return None
     widest = [candidate for candidate in candidates if spread[candidate.index] >= largest - TOLERANCE]
     return pick(sorted(widest, key=lambda candidate: candidate.index), derive(seed, "disputed"))
+
+
+# --- judgments in rounds ---
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredAnswer:
+    """An answer with the ``scores`` of its readable judgments, of ``asked``; ``chars``: its length in characters.
+
+    ``cut_off``: by the token limit.
+    """
+
+    index: int
+    scores: tuple[float, ...]
+    asked: int
+    chars: int
+    cut_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Judgments in rounds: ``first`` of each answer, then ``step`` more of those that matter, ``n`` at most.
+
+    ``z`` and ``z_variance``: how many standard deviations of a predicted mean and variance an answer must be away from
+    mattering, to get no more; one with fewer than ``min_valid`` readable judgments always gets more. ``rho`` and
+    ``mask_truncated_completions``: as in `PairRules`. ``disputed``: whether the most disputed answer is needed, for the
+    meta-judge. ``low`` and ``high``: the scale.
+    """
+
+    n: int
+    first: int = 4
+    step: int = 4
+    z: float = 1.0
+    z_variance: float = 0.5
+    min_valid: int = 2
+    rho: float = 0.0
+    mask_truncated_completions: bool = True
+    disputed: bool = True
+    low: float = 0.0
+    high: float = 5.0
+
+    def more(self, answer: ScoredAnswer) -> int:
+        """How many judgments the next round asks of an answer that matters."""
+        return min(self.step, self.n - answer.asked) if answer.asked else min(self.first, self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    answer: ScoredAnswer
+    mean: float
+    spread: float
+    variance: float
+    variance_spread: float
+
+    @property
+    def settled(self) -> bool:
+        return self.spread <= TOLERANCE
+
+
+def open_answers(answers: Sequence[ScoredAnswer], rounds: Rounds) -> tuple[int, ...]:
+    """The indices of the answers to judge further; empty when best, worst and most disputed are told apart."""
+    wanted = {each.index for each in answers if len(each.scores) < max(2, rounds.min_valid)}
+    predicted = _predict(answers, rounds)
+    masked = rounds.mask_truncated_completions
+    wanted |= _for_actor_pair([each for each in predicted if not (masked and each.answer.cut_off)], rounds)
+    if rounds.disputed:
+        wanted |= _contenders(
+            [(each.answer.index, each.variance, rounds.z_variance * each.variance_spread) for each in predicted]
+        )
+    left = {each.index for each in answers if each.asked < rounds.n}
+    return tuple(each.index for each in answers if each.index in wanted & left)
+
+
+def _predict(answers: Sequence[ScoredAnswer], rounds: Rounds) -> list[_Predicted]:
+    """Means and variances of all n judgments of each answer with two readable ones or more."""
+    judged = [each for each in answers if len(each.scores) >= 2]
+    usual = (_USUAL_DEVIATION * (rounds.high - rounds.low)) ** 2
+    squares = math.fsum((variance(each.scores) or 0.0) * (len(each.scores) - 1) for each in judged)
+    freedom = sum(len(each.scores) - 1 for each in judged)
+    pooled = (squares + _SCALE_WEIGHT * usual) / (freedom + _SCALE_WEIGHT)
+    found = []
+    for each in judged:
+        m, own = len(each.scores), variance(each.scores) or 0.0
+        shrunk = (own * (m - 1) + _SHRINKAGE * pooled) / (m - 1 + _SHRINKAGE)
+        final = max(m, round(rounds.n * m / each.asked))  # as many of the judgments to come are readable
+        left = 1 / m - 1 / final
+        of_variance = shrunk * math.sqrt(2 * max(0.0, 1 / (m - 1) - 1 / max(1, final - 1)))
+        found.append(_Predicted(each, mean(each.scores), math.sqrt(shrunk * left), own, of_variance))
+    return found
+
+
+def _for_actor_pair(predicted: Sequence[_Predicted], rounds: Rounds) -> set[int]:
+    """The answers that decide which is chosen and which rejected."""
+    if len(predicted) < 2:
+        return set()
+    chosen = _undecided([(each, each.mean) for each in predicted], rounds, 1)
+    rejected = _undecided([(each, -each.mean) for each in predicted], rounds, -1)
+    return chosen | rejected
+
+
+def _undecided(valued: Sequence[tuple[_Predicted, float]], rounds: Rounds, sign: int) -> set[int]:
+    """The answers that may be at the top (``sign`` -1: at the bottom, whose values are negated), if more than one may.
+
+    With length control the shortest answer of the top tier is chosen (the longest of the bottom tier rejected): whoever
+    is longer than an answer that is surely in the tier is out of it.
+    """
+    high = max(value - rounds.z * each.spread for each, value in valued)
+    highest = max(value + rounds.z * each.spread for each, value in valued)
+    low = min(value - rounds.z * each.spread for each, value in valued)
+    lowest = min(value + rounds.z * each.spread for each, value in valued)
+    floor = (1 - rounds.rho) * high + rounds.rho * low - TOLERANCE  # the tier's edge at the least, and at the most
+    ceiling = (1 - rounds.rho) * highest + rounds.rho * lowest - TOLERANCE
+
+    def order(each: _Predicted) -> tuple[int, int]:
+        return sign * each.answer.chars, each.answer.index
+
+    possible = [each for each, value in valued if value + rounds.z * each.spread >= floor]
+    sure = [each for each, value in valued if value - rounds.z * each.spread >= ceiling]
+    shortest = min(map(order, sure), default=None)
+    left = [each for each in possible if shortest is None or order(each) <= shortest]
+    return {each.answer.index for each in left} if len(left) > 1 else set()
+
+
+def _contenders(found: Sequence[tuple[int, float, float]]) -> set[int]:
+    """The indices whose value, give or take its spread, may be the largest; none if one alone may."""
+    if not found:
+        return set()
+    surely = max(value - spread for _, value, spread in found)
+    left = {index for index, value, spread in found if value + spread >= surely - TOLERANCE}
+    return left if len(left) > 1 else set()

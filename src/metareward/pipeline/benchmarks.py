@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from metareward.config.engine_settings import engine_fingerprint
+from metareward.config.sections import engine_fingerprint
 from metareward.engines.base import Engine, StripReasoning
 from metareward.errors import UserError
 from metareward.evaluation.base import Benchmark, Completions, EvaluatedModel, ScoringInputs

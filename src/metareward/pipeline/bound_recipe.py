@@ -13,16 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from metareward.config.engine_settings import engine_fingerprint
-from metareward.config.schema import (
-    AnswerSettings,
-    JudgmentSettings,
-    MetaJudgmentSettings,
-    Recipe,
-    RoleSettings,
-    generation_fingerprint,
-    load_recipe,
-)
+from metareward.config.schema import Recipe, RoleSettings, generation_fingerprint, load_recipe
+from metareward.config.sections import AnswerSettings, JudgmentSettings, MetaJudgmentSettings, engine_fingerprint
 from metareward.data.prompts import digest_prompts, load_prompts, prompts_of_iteration, split_held_out, write_prompts
 from metareward.engines.base import Engine, RoleEngines
 from metareward.engines.ray.settings import RaySettings
@@ -33,9 +25,11 @@ from metareward.generation.annotate import AnnotationSettings, annotation_finger
 from metareward.generation.usage import log_usage
 from metareward.generation.verdicts import VerdictRules
 from metareward.method.criteria import names_criteria
+from metareward.method.elo import Battles
 from metareward.method.import_path import Imported, import_object
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
+from metareward.method.scores import Rounds
 from metareward.method.template import with_system
 from metareward.pipeline.changes import (
     MEASURED,
@@ -313,13 +307,37 @@ class BoundRecipe:
             reward=self._objects["reward"].value if "reward" in self._objects else None,
             verdicts=verdict_rules(recipe.judgments),
             meta_verdicts=verdict_rules(meta),
+            rounds=self._rounds(t),
+            battles=None if meta.max_pairs is None else Battles(meta.max_pairs),
+        )
+
+    def _rounds(self, t: int) -> Rounds | None:
+        recipe, judgments = self.recipe, self.recipe.judgments
+        if judgments.first_round is None:
+            return None
+        return Rounds(
+            n=judgments.n,
+            first=judgments.first_round,
+            step=judgments.first_round,
+            min_valid=judgments.min_valid,
+            rho=recipe.iterations[t].rho,
+            mask_truncated_completions=recipe.pairs.mask_truncated_completions,
+            disputed=recipe.runs_meta_judge(t),
+            low=judgments.min_score,
+            high=judgments.max_score,
         )
 
     def evaluation_settings(self) -> AnnotationSettings:
         """How the held-out prompts are annotated."""
         section, seed = self.recipe.evaluation, derive(self.recipe.seed, "evaluation")
         return replace(
-            self.settings(1), meta_judge=False, seed=seed, k=section.answers, n=section.judgments, min_valid=1
+            self.settings(1),
+            meta_judge=False,
+            seed=seed,
+            k=section.answers,
+            n=section.judgments,
+            min_valid=1,
+            rounds=None,
         )
 
     def generation_fingerprint(self, t: int) -> dict[str, object]:

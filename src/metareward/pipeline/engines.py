@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from metareward.config.engine_settings import EngineSettings, engine_fingerprint
 from metareward.config.schema import Recipe, load_recipe
+from metareward.config.sections import EngineSettings, engine_fingerprint
 from metareward.config.yaml_file import read_layers, recipe_path
 from metareward.engines.base import Engine, StripReasoning
 from metareward.engines.local.workers import LocalSettings, open_local

@@ -311,7 +311,8 @@ def _count_held_out(held_out: int | str) -> int | None:
 def _plan_iteration(recipe: Recipe, t: int, rates: Rates) -> IterationPlan:
     prompts, n = recipe.prompts.per_iteration, recipe.judgments.n
     answers = prompts * recipe.answers.k
-    comparisons = prompts * n * (n - 1) if recipe.runs_meta_judge(t) else 0
+    most_pairs = min(n * (n - 1) // 2, recipe.meta_judgments.max_pairs or n * n)
+    comparisons = prompts * 2 * most_pairs if recipe.runs_meta_judge(t) else 0
     judge_pairs = prompts if recipe.iterations[t].judge_pairs else 0
     steps = ceil((prompts + judge_pairs) / recipe.training.batch_size) * recipe.training_of(t).last_epoch
     judgments = 0 if recipe.reward is not None else answers * n

@@ -24,8 +24,8 @@ from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from metareward.config.engine_settings import EngineSettings
 from metareward.config.schema import Recipe
+from metareward.config.sections import EngineSettings
 from metareward.engines.base import require_model_folder
 from metareward.engines.device import Machine
 from metareward.engines.local.workers import LocalSettings

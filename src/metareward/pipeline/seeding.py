@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from metareward.config.engine_settings import engine_fingerprint
 from metareward.config.schema import Recipe
+from metareward.config.sections import engine_fingerprint
 from metareward.data.eft_from_labels import balance_written, meta_from_written, select_labelled
 from metareward.data.propose import (
     Proposals,

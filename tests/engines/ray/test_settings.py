@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from metareward.config.engine_settings import engine_fingerprint
 from metareward.config.schema import load_recipe
+from metareward.config.sections import engine_fingerprint
 from metareward.engines.local.workers import LocalSettings
 from metareward.engines.ray.replica import fetch_model, put_model, require_same_files
 from metareward.engines.ray.settings import RaySettings, capacity, gpus_needed, replica_engine

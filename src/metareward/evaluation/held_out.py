@@ -203,6 +203,8 @@ def held_out_records(store: RecordStore) -> tuple[HeldOut, ...]:
 
 Rows = list[tuple[str, float]]  # (prompt id, value)
 _DRAWS = 400
+# Resampled rows that are in memory at once.
+_MOST_CELLS = 1_000_000
 
 
 def held_out_metrics(
@@ -360,11 +362,13 @@ def _rank_correlation(rows: Sequence[tuple[str, float, float]], seed: int) -> In
         return None
     numbers: dict[str, int] = {}  # of the prompts
     prompts_N = np.array([numbers.setdefault(prompt, len(numbers)) for prompt, _, _ in rows])
-    generator, size = np.random.default_rng(seed), len(numbers)
-    times_BP = np.array([np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(_DRAWS)])
-    found_B = spearman_of_samples(given, truths, times_BP.astype(np.float64)[:, prompts_N])
-    # The whole, too, so that there is an interval even if no resample has a correlation.
-    low, high = np.quantile([whole, *found_B[np.isfinite(found_B)]], [0.025, 0.975])
+    generator, size, drawn = np.random.default_rng(seed), len(numbers), [np.array([whole])]
+    # The whole is among them, so that there is an interval even if no resample has a correlation.
+    for block in np.array_split(np.arange(_DRAWS), -(-_DRAWS * len(rows) // _MOST_CELLS)):
+        times_BP = np.array([np.bincount(generator.integers(size, size=size), minlength=size) for _ in block])
+        found_B = spearman_of_samples(given, truths, times_BP.astype(np.float64)[:, prompts_N])
+        drawn.append(found_B[np.isfinite(found_B)])
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
     return Interval(whole, min(whole, float(low)), max(whole, float(high)), len(rows))
 
 

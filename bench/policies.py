@@ -29,7 +29,7 @@ from metareward.config.schema import load_recipe
 from metareward.engines.base import EngineError
 from metareward.evaluation.held_out import Oracle
 from metareward.generation.annotate import AnnotationSettings, EarlierRecord, annotate_prompt
-from metareward.method.elo import Battles, battle_matrix, fit_elo
+from metareward.method.elo import Battles, PositionWeights, battle_matrix, fit_elo
 from metareward.method.pairs import PairRules, actor_pair, iteration_weights, judge_pair
 from metareward.method.scores import Rounds, valid_scores
 from metareward.pipeline.bound_recipe import BoundRecipe
@@ -224,11 +224,11 @@ def _overlaps(
     first: PreferencePair | Dropped,
     second: PreferencePair | Dropped,
     rules: PairRules,
-    weights: object,
+    weights: PositionWeights,
 ) -> bool:
     if record.dispute is None or not (isinstance(first, PreferencePair) and isinstance(second, PreferencePair)):
         return False
-    rated = fit_elo(battle_matrix(record.dispute, weights), rules.elo_prior)  # type: ignore[arg-type]
+    rated = fit_elo(battle_matrix(record.dispute, weights), rules.elo_prior)
     place = {index: at for at, index in enumerate(record.dispute.judgments_M)}
 
     def near(one: int, other: int) -> bool:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metareward.method.elo import Array, Battles, fit_elo, rating_posterior
-from metareward.method.scores import Rounds, ScoredAnswer, mean, open_answers, variance
+from metareward.method.pairs import tiers
+from metareward.method.scores import AnswerScore, Rounds, ScoredAnswer, mean, open_answers, variance
 
 SCORES = st.integers(0, 5).map(float)
 ALL = Rounds(n=6, first=3, step=2, z=1.0)
@@ -39,15 +40,14 @@ def in_rounds(scores_KN: list[list[float]], chars_K: list[int], rounds: Rounds) 
             assert asked[k] <= rounds.n
 
 
-def chosen_and_rejected(answers: list[ScoredAnswer]) -> tuple[int, int] | None:
-    """At rho 0, as actor pairs are made: the shortest of the best, the longest of the worst; None if all are equal."""
-    means = [mean(each.scores) for each in answers]
-    if max(means) - min(means) < 1e-9:
+def chosen_and_rejected(answers: list[ScoredAnswer], rho: float) -> tuple[int, int] | None:
+    """As actor pairs are made: the shortest of the top tier, the longest of the bottom tier; None if all are equal."""
+    scores = [AnswerScore(each.index, mean(each.scores), None, len(each.scores), each.chars) for each in answers]
+    if max(each.mean for each in scores) - min(each.mean for each in scores) < 1e-9:
         return None
-    best = [each for each, value in zip(answers, means, strict=True) if value > max(means) - 1e-9]
-    worst = [each for each, value in zip(answers, means, strict=True) if value < min(means) + 1e-9]
-    longest = min(worst, key=lambda each: (-each.chars, each.index))
-    return min(best, key=lambda each: (each.chars, each.index)).index, longest.index
+    top, bottom = tiers(scores, rho)
+    rejected = min(bottom, key=lambda each: (-each.chars, each.index))
+    return min(top, key=lambda each: (each.chars, each.index)).index, rejected.index
 
 
 @st.composite
@@ -58,13 +58,15 @@ def judged(draw: st.DrawFn) -> tuple[list[list[float]], list[int]]:
 
 
 @settings(deadline=None)
-@given(judged())
-def test_with_no_doubt_allowed_the_pair_is_that_of_all_judgments(given: tuple[list[list[float]], list[int]]) -> None:
+@given(judged(), st.sampled_from([0.0, 0.1, 0.4, 0.8]))
+def test_with_no_doubt_allowed_the_pair_is_that_of_all_judgments(
+    given: tuple[list[list[float]], list[int]], rho: float
+) -> None:
     scores_KN, chars_K = given
-    rounds = replace(ALL, z=CERTAIN, z_variance=CERTAIN)
+    rounds = replace(ALL, z=CERTAIN, z_variance=CERTAIN, rho=rho)
     full = [ScoredAnswer(k, tuple(scores), 6, chars_K[k]) for k, scores in enumerate(scores_KN)]
     found = in_rounds(scores_KN, chars_K, rounds)
-    assert chosen_and_rejected(found) == chosen_and_rejected(full)
+    assert chosen_and_rejected(found, rho) == chosen_and_rejected(full, rho)
     most = max(variance(each.scores) or 0.0 for each in full)
     assert max(variance(each.scores) or 0.0 for each in found if each.asked == 6) == pytest.approx(most)
 

@@ -160,10 +160,6 @@ class _Predicted:
     variance: float
     variance_spread: float
 
-    @property
-    def settled(self) -> bool:
-        return self.spread <= TOLERANCE
-
 
 def open_answers(answers: Sequence[ScoredAnswer], rounds: Rounds) -> tuple[int, ...]:
     """The indices of the answers to judge further; empty when best, worst and most disputed are told apart."""
@@ -210,23 +206,25 @@ def _undecided(valued: Sequence[tuple[_Predicted, float]], rounds: Rounds, sign:
     """The answers that may be at the top (``sign`` -1: at the bottom, whose values are negated), if more than one may.
 
     With length control the shortest answer of the top tier is chosen (the longest of the bottom tier rejected): whoever
-    is longer than an answer that is surely in the tier is out of it.
+    is longer than an answer that is surely in the tier is out of it. While more than one may be chosen, the tier's edge
+    matters, and with it the answers that may be the best or the worst.
     """
-    high = max(value - rounds.z * each.spread for each, value in valued)
-    highest = max(value + rounds.z * each.spread for each, value in valued)
-    low = min(value - rounds.z * each.spread for each, value in valued)
-    lowest = min(value + rounds.z * each.spread for each, value in valued)
+    bounds = {
+        each.answer.index: (value - rounds.z * each.spread, value + rounds.z * each.spread) for each, value in valued
+    }
+    high, highest = (max(bound[side] for bound in bounds.values()) for side in (0, 1))
+    low, lowest = (min(bound[side] for bound in bounds.values()) for side in (0, 1))
     floor = (1 - rounds.rho) * high + rounds.rho * low - TOLERANCE  # the tier's edge at the least, and at the most
     ceiling = (1 - rounds.rho) * highest + rounds.rho * lowest - TOLERANCE
-
-    def order(each: _Predicted) -> tuple[int, int]:
-        return sign * each.answer.chars, each.answer.index
-
-    possible = [each for each, value in valued if value + rounds.z * each.spread >= floor]
-    sure = [each for each, value in valued if value - rounds.z * each.spread >= ceiling]
-    shortest = min(map(order, sure), default=None)
-    left = [each for each in possible if shortest is None or order(each) <= shortest]
-    return {each.answer.index for each in left} if len(left) > 1 else set()
+    order = {each.answer.index: (sign * each.answer.chars, each.answer.index) for each, _ in valued}
+    shortest = min((order[index] for index, (least, _) in bounds.items() if least >= ceiling), default=None)
+    left = {
+        index for index, (_, most) in bounds.items() if most >= floor and (shortest is None or order[index] <= shortest)
+    }
+    if len(left) < 2:
+        return set()
+    edge = {index for index, (least, most) in bounds.items() if most >= high or least <= lowest}
+    return left | edge if rounds.rho > 0 else left
 
 
 def _contenders(found: Sequence[tuple[int, float, float]]) -> set[int]:

@@ -199,7 +199,7 @@ TOGETHER = [
     ),
     (
         ["meta_judgments.max_pairs=3", "pairs.min_battles=7"],
-        "--set meta_judgments.max_pairs=3: expected at least 4, as pairs.min_battles is the number of both orders",
+        "--set meta_judgments.max_pairs=3: expected at least 4: in both orders that is enough for pairs.min_battles, 7",
     ),
     (["training.per_device_train_batch_size=5"], "expected a divisor of batch_size, which is 32"),
     (["training.lr_scheduler_type=constant", "training.min_lr=1e-7"], "expected 0 with the constant schedule"),

@@ -316,11 +316,8 @@ def _adaptive_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
             yield key, first, f"from {least} to {judgments.n - 1}, or null: below judgments.n, enough for a variance"
     if most is not None and 2 * most < recipe.pairs.min_battles:
         least = (recipe.pairs.min_battles + 1) // 2
-        yield (
-            ("meta_judgments", "max_pairs"),
-            most,
-            f"at least {least}, as pairs.min_battles is the number of both orders",
-        )
+        why = f"at least {least}: in both orders that is enough for pairs.min_battles, {recipe.pairs.min_battles}"
+        yield ("meta_judgments", "max_pairs"), most, why
 
 
 def _criteria_mismatches(recipe: Recipe) -> Iterator[Mismatch]:

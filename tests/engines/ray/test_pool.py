@@ -96,6 +96,21 @@ def test_what_all_replicas_have_no_room_for_waits_and_a_slow_one_gets_less() -> 
     played(scene)
 
 
+def test_a_replica_that_is_removed_gets_nothing_more_and_others_do_what_it_had() -> None:
+    async def scene() -> None:
+        s = Scene("a", "b")
+        asked = await s.ask("x")
+        s.pool.remove(s.fakes[0], "its node is gone")
+        s.pool.remove(s.fakes[0], "again")
+        await settle()
+        assert s.lost == [(s.fakes[0], "its node is gone")] and s.pool.replicas == (s.fakes[1],)
+        s.fakes[1].answer()
+        await settle()
+        assert asked.done() and s.fakes[1].asked == ["x"]
+
+    played(scene)
+
+
 def test_a_lost_replica_s_requests_come_first_elsewhere_and_nothing_is_lost_or_twice() -> None:
     async def scene() -> None:
         s = Scene("a", max_concurrency=2)

@@ -303,7 +303,11 @@ class RayEngine:
             self._failed_starts, self._tasks[task] = [], True
             self._pool.add(replica)
             self._ready.set()
-            reason = await replica.lost
+            watch = asyncio.create_task(self._watch(replica))
+            try:
+                reason = await replica.lost
+            finally:
+                watch.cancel()
             _LOG.warning("%s: a replica was lost, another one is started: %s", replica.node, reason)
         except ReplicaLostError as error:
             self._note_failure(Reply(error="EngineError", text=f"a replica ended while it started: {error}"))
@@ -315,6 +319,13 @@ class RayEngine:
         finally:
             del self._tasks[task]
             ray.kill(actor)
+
+    async def _watch(self, replica: _ActorReplica) -> None:
+        """Take a replica out of the pool when its actor is gone; nothing else would tell of an idle one."""
+        try:
+            await _ask(replica.node, replica.actor.outlast)
+        except ReplicaLostError as error:
+            self._pool.remove(replica, str(error))
 
     def _fail_without_supervisor(self, supervisor: asyncio.Task[None]) -> None:
         """Fail the requests when the supervisor has ended, as it does when the cluster's head is gone."""

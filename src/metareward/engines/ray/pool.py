@@ -104,6 +104,11 @@ class ReplicaPool:
         self._states.append(_ReplicaState(replica, self._clock()))
         self._dispatch()
 
+    def remove(self, replica: Replica, reason: str) -> None:
+        """Give up ``replica``, if it is still there, and send what it had to others."""
+        for state in [state for state in self._states if state.replica is replica]:
+            self._drop(state, reason)
+
     async def complete(
         self, messages: Messages, sampling: Sampling, n: int, role: ModelRole = "actor"
     ) -> Sequence[Completion]:

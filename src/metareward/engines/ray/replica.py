@@ -194,6 +194,11 @@ class ReplicaActor:
             return Reply(tuple(completions), warnings=self._warnings.take())
         return reply[0]
 
+    async def outlast(self) -> Reply:
+        """Never reply: that this call fails tells that the actor is gone, also while nothing else is asked."""
+        await asyncio.Event().wait()
+        return Reply()
+
     async def close(self) -> None:
         """Close the engine, which gives its memory back."""
         if self._engine is not None:

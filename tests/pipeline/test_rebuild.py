@@ -79,6 +79,17 @@ def test_another_folder_can_be_named_but_not_a_run(run: RunDir, tmp_path: Path) 
         write_rebuilt(run, [], rebuilt, run.path)
 
 
+@pytest.mark.parametrize("change", ["iterations.1.rho=0.3", "pairs.mask_truncated_completions=false"])
+def test_rules_that_decided_which_judgments_were_asked_are_refused(run: RunDir, change: str) -> None:
+    assert rebuild(run, [change])
+    resolved = json.loads(run.resolved.read_text())
+    resolved["judgments"]["first_round"] = 2
+    run.resolved.write_text(json.dumps(resolved))
+    assert rebuild(run, ["pairs.min_battles=3"])
+    with pytest.raises(UserError, match=rf"--set {change}: the judgments came in rounds .* fix: .* --from RUN"):
+        rebuild(run, [change])
+
+
 @pytest.mark.parametrize("change", ["answers.k=5", "judgments.n=4", "seed=1", "training.beta=0.2"])
 def test_what_would_need_new_records_or_a_new_model_is_refused(run: RunDir, change: str) -> None:
     with pytest.raises(UserError, match=r"only pairs\.\*, judgments\.min_valid and judge_pairs, .* can change here"):

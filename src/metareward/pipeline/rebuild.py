@@ -27,6 +27,8 @@ from metareward.types import Dropped, PairKind, PreferencePair
 # Settings that decide pairs and not records.
 _PAIR_SETTINGS = ("judge_pairs", "max_answer_chars", "max_judgment_chars", "rho")
 _CHANGEABLE = ("pairs.*", "judgments.min_valid", *(f"iterations.*.{name}" for name in _PAIR_SETTINGS))
+# Those that decide records, too, if the judgments came in rounds: which answers got more.
+_OF_ROUNDS = ("pairs.mask_truncated_completions", "judgments.min_valid", "iterations.*.judge_pairs", "iterations.*.rho")
 _KINDS: tuple[PairKind, ...] = ("actor", "judge")
 
 
@@ -67,7 +69,14 @@ def changed_recipe(run: RunDir, overrides: Sequence[str]) -> Recipe:
         raise UserError(f"--set iterations: this run has {len(before.iterations)}; none can be added or dropped here")
     old, new = flatten(before.resolved()), flatten(after.resolved())
     for key in {**old, **new}:
-        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in _CHANGEABLE):
+        if old.get(key) == new.get(key):
+            continue
+        if before.judgments.first_round is not None and any(fnmatchcase(key, pattern) for pattern in _OF_ROUNDS):
+            raise UserError(
+                f"--set {key}={json.dumps(new.get(key))}: the judgments came in rounds (judgments.first_round), asked "
+                f"for {json.dumps(old.get(key))}; fix: `metareward run --from RUN --set ... --out NEW`"
+            )
+        if not any(fnmatchcase(key, pattern) for pattern in _CHANGEABLE):
             raise UserError(
                 f"--set {key}={json.dumps(new.get(key))}: the records were made with {json.dumps(old.get(key))}; "
                 f"only pairs.*, judgments.min_valid and {', '.join(_PAIR_SETTINGS)} of iterations.* can change here"

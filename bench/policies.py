@@ -115,7 +115,7 @@ def rounds(first: int, pairs: int | None) -> Policy:
     """Judgments in rounds of ``first``, all or some comparisons."""
 
     def apply(settings: AnnotationSettings, rho: float) -> AnnotationSettings:
-        asked = Rounds(settings.n, first, first, min_valid=settings.min_valid, rho=rho, disputed=settings.meta_judge)
+        asked = Rounds(settings.n, first, min_valid=settings.min_valid, rho=rho, disputed=settings.meta_judge)
         return replace(settings, rounds=asked, battles=None if pairs is None else Battles(pairs))
 
     return apply

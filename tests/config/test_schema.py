@@ -198,6 +198,10 @@ TOGETHER = [
         "--set judgments.first_round=3: expected null: rounds are for judgments that the model or a server writes",
     ),
     (
+        ["judgments.n=3", "judgments.first_round=2"],
+        "first_round=2: expected null, as all of judgments.n, 3, are needed",
+    ),
+    (
         ["meta_judgments.max_pairs=3", "pairs.min_battles=7"],
         "--set meta_judgments.max_pairs=3: expected at least 4: in both orders that is enough for pairs.min_battles, 7",
     ),

@@ -129,7 +129,7 @@ DOUBTFUL = {"x": [5, 4, 5, 4, 5, 5], "y": [4, 5, 4, 5, 4, 5], "zz": [3, 3, 3, 3,
 
 
 def test_rounds_ask_more_judgments_only_where_a_pair_is_in_doubt() -> None:
-    rounds = Rounds(n=6, first=2, step=2, disputed=False)
+    rounds = Rounds(n=6, size=2, disputed=False)
     chosen = replace(settings(n=6, seed=7, meta_judge=False), rounds=rounds)
     tally, engine = Tally(), rising(DOUBTFUL)
     record = run(engine, chosen=chosen, tally=tally)
@@ -314,8 +314,8 @@ def test_the_fingerprint_holds_what_bears_on_meaning_and_nothing_else() -> None:
         replace(base, meta=other_draw),
         replace(base, rubric=replace(base.rubric, max_score=6)),
         replace(base, metarubric=replace(base.metarubric, hide_scores=True)),
-        replace(base, rounds=Rounds(3, first=2)),
-        replace(base, rounds=Rounds(3, first=2, rho=0.1)),
+        replace(base, rounds=Rounds(3, size=2)),
+        replace(base, rounds=Rounds(3, size=2, rho=0.1)),
         replace(base, battles=Battles(3)),
         replace(base, battles=Battles(4)),
     ]

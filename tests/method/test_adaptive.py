@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from metareward.method.elo import Array, Battles, fit_elo, rating_posterior
 from metareward.method.pairs import tiers
-from metareward.method.scores import AnswerScore, Rounds, ScoredAnswer, mean, open_answers, variance
+from metareward.method.scores import AnswerScore, Rounds, ScoredAnswer, answers_in_doubt, mean, variance
 
 SCORES = st.integers(0, 5).map(float)
-ALL = Rounds(n=6, first=3, step=2, z=1.0)
+ALL = Rounds(n=6, size=3, z=1.0)
 # Scores 0 to 5 of one answer have a standard deviation of at most 2.74: so many of them hold everything possible.
 CERTAIN = 1e6
 
@@ -30,7 +30,7 @@ def in_rounds(scores_KN: list[list[float]], chars_K: list[int], rounds: Rounds) 
             ScoredAnswer(k, tuple(scores[: asked[k]]), asked[k], chars)
             for k, (scores, chars) in enumerate(zip(scores_KN, chars_K, strict=True))
         ]
-        wanted = open_answers(answers, rounds)
+        wanted = answers_in_doubt(answers, rounds)
         if not wanted:
             return answers
         for k in wanted:
@@ -77,7 +77,7 @@ def test_rounds_end_and_judge_each_answer_at_least_once(
     given: tuple[list[list[float]], list[int]], z: float, rho: float, disputed: bool
 ) -> None:
     found = in_rounds(*given, replace(ALL, z=z, rho=rho, disputed=disputed))
-    assert all(ALL.first <= each.asked <= ALL.n for each in found)
+    assert all(ALL.size <= each.asked <= ALL.n for each in found)
 
 
 def test_answers_far_from_best_and_worst_get_no_more() -> None:
@@ -106,19 +106,19 @@ def test_length_control_needs_the_answers_of_the_tier_that_are_short_enough() ->
 def test_an_answer_with_too_few_readable_judgments_always_gets_more() -> None:
     clear = (ScoredAnswer(0, (5.0,) * 3, 3, 5), ScoredAnswer(1, (0.0,) * 3, 3, 5))
     alone = replace(ALL, disputed=False)
-    assert open_answers(clear, alone) == ()
+    assert answers_in_doubt(clear, alone) == ()
     unread = ScoredAnswer(2, (3.0,), 3, 5)
-    assert open_answers((*clear, unread), alone) == (2,)
-    assert open_answers((*clear, replace(unread, asked=6)), alone) == ()
+    assert answers_in_doubt((*clear, unread), alone) == (2,)
+    assert answers_in_doubt((*clear, replace(unread, asked=6)), alone) == ()
 
 
 def test_a_cut_off_answer_can_only_be_disputed() -> None:
     rivals = tuple(ScoredAnswer(k, scores, 3, 5) for k, scores in enumerate([(5.0, 4.0, 5.0), (0.0, 0.0, 0.0)]))
     cut_off = ScoredAnswer(2, (4.0, 5.0, 5.0), 3, 5, cut_off=True)
     alone = replace(ALL, disputed=False)
-    assert open_answers((*rivals, cut_off), alone) == ()
-    assert open_answers((*rivals, replace(cut_off, cut_off=False)), alone) == (0, 2)
-    assert open_answers((*rivals, cut_off), replace(alone, mask_truncated_completions=False)) == (0, 2)
+    assert answers_in_doubt((*rivals, cut_off), alone) == ()
+    assert answers_in_doubt((*rivals, replace(cut_off, cut_off=False)), alone) == (0, 2)
+    assert answers_in_doubt((*rivals, cut_off), replace(alone, mask_truncated_completions=False)) == (0, 2)
 
 
 # --- comparisons ---

@@ -312,6 +312,8 @@ def _adaptive_mismatches(recipe: Recipe) -> Iterator[Mismatch]:
         key, least = ("judgments", "first_round"), max(2, judgments.min_valid)
         if isinstance(recipe.judge, str) or recipe.reward is not None or names_criteria(judgments.rubric):
             yield key, first, "null: rounds are for judgments that the model or a server writes"
+        elif judgments.n <= least:
+            yield key, first, f"null, as all of judgments.n, {judgments.n}, are needed at first"
         elif not least <= first < judgments.n:
             yield key, first, f"from {least} to {judgments.n - 1}, or null: below judgments.n, enough for a variance"
     if most is not None and 2 * most < recipe.pairs.min_battles:

@@ -92,7 +92,7 @@ class JudgmentSettings(Section):
     n: Count = Field(11, description="Judgments of each answer, N (paper: 11)")
     first_round: Count | None = Field(
         None,
-        description="So many of each answer first, the rest of n where they can change a pair; null (paper): all n",
+        description="Judgments of each answer at first; more, up to n, where they can change a pair; null (paper): n",
     )
     rubric: Text = Field(
         "judge", description="Packaged rubric, a .txt file of your own, or criteria: 'criteria' or a .yaml file"
@@ -126,7 +126,7 @@ class MetaJudgmentSettings(Section):
     hide_scores: bool = Field(False, description="Hide the scores of the judgments compared (paper: they are shown)")
     max_pairs: Count | None = Field(
         None,
-        description="Most pairs of judgments compared for a prompt: those that tell first and last; null (paper): all",
+        description="Most pairs of judgments compared for a prompt, to find the best and the worst; null (paper): all",
     )
 
 

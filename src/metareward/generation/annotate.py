@@ -26,7 +26,7 @@ from metareward.generation.verdicts import TEXT, Ask, RubricGrader, VerdictRules
 from metareward.method.elo import Battles, PositionWeights, battle_matrix
 from metareward.method.judge import Reasoning, Rubric
 from metareward.method.meta_judge import MetaRubric
-from metareward.method.scores import Rounds, ScoredAnswer, disputed, open_answers, valid_scores
+from metareward.method.scores import Rounds, ScoredAnswer, answers_in_doubt, disputed, valid_scores
 from metareward.method.verdict_format import READER_VERSION
 from metareward.seeds import derive
 from metareward.text import replace_surrogates
@@ -301,7 +301,7 @@ class _Annotator:
         while True:
             answers = [_scored(each) for each in judged.values()]
             counts = {each.index: rounds.more(each) for each in answers}
-            wanted = open_answers(answers, rounds)
+            wanted = answers_in_doubt(answers, rounds)
             if not wanted:
                 return list(judged.values())
             asked = (self.judge_more(judged[index], counts[index]) for index in wanted)

@@ -127,17 +127,16 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """Judgments in rounds: ``first`` of each answer, then ``step`` more of those that matter, ``n`` at most.
+    """Judgments in rounds: ``size`` of each answer, then as many more of those in doubt, ``n`` at most.
 
     ``z`` and ``z_variance``: how many standard deviations of a predicted mean and variance an answer must be away from
-    mattering, to get no more; one with fewer than ``min_valid`` readable judgments always gets more. ``rho`` and
-    ``mask_truncated_completions``: as in `PairRules`. ``disputed``: whether the most disputed answer is needed, for the
-    meta-judge. ``low`` and ``high``: the scale.
+    being chosen, rejected or disputed, to get no more. One with fewer than ``min_valid`` readable judgments always gets
+    more. ``rho`` and ``mask_truncated_completions``: as in `PairRules`. ``disputed``: whether the most disputed answer
+    is needed, for the meta-judge. ``low`` and ``high``: the scale.
     """
 
     n: int
-    first: int = 4
-    step: int = 4
+    size: int = 4
     z: float = 1.0
     z_variance: float = 0.5
     min_valid: int = 2
@@ -148,8 +147,8 @@ class Rounds:
     high: float = 5.0
 
     def more(self, answer: ScoredAnswer) -> int:
-        """How many judgments the next round asks of an answer that matters."""
-        return min(self.step, self.n - answer.asked) if answer.asked else min(self.first, self.n)
+        """How many judgments the next round asks of an answer in doubt."""
+        return min(self.size, self.n - answer.asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class _Predicted:
     variance_spread: float
 
 
-def open_answers(answers: Sequence[ScoredAnswer], rounds: Rounds) -> tuple[int, ...]:
+def answers_in_doubt(answers: Sequence[ScoredAnswer], rounds: Rounds) -> tuple[int, ...]:
     """The indices of the answers to judge further; empty when best, worst and most disputed are told apart."""
     wanted = {each.index for each in answers if len(each.scores) < max(2, rounds.min_valid)}
     predicted = _predict(answers, rounds)
@@ -197,12 +196,12 @@ def _for_actor_pair(predicted: Sequence[_Predicted], rounds: Rounds) -> set[int]
     """The answers that decide which is chosen and which rejected."""
     if len(predicted) < 2:
         return set()
-    chosen = _undecided([(each, each.mean) for each in predicted], rounds, 1)
-    rejected = _undecided([(each, -each.mean) for each in predicted], rounds, -1)
+    chosen = _in_doubt([(each, each.mean) for each in predicted], rounds, 1)
+    rejected = _in_doubt([(each, -each.mean) for each in predicted], rounds, -1)
     return chosen | rejected
 
 
-def _undecided(valued: Sequence[tuple[_Predicted, float]], rounds: Rounds, sign: int) -> set[int]:
+def _in_doubt(valued: Sequence[tuple[_Predicted, float]], rounds: Rounds, sign: int) -> set[int]:
     """The answers that may be at the top (``sign`` -1: at the bottom, whose values are negated), if more than one may.
 
     With length control the shortest answer of the top tier is chosen (the longest of the bottom tier rejected): whoever

@@ -317,8 +317,7 @@ class BoundRecipe:
             return None
         return Rounds(
             n=judgments.n,
-            first=judgments.first_round,
-            step=judgments.first_round,
+            size=judgments.first_round,
             min_valid=judgments.min_valid,
             rho=recipe.iterations[t].rho,
             mask_truncated_completions=recipe.pairs.mask_truncated_completions,
